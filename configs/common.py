@@ -1,0 +1,219 @@
+"""Tables and defaults that the configurations are put together from.
+
+A configuration is code: ``get_config(arg)`` returns a locked ``ConfigDict``. ``arg`` is
+what stands after the colon of ``--config=configs/segmenter.py:dataset=ade20k,...`` and
+picks rows of these tables; every key of the result can be overridden on the command line
+(``--config.train.steps=1000``).
+"""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+NORMALISATIONS = {
+    "half": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+}
+"""Mean and standard deviation of uint8 pixels, by name (method.md section 3.1)."""
+
+VITS = {
+    # name: width, depth, heads, patch
+    "vit_demo": (128, 4, 4, 8),
+    "vit_ti16": (192, 12, 3, 16),
+    "vit_s16": (384, 12, 6, 16),
+    "vit_b16": (768, 12, 12, 16),
+    "vit_l16": (1024, 24, 16, 16),
+}
+"""Sizes of vision transformers; the hidden layer of the MLP is four times the width."""
+
+SELECTIONS = ("complete", "top_k", "oracle", "given")
+
+
+def parse_arg(arg: str | None, **defaults: str | int) -> ConfigDict:
+    """``"a=1,b=x"`` over ``defaults``, with their types; unknown keys are an error."""
+    values = ConfigDict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        key, separator, text = item.partition("=")
+        if not separator or key not in defaults:
+            raise ValueError(
+                f"The configuration takes {', '.join(f'{k}=...' for k in defaults)} "
+                f"after the colon, not {item!r}{did_you_mean(key, defaults)}"
+            )
+        values[key] = type(defaults[key])(text)
+    return values
+
+
+def choose(table, what: str, name: str):
+    """The row of a table, or a sentence that names the nearest one."""
+    if name not in table:
+        raise ValueError(f"There is no {what} {name!r}{did_you_mean(name, table)}")
+    return table[name] if isinstance(table, dict) else name
+
+
+def did_you_mean(name: str, known) -> str:
+    """The end of an error sentence: the nearest known name, else all of them."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; choose one of {', '.join(known)}."
+
+
+def vit(name: str, image_size: tuple[int, int]) -> ConfigDict:
+    embed_dim, depth, num_heads, patch_size = choose(VITS, "backbone", name)
+    return ConfigDict(
+        {
+            "name": "vit",
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_dim": 4 * embed_dim,
+            "patch_size": patch_size,
+            # Size of picture whose grid the position table has.
+            "image_size": image_size,
+            "drop_path_rate": 0.1,
+            # One scan over stacked layers: compiles faster, and so must `remat`.
+            "scan": False,
+            # What the backward pass keeps of a block: none (= all of it), dots, full.
+            "remat": "none",
+        }
+    )
+
+
+def data(
+    *,
+    name: str,
+    crop_size: tuple[int, int],
+    base_size: tuple[int, int],
+    normalisation: str,
+) -> ConfigDict:
+    mean, std = choose(NORMALISATIONS, "normalisation", normalisation)
+    return ConfigDict(
+        {
+            "name": name,
+            "path": "",
+            # Labels C; for the real data sets a check, for SignScenes a choice.
+            # 0: what the data set says.
+            "num_classes": 0,
+            "train_split": "train",
+            "eval_split": "val",
+            # Examples to use (SignScenes: to make); 0 is all there are.
+            "train_examples": 0,
+            "eval_examples": 0,
+            # Height and width of training crops.
+            "crop_size": crop_size,
+            # Longest and shortest side after resizing, times a random factor in
+            # training; (0, 0) keeps pictures at their size.
+            "base_size": base_size,
+            "scale_range": (0.5, 2.0),
+            "max_class_share": 0.75,
+            "flip_rate": 0.5,
+            "photometric": True,
+            "pixel_mean": mean,
+            "pixel_std": std,
+            "num_threads": 2,
+            # Keep decoded examples in memory; for data sets that are small or procedural.
+            "cache": False,
+        }
+    )
+
+
+def base(name: str) -> ConfigDict:
+    """Everything that does not depend on the framework or the data."""
+    return ConfigDict(
+        {
+            "name": name,
+            "seed": 0,
+            "selection": {
+                # How labels are selected in training: complete, top_k, oracle, given.
+                "name": "top_k",
+                "k": 50,
+                # The same in evaluation; "" and 0 repeat the training's.
+                "eval_name": "",
+                "eval_k": 0,
+            },
+            "loss": {
+                # Pixels that the mean divides by: all, valid (method.md section 16.8).
+                "pixel_mean": "all",
+                # asymmetric or binary_cross_entropy.
+                "multilabel": "asymmetric",
+                "multilabel_weight": 10.0,
+                "gamma_negative": 2.0,
+                "gamma_positive": 0.0,
+                "clip": 0.05,
+            },
+            "optimizer": {
+                "name": "sgd",
+                "learning_rate": 1e-3,
+                # Where the schedule ends.
+                "end_learning_rate": 1e-5,
+                "schedule": "poly",
+                "poly_power": 0.9,
+                "warmup_steps": 0,
+                "momentum": 0.9,
+                "weight_decay": 0.0,
+                # (regular expression on the parameter's path, factor); the first match
+                # counts, no match is 1.
+                "weight_decay_factors": (),
+                # Largest norm of the whole gradient; 0 is no limit.
+                "clip_norm": 0.0,
+                # Decay of the averaged weights that are evaluated; 0 is no average.
+                "ema_decay": 0.0,
+            },
+            "train": {
+                "steps": 1000,
+                "batch_size": 8,
+                # Equal parts a batch is worked through in, one after the other.
+                "accumulate": 1,
+                "log_every": 50,
+                "eval_every": 1000,
+                "checkpoint_every": 1000,
+                # Stop when this many steps have run in this process; 0 never.
+                "stop_after": 0,
+            },
+            "eval": {
+                # whole, or slide: windows of `window` every `stride` pixels.
+                "mode": "slide",
+                "window": (512, 512),
+                "stride": (512, 512),
+                # Factors on data.base_size, each also mirrored with `flip`.
+                "scales": (1.0,),
+                "flip": False,
+                # per_window as in the paper, or per_image: one selection for all views.
+                "selection_scope": "per_window",
+                "batch_size": 8,
+                # Largest number of present labels the oracle can select.
+                "oracle_k": 64,
+            },
+            # Devices along each axis; -1 is all that are left.
+            "mesh": {"data": -1, "fsdp": 1},
+        }
+    )
+
+
+def selection_name(name: str) -> str:
+    return choose(SELECTIONS, "selection", name)
+
+
+def use_sign_scenes(config: ConfigDict) -> None:
+    """Turns a recipe to the embedded data: no resizing, nothing that spoils glyphs."""
+    config.data.update(
+        train_examples=4000,
+        eval_examples=200,
+        base_size=(960, 96),
+        scale_range=(1.0, 1.0),
+        max_class_share=1.0,
+        flip_rate=0.0,
+        photometric=False,
+        cache=True,
+    )
+    config.optimizer.update(
+        name="adamw",
+        schedule="cosine",
+        learning_rate=1e-3,
+        end_learning_rate=1e-5,
+        warmup_steps=100,
+        weight_decay=0.02,
+        clip_norm=1.0,
+    )
+    config.train.batch_size = 16
+    config.eval.batch_size = 20

@@ -1,0 +1,43 @@
+"""What a data set says about itself, and the one format of an example.
+
+An example is a dict of NumPy arrays:
+
+* ``image``: uint8 ``[H W 3]``, RGB.
+* ``label_map``: int32 ``[H W]``, class ids ``0..C-1`` or ``IGNORE`` (-1).
+* ``name``: str, unique within the split (a file stem where there is a file).
+
+A source is anything with ``info``, ``__len__`` and ``__getitem__(index) -> example``,
+so that grain can read it by random access.
+"""
+
+import dataclasses
+
+
+class DataError(ValueError):
+    """Something is wrong with the user's data; the message is one sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """Facts about a data set that models, metrics and pictures need.
+
+    Attributes:
+      name: short name, e.g. ``"sign_scenes"``.
+      class_names: name of each class, by class id; its length is C.
+      is_thing: for each class, whether it is countable (thing) or a region (stuff).
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    is_thing: tuple[bool, ...]
+
+    def __post_init__(self):
+        if len(self.class_names) != len(self.is_thing):
+            raise ValueError(
+                f"Data set {self.name!r} names {len(self.class_names)} classes but says "
+                f"thing or stuff of {len(self.is_thing)}; both need one entry a class."
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)

@@ -1,0 +1,227 @@
+"""Image and mask files to arrays and back.
+
+A file which cannot be read whole is an error here and never a picture padded with
+grey: a model would train on the padding without anybody noticing.
+"""
+
+import io
+import os
+import pathlib
+
+import cv2
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from input_pipeline.datasets.info import DataError
+from mlseg_jax.typing import IGNORE
+
+IGNORE_RAW = {8: 255, 16: 65535}
+"""Raw mask value that means IGNORE, by bit depth of the file."""
+
+MAX_CLASSES = 65535
+"""Most classes that a 16-bit mask can hold beside its ignore value."""
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""Endings, in lower case, by which a file counts as an image."""
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG_END = b"\xff\xd9"
+# In a JPEG these modes need no colour management, so cv2 gives what Pillow would.
+_CV2_JPEG_MODES = ("L", "RGB")
+# 16-bit grey. A 16-bit colour file is opened by Pillow as 8 bits (its high bytes).
+_MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Reads an image of any usual mode as 8-bit RGB, turned as EXIF says.
+
+    Grey is repeated into three channels, alpha is dropped, 16-bit values
+    (0..65535) are scaled to 8 bits, and an animation gives its first frame.
+
+    Args:
+      path: file to read.
+
+    Returns:
+      uint8 ``[H W 3]``, RGB.
+
+    Raises:
+      DataError: the file is missing, empty, truncated, unreadable, less than 2 pixels
+        high or wide, so large that it looks like a decompression bomb, or holds
+        values with no fixed range (32-bit, float).
+    """
+    data = _read_bytes(path)
+    with _open(data, path) as header:
+        if min(header.size) < 2:
+            raise DataError(
+                f"Image {path} is {header.width}x{header.height} pixels, but both "
+                "sides must have at least 2; remove it or replace it."
+            )
+        if header.mode in ("I", "F"):
+            raise DataError(
+                f"Image {path} holds 32-bit or floating-point values, whose range is "
+                "unknown; save it with 8 or 16 bits a channel."
+            )
+        # cv2 decodes JPEG a third faster, but some versions pad a truncated file in
+        # silence; a file without its end marker is left to Pillow, which says so.
+        if (
+            header.format in ("JPEG", "MPO")
+            and header.mode in _CV2_JPEG_MODES
+            and data.rstrip(b"\0").endswith(_JPEG_END)
+        ):
+            image = cv2.imdecode(
+                np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB
+            )  # turns as EXIF says
+            if image is not None:
+                return image
+        return _decode_with_pillow(header, path)
+
+
+def read_mask(path: str | os.PathLike) -> np.ndarray:
+    """Reads the raw values of a mask.
+
+    Args:
+      path: PNG file, grey or with a palette, whose indices are then the values.
+
+    Returns:
+      int32 ``[H W]``, the values as they are in the file.
+
+    Raises:
+      DataError: as for `decode_mask`.
+    """
+    return decode_mask(path)[0]
+
+
+def decode_mask(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """Reads the raw values of a mask and the depth that says which one is ignore.
+
+    Args:
+      path: PNG file, grey or with a palette.
+
+    Returns:
+      int32 ``[H W]`` of raw values, and 8 or 16, the key of `IGNORE_RAW`.
+
+    Raises:
+      DataError: the file is missing, truncated, unreadable or too large, is no PNG, or
+        is a colour picture.
+    """
+    data = _read_bytes(path)
+    if not data.startswith(_PNG_SIGNATURE):
+        raise DataError(
+            f"Mask {path} is not a PNG file inside, and other formats change the class "
+            "numbers when they compress; save it as an 8-bit or 16-bit PNG."
+        )
+    with _open(data, path) as picture:
+        if picture.mode not in ("1", "L", "P", *_MODES_16_BIT):
+            raise DataError(
+                f"Mask {path} is a colour picture (mode {picture.mode}), but colours "
+                "are not class numbers; save it with one channel of class numbers, as "
+                "an 8-bit or 16-bit grey PNG or as a palette PNG."
+            )
+        values = _load(picture, path)
+        if picture.mode in _MODES_16_BIT:
+            return values.astype(np.int32), 16
+        if picture.mode == "L":
+            # Pillow stretches 2-bit and 4-bit grey to 0..255; the 25th byte of a PNG
+            # is its bit depth, and the stretch is a whole factor (85 or 17).
+            values = values // (255 // (2 ** min(data[24], 8) - 1))
+        return values.astype(np.int32), 8
+
+
+def write_label_map(
+    path: str | os.PathLike, label_map: np.ndarray, num_classes: int
+) -> None:
+    """Writes class ids as a grey PNG that `Folder` reads back unchanged.
+
+    Args:
+      path: file to write, ending in ``.png``.
+      label_map: integers ``[H W]``, class ids ``0..num_classes-1`` or IGNORE.
+      num_classes: C. Up to 255 classes give 8 bits with 255 for IGNORE, more give 16
+        bits with 65535 for IGNORE.
+
+    Raises:
+      ValueError: an id is not a class, or there are more than 65,535 classes.
+    """
+    if not 0 < num_classes <= MAX_CLASSES:
+        raise ValueError(
+            f"A mask file holds 1 to {MAX_CLASSES} classes, not {num_classes}."
+        )
+    if label_map.size and not (
+        label_map.min() >= IGNORE and label_map.max() < num_classes
+    ):
+        raise ValueError(
+            f"Label map for {path} holds ids from {label_map.min()} to "
+            f"{label_map.max()}, but there are only {num_classes} classes."
+        )
+    depth = 8 if num_classes <= IGNORE_RAW[8] else 16
+    raw = np.where(label_map == IGNORE, IGNORE_RAW[depth], label_map)
+    _, data = cv2.imencode(".png", raw.astype(np.uint8 if depth == 8 else np.uint16))
+    pathlib.Path(path).write_bytes(data.tobytes())
+
+
+def _read_bytes(path: str | os.PathLike) -> bytes:
+    try:
+        data = pathlib.Path(path).read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"There is no file {path}; check the path.") from None
+    except OSError as error:
+        raise DataError(
+            f"File {path} cannot be read ({error.strerror}); check that it is a file "
+            "and may be read."
+        ) from error
+    if not data:
+        raise DataError(f"File {path} is empty; copy it again or remove it.")
+    return data
+
+
+def _open(data: bytes, path: str | os.PathLike) -> Image.Image:
+    """Reads the header; pixels stay compressed until `_load`."""
+    # A library may have switched this on for the whole process; Pillow would then pad
+    # what is missing with grey instead of raising.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        return Image.open(io.BytesIO(data))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(path) from error
+    except Exception as error:  # Pillow's plugins raise nearly every type there is.
+        raise _unreadable(path, error) from error
+
+
+def _load(picture: Image.Image, path: str | os.PathLike) -> np.ndarray:
+    try:
+        return np.asarray(picture)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(path) from error
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _decode_with_pillow(picture: Image.Image, path: str | os.PathLike) -> np.ndarray:
+    """Decodes to uint8 ``[H W 3]``."""
+    try:
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode not in _MODES_16_BIT:
+            return np.array(picture.convert("RGB"))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(path) from error
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    # Pillow clips 16-bit grey to 255; keep the high byte, as it does for colour.
+    grey = (_load(picture, path) >> 8).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _too_large(path: str | os.PathLike) -> DataError:
+    return DataError(
+        f"Picture {path} has so many pixels that it may be a decompression bomb; cut "
+        f"it into tiles of at most {Image.MAX_IMAGE_PIXELS or 0:,} pixels."
+    )
+
+
+def _unreadable(path: str | os.PathLike, error: Exception) -> DataError:
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if isinstance(error, Image.UnidentifiedImageError):
+        reason = "not a picture"  # Pillow's own words show a memory address.
+    return DataError(
+        f"File {path} is damaged or in an unknown format ({reason}); copy it again or "
+        "remove it."
+    )

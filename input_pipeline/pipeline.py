@@ -1,0 +1,137 @@
+"""Batches for training and examples for evaluation, read by threads of this process.
+
+The order of the data is a pure function of (seed, global example index): number i of
+the training stream is the same example with the same augmentation for any number of
+processes and threads, and after any resume. To resume at step s, start at example
+``s * batch_size``; there is no further state to save.
+"""
+
+from collections.abc import Callable, Iterator
+
+import cv2
+import grain
+import numpy as np
+
+from input_pipeline.datasets.info import DataError
+
+
+def train_batches(
+    source,
+    *,
+    seed: int,
+    batch_size: int,
+    augment: Callable[[dict, np.random.Generator], dict],
+    start_example: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 2,
+    prefetch: int = 4,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields this process's part of each training batch, without end.
+
+    Example i of the stream belongs to process ``(i - start_example) % process_count``.
+    Order and augmentation differ from epoch to epoch. Sets cv2 to one thread in this
+    process, since the examples are already spread over threads.
+
+    Args:
+      source: a source as `info` describes; it is read by several threads.
+      seed: any whole number from 0.
+      batch_size: B over all processes.
+      augment: makes an example of fixed size with the generator it is given, and
+        changes neither its input nor any state of its own.
+      start_example: global index of the first example.
+      process_index, process_count: which process this is, of how many.
+      num_threads: threads that read; 0 reads in the caller's thread.
+      prefetch: batches of this process that are made ahead.
+
+    Returns:
+      Iterator of ``image`` uint8 ``[b H W 3]`` and ``label_map`` int32 ``[b H W]``;
+      b is batch_size / process_count. Close it to stop its threads.
+
+    Raises:
+      ValueError: batch_size is no multiple of process_count.
+      DataError: the source is empty, or an example cannot be read (when it is reached).
+    """
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"Batch size {batch_size} cannot be shared by {process_count} processes; "
+            "choose a multiple."
+        )
+    if len(source) == 0:
+        raise DataError("The training split has no examples; add some.")
+    # grain orders epoch e by seed + e: seeds 0 and 1 as given would see the same orders
+    # one epoch apart.
+    shuffle_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
+    # random_map stands before every slice, so that it sees the global index.
+    dataset = (
+        grain.MapDataset.source(source)
+        .shuffle(seed=shuffle_seed)
+        .repeat()
+        .random_map(augment, seed=augment_seed)
+        .map(_keep_arrays)
+        .slice(slice(start_example, None))
+        .slice(slice(process_index, None, process_count))
+        .batch(batch_size // process_count, drop_remainder=True)
+    )
+    return _iterate(dataset, num_threads, prefetch)
+
+
+def evaluation_examples(
+    source,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 2,
+    prefetch: int = 8,
+    start: int = 0,
+    limit: int | None = None,
+) -> Iterator[dict]:
+    """Yields this process's examples of one pass, unchanged and in order.
+
+    Args:
+      source: a source as `info` describes; it is read by several threads.
+      process_index: which process this is.
+      process_count: number of processes.
+      num_threads: threads that read; 0 reads in the caller's thread.
+      prefetch: examples that are made ahead.
+      start: index of the first example of the pass over all processes.
+      limit: length of the pass over all processes; None goes to the end.
+
+    Returns:
+      Iterator of examples ``start + process_index``, then every ``process_count``-th.
+      The last processes may get one example less.
+
+    Raises:
+      DataError: an example cannot be read (when it is reached).
+    """
+    stop = len(source) if limit is None else min(start + limit, len(source))
+    indices = range(start, stop)[process_index::process_count]
+    if not indices:
+        return iter(())
+    dataset = grain.MapDataset.source(source).slice(
+        slice(indices.start, indices.stop, indices.step)
+    )
+    return _iterate(dataset, num_threads, prefetch)
+
+
+def _keep_arrays(example: dict) -> dict[str, np.ndarray]:
+    """Drops what cannot be stacked into a batch for the device, such as the name."""
+    return {key: example[key] for key in ("image", "label_map")}
+
+
+def _iterate(dataset: grain.MapDataset, num_threads: int, prefetch: int) -> Iterator:
+    cv2.setNumThreads(1)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+    iterator = iter(dataset.to_iter_dataset(options))
+
+    def generate():
+        try:
+            yield from iterator
+        except DataError as error:
+            # The user needs the sentence, not the frames of grain and its threads, nor
+            # the note that grain adds about them.
+            raise DataError(*error.args) from error.__cause__
+        finally:
+            iterator.close()
+
+    return generate()

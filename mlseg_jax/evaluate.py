@@ -1,0 +1,304 @@
+"""Evaluation: one pass over a split, all metrics, and what the report shows of it."""
+
+import itertools
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from input_pipeline.pipeline import evaluation_examples
+from mlseg_jax.checkpoint import write_json
+from mlseg_jax.inference import Engine, Segmented, tile_labels
+from mlseg_jax.label_selection import (
+    Selection,
+    SelectionPolicy,
+    rank_of_class,
+    select_oracle,
+)
+from mlseg_jax.metrics.average_precision import LabelScores
+from mlseg_jax.metrics.label_recall import LabelRecall
+from mlseg_jax.metrics.mean_iou import MeanIoU
+from mlseg_jax.models.build import FunctionalModel, Parameters
+from mlseg_jax.typing import IGNORE, Array, Int
+
+NUM_REPORT_EXAMPLES = 8
+"""Pictures that are kept whole for the report."""
+
+
+def evaluation_policy(
+    config: ml_collections.ConfigDict, num_classes: int
+) -> SelectionPolicy:
+    """The selection in evaluation: ``eval_name`` and ``eval_k``, else the training's."""
+    selection = config.selection
+    k = selection.eval_k or selection.k
+    return SelectionPolicy(selection.eval_name or selection.name, min(k, num_classes))
+
+
+def evaluation_settings(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The ``eval`` part with the size that pictures are resized to."""
+    settings = ml_collections.ConfigDict(config.eval.to_dict())
+    settings.base_size = config.data.base_size
+    return settings
+
+
+def make_engine(
+    config: ml_collections.ConfigDict,
+    model: FunctionalModel,
+    parameters: Parameters,
+    mesh: Mesh | None = None,
+) -> Engine:
+    """The inference engine with a configuration's ``eval`` settings."""
+    return Engine(
+        model,
+        parameters,
+        evaluation_settings(config),
+        patch_size=config.model.backbone.patch_size,
+        mesh=mesh,
+    )
+
+
+class Evaluation:
+    """Everything one evaluation accumulates; made anew for each."""
+
+    def __init__(self, config, info, *, with_oracle: bool):
+        num_classes = info.num_classes
+        self.config = config
+        self.info = info
+        self.policy = evaluation_policy(config, num_classes)
+        self.oracle_policy = None
+        if with_oracle:
+            self.oracle_policy = SelectionPolicy("given", config.eval.oracle_k)
+        num_ranks = num_classes if self.policy.name == "complete" else self.policy.k
+        self.mean_iou = MeanIoU.empty(num_classes)
+        self.oracle_mean_iou = MeanIoU.empty(num_classes)
+        self.label_scores = LabelScores.empty(num_classes)
+        self.recall = LabelRecall.empty(num_ranks)
+        self.examples_per_class = np.zeros(num_classes, np.int64)
+        self.num_examples = 0
+        self.pictures = []
+
+    def add(self, engine: Engine, examples: list[dict]) -> None:
+        """Segments and scores examples whose pictures have one size."""
+        label_maps = np.stack([example["label_map"] for example in examples])
+        histogram = _histogram(label_maps, self.info.num_classes)
+        oracle = None
+        if self.oracle_policy or self.policy.name == "oracle":
+            oracle = self._oracle(histogram)
+        policies = [(self.policy, None)]
+        if self.policy.name == "oracle":
+            policies = [(SelectionPolicy("given", self.policy.k), oracle)]
+        if self.oracle_policy:
+            policies.append((self.oracle_policy, oracle))
+        images = [example["image"] for example in examples]
+        results = engine.segment(images, policies)
+        start = 0
+        for segmented in results[0]:
+            chosen = slice(start, start + segmented.count)
+            start = chosen.stop
+            counts = count_pixels(segmented, label_maps[chosen])
+            self.mean_iou = self.mean_iou.merge(counts)
+            self._add_labels(segmented, histogram[chosen])
+            self._keep_pictures(segmented, examples[chosen])
+        if self.oracle_policy:
+            start = 0
+            for segmented in results[1]:
+                chosen = slice(start, start + segmented.count)
+                start = chosen.stop
+                counts = count_pixels(segmented, label_maps[chosen])
+                self.oracle_mean_iou = self.oracle_mean_iou.merge(counts)
+        self.num_examples += len(examples)
+
+    def _oracle(self, histogram: np.ndarray) -> Selection:
+        padded = np.resize(
+            histogram, (max(self.config.eval.batch_size, len(histogram)),)
+            + histogram.shape[1:]
+        )
+        k = min(self.config.eval.oracle_k, self.info.num_classes)
+        selection = jax.device_get(_select_oracle(padded, k))
+        return jax.tree.map(lambda x: x[: len(histogram)], selection)
+
+    def _add_labels(self, segmented: Segmented, histogram: np.ndarray) -> None:
+        count = segmented.count
+        mask = np.ones(count, bool)
+        presence = histogram > 0
+        self.examples_per_class += presence.sum(axis=0)
+        self.label_scores = self.label_scores.merge(
+            LabelScores.from_batch(segmented.scores, presence, mask)
+        )
+        class_ids, valid = self._ranked(segmented)
+        self.recall = self.recall.merge(
+            LabelRecall.from_batch(class_ids, valid, histogram, mask)
+        )
+
+    def _ranked(self, segmented: Segmented):
+        """The labels that count as selected for the whole picture, best first."""
+        if self.policy.name == "top_k":
+            order = np.argsort(-segmented.scores, axis=1, kind="stable")
+            return order[:, : self.policy.k].astype(np.int32), None
+        selection = jax.device_get(segmented.selection)
+        valid = selection.valid
+        rows = slice(0, segmented.count)
+        return selection.class_ids[rows], None if valid is None else valid[rows]
+
+    def _keep_pictures(self, segmented: Segmented, examples: list[dict]) -> None:
+        missing = NUM_REPORT_EXAMPLES - len(self.pictures)
+        if missing <= 0:
+            return
+        predictions = segmented.label_maps()
+        for example, prediction, scores in zip(
+            examples[:missing], predictions, segmented.scores, strict=False
+        ):
+            self.pictures.append((example, prediction.astype(np.int32), scores))
+
+    def compute(self) -> dict[str, float]:
+        """The flat metrics of ``metrics.json``."""
+        metrics = {**self.mean_iou.compute(), **self.recall.compute()}
+        if self.config.model.multilabel_head.name != "none":
+            metrics.update(self.label_scores.compute())
+        if self.oracle_policy:
+            metrics["oracle_mIoU"] = self.oracle_mean_iou.compute()["mIoU"]
+        metrics["examples"] = self.num_examples
+        metrics["num_classes"] = self.info.num_classes
+        metrics["k"] = self.policy.k
+        return metrics
+
+    def details(self, inverse_temperature: np.ndarray | None) -> dict:
+        """What ``evaluation.json`` holds: values by class and by rank."""
+        precision = np.full(self.info.num_classes, np.nan)
+        if self.config.model.multilabel_head.name != "none":
+            precision = self.label_scores.per_class_average_precision()
+        pixels = np.asarray(self.mean_iou.labelled, np.float64)
+        curve = self.recall.curve()
+        return {
+            "num_classes": self.info.num_classes,
+            "k": self.policy.k,
+            "classes": [
+                {
+                    "name": name,
+                    "iou": iou,
+                    "average_precision": average_precision,
+                    "pixel_share": share,
+                    "examples": count,
+                }
+                for name, iou, average_precision, share, count in zip(
+                    self.info.class_names,
+                    self.mean_iou.per_class_iou().tolist(),
+                    np.asarray(precision).tolist(),
+                    (pixels / max(pixels.sum(), 1.0)).tolist(),
+                    self.examples_per_class.tolist(),
+                    strict=True,
+                )
+            ],
+            "recall_at_k": {
+                "k": np.asarray(curve["k"]).tolist(),
+                "pixel": np.asarray(curve["pixel_recall"]).tolist(),
+                "image": np.asarray(curve["image_recall"]).tolist(),
+            },
+            "classes_per_image": np.asarray(self.recall.classes_per_image).tolist(),
+            "inverse_temperature": None
+            if inverse_temperature is None
+            else np.asarray(inverse_temperature).tolist(),
+            "inverse_temperature_label": "scale of the rank norm (1 / tau)",
+        }
+
+    def save_pictures(self, path: epath.Path) -> None:
+        """Writes what the report shows of single pictures."""
+        arrays = {"names": np.asarray([e["name"] for e, _, _ in self.pictures])}
+        for i, (example, prediction, scores) in enumerate(self.pictures):
+            order = np.argsort(-scores, kind="stable")[: 2 * self.policy.k]
+            arrays |= {
+                f"image_{i}": example["image"],
+                f"truth_{i}": example["label_map"],
+                f"prediction_{i}": prediction,
+                f"label_ids_{i}": order,
+                f"label_scores_{i}": 1.0 / (1.0 + np.exp(-scores[order])),
+                f"label_selected_{i}": np.arange(len(order)) < self.policy.k,
+            }
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+
+_select_oracle = jax.jit(select_oracle, static_argnames="k")
+
+
+@jax.jit
+def _count_tile(grids, rows, columns, selection: Selection, label_map) -> MeanIoU:
+    prediction = tile_labels(grids, rows, columns, selection)
+    ranks = rank_of_class(selection)
+    flat = jnp.maximum(label_map.reshape(label_map.shape[0], -1), 0)
+    selected = jnp.take_along_axis(ranks, flat, axis=1).reshape(label_map.shape)
+    return MeanIoU.from_maps(
+        prediction, label_map, selected != IGNORE, selection.num_classes
+    )
+
+
+def count_pixels(segmented: Segmented, label_maps: Int[np.ndarray, "N H W"]) -> MeanIoU:
+    """Counts at the size of the pictures; predictions never leave the device."""
+    total = None
+    batch = segmented.selection.class_ids.shape[0]
+    for y, x, rows, columns in segmented.tiles():
+        truth = np.full((batch, len(rows[0]), len(columns[0])), IGNORE, np.int32)
+        part = label_maps[:, y, x]
+        truth[: len(part), : part.shape[1], : part.shape[2]] = part
+        counts = _count_tile(
+            segmented.grids, rows, columns, segmented.selection, truth
+        )
+        total = counts if total is None else total.merge(counts)
+    return total.to_host()
+
+
+def _histogram(label_maps: np.ndarray, num_classes: int) -> Int[np.ndarray, "N C"]:
+    """Pixels of each class in each label map."""
+    return np.stack(
+        [
+            np.bincount(labels.ravel() + 1, minlength=num_classes + 1)[1:]
+            for labels in label_maps
+        ]
+    ).astype(np.int32)
+
+
+def group_by_size(examples, size: int) -> Iterator[list[dict]]:
+    """Runs of neighbouring examples with pictures of one size, at most ``size`` long."""
+    for _, run in itertools.groupby(examples, key=lambda e: e["image"].shape):
+        while group := list(itertools.islice(run, size)):
+            yield group
+
+
+def evaluate(
+    engine: Engine,
+    source,
+    config: ml_collections.ConfigDict,
+    *,
+    with_oracle: bool,
+    on_progress=lambda done, total: None,
+) -> tuple[Evaluation, dict[str, float]]:
+    """One pass over ``source``; the metrics say also how long it took."""
+    evaluation = Evaluation(config, source.info, with_oracle=with_oracle)
+    examples = evaluation_examples(source, num_threads=config.data.num_threads)
+    begin = time.perf_counter()
+    for group in group_by_size(examples, config.eval.batch_size):
+        evaluation.add(engine, group)
+        on_progress(evaluation.num_examples, len(source))
+    seconds = time.perf_counter() - begin
+    metrics = evaluation.compute()
+    metrics["seconds"] = seconds
+    metrics["images_per_second"] = evaluation.num_examples / seconds
+    return evaluation, metrics
+
+
+def write_evaluation(
+    workdir: str,
+    evaluation: Evaluation,
+    metrics: dict,
+    inverse_temperature: Array | None,
+) -> None:
+    """``metrics.json``, and beside it what the report is made of."""
+    path = epath.Path(workdir)
+    write_json(path / "evaluation.json", evaluation.details(inverse_temperature))
+    evaluation.save_pictures(path / "evaluation_examples.npz")
+    write_json(path / "metrics.json", metrics)

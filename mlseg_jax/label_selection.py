@@ -1,0 +1,190 @@
+"""Label selection: which labels a picture is segmented into, and the maps to and from it.
+
+MLSeg asks first which of the C complete labels are in the image, keeps the K best, and
+classifies pixels among those only (paper section 3.3, equations 2 and 3). Everything that
+sorts, gathers, fills or renumbers for it is here, as pure functions; nothing else in the
+system does so.
+
+``class_ids`` number the complete labels 0..C-1. A ``rank`` is a position in a selection,
+0..K-1 by falling label score. Logits over ranks never become logits over classes: ranks
+turn into class ids only once an argmax has been taken (``ranks_to_labels``), so no array
+with C channels per pixel exists.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from mlseg_jax.errors import UserError
+from mlseg_jax.typing import IGNORE, Array, Bool, Float, Int
+
+UNSELECTED_LOGIT = -100.0
+"""Logit of a label that was not selected (the release's fill, method.md 4.1)."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The selected labels of each example, best first.
+
+    Attributes:
+      class_ids: class of each rank; distinct within an example where valid.
+      valid: False for ranks that only pad to K; ``None`` when every rank is valid.
+      num_classes: C.
+    """
+
+    class_ids: Int[Array, "B K"]
+    valid: Bool[Array, "B K"] | None
+    num_classes: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def num_ranks(self) -> int:
+        return self.class_ids.shape[1]
+
+
+Select = Callable[[Float[Array, "B C"]], Selection]
+"""Makes a selection out of label scores: how the model is told what to select."""
+
+
+# ---------------------------------------------------------------- four ways to select
+
+
+def select_complete(label_scores: Float[Array, "B C"]) -> Selection:
+    """All C classes in class order: the baseline, which selects nothing."""
+    batch, num_classes = label_scores.shape
+    class_ids = jnp.broadcast_to(jnp.arange(num_classes), (batch, num_classes))
+    return Selection(class_ids, None, num_classes)
+
+
+def select_top_k(label_scores: Float[Array, "B C"], k: int) -> Selection:
+    """The ``k`` best labels by falling score, ties to the lower class id (equation 2).
+
+    An index operation: no gradient passes through it. ``k`` above C means C.
+    """
+    num_classes = label_scores.shape[1]
+    scores = jax.lax.stop_gradient(label_scores)
+    _, class_ids = jax.lax.top_k(scores, min(k, num_classes))
+    return Selection(class_ids, None, num_classes)
+
+
+def select_oracle(histogram: Int[Array, "B C"], k: int) -> Selection:
+    """The classes that are present, in class order (paper section 3.4, figure 3).
+
+    ``histogram`` counts the pixels of each class. Of more than ``k`` present classes the
+    largest are kept; with none present, class 0 is selected, as in the release.
+    """
+    num_classes = histogram.shape[1]
+    counts, class_ids = jax.lax.top_k(histogram, min(k, num_classes))
+    valid = counts > 0
+    valid = valid.at[:, 0].set(True)
+    order = jnp.argsort(jnp.where(valid, class_ids, num_classes), axis=1)
+    return Selection(
+        jnp.take_along_axis(class_ids, order, axis=1),
+        jnp.take_along_axis(valid, order, axis=1),
+        num_classes,
+    )
+
+
+def select_given(
+    class_ids: Int[Array, "B K"],
+    valid: Bool[Array, "B K"] | None,
+    num_classes: int,
+) -> Selection:
+    """Labels from elsewhere: a frozen classifier, a file, a user's vocabulary."""
+    return Selection(class_ids, valid, num_classes)
+
+
+# ------------------------------------------------------------- what a selection is for
+
+
+def gather_classes(
+    class_queries: Float[Array, "B C D"], selection: Selection
+) -> Float[Array, "B K D"]:
+    """The rows of the selected labels, per example, in rank order."""
+    return jnp.take_along_axis(class_queries, selection.class_ids[:, :, None], axis=1)
+
+
+def rank_of_class(selection: Selection) -> Int[Array, "B C"]:
+    """The rank of every class; ``IGNORE`` for those that were not selected."""
+    batch, num_ranks = selection.class_ids.shape
+    ranks = jnp.broadcast_to(jnp.arange(num_ranks), (batch, num_ranks))
+    class_ids = selection.class_ids
+    if selection.valid is not None:
+        # Padding ranks write out of bounds, that is nowhere.
+        class_ids = jnp.where(selection.valid, class_ids, selection.num_classes)
+    table = jnp.full((batch, selection.num_classes), IGNORE)
+    rows = jnp.arange(batch)[:, None]
+    return table.at[rows, class_ids].set(ranks, mode="drop")
+
+
+def labels_to_ranks(
+    label_map: Int[Array, "B *shape"], selection: Selection
+) -> Int[Array, "B *shape"]:
+    """Renumbers pixels from classes to ranks for the loss (paper section 3.3).
+
+    Pixels whose class was not selected become ``IGNORE``, like those without a class.
+    """
+    table = rank_of_class(selection)
+    flat = label_map.reshape(label_map.shape[0], -1)
+    ranks = jnp.take_along_axis(table, jnp.maximum(flat, 0), axis=1)
+    return jnp.where(flat == IGNORE, IGNORE, ranks).reshape(label_map.shape)
+
+
+def ranks_to_labels(
+    rank_map: Int[Array, "B *shape"], selection: Selection
+) -> Int[Array, "B *shape"]:
+    """Renumbers an argmax over ranks to class ids."""
+    flat = rank_map.reshape(rank_map.shape[0], -1)
+    labels = jnp.take_along_axis(selection.class_ids, flat, axis=1)
+    return labels.reshape(rank_map.shape)
+
+
+# --------------------------------------------------------------------- configuration
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionPolicy:
+    """How labels are selected, as a configuration says it; static under ``jax.jit``.
+
+    Attributes:
+      name: ``complete``, ``top_k``, ``oracle`` or ``given``.
+      k: largest number of labels; above C it means C.
+    """
+
+    name: str
+    k: int
+
+    def __post_init__(self):
+        if self.name not in SELECTIONS:
+            raise UserError(
+                f"Unknown selection {self.name!r}; choose one of "
+                f"{', '.join(SELECTIONS)}."
+            )
+        if self.name != "complete" and self.k < 1:
+            raise UserError(
+                f"selection.k is {self.k}; at least one label must be selected."
+            )
+
+    def select(
+        self,
+        *,
+        histogram: Int[Array, "B C"] | None = None,
+        given: Selection | None = None,
+    ) -> Select:
+        """The function from label scores to a selection, closed over what it needs."""
+        if self.name == "complete":
+            return select_complete
+        if self.name == "top_k":
+            return lambda label_scores: select_top_k(label_scores, self.k)
+        if self.name == "oracle":
+            if histogram is None:
+                raise UserError("The oracle selection needs the true label map.")
+            return lambda label_scores: select_oracle(histogram, self.k)
+        if given is None:
+            raise UserError("The given selection needs the labels to select.")
+        return lambda label_scores: given
+
+
+SELECTIONS = ("complete", "top_k", "oracle", "given")

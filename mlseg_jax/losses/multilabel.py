@@ -1,0 +1,47 @@
+"""Losses of multi-label prediction (method.md section 13.1)."""
+
+import jax
+import jax.numpy as jnp
+
+from mlseg_jax.typing import Array, Bool, Float
+
+
+def binary_cross_entropy(
+    scores: Float[Array, "B C"], presence: Bool[Array, "B C"]
+) -> Float[Array, "B C"]:
+    """-log sigmoid(s) where present, -log(1 - sigmoid(s)) where absent."""
+    return jax.nn.softplus(jnp.where(presence, -scores, scores))
+
+
+def asymmetric_loss(
+    scores: Float[Array, "B C"],
+    presence: Bool[Array, "B C"],
+    *,
+    gamma_negative: float = 2.0,
+    gamma_positive: float = 0.0,
+    clip: float = 0.05,
+) -> Float[Array, "B C"]:
+    """Ridnik et al. 2021: easy absent labels count little, very easy ones nothing.
+
+    With p = sigmoid(s), m = clip and n = max(p - m, 0):
+    present: -(1 - p)^gamma_positive log max(p, 1e-5);
+    absent: -n^gamma_negative log max(1 - n, 1e-5).
+    Gradients flow through the focusing factors, as in the release.
+    """
+    probability = jax.nn.sigmoid(scores)
+    shifted = jnp.maximum(probability - clip, 0.0)
+    positive = _focus(1.0 - probability, gamma_positive) * _log(probability)
+    negative = _focus(shifted, gamma_negative) * _log(1.0 - shifted)
+    return -jnp.where(presence, positive, negative)
+
+
+def _log(x: Array) -> Array:
+    return jnp.log(jnp.maximum(x, 1e-5))
+
+
+def _focus(x: Array, gamma: float) -> Array:
+    """x^gamma with a finite gradient at x = 0."""
+    if gamma == 0.0:
+        return jnp.ones_like(x)
+    positive = x > 0.0
+    return jnp.where(positive, jnp.where(positive, x, 1.0) ** gamma, 0.0)

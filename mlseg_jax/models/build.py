@@ -1,0 +1,157 @@
+"""Names in a configuration become modules; nothing else registers anything."""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+
+from mlseg_jax.errors import UserError
+from mlseg_jax.models.backbones.vit import ViT
+from mlseg_jax.models.decoders.segmenter import SegmenterDecoder
+from mlseg_jax.models.mlseg import MLSeg
+from mlseg_jax.models.multilabel_heads.none import NoMultiLabelHead
+from mlseg_jax.models.multilabel_heads.transformer_encoder import (
+    TransformerEncoderHead,
+)
+from mlseg_jax.models.rank_adaptive import RankNorm
+from mlseg_jax.typing import Array
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+Parameters = dict[str, Array]
+"""Flat: the path of a parameter in the model, joined by ``/``, to its array."""
+
+
+def _build_vit(config, **common):
+    backbone = config.model.backbone
+    return ViT(
+        image_size=tuple(backbone.image_size),
+        patch_size=backbone.patch_size,
+        embed_dim=backbone.embed_dim,
+        depth=backbone.depth,
+        num_heads=backbone.num_heads,
+        mlp_dim=backbone.mlp_dim,
+        drop_path_rate=backbone.drop_path_rate,
+        scan=backbone.scan,
+        remat=backbone.remat,
+        **common,
+    )
+
+
+def _build_segmenter(config, **common):
+    return SegmenterDecoder(
+        feature_dim=config.model.backbone.embed_dim,
+        embed_dim=config.model.backbone.embed_dim,
+        depth=config.model.decoder.depth,
+        num_heads=config.model.backbone.num_heads,
+        dropout_rate=config.model.decoder.dropout_rate,
+        remat=config.model.backbone.remat,
+        **common,
+    )
+
+
+def _build_transformer_encoder_head(config, num_classes, **common):
+    return TransformerEncoderHead(
+        num_classes=num_classes,
+        embed_dim=config.model.backbone.embed_dim,
+        num_heads=config.model.backbone.num_heads,
+        dropout_rate=config.model.decoder.dropout_rate,
+        downsample=config.model.multilabel_head.downsample or None,
+        remat=config.model.backbone.remat,
+        **common,
+    )
+
+
+BACKBONES = {"vit": _build_vit}
+DECODERS = {"segmenter": _build_segmenter}
+MULTILABEL_HEADS = {
+    "transformer_encoder": _build_transformer_encoder_head,
+    "none": lambda config, num_classes, **common: NoMultiLabelHead(),
+}
+
+
+def build_model(
+    config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
+) -> MLSeg:
+    """The model of a configuration for ``num_classes`` complete labels."""
+    common = {"dtype": _choose(DTYPES, "dtype", config.model.dtype), "rngs": rngs}
+    choice = config.model
+    return MLSeg(
+        _choose(BACKBONES, "backbone", choice.backbone.name)(config, **common),
+        _choose(DECODERS, "decoder", choice.decoder.name)(config, **common),
+        _choose(MULTILABEL_HEADS, "multi-label head", choice.multilabel_head.name)(
+            config, num_classes=num_classes, **common
+        ),
+        RankNorm(
+            choice.rank_norm.kind,
+            num_ranks(config, num_classes),
+            unbiased_variance=choice.rank_norm.unbiased_variance,
+        ),
+        num_classes=num_classes,
+        embed_dim=choice.backbone.embed_dim,
+        pixel_mean=tuple(config.data.pixel_mean),
+        pixel_std=tuple(config.data.pixel_std),
+        rngs=rngs,
+    )
+
+
+def num_ranks(config: ml_collections.ConfigDict, num_classes: int) -> int:
+    """How many ranks the model is trained with."""
+    if config.selection.name == "complete":
+        return num_classes
+    return min(config.selection.k, num_classes)
+
+
+def _choose(table: Mapping, what: str, name: str):
+    if name not in table:
+        raise UserError(f"Unknown {what} {name!r}; choose one of {', '.join(table)}.")
+    return table[name]
+
+
+class FunctionalModel(NamedTuple):
+    """A model apart from its numbers: ``bind(parameters)`` is a model to call.
+
+    Training, sharding, checkpoints and conversion all see one flat dict of arrays.
+    """
+
+    graph: nnx.GraphDef
+    abstract: nnx.State
+    num_classes: int
+
+    @classmethod
+    def build(cls, config: ml_collections.ConfigDict, num_classes: int):
+        """Makes no array: the model is only traced."""
+        make = functools.partial(build_model, config, num_classes)
+        graph, abstract = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+        return cls(graph, abstract, num_classes)
+
+    @property
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return flat_parameters(self.abstract)
+
+    def bind(self, parameters: Parameters) -> MLSeg:
+        state = [
+            (path, variable.replace(parameters["/".join(map(str, path))]))
+            for path, variable in nnx.to_flat_state(self.abstract)
+        ]
+        return nnx.merge(self.graph, nnx.from_flat_state(state))
+
+
+def flat_parameters(state: nnx.State) -> Parameters:
+    """The parameters of an ``nnx.State`` by path."""
+    return {
+        "/".join(map(str, path)): variable.get_value()
+        for path, variable in nnx.to_flat_state(state)
+    }
+
+
+def initial_parameters(
+    config: ml_collections.ConfigDict, num_classes: int, seed: Array
+) -> Parameters:
+    """Random parameters; call it under ``jax.jit`` with the wanted shardings."""
+    model = build_model(config, num_classes, nnx.Rngs(seed))
+    return flat_parameters(nnx.state(model))

@@ -1,0 +1,94 @@
+"""Segmenter's mask transformer (method.md section 3)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mlseg_jax.models.interfaces import AbstractDecoder, Features
+from mlseg_jax.models.layers.norm import LayerNorm
+from mlseg_jax.models.layers.transformer import (
+    BlockStack,
+    TransformerBlock,
+    join_masks,
+    linear_init,
+    split_rng,
+)
+from mlseg_jax.typing import Array, Bool, Float, PRNGKeyArray
+
+
+class SegmenterDecoder(AbstractDecoder):
+    """Patches and class tokens through a few blocks, then cosines between the two."""
+
+    def __init__(
+        self,
+        *,
+        feature_dim: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        dropout_rate: float,
+        remat: str = "none",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        def projection(initial, use_bias):
+            return nnx.Linear(
+                embed_dim,
+                embed_dim,
+                use_bias=use_bias,
+                kernel_init=initial,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        self.feature_projection = nnx.Linear(
+            feature_dim, embed_dim, kernel_init=linear_init, dtype=dtype, rngs=rngs
+        )
+        self.blocks = BlockStack(
+            lambda rngs: TransformerBlock(
+                embed_dim,
+                num_heads,
+                4 * embed_dim,
+                epsilon=1e-5,
+                dropout_rate=dropout_rate,
+                dtype=dtype,
+                rngs=rngs,
+            ),
+            depth,
+            remat=remat,
+            rngs=rngs,
+        )
+        self.norm = LayerNorm(embed_dim, epsilon=1e-5)
+        scaled_normal = nnx.initializers.normal(embed_dim**-0.5)
+        self.patch_projection = projection(scaled_normal, use_bias=False)
+        self.class_projection = projection(scaled_normal, use_bias=False)
+
+    def embed(self, features: Features) -> Features:
+        return Features(self.feature_projection(features.grid), features.grid_size)
+
+    def classify(
+        self,
+        embeddings: Features,
+        class_queries: Float[Array, "B K D"],
+        valid: Bool[Array, "B K"] | None = None,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B h w K"]:
+        """Cosines between patches and classes; invalid classes are seen by nobody."""
+        batch, height, width, _ = embeddings.grid.shape
+        patches = embeddings.grid.reshape(batch, height * width, -1)
+        tokens = jnp.concatenate([patches, class_queries.astype(patches.dtype)], axis=1)
+        mask = join_masks(embeddings.mask, valid, patches.shape, class_queries.shape)
+        (blocks_rng,) = split_rng(rng, 1)
+        tokens = self.norm(self.blocks(tokens, mask, blocks_rng))
+        patches, classes = jnp.split(tokens, [height * width], axis=1)
+        patches = _unit_length(self.patch_projection(patches))
+        classes = _unit_length(self.class_projection(classes))
+        cosines = jnp.einsum("bld,bkd->blk", patches, classes)
+        return cosines.reshape(batch, height, width, -1)
+
+
+def _unit_length(x: Array) -> Array:
+    """x / |x|. The floor only keeps a zero vector from becoming NaN."""
+    wide = x.astype(jnp.float32)
+    square = jnp.sum(wide * wide, axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).astype(x.dtype)

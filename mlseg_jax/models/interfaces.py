@@ -1,0 +1,115 @@
+"""What the parts of a model say to each other.
+
+A framework is two methods: ``embed`` makes per-pixel embeddings out of backbone features,
+``classify`` compares them with one vector per class. Neither knows how many classes there
+are, nor which: label selection is the rows that ``classify`` is handed.
+"""
+
+import abc
+import dataclasses
+
+import jax
+from flax import nnx
+
+from mlseg_jax.typing import Array, Bool, Float, Int, PRNGKeyArray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """A backbone's output on a padded canvas.
+
+    Attributes:
+      grid: feature grid.
+      grid_size: real rows and columns of it per example; ``None`` when all are real.
+    """
+
+    grid: Float[Array, "B h w D"]
+    grid_size: Int[Array, "B 2"] | None = None
+
+    @property
+    def mask(self) -> Bool[Array, "B h w"] | None:
+        """True inside the picture, False on the padding of the canvas."""
+        if self.grid_size is None:
+            return None
+        _, height, width, _ = self.grid.shape
+        rows = jax.numpy.arange(height)[:, None] < self.grid_size[:, 0, None, None]
+        return rows & (jax.numpy.arange(width) < self.grid_size[:, 1, None, None])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LabelPrediction:
+    """What a multi-label head found out about the image.
+
+    Attributes:
+      scores: score of every class before the sigmoid (equation 1).
+      class_queries: one vector per class, from which the selected rows are gathered.
+      embeddings: pixel embeddings; the head may have refined them.
+    """
+
+    scores: Float[Array, "B C"]
+    class_queries: Float[Array, "B C D"]
+    embeddings: Features
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """A model's whole answer.
+
+    Attributes:
+      label_scores: score of every class before the sigmoid.
+      selection: the labels that pixels were classified among (`Selection`).
+      logits: logits over ranks on the feature grid.
+      grid_size: real rows and columns of it per example; ``None`` when all are real.
+    """
+
+    label_scores: Float[Array, "B C"]
+    selection: object
+    logits: Float[Array, "B h w K"]
+    grid_size: Int[Array, "B 2"] | None
+
+
+class AbstractBackbone(nnx.Module):
+    """Pixels to features."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        images: Float[Array, "B H W 3"],
+        image_size: Int[Array, "B 2"] | None,
+        rng: PRNGKeyArray | None,
+    ) -> Features:
+        """``image_size`` is the real part of the canvas; ``rng=None`` is evaluation."""
+
+
+class AbstractDecoder(nnx.Module):
+    """Features and class queries to scores."""
+
+    @abc.abstractmethod
+    def embed(self, features: Features) -> Features:
+        """Pixel embeddings, whatever the classes."""
+
+    @abc.abstractmethod
+    def classify(
+        self,
+        embeddings: Features,
+        class_queries: Float[Array, "B K D"],
+        valid: Bool[Array, "B K"] | None,
+        rng: PRNGKeyArray | None,
+    ) -> Float[Array, "B h w K"]:
+        """Scores of each pixel for each row of ``class_queries``."""
+
+
+class AbstractMultiLabelHead(nnx.Module):
+    """Embeddings and class embeddings to label scores."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        embeddings: Features,
+        class_embeddings: Float[Array, "C D"],
+        rng: PRNGKeyArray | None,
+    ) -> LabelPrediction:
+        """Scores all C labels for the whole image."""

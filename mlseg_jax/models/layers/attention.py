@@ -1,0 +1,197 @@
+"""Softmax attention whose memory is linear in the number of tokens.
+
+The scores ``[queries, keys]`` exist for a few heads and one block of queries at a time;
+the backward pass makes them again from the saved row log-sum-exps. XLA alone would keep
+them for every head of every layer, which at 10,000 class tokens is most of the memory,
+and on CPU its batched form is several times slower than one head after the other
+(``benchmarks/`` has the figures).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from mlseg_jax.typing import Array, Bool, Float, PRNGKeyArray
+
+MASKED = -1e30
+"""Score of a masked key. Finite, so that a row with every key masked is not NaN."""
+
+_SCORE_BYTES = 4 * 2**20
+"""Scores made at a time on CPU: about what its last-level cache holds."""
+
+_QUERY_BLOCK = 2048
+"""Most queries of one head whose scores exist at a time."""
+
+
+def attention(
+    query: Float[Array, "B L heads d"],
+    key: Float[Array, "B M heads d"],
+    value: Float[Array, "B M heads d"],
+    key_mask: Bool[Array, "B M"] | None = None,
+    *,
+    dropout_rate: float = 0.0,
+    rng: PRNGKeyArray | None = None,
+) -> Float[Array, "B L heads d"]:
+    """Scaled dot-product attention; keys where ``key_mask`` is False get no weight.
+
+    With ``rng``, weights are dropped at ``dropout_rate`` after the softmax.
+    """
+    batch, num_queries, num_heads, head_dim = query.shape
+
+    def heads_first(x: Array) -> Array:
+        return x.transpose(0, 2, 1, 3).reshape(batch * num_heads, -1, head_dim)
+
+    bias = None
+    if key_mask is not None:
+        bias = jnp.where(key_mask, 0.0, MASKED).astype(jnp.float32)
+        bias = jnp.repeat(bias, num_heads, axis=0)[:, None, :]
+    seeds = None
+    if rng is not None and dropout_rate > 0:
+        seeds = jax.random.bits(rng, (batch * num_heads,))
+    scaled = query * jnp.asarray(head_dim**-0.5, query.dtype)
+    out = _attend(
+        heads_first(scaled),
+        heads_first(key),
+        heads_first(value),
+        bias,
+        seeds,
+        dropout_rate,
+    )
+    out = out.reshape(batch, num_heads, num_queries, head_dim)
+    return out.transpose(0, 2, 1, 3)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(query, key, value, bias, seeds, dropout_rate):
+    """Attention over ``[n, tokens, d]``, n being (example, head) pairs."""
+    return _forward(query, key, value, bias, seeds, dropout_rate)[0]
+
+
+def _forward(query, key, value, bias, seeds, dropout_rate):
+    head = functools.partial(_forward_head, dropout_rate=dropout_rate)
+    out, lse = _over_heads(head, query, key)(query, key, value, bias, seeds)
+    return out, (query, key, value, bias, seeds, out, lse)
+
+
+def _backward(dropout_rate, residuals, out_grad):
+    query, key, value, bias, seeds, out, lse = residuals
+    delta = jnp.sum((out_grad * out).astype(jnp.float32), axis=-1)
+    head = functools.partial(_backward_head, dropout_rate=dropout_rate)
+    grads = _over_heads(head, query, key)(
+        query, key, value, bias, seeds, lse, delta, out_grad
+    )
+    return *grads, None, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _over_heads(function, query: Array, key: Array):
+    """Maps ``function`` over the leading axis, a cache-sized group at a time on CPU."""
+    scores = min(query.shape[1], _QUERY_BLOCK) * key.shape[1] * 4
+    group = max(1, _SCORE_BYTES // scores)
+
+    def on_cpu(*args):
+        return jax.lax.map(lambda row: function(*row), args, batch_size=group)
+
+    def elsewhere(*args):
+        # Accelerators want every head at once; long sequences are still blocked.
+        return jax.vmap(function)(*args)
+
+    return functools.partial(jax.lax.platform_dependent, cpu=on_cpu, default=elsewhere)
+
+
+def _scores(query, key, bias):
+    scores = jnp.matmul(query, key.T, preferred_element_type=jnp.float32)
+    return scores if bias is None else scores + bias
+
+
+def _keep_scale(seed, rows, num_keys: int, dropout_rate: float):
+    """What each weight is multiplied with: 0 (dropped) or 1 / (1 - rate).
+
+    A hash of (seed, row, column), so that the backward pass makes the same mask again
+    without storing it; ``jax.random`` would cost as much as the attention on CPU.
+    """
+    columns = jnp.arange(num_keys, dtype=jnp.uint32)
+    bits = (rows.astype(jnp.uint32) * jnp.uint32(num_keys))[:, None] + columns
+    bits = bits ^ seed
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0xD35A2D97)):
+        bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
+    bits = bits ^ (bits >> 15)
+    kept = bits >= jnp.uint32(dropout_rate * 2**32)
+    return jnp.where(kept, 1.0 / (1.0 - dropout_rate), 0.0)
+
+
+def _forward_head(query, key, value, bias, seed, *, dropout_rate):
+    """One head: ``[L d], [M d], [M d], [1 M]`` to the output and row log-sum-exps."""
+
+    def block(query, rows):
+        scores = _scores(query, key, bias)
+        top = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        if seed is not None:
+            weights *= _keep_scale(seed, rows, key.shape[0], dropout_rate)
+        out = jnp.matmul(
+            weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+        )
+        return (out / total).astype(value.dtype), (top + jnp.log(total))[:, 0]
+
+    return _over_query_blocks(block, query)
+
+
+def _backward_head(
+    query, key, value, bias, seed, lse, delta, out_grad, *, dropout_rate
+):
+    def block(rows, query, lse, delta, out_grad):
+        weights = jnp.exp(_scores(query, key, bias) - lse[:, None])
+        weight_grad = jnp.matmul(out_grad, value.T, preferred_element_type=jnp.float32)
+        dropped = weights
+        if seed is not None:
+            scale = _keep_scale(seed, rows, key.shape[0], dropout_rate)
+            dropped, weight_grad = weights * scale, weight_grad * scale
+        value_grad = jnp.matmul(
+            dropped.astype(value.dtype).T, out_grad, preferred_element_type=jnp.float32
+        )
+        score_grad = (weights * (weight_grad - delta[:, None])).astype(key.dtype)
+        query_grad = jnp.matmul(score_grad, key, preferred_element_type=jnp.float32)
+        key_grad = jnp.matmul(score_grad.T, query, preferred_element_type=jnp.float32)
+        return query_grad.astype(query.dtype), (key_grad, value_grad)
+
+    num_queries = query.shape[0]
+    rows = jnp.arange(num_queries)
+    if num_queries <= _QUERY_BLOCK:
+        query_grad, (key_grad, value_grad) = block(rows, query, lse, delta, out_grad)
+    else:
+        blocks = [_split_queries(x) for x in (rows, query, lse, delta, out_grad)]
+
+        def step(sums, args):
+            query_grad, grads = block(*args)
+            return jax.tree.map(jnp.add, sums, grads), query_grad
+
+        zeros = (jnp.zeros(key.shape, jnp.float32),) * 2
+        (key_grad, value_grad), query_grad = jax.lax.scan(step, zeros, tuple(blocks))
+        query_grad = query_grad.reshape(-1, query.shape[1])[:num_queries]
+    return query_grad, key_grad.astype(key.dtype), value_grad.astype(value.dtype)
+
+
+def _over_query_blocks(block, query):
+    num_queries = query.shape[0]
+    rows = jnp.arange(num_queries)
+    if num_queries <= _QUERY_BLOCK:
+        return block(query, rows)
+    outputs = jax.lax.map(
+        lambda args: block(*args), (_split_queries(query), _split_queries(rows))
+    )
+    return jax.tree.map(
+        lambda x: x.reshape(-1, *x.shape[2:])[:num_queries], outputs
+    )
+
+
+def _split_queries(x: Array) -> Array:
+    """``[L ...]`` to ``[blocks, block, ...]``, zero-padded at the end."""
+    num_blocks = -(-x.shape[0] // _QUERY_BLOCK)
+    block = -(-x.shape[0] // num_blocks)
+    padding = [(0, num_blocks * block - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, padding).reshape(num_blocks, block, *x.shape[1:])

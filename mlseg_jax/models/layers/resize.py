@@ -1,0 +1,103 @@
+"""Every spatial resampling of the system, as a pair of small matrices.
+
+Resizing an image is ``rows @ image @ columns.T``. As matrices, the resampling of a
+picture that fills only part of a padded canvas is the same code with other numbers,
+sliding windows are one product more (see ``inference``), and gradients are products too.
+
+The conventions are PyTorch's with ``align_corners=False`` and no anti-aliasing, which
+``jax.image.resize`` does not offer for bicubic (a = -0.75, clamped borders) nor for
+bilinear when shrinking.
+
+``size_in`` and ``size_out`` are the part of the padded lengths that is real. They may be
+traced integers, so one compilation serves every picture size; with plain integers the
+matrices are NumPy constants.
+"""
+
+import types
+
+import jax.numpy as jnp
+import numpy as np
+
+from mlseg_jax.typing import Array, Float, Int
+
+Size = int | Int[Array, ""]
+
+
+def _namespace(*sizes: Size) -> types.ModuleType:
+    return np if all(isinstance(size, int) for size in sizes) else jnp
+
+
+def _source_positions(xp, length_out: int, size_out: Size, size_in: Size):
+    """Where the centre of each output sample lies in the input, in input samples."""
+    scale = xp.float32(size_in) / xp.float32(size_out)
+    return (xp.arange(length_out, dtype=xp.float32) + 0.5) * scale - 0.5
+
+
+def _taps(xp, indices, weights, length_in: int):
+    hit = indices[:, None] == xp.arange(length_in)
+    return xp.where(hit, weights[:, None], xp.float32(0.0))
+
+
+def bilinear_matrix(
+    length_out: int,
+    length_in: int,
+    size_out: Size | None = None,
+    size_in: Size | None = None,
+) -> Float[Array | np.ndarray, "out in"]:
+    """Linear interpolation from ``size_in`` to ``size_out`` samples."""
+    size_out = length_out if size_out is None else size_out
+    size_in = length_in if size_in is None else size_in
+    xp = _namespace(size_out, size_in)
+    position = _source_positions(xp, length_out, size_out, size_in)
+    position = xp.maximum(position, xp.float32(0.0))
+    low = xp.floor(position)
+    fraction = position - low
+    low = xp.minimum(low.astype(xp.int32), size_in - 1)
+    high = xp.minimum(low + 1, size_in - 1)
+    return _taps(xp, low, 1 - fraction, length_in) + _taps(xp, high, fraction, length_in)
+
+
+def bicubic_matrix(
+    length_out: int, length_in: int, size_out: Size | None = None
+) -> Float[Array | np.ndarray, "out in"]:
+    """Cubic convolution (a = -0.75, indices clamped at the borders)."""
+    size_out = length_out if size_out is None else size_out
+    xp = _namespace(size_out)
+    position = _source_positions(xp, length_out, size_out, length_in)
+    base = xp.floor(position)
+    matrix = xp.zeros((length_out, length_in), xp.float32)
+    for offset in (-1, 0, 1, 2):
+        distance = xp.abs(position - (base + offset))
+        near = (1.25 * distance - 2.25) * distance**2 + 1.0
+        far = -0.75 * (((distance - 5.0) * distance + 8.0) * distance - 4.0)
+        index = xp.clip(base.astype(xp.int32) + offset, 0, length_in - 1)
+        weights = xp.where(distance <= 1.0, near, far)
+        matrix = matrix + _taps(xp, index, weights, length_in)
+    return matrix
+
+
+def adaptive_pool_matrix(
+    num_bins: int, length_in: int, size_in: Size | None = None
+) -> Float[Array | np.ndarray, "bins in"]:
+    """Averages over bins floor(i n / bins) .. ceil((i + 1) n / bins) - 1, n real samples.
+
+    Bins overlap by a sample where n is not a multiple of ``num_bins``.
+    """
+    size_in = length_in if size_in is None else size_in
+    xp = _namespace(size_in)
+    bins = xp.arange(num_bins)
+    start = (bins * size_in) // num_bins
+    end = -((-(bins + 1) * size_in) // num_bins)
+    samples = xp.arange(length_in)
+    inside = (samples >= start[:, None]) & (samples < end[:, None])
+    return inside / (end - start)[:, None].astype(xp.float32)
+
+
+def resample(
+    rows: Float[Array | np.ndarray, "*#B H h"],
+    columns: Float[Array | np.ndarray, "*#B W w"],
+    grid: Float[Array, "*#B h w D"],
+) -> Float[Array, "*B H W D"]:
+    """Applies a pair of resampling matrices to a feature grid."""
+    grid = jnp.einsum("...Hh,...hwd->...Hwd", rows, grid)
+    return jnp.einsum("...Ww,...Hwd->...HWd", columns, grid)

@@ -1,0 +1,116 @@
+"""MLSeg (RankSeg): multi-label prediction first, then pixels among the selected labels.
+
+The paper is five statements, in ``encode`` and ``__call__``:
+
+1. features of the image,
+2. pixel embeddings,
+3. label scores and class queries for all C classes (equation 1),
+4. a selection: the K labels worth classifying among (equation 2),
+5. logits of every pixel over those K ranks (equation 3).
+
+Which backbone, decoder and multi-label head these are is configuration (``build``), and
+so is the selection: with the complete one, in class order, this is the baseline.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from mlseg_jax.label_selection import Select, Selection, gather_classes
+from mlseg_jax.models.interfaces import (
+    AbstractBackbone,
+    AbstractDecoder,
+    AbstractMultiLabelHead,
+    LabelPrediction,
+    Output,
+)
+from mlseg_jax.models.layers.transformer import linear_init, split_rng
+from mlseg_jax.models.rank_adaptive import RankNorm
+from mlseg_jax.typing import Array, Float, Int, PRNGKeyArray, UInt8
+
+
+class MLSeg(nnx.Module):
+    """A backbone, a decoder, a multi-label head and one embedding per class."""
+
+    def __init__(
+        self,
+        backbone: AbstractBackbone,
+        decoder: AbstractDecoder,
+        multilabel_head: AbstractMultiLabelHead,
+        rank_norm: RankNorm,
+        *,
+        num_classes: int,
+        embed_dim: int,
+        pixel_mean: tuple[float, ...],
+        pixel_std: tuple[float, ...],
+        rngs: nnx.Rngs,
+    ):
+        self.backbone = backbone
+        self.decoder = decoder
+        self.multilabel_head = multilabel_head
+        self.rank_norm = rank_norm
+        # One table serves the multi-label head and the pixel classifier.
+        self.class_embeddings = nnx.Param(
+            linear_init(rngs.params(), (num_classes, embed_dim))
+        )
+        self.pixel_mean = pixel_mean
+        self.pixel_std = pixel_std
+
+    def __call__(
+        self,
+        images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
+        select: Select,
+        *,
+        image_size: Int[Array, "B 2"] | None = None,
+        rng: PRNGKeyArray | None = None,
+    ) -> Output:
+        """Label scores, the selection that ``select`` makes of them, logits over ranks.
+
+        ``image_size`` is the real height and width where images only fill the upper left
+        of a padded canvas. ``rng`` switches dropout on (training).
+        """
+        encode_rng, classify_rng = split_rng(rng, 2)
+        labels = self.encode(images, image_size=image_size, rng=encode_rng)
+        selection = select(labels.scores)
+        return self.classify(labels, selection, rng=classify_rng)
+
+    def encode(
+        self,
+        images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
+        *,
+        image_size: Int[Array, "B 2"] | None = None,
+        rng: PRNGKeyArray | None = None,
+    ) -> LabelPrediction:
+        """Which labels are in the image? Nothing here depends on the selection."""
+        backbone_rng, head_rng = split_rng(rng, 2)
+        pixels = self.normalise(images, image_size)
+        features = self.backbone(pixels, image_size, backbone_rng)
+        embeddings = self.decoder.embed(features)
+        return self.multilabel_head(embeddings, self.class_embeddings[...], head_rng)
+
+    def classify(
+        self,
+        labels: LabelPrediction,
+        selection: Selection,
+        *,
+        rng: PRNGKeyArray | None = None,
+    ) -> Output:
+        """Which of the selected labels is each pixel?"""
+        class_queries = gather_classes(labels.class_queries, selection)
+        scores = self.decoder.classify(
+            labels.embeddings, class_queries, selection.valid, rng
+        )
+        logits = self.rank_norm(scores, selection.valid)
+        return Output(labels.scores, selection, logits, labels.embeddings.grid_size)
+
+    def normalise(
+        self, images: Array, image_size: Int[Array, "B 2"] | None
+    ) -> Float[Array, "B H W 3"]:
+        """Subtracts the mean and divides by the deviation; the padding becomes zero."""
+        mean, std = jnp.asarray(self.pixel_mean), jnp.asarray(self.pixel_std)
+        pixels = (images.astype(jnp.float32) - mean) / std
+        if image_size is None:
+            return pixels
+        _, height, width, _ = images.shape
+        rows = jnp.arange(height)[:, None] < image_size[:, 0, None, None]
+        inside = rows & (jnp.arange(width) < image_size[:, 1, None, None])
+        return jnp.where(inside[..., None], pixels, 0.0)

@@ -1,0 +1,25 @@
+"""No multi-label head: the complete-label baseline."""
+
+import jax.numpy as jnp
+
+from mlseg_jax.models.interfaces import (
+    AbstractMultiLabelHead,
+    Features,
+    LabelPrediction,
+)
+from mlseg_jax.typing import Array, Float, PRNGKeyArray
+
+
+class NoMultiLabelHead(AbstractMultiLabelHead):
+    """The baseline's: no scores, and the class embeddings themselves as queries."""
+
+    def __call__(
+        self,
+        embeddings: Features,
+        class_embeddings: Float[Array, "C D"],
+        rng: PRNGKeyArray | None = None,
+    ) -> LabelPrediction:
+        batch = embeddings.grid.shape[0]
+        scores = jnp.zeros((batch, class_embeddings.shape[0]))
+        queries = jnp.broadcast_to(class_embeddings, (batch, *class_embeddings.shape))
+        return LabelPrediction(scores, queries, embeddings)

@@ -1,0 +1,97 @@
+"""What one sees of a run: a progress bar, a log line, event files, a JSON line each."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+from absl import logging
+from etils import epath
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class MetricWriter:
+    """Scalars to ``metrics.jsonl`` and to TensorBoard; of one process only."""
+
+    def __init__(self, workdir: str):
+        self._path = epath.Path(workdir) / "metrics.jsonl"
+        self._active = jax.process_index() == 0
+        self._events = None
+        if self._active:
+            self._events = SummaryWriter(str(epath.Path(workdir) / "events"))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        if not self._active:
+            return
+        for key, value in scalars.items():
+            self._events.add_scalar(key, value, step)
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drops lines of steps that a resumed run is about to do again."""
+        if not self._active or not self._path.exists():
+            return
+        lines = self._path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) < len(lines):
+            part = self._path.parent / (self._path.name + ".part")
+            part.write_text("".join(kept))
+            part.replace(self._path)
+
+    def close(self) -> None:
+        if self._active:
+            self._events.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return float("inf")  # cut off by a kill
+
+
+def progress_bar(total: int, start: int, what: str) -> tqdm:
+    """A bar with the time left; a line now and then where there is no terminal."""
+    is_terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=start,
+        desc=what,
+        disable=jax.process_index() != 0,
+        mininterval=0.5 if is_terminal else 15.0,
+        dynamic_ncols=is_terminal,
+        ncols=None if is_terminal else 100,
+    )
+
+
+class Stopwatch:
+    """Wall time since the last reading, and how much of it went on waiting for input."""
+
+    def __init__(self):
+        self._waited = 0.0
+        self._begin = time.perf_counter()
+
+    def timed(self, batches: Iterator) -> Iterator:
+        """The batches; time spent in ``next`` counts as waiting."""
+        while True:
+            begin = time.perf_counter()
+            batch = next(batches)
+            self._waited += time.perf_counter() - begin
+            yield batch
+
+    def read(self) -> tuple[float, float]:
+        """Seconds since the last reading, and the share of them spent waiting."""
+        now = time.perf_counter()
+        seconds, waited = now - self._begin, self._waited
+        self._begin, self._waited = now, 0.0
+        return seconds, waited / max(seconds, 1e-9)
+
+
+def log_line(step: int, scalars: dict[str, float]) -> None:
+    """The scalars of a step in the log, names shortened to what follows the slash."""
+    text = "  ".join(f"{key.split('/')[-1]} {value:.4g}" for key, value in scalars.items())
+    with tqdm.external_write_mode():
+        logging.info("step %d  %s", step, text)

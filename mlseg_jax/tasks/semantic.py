@@ -1,0 +1,98 @@
+"""Semantic segmentation: a batch to a loss (paper section 3.3, method.md 4.3)."""
+
+import jax.numpy as jnp
+import ml_collections
+
+from mlseg_jax.errors import UserError
+from mlseg_jax.label_selection import (
+    Selection,
+    SelectionPolicy,
+    labels_to_ranks,
+    rank_of_class,
+)
+from mlseg_jax.losses.multilabel import asymmetric_loss, binary_cross_entropy
+from mlseg_jax.losses.pixel import upsampled_cross_entropy
+from mlseg_jax.losses.reduce import mean_over_labels, mean_over_pixels
+from mlseg_jax.metrics.label_recall import label_histogram
+from mlseg_jax.models.mlseg import MLSeg
+from mlseg_jax.typing import IGNORE, Array, Bool, Float, Int, PRNGKeyArray
+
+
+def loss(
+    model: MLSeg,
+    batch: dict[str, Array],
+    config: ml_collections.ConfigDict,
+    rng: PRNGKeyArray | None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Pixel loss over ranks + weighted multi-label loss, and what to log of them.
+
+    ``batch``: ``image`` uint8 [B H W 3], ``label_map`` int32 [B H W]. A label counts as
+    present if any pixel of the (augmented) crop has it.
+    """
+    label_map = batch["label_map"]
+    num_classes = model.class_embeddings.shape[0]
+    histogram = label_histogram(label_map, num_classes)
+    policy = SelectionPolicy(config.selection.name, config.selection.k)
+    select = policy.select(histogram=histogram)
+    output = model(batch["image"], select, rng=rng)
+
+    ranks = labels_to_ranks(label_map, output.selection)
+    pixel_loss = mean_over_pixels(
+        upsampled_cross_entropy(output.logits, ranks),
+        ranks != IGNORE,
+        over=config.loss.pixel_mean,
+    )
+    label_loss = mean_over_labels(
+        multilabel_losses(config, output.label_scores, histogram > 0)
+    )
+    total = pixel_loss + config.loss.multilabel_weight * label_loss
+    pixel_recall, image_recall = selection_recall(histogram, output.selection)
+    return total, {
+        "loss/total": total,
+        "loss/pixel": pixel_loss,
+        "loss/multilabel": label_loss,
+        "train/pixel_recall_at_k": pixel_recall,
+        "train/image_recall_at_k": image_recall,
+    }
+
+
+def multilabel_losses(
+    config: ml_collections.ConfigDict,
+    scores: Float[Array, "B C"],
+    presence: Bool[Array, "B C"],
+) -> Float[Array, "B C"]:
+    """The configured multi-label loss, unreduced."""
+    if config.loss.multilabel == "binary_cross_entropy":
+        return binary_cross_entropy(scores, presence)
+    if config.loss.multilabel == "asymmetric":
+        return asymmetric_loss(
+            scores,
+            presence,
+            gamma_negative=config.loss.gamma_negative,
+            gamma_positive=config.loss.gamma_positive,
+            clip=config.loss.clip,
+        )
+    raise UserError(
+        f"Unknown loss.multilabel {config.loss.multilabel!r}; choose asymmetric or "
+        f"binary_cross_entropy."
+    )
+
+
+def selection_recall(
+    histogram: Int[Array, "B C"], selection: Selection
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Shares of labelled pixels and of present labels that were selected (mean over B).
+
+    Images without any label count as 1 (method.md 13.4).
+    """
+    selected = rank_of_class(selection) != IGNORE
+    present = histogram > 0
+
+    def share(part: Array, whole: Array) -> Array:
+        part, whole = jnp.sum(part, axis=1), jnp.sum(whole, axis=1)
+        return jnp.mean(jnp.where(whole > 0, part / jnp.maximum(whole, 1), 1.0))
+
+    return (
+        share(jnp.where(selected, histogram, 0), histogram),
+        share(present & selected, present),
+    )

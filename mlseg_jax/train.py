@@ -1,0 +1,266 @@
+"""The training loop: the only one."""
+
+import json
+import math
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from etils import epath
+
+from input_pipeline.augment import make_augment
+from input_pipeline.datasets.open import open_dataset
+from input_pipeline.pipeline import train_batches
+from mlseg_jax.checkpoint import Checkpoints, without_nan, write_json
+from mlseg_jax.errors import UserError
+from mlseg_jax.evaluate import evaluate, make_engine, write_evaluation
+from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.optimizer import make_schedule
+from mlseg_jax.progress import MetricWriter, Stopwatch, log_line, progress_bar
+from mlseg_jax.sharding import check_batch_size, make_mesh, put_batch
+from mlseg_jax.train_state import (
+    abstract_state,
+    evaluation_parameters,
+    initialise,
+    make_train_step,
+)
+
+FREE_TO_CHANGE = ("eval", "mesh", "train.log_every", "train.stop_after", "data.num_threads")
+"""Keys that may differ when a run is taken up again: they change no weight."""
+
+
+def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+    """Trains, or takes up where the work directory stands; ends with an evaluation.
+
+    Returns the metrics that are also in ``metrics.json``.
+    """
+    train_source = open_dataset(config.data, train=True)
+    eval_source = open_dataset(config.data, train=False)
+    num_classes = train_source.info.num_classes
+    _check_labels(config, train_source.info, eval_source.info)
+    mesh = make_mesh(config)
+    check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
+    claim_workdir(config, workdir)
+
+    model = FunctionalModel.build(config, num_classes)
+    checkpoints = Checkpoints(workdir)
+    state = _start(config, num_classes, mesh, checkpoints)
+    writer = MetricWriter(workdir)
+    loop = _Loop(config, model, mesh, checkpoints, writer, eval_source)
+    try:
+        state = loop.run(state, train_source)
+        checkpoints.wait()
+        if loop.stopped_early:
+            return {}
+        return finish(config, workdir, model, state, eval_source, mesh)
+    finally:
+        checkpoints.close()
+        writer.close()
+
+
+class _Loop:
+    """Evaluate, save, fetch, step, log: in this order, so that an evaluation and a
+    checkpoint see the same weights, and a fetched batch is always used."""
+
+    def __init__(self, config, model, mesh, checkpoints, writer, eval_source):
+        self.config = config
+        self.model = model
+        self.mesh = mesh
+        self.checkpoints = checkpoints
+        self.writer = writer
+        self.eval_source = eval_source
+        self.schedule = make_schedule(config)
+        self.step_function = make_train_step(config, model, mesh)
+        self.pending = []
+        self.stopped_early = False
+
+    def run(self, state, source):
+        settings = self.config.train
+        first = step = int(state["step"])
+        self.writer.forget_after(first)
+        batches = train_batches(
+            source,
+            seed=self.config.seed,
+            batch_size=settings.batch_size,
+            start_example=first * settings.batch_size,
+            augment=make_augment(self.config.data),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_threads=self.config.data.num_threads,
+        )
+        watch = Stopwatch()
+        timed = watch.timed(batches)
+        bar = progress_bar(settings.steps, first, "training")
+        try:
+            while step < settings.steps:
+                self._evaluate_and_save(step, first, state)
+                if settings.stop_after and step - first >= settings.stop_after:
+                    self.stopped_early = True
+                    break
+                batch = put_batch(self.mesh, next(timed))
+                state, metrics = self.step_function(state, batch)
+                step += 1
+                bar.update()
+                self.pending.append((step, metrics))
+                if step % settings.log_every == 0 or step == settings.steps:
+                    self._log(step, watch, bar)
+            self._check_finite()
+            self.checkpoints.save(step, state, None)
+        finally:
+            bar.close()
+            batches.close()
+        return state
+
+    def _evaluate_and_save(self, step: int, first: int, state) -> None:
+        settings = self.config.train
+        if step == first:
+            return
+        evaluates = step % settings.eval_every == 0
+        if not evaluates and step % settings.checkpoint_every:
+            return
+        self._check_finite()
+        metrics = None
+        if evaluates:
+            engine = make_engine(
+                self.config, self.model, evaluation_parameters(state), self.mesh
+            )
+            _, metrics = evaluate(
+                engine, self.eval_source, self.config, with_oracle=False
+            )
+            scalars = {f"eval/{k}": v for k, v in without_nan(metrics).items() if v}
+            log_line(step, {k: scalars[k] for k in scalars if k.endswith(("mIoU", "mAP"))})
+            self.writer.write(step, scalars)
+        self.checkpoints.save(step, state, metrics)
+
+    def _check_finite(self) -> list[dict[str, float]]:
+        """Fetches what the last steps measured; stops where it is not a number."""
+        steps = [step for step, _ in self.pending]
+        fetched = jax.device_get([metrics for _, metrics in self.pending])
+        self.pending.clear()
+        for step, metrics in zip(steps, fetched, strict=True):
+            bad = [key for key, value in metrics.items() if not np.isfinite(value)]
+            if bad:
+                saved = self.checkpoints.steps()
+                last = f"checkpoint {saved[-1]}" if saved else "no checkpoint yet"
+                raise UserError(
+                    f"Training diverged at step {step}: {', '.join(sorted(bad))} is not "
+                    f"finite; the last good state is {last}, so lower "
+                    f"optimizer.learning_rate or set optimizer.clip_norm and start from "
+                    f"there."
+                )
+        return fetched
+
+    def _log(self, step: int, watch: Stopwatch, bar) -> None:
+        fetched = self._check_finite()
+        if not fetched:
+            return
+        seconds, waiting = watch.read()
+        scalars = {
+            key: float(np.mean([metrics[key] for metrics in fetched]))
+            for key in fetched[0]
+        }
+        images = len(fetched) * self.config.train.batch_size
+        scalars["train/learning_rate"] = float(self.schedule(step - 1))
+        scalars["train/images_per_second"] = images / seconds
+        scalars["train/input_wait"] = waiting
+        bar.set_postfix(
+            loss=f"{scalars['loss/total']:.3f}",
+            recall=f"{scalars['train/pixel_recall_at_k']:.2f}",
+            refresh=False,
+        )
+        log_line(step, scalars)
+        self.writer.write(step, scalars)
+
+
+def finish(config, workdir, model, state, eval_source, mesh) -> dict[str, float]:
+    """The evaluation at the end, with the oracle; writes ``metrics.json``."""
+    parameters = evaluation_parameters(state)
+    engine = make_engine(config, model, parameters, mesh)
+    bar = progress_bar(len(eval_source), 0, "evaluating")
+    evaluation, metrics = evaluate(
+        engine,
+        eval_source,
+        config,
+        with_oracle=True,
+        on_progress=lambda done, total: bar.update(done - bar.n),
+    )
+    bar.close()
+    metrics["step"] = int(state["step"])
+    metrics["parameters"] = sum(math.prod(x.shape) for x in parameters.values())
+    norm = model.bind(parameters).rank_norm
+    if jax.process_index() == 0:
+        write_evaluation(
+            workdir, evaluation, metrics, norm.inverse_temperature(metrics["k"])
+        )
+    return metrics
+
+
+def _start(config, num_classes, mesh, checkpoints: Checkpoints):
+    """A new state, or the newest one of the work directory."""
+    if not checkpoints.steps():
+        return initialise(config, num_classes, mesh)
+    step = checkpoints.find("latest")
+    logging.info("resuming from checkpoint %d of %s", step, checkpoints.path)
+    return checkpoints.restore(step, abstract_state(config, num_classes, mesh))
+
+
+def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Writes the configuration, or checks that it is the one already there.
+
+    Raises:
+      UserError: the directory belongs to a run with other settings, or cannot be written.
+    """
+    path = epath.Path(workdir) / "config.json"
+    wanted = json.loads(config.to_json_best_effort())
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                write_json(path, wanted)
+        except OSError as error:
+            raise UserError(
+                f"Cannot write to the work directory {workdir} ({error.strerror}); "
+                f"choose another --workdir."
+            ) from error
+        return
+    differences = _differences(json.loads(path.read_text()), wanted)
+    if differences:
+        raise UserError(
+            f"The work directory {workdir} holds a run with another configuration "
+            f"({'; '.join(differences[:5])}{' ...' if len(differences) > 5 else ''}); "
+            f"choose another --workdir, or the same settings to take it up."
+        )
+
+
+def _differences(old, new, path: str = "") -> list[str]:
+    """Leaves that are not equal, as ``key was x, is y``."""
+    if path in FREE_TO_CHANGE:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [
+            line
+            for key in keys
+            for line in _differences(
+                old.get(key), new.get(key), f"{path}.{key}" if path else key
+            )
+        ]
+    return [] if old == new else [f"{path} was {old}, is {new}"]
+
+
+def _check_labels(config, train_info, eval_info) -> None:
+    if train_info.class_names != eval_info.class_names:
+        raise UserError(
+            f"The splits {config.data.train_split!r} and {config.data.eval_split!r} have "
+            f"different classes; both must be of one data set."
+        )
+    selection = config.selection
+    for key in ("k", "eval_k"):
+        if selection[key] > train_info.num_classes:
+            logging.warning(
+                "selection.%s is %d, but there are %d classes: all are selected.",
+                key,
+                selection[key],
+                train_info.num_classes,
+            )

@@ -1,0 +1,117 @@
+"""What training carries from step to step."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from mlseg_jax.models.build import FunctionalModel, initial_parameters
+from mlseg_jax.optimizer import make_optimizer
+from mlseg_jax.sharding import state_sharding
+from mlseg_jax.tasks import semantic
+from mlseg_jax.typing import Array
+
+TrainState = dict[str, Any]
+"""``step`` int32 [], ``params`` (flat), ``opt_state``, and ``ema`` (flat, may be empty)."""
+
+
+def create_state(
+    config: ml_collections.ConfigDict, num_classes: int
+) -> TrainState:
+    """The state at step 0, from the configuration's seed alone."""
+    params = initial_parameters(config, num_classes, jax.random.key(config.seed))
+    ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay > 0 else {}
+    return {
+        "step": jnp.zeros((), jnp.int32),
+        "params": params,
+        "opt_state": make_optimizer(config).init(params),
+        "ema": ema,
+    }
+
+
+def abstract_state(
+    config: ml_collections.ConfigDict, num_classes: int, mesh: Mesh
+) -> TrainState:
+    """Shapes, types and shardings of the state; makes no array."""
+    shapes = jax.eval_shape(lambda: create_state(config, num_classes))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=state_sharding(mesh, x)
+        ),
+        shapes,
+    )
+
+
+def initialise(
+    config: ml_collections.ConfigDict, num_classes: int, mesh: Mesh
+) -> TrainState:
+    """Makes the state where it belongs: no device ever holds an unsplit copy."""
+    abstract = abstract_state(config, num_classes, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    make = functools.partial(create_state, config, num_classes)
+    return jax.jit(make, out_shardings=shardings)()
+
+
+def evaluation_parameters(state: TrainState) -> dict[str, Array]:
+    """The averaged weights where there are any, else the weights."""
+    return state["ema"] or state["params"]
+
+
+def make_train_step(
+    config: ml_collections.ConfigDict, model: FunctionalModel, mesh: Mesh
+):
+    """The jitted step: ``(state, batch) -> (state, metrics)``; the state is donated."""
+    optimizer = make_optimizer(config)
+    num_parts = config.train.accumulate
+    dropout_key = jax.random.key(config.seed + 1)
+
+    def loss(params, batch, rng):
+        return semantic.loss(model.bind(params), batch, config, rng)
+
+    def gradients(params, batch, rng):
+        """Mean over ``num_parts`` equal parts, one after the other."""
+        differentiate = jax.grad(loss, has_aux=True)
+        if num_parts == 1:
+            return differentiate(params, batch, rng)
+        # Every part takes its share of each device's examples, so nothing moves.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+
+        def add(sums, part):
+            results = differentiate(params, *part)
+            return jax.tree.map(jnp.add, sums, results), None
+
+        rngs = jax.random.split(rng, num_parts)
+        shapes = jax.eval_shape(
+            differentiate, params, jax.tree.map(lambda x: x[0], parts), rng
+        )
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        sums, _ = jax.lax.scan(add, zeros, (parts, rngs))
+        return jax.tree.map(lambda x: x / num_parts, sums)
+
+    def train_step(state: TrainState, batch: dict[str, Array]):
+        rng = jax.random.fold_in(dropout_key, state["step"])
+        grads, metrics = gradients(state["params"], batch, rng)
+        updates, opt_state = optimizer.update(
+            grads, state["opt_state"], state["params"]
+        )
+        params = optax.apply_updates(state["params"], updates)
+        decay = config.optimizer.ema_decay
+        ema = {
+            path: decay * average + (1.0 - decay) * params[path]
+            for path, average in state["ema"].items()
+        }
+        metrics["train/gradient_norm"] = optax.tree.norm(grads)
+        step = state["step"] + 1
+        return dict(step=step, params=params, opt_state=opt_state, ema=ema), metrics
+
+    shardings = jax.tree.map(
+        lambda x: x.sharding,
+        abstract_state(config, model.num_classes, mesh),
+    )
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))

@@ -1,0 +1,18 @@
+"""Dimension letters and array types used in every signature.
+
+Letters (one meaning each, everywhere):
+
+* ``B`` example, ``T`` frame, ``H W`` input pixels, ``h w`` feature grid, ``L`` tokens
+* ``D`` width, ``C`` complete classes, ``K`` selected labels (ranks)
+* ``N`` object queries, ``M`` padded segments, ``P`` sampled points
+
+Indices of classes are ``class_ids``; positions in a selection are ``ranks``. Mixing the
+two is this method's typical bug, so every name says which one it holds.
+"""
+
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+
+IGNORE = -1
+"""Label of pixels that have no class: never trained on, never scored."""
+
+__all__ = ["IGNORE", "Array", "Bool", "Float", "Int", "PRNGKeyArray", "UInt8"]
