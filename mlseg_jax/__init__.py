@@ -1,0 +1,18 @@
+"""MLSeg (RankSeg) in JAX: segmentation into hundreds to ten thousand classes.
+
+    import mlseg_jax
+    segmenter = mlseg_jax.load("runs/demo")
+    result = segmenter("picture.jpg")
+    result.label_map, result.labels, result.overlay()
+"""
+
+
+def load(workdir, checkpoint="latest"):
+    """The model that was trained in ``workdir``: see `mlseg_jax.predict.load`."""
+    # Imported on use, so that `import mlseg_jax.typing` does not start JAX.
+    from mlseg_jax.predict import load as load_segmenter
+
+    return load_segmenter(workdir, checkpoint)
+
+
+__all__ = ["load"]

@@ -97,8 +97,8 @@ class Checkpoints:
 
     def _check(self, step: int, abstract_state) -> None:
         """Compares parameter shapes before Orbax does, to say it in a sentence."""
-        saved = self._manager.item_metadata(step)["params"]
-        wanted = abstract_state["params"]
+        part = "params" if "params" in abstract_state else next(iter(abstract_state))
+        saved, wanted = self._manager.item_metadata(step)[part], abstract_state[part]
         wrong = [
             f"{path} is {tuple(saved[path].shape) if path in saved else 'missing'} "
             f"and should be {tuple(array.shape)}"

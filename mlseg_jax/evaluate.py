@@ -208,7 +208,7 @@ class Evaluation:
 
     def save_pictures(self, path: epath.Path) -> None:
         """Writes what the report shows of single pictures."""
-        arrays = {"names": np.asarray([e["name"] for e, _, _ in self.pictures])}
+        arrays = {"names": np.asarray(self.info.class_names)}
         for i, (example, prediction, scores) in enumerate(self.pictures):
             order = np.argsort(-scores, kind="stable")[: 2 * self.policy.k]
             arrays |= {

@@ -33,7 +33,7 @@ from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.models.interfaces import LabelPrediction
 from mlseg_jax.models.layers.resize import bilinear_matrix
 from mlseg_jax.sharding import batch_sharding
-from mlseg_jax.typing import Array, Float, Int
+from mlseg_jax.typing import Array, Bool, Float, Int
 
 TILE_BYTES = 16 * 2**20
 """Upsampled logits that exist at a time."""
@@ -175,6 +175,7 @@ class Segmented:
       selection: the labels; with several windows, the union of theirs.
       scores: label scores of each picture, the highest of its windows'.
       count: how many pictures are real; the rest pads the batch.
+      num_labels: how many labels are real; the rest pads the union.
     """
 
     size: tuple[int, int]
@@ -184,6 +185,7 @@ class Segmented:
     selection: Selection
     scores: Float[np.ndarray, "N C"]
     count: int
+    num_labels: int
 
     def tiles(self) -> Iterator[tuple[slice, slice, tuple, tuple]]:
         """Slices of the picture, with the matrices that make these pixels."""
@@ -259,8 +261,12 @@ class Engine:
         self._sharding = None if mesh is None else batch_sharding(mesh)
 
         @jax.jit
-        def encode(parameters, windows, sizes) -> LabelPrediction:
-            return model.bind(parameters).encode(windows, image_size=sizes)
+        def encode(parameters, windows, sizes, allowed) -> LabelPrediction:
+            labels = model.bind(parameters).encode(windows, image_size=sizes)
+            if allowed is None:
+                return labels
+            scores = jnp.where(allowed, labels.scores, -jnp.inf)
+            return dataclasses.replace(labels, scores=scores)
 
         @functools.partial(jax.jit, static_argnames="policy")
         def classify(parameters, labels, given, policy: SelectionPolicy):
@@ -275,11 +281,13 @@ class Engine:
         self,
         images: Sequence[np.ndarray],
         policies: Sequence[tuple[SelectionPolicy, Selection | None]],
+        allowed: Bool[np.ndarray, "C"] | None = None,
     ) -> list[list[Segmented]]:
         """Segments pictures uint8 ``[H W 3]`` of one size under each of ``policies``.
 
-        A ``given`` selection has a row per picture. Returns, per policy, one `Segmented`
-        for all pictures where each is a single window, else one for each.
+        A ``given`` selection has a row per picture. Labels that are not ``allowed`` get
+        the score -inf. Returns, per policy, one `Segmented` for each batch of pictures
+        where a picture is a single window, else one for each picture.
         """
         views = [
             make_views(image, self.settings, self.patch_size) for image in images
@@ -294,7 +302,7 @@ class Engine:
             for view in vs
             for _ in range(view.num_windows)
         ]
-        encoded = list(self._encode_all(windows, sizes))
+        encoded = list(self._encode_all(windows, sizes, allowed))
         scores = np.concatenate([np.asarray(e.scores)[:n] for e, n in encoded])
         results = []
         for policy, given in policies:
@@ -305,7 +313,7 @@ class Engine:
             results.append(self._assemble(images, views, parts, scores, owners))
         return results
 
-    def _encode_all(self, windows, sizes) -> Iterator[tuple[LabelPrediction, int]]:
+    def _encode_all(self, windows, sizes, allowed) -> Iterator[tuple[LabelPrediction, int]]:
         """Encodes windows in batches of two static sizes: full ones, then single ones."""
         start, full = 0, self.settings.batch_size
         while start < len(windows):
@@ -322,7 +330,8 @@ class Engine:
             ):
                 batch[i], real[i] = window, size
             image_size = None if np.all(real == canvas) else real
-            yield self._encode(self._put(batch), image_size), chosen.stop - chosen.start
+            labels = self._encode(self._put(batch), image_size, allowed)
+            yield labels, chosen.stop - chosen.start
 
     def _put(self, batch: np.ndarray):
         """Splits a batch over the devices where it divides."""
@@ -356,8 +365,9 @@ class Engine:
             results, start = [], 0
             for selection, logits, count in parts:
                 own = scores[start : start + count]
+                k = selection.num_ranks
                 results.append(
-                    Segmented(size, (logits,), rows, columns, selection, own, count)
+                    Segmented(size, (logits,), rows, columns, selection, own, count, k)
                 )
                 start += count
             return results
@@ -383,8 +393,10 @@ class Engine:
                 grids.append(_stitch(chosen, view))
             selection = Selection(union[None], None, self.num_classes)
             best = scores[mine].max(axis=0, keepdims=True)
+            num_labels = int(np.sum((ranks <= class_ids.shape[1]).any(axis=0)))
+            grids = tuple(grids)
             results.append(
-                Segmented(size, tuple(grids), rows, columns, selection, best, 1)
+                Segmented(size, grids, rows, columns, selection, best, 1, num_labels)
             )
         return results
 

@@ -58,15 +58,31 @@ def select_complete(label_scores: Float[Array, "B C"]) -> Selection:
     return Selection(class_ids, None, num_classes)
 
 
-def select_top_k(label_scores: Float[Array, "B C"], k: int) -> Selection:
+def select_top_k(
+    label_scores: Float[Array, "B C"],
+    k: int,
+    *,
+    minimum_score: float = 0.0,
+    cumulative: float = 1.0,
+) -> Selection:
     """The ``k`` best labels by falling score, ties to the lower class id (equation 2).
 
-    An index operation: no gradient passes through it. ``k`` above C means C.
+    An index operation: no gradient passes through it. ``k`` above C means C. Fewer than
+    ``k`` may be valid (the paper's dynamic kappa, section 4.3): labels whose probability
+    is below ``minimum_score`` are not, nor those after the best ones that together hold
+    the share ``cumulative`` of all labels' probability. The best label always is.
     """
     num_classes = label_scores.shape[1]
     scores = jax.lax.stop_gradient(label_scores)
-    _, class_ids = jax.lax.top_k(scores, min(k, num_classes))
-    return Selection(class_ids, None, num_classes)
+    best, class_ids = jax.lax.top_k(scores, min(k, num_classes))
+    valid = None
+    if minimum_score > 0.0 or cumulative < 1.0:
+        probabilities = jax.nn.sigmoid(best)
+        before = jnp.cumsum(probabilities, axis=1) - probabilities
+        total = jnp.sum(jax.nn.sigmoid(scores), axis=1, keepdims=True)
+        valid = (probabilities >= minimum_score) & (before < cumulative * total)
+        valid = valid.at[:, 0].set(True)
+    return Selection(class_ids, valid, num_classes)
 
 
 def select_oracle(histogram: Int[Array, "B C"], k: int) -> Selection:
@@ -151,10 +167,13 @@ class SelectionPolicy:
     Attributes:
       name: ``complete``, ``top_k``, ``oracle`` or ``given``.
       k: largest number of labels; above C it means C.
+      minimum_score, cumulative: see `select_top_k`.
     """
 
     name: str
     k: int
+    minimum_score: float = 0.0
+    cumulative: float = 1.0
 
     def __post_init__(self):
         if self.name not in SELECTIONS:
@@ -177,7 +196,12 @@ class SelectionPolicy:
         if self.name == "complete":
             return select_complete
         if self.name == "top_k":
-            return lambda label_scores: select_top_k(label_scores, self.k)
+            return lambda label_scores: select_top_k(
+                label_scores,
+                self.k,
+                minimum_score=self.minimum_score,
+                cumulative=self.cumulative,
+            )
         if self.name == "oracle":
             if histogram is None:
                 raise UserError("The oracle selection needs the true label map.")

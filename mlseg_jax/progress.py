@@ -1,15 +1,17 @@
 """What one sees of a run: a progress bar, a log line, event files, a JSON line each."""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator
 
 import jax
-from absl import logging
 from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 
 class MetricWriter:
@@ -93,5 +95,19 @@ class Stopwatch:
 def log_line(step: int, scalars: dict[str, float]) -> None:
     """The scalars of a step in the log, names shortened to what follows the slash."""
     text = "  ".join(f"{key.split('/')[-1]} {value:.4g}" for key, value in scalars.items())
-    with tqdm.external_write_mode():
-        logging.info("step %d  %s", step, text)
+    logger.info("step %d  %s", step, text)
+
+
+def log_to_stderr() -> None:
+    """Sends this package's log lines past the progress bar."""
+    handler = _AboveBar()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    package = logging.getLogger("mlseg_jax")
+    package.handlers[:] = [handler]
+    package.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+    package.propagate = False
+
+
+class _AboveBar(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)

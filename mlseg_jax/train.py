@@ -1,15 +1,17 @@
 """The training loop: the only one."""
 
+import dataclasses
 import json
+import logging
 import math
 
 import jax
 import ml_collections
 import numpy as np
-from absl import logging
 from etils import epath
 
 from input_pipeline.augment import make_augment
+from input_pipeline.datasets.info import DatasetInfo
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.pipeline import train_batches
 from mlseg_jax.checkpoint import Checkpoints, without_nan, write_json
@@ -26,6 +28,8 @@ from mlseg_jax.train_state import (
     make_train_step,
 )
 
+logger = logging.getLogger(__name__)
+
 FREE_TO_CHANGE = ("eval", "mesh", "train.log_every", "train.stop_after", "data.num_threads")
 """Keys that may differ when a run is taken up again: they change no weight."""
 
@@ -41,7 +45,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     _check_labels(config, train_source.info, eval_source.info)
     mesh = make_mesh(config)
     check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
-    claim_workdir(config, workdir)
+    claim_workdir(config, workdir, train_source.info)
 
     model = FunctionalModel.build(config, num_classes)
     checkpoints = Checkpoints(workdir)
@@ -53,7 +57,10 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         checkpoints.wait()
         if loop.stopped_early:
             return {}
-        return finish(config, workdir, model, state, eval_source, mesh)
+        parameters, step = evaluation_parameters(state), state["step"]
+        return evaluate_and_write(
+            config, workdir, model, parameters, step, eval_source, mesh
+        )
     finally:
         checkpoints.close()
         writer.close()
@@ -173,20 +180,21 @@ class _Loop:
         self.writer.write(step, scalars)
 
 
-def finish(config, workdir, model, state, eval_source, mesh) -> dict[str, float]:
-    """The evaluation at the end, with the oracle; writes ``metrics.json``."""
-    parameters = evaluation_parameters(state)
+def evaluate_and_write(
+    config, workdir: str, model: FunctionalModel, parameters, step, source, mesh
+) -> dict[str, float]:
+    """An evaluation with the oracle; writes ``metrics.json`` and what the report needs."""
     engine = make_engine(config, model, parameters, mesh)
-    bar = progress_bar(len(eval_source), 0, "evaluating")
+    bar = progress_bar(len(source), 0, "evaluating")
     evaluation, metrics = evaluate(
         engine,
-        eval_source,
+        source,
         config,
         with_oracle=True,
         on_progress=lambda done, total: bar.update(done - bar.n),
     )
     bar.close()
-    metrics["step"] = int(state["step"])
+    metrics["step"] = int(step)
     metrics["parameters"] = sum(math.prod(x.shape) for x in parameters.values())
     norm = model.bind(parameters).rank_norm
     if jax.process_index() == 0:
@@ -201,12 +209,14 @@ def _start(config, num_classes, mesh, checkpoints: Checkpoints):
     if not checkpoints.steps():
         return initialise(config, num_classes, mesh)
     step = checkpoints.find("latest")
-    logging.info("resuming from checkpoint %d of %s", step, checkpoints.path)
+    logger.info("resuming from checkpoint %d of %s", step, checkpoints.path)
     return checkpoints.restore(step, abstract_state(config, num_classes, mesh))
 
 
-def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Writes the configuration, or checks that it is the one already there.
+def claim_workdir(
+    config: ml_collections.ConfigDict, workdir: str, info: DatasetInfo
+) -> None:
+    """Writes configuration and classes, or checks that the configuration is the same.
 
     Raises:
       UserError: the directory belongs to a run with other settings, or cannot be written.
@@ -217,6 +227,7 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
+                write_json(path.parent / "dataset.json", dataclasses.asdict(info))
                 write_json(path, wanted)
         except OSError as error:
             raise UserError(
@@ -258,7 +269,7 @@ def _check_labels(config, train_info, eval_info) -> None:
     selection = config.selection
     for key in ("k", "eval_k"):
         if selection[key] > train_info.num_classes:
-            logging.warning(
+            logger.warning(
                 "selection.%s is %d, but there are %d classes: all are selected.",
                 key,
                 selection[key],

@@ -1,9 +1,8 @@
 """Label maps as pictures: one stable palette, overlays with a legend, error maps.
 
 Nobody can read a legend of ten thousand classes. So a legend lists only the labels in
-its picture, and each colour is chosen as far as possible from all earlier ones
-(farthest-point sampling in OKLab): the first few hundred are easy to tell apart, and no
-class id changes its colour when classes are added.
+its picture, and each colour is chosen as far as possible from all earlier ones: the
+first few hundred are easy to tell apart, and adding classes changes no colour.
 """
 
 import functools
@@ -31,9 +30,8 @@ def palette(num_classes: int) -> UInt8[np.ndarray, "C 3"]:
     """One RGB colour per class id.
 
     ``palette(n)[:m]`` equals ``palette(m)``: a class id keeps its colour whatever C is.
-    Colours are never grey (grey and black mean "ignore"), consecutive ids always differ
-    clearly, and all of them are distinct up to ``MAX_DISTINCT_COLOURS``, where they
-    start again.
+    Colours are never grey or black, consecutive ids always differ clearly, and all are
+    distinct up to ``MAX_DISTINCT_COLOURS``, where they start again.
     """
     size = 256
     while size < min(num_classes, MAX_DISTINCT_COLOURS):  # few sizes, for the cache
@@ -98,7 +96,7 @@ def colourise(
 
 def error_map(
     truth: Int[np.ndarray, "H W"],
-    prediction: Int[np.ndarray, "H W"],
+    prediction: Int[np.ndarray, "_ _"],
     selected_class_ids: Sequence[int] | Int[np.ndarray, "K"] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Where the prediction is right, wrong or not judged (truth is ignore).
@@ -111,12 +109,12 @@ def error_map(
             f"truth has shape {truth.shape} but prediction {prediction.shape}; "
             "resize the prediction to the truth first."
         )
-    kind = np.where(truth == prediction, 1, 2)
+    errors = np.uint8([CONFUSED_COLOUR, CORRECT_COLOUR])[(truth == prediction) * 1]
     if selected_class_ids is not None:
-        kind[(kind == 2) & ~np.isin(truth, selected_class_ids)] = 3
-    kind[truth == IGNORE] = 0
-    colours = (IGNORE_COLOUR, CORRECT_COLOUR, CONFUSED_COLOUR, NOT_SELECTED_COLOUR)
-    return np.uint8(colours)[kind]
+        lost = (truth != prediction) & ~np.isin(truth, selected_class_ids)
+        errors[lost] = NOT_SELECTED_COLOUR
+    errors[truth == IGNORE] = IGNORE_COLOUR
+    return errors
 
 
 def present_labels(label_map: Int[np.ndarray, "H W"]) -> dict[int, float]:
@@ -128,7 +126,7 @@ def present_labels(label_map: Int[np.ndarray, "H W"]) -> dict[int, float]:
 
 
 def overlay(
-    image: UInt8[np.ndarray, "H W 3"],
+    image: UInt8[np.ndarray, "_ _ 3"],
     label_map: Int[np.ndarray, "H W"],
     class_names: Sequence[str],
     scores: Mapping[int, float] | Sequence[float] | np.ndarray | None = None,
@@ -136,10 +134,9 @@ def overlay(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The picture tinted by label, with region borders and a legend of its labels.
 
-    ``scores`` (a mapping from class id, or one value per class) adds a column, such as
-    the probability that the label is present. Ignored pixels keep their own colour. The
-    legend stands on the right, or below wide pictures, and adds to the size; pictures
-    under ``MIN_PICTURE_SIDE`` are enlarged.
+    ``scores`` (a mapping from class id, or one value per class) adds a column. Ignored
+    pixels keep their colour. The legend stands to the right, or below if the picture is
+    wide, and adds to the size; pictures under ``MIN_PICTURE_SIDE`` are enlarged.
     """
     if image.shape[:2] != label_map.shape:
         raise ValueError(
@@ -219,8 +216,8 @@ def _percent(value: float | None) -> str:
 
 
 def _draw_row(draw, corner, width, em, colour, texts) -> None:
-    (x, y), (name, *columns), font = corner, texts, _font(em)
-    ink = _INK if colour else _MUTED
+    (x, y), (name, *columns) = corner, texts
+    font, ink = _font(em), _INK if colour else _MUTED
     if colour:
         draw.rectangle((x, y, x + em, y + em), fill=colour, outline=_INK)
     x, right, middle = x + 1.6 * em, x + width, y + em // 2
@@ -234,12 +231,12 @@ def _draw_row(draw, corner, width, em, colour, texts) -> None:
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     # OpenCV draws ASCII only; matplotlib ships a font with thousands of characters.
-    folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
-    path = os.path.join(folder, "DejaVuSans.ttf")  # raqm raises on control characters
-    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+    path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    basic = ImageFont.Layout.BASIC  # raqm raises on control characters
+    return ImageFont.truetype(path, size, layout_engine=basic)
 
 
-def shorten(text: str, limit: float, measure=len) -> str:
+def shorten(text: str, limit: float | int, measure=len) -> str:
     """``text`` with an ellipsis in its middle if ``measure`` of it exceeds ``limit``.
 
     Class names differ at their ends ("GREEK SMALL LETTER ALPHA"), so the end stays.

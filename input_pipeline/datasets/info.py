@@ -12,8 +12,10 @@ so that grain can read it by random access.
 
 import dataclasses
 
+from mlseg_jax.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError):
     """Something is wrong with the user's data; the message is one sentence."""
 
 

@@ -12,7 +12,7 @@ from mlseg_jax.models.layers.transformer import (
     TransformerBlock,
     linear_init,
 )
-from mlseg_jax.typing import Array, Bool, Float, Int, PRNGKeyArray
+from mlseg_jax.typing import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
 
 
 class ViT(AbstractBackbone):
@@ -35,7 +35,7 @@ class ViT(AbstractBackbone):
         drop_path_rate: float = 0.0,
         scan: bool = False,
         remat: str = "none",
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.patch_size = patch_size

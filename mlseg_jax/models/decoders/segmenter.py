@@ -13,7 +13,7 @@ from mlseg_jax.models.layers.transformer import (
     linear_init,
     split_rng,
 )
-from mlseg_jax.typing import Array, Bool, Float, PRNGKeyArray
+from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
 
 
 class SegmenterDecoder(AbstractDecoder):
@@ -28,7 +28,7 @@ class SegmenterDecoder(AbstractDecoder):
         num_heads: int,
         dropout_rate: float,
         remat: str = "none",
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         def projection(initial, use_bias):

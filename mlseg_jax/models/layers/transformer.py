@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.layers.attention import attention
 from mlseg_jax.models.layers.dropout import drop_path, dropout
 from mlseg_jax.models.layers.norm import LayerNorm
-from mlseg_jax.typing import Array, Bool, Float, PRNGKeyArray
+from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
 
 linear_init = nnx.initializers.normal(0.02)
 """PyTorch's ``trunc_normal_(std=0.02)`` truncates at +-2, a hundred deviations out."""
@@ -33,7 +34,7 @@ class MultiHeadAttention(nnx.Module):
         num_heads: int,
         *,
         dropout_rate: float = 0.0,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         linear = functools.partial(
@@ -79,7 +80,7 @@ class TransformerBlock(nnx.Module):
         epsilon: float,
         dropout_rate: float = 0.0,
         bias_init: nnx.Initializer = nnx.initializers.zeros,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         linear = functools.partial(
@@ -154,15 +155,17 @@ class BlockStack(nnx.Module):
         rng: PRNGKeyArray | None = None,
     ) -> Float[Array, "B L D"]:
         graph, _ = nnx.split(self.blocks if self.scan else self.blocks[0])
+        drops = self.drop_path_rate > 0.0
 
         def run_block(tokens, weights, rate, rng):
-            return nnx.merge(graph, weights)(tokens, token_mask, rate, rng)
+            block = nnx.merge(graph, weights)
+            return block(tokens, token_mask, rate if drops else 0.0, rng)
 
         if self.remat != "none":
             run_block = jax.checkpoint(
                 run_block, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan
             )
-        rates = jnp.linspace(0.0, self.drop_path_rate, self.depth)
+        rates = np.linspace(0.0, self.drop_path_rate, self.depth, dtype=np.float32)
         block_rngs = None if rng is None else jax.random.split(rng, self.depth)
         if self.scan:
             tokens, _ = jax.lax.scan(

@@ -12,7 +12,7 @@ from mlseg_jax.models.interfaces import (
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.resize import adaptive_pool_matrix, resample
 from mlseg_jax.models.layers.transformer import TransformerBlock, join_masks
-from mlseg_jax.typing import Array, Float, PRNGKeyArray
+from mlseg_jax.typing import Array, DTypeLike, Float, PRNGKeyArray
 
 
 class TransformerEncoderHead(AbstractMultiLabelHead):
@@ -33,7 +33,7 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
         dropout_rate: float,
         downsample: int | None,
         remat: str = "none",
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.block = TransformerBlock(

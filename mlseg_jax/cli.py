@@ -1,0 +1,173 @@
+"""Commands: from flags to functions, and from exceptions to one sentence."""
+
+import errno
+import os
+import pathlib
+import re
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+import configs
+from configs.common import did_you_mean
+from mlseg_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+
+config_flags.DEFINE_config_file("config", None, "Configuration: FILE.py or FILE.py:ARGS.")
+flags.DEFINE_string("workdir", None, "Directory of a run: where it writes, and resumes.")
+flags.DEFINE_list("images", [], "predict: pictures and directories of pictures.")
+flags.DEFINE_string("output", None, "predict, export_dataset: directory to write to.")
+flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU) or a step.")
+flags.DEFINE_bool("json", False, "summary: print one JSON object.")
+
+LAUNCH = "python main.py"
+
+COMMANDS = {
+    "train": (
+        "train, or take up a run; ends with an evaluation",
+        "--config=configs/demo.py --workdir=runs/demo",
+    ),
+    "evaluate": (
+        "evaluate a trained run, perhaps with another selection",
+        "--workdir=runs/demo --config.selection.eval_k=20",
+    ),
+    "predict": (
+        "label maps, overlays and labels of pictures",
+        "--workdir=runs/demo --images=a.jpg,pictures/ --output=out/",
+    ),
+    "summary": (
+        "parameters and multiply-accumulates of a configuration",
+        "--config=configs/segmenter.py:dataset=coco_stuff,backbone=vit_b16",
+    ),
+    "report": (
+        "write report.html of an evaluated run",
+        "--workdir=runs/demo",
+    ),
+    "export_dataset": (
+        "write a data set as a folder of images and masks",
+        "--config=configs/demo.py --output=data/signs",
+    ),
+}
+
+
+def usage() -> str:
+    lines = [f"usage: {LAUNCH} COMMAND [--config=FILE.py[:ARGS]] [--workdir=DIR] ...", ""]
+    for name, (what, example) in COMMANDS.items():
+        lines += [f"  {name:15} {what}", f"  {'':15} {LAUNCH} {name} {example}"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Every key of a configuration is a flag: --config.train.steps=1000.",
+            "Without --config, the one saved in --workdir is used.",
+        ]
+    )
+
+
+def run() -> None:
+    """Entry of ``main.py`` and of the installed program."""
+    arguments = sys.argv[1:]
+    if not arguments or {"--help", "-h", "-help", "help"} & set(arguments):
+        print(usage())
+        sys.exit(0)
+    app.run(_main, argv=sys.argv, flags_parser=_parse_flags)
+
+
+def _fail(sentence: str) -> None:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses; what is wrong with a flag or a key is said in a sentence."""
+    command = argv[1]
+    if command not in COMMANDS:
+        _fail(f"There is no command {command!r}{did_you_mean(command, COMMANDS)}")
+    try:
+        rest = FLAGS(_complete(argv))[2:]
+    except flags.Error as error:
+        _fail(_last_reason(str(error)))
+    except (AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+        _fail(_explain_config_error(error))
+    if rest:
+        _fail(f"{command} takes flags only, not {rest[0]!r}; see {LAUNCH} --help.")
+    return [argv[0], command]
+
+
+def _complete(argv: list[str]) -> list[str]:
+    """Finds shipped configurations from anywhere; without one, takes the saved one."""
+    given = {a.split("=", 1)[0].lstrip("-"): a for a in argv if a.startswith("-")}
+    result = []
+    for i, argument in enumerate(argv):
+        flag, _, value = argument.partition("=")
+        previous = argv[i - 1] if i else ""
+        if flag in ("--config", "-config") and value:
+            argument = f"{flag}={_find_config(value)}"
+        elif previous in ("--config", "-config"):
+            argument = _find_config(argument)
+        result.append(argument)
+    if "config" not in given and "workdir" in given:
+        workdir = given["workdir"].partition("=")[2]
+        if not workdir:
+            workdir = argv[argv.index(given["workdir"]) + 1]
+        saved = pathlib.Path(configs.__file__).parent / "saved.py"
+        result.insert(2, f"--config={saved}:{workdir}")
+    return result
+
+
+def _find_config(value: str) -> str:
+    path, colon, arguments = value.partition(":")
+    shipped = pathlib.Path(configs.__file__).parent.parent / path
+    if not os.path.exists(path):
+        if not shipped.exists():
+            known = sorted(p.name for p in shipped.parent.glob("*.py"))
+            _fail(f"There is no configuration {path}{_nearest(shipped.name, known)}")
+        path = str(shipped)
+    return f"{path}{colon}{arguments}"
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    return did_you_mean(name, known) if known else "; give the path of a .py file."
+
+
+def _explain_config_error(error: Exception) -> str:
+    """The last words of the library's message, which carry the reason."""
+    text = str(error.args[0] if error.args else error)
+    if isinstance(error, OSError):
+        return f"Cannot read the configuration: {error.strerror} ({error.filename})."
+    misspelt = re.search(r"Did you mean \"(.+?)\" instead of \"(.+?)\"", text)
+    if misspelt:
+        right, wrong = misspelt.groups()
+        return f"The configuration has no key {wrong!r}; did you mean {right!r}?"
+    return _last_reason(text)
+
+
+def _last_reason(text: str) -> str:
+    """What stands after the exception's name in the last line of a traceback."""
+    last = text.strip().splitlines()[-1]
+    return re.sub(r"^[\w.]*(Error|Exception): ", "", last)
+
+
+def _main(argv: list[str]) -> None:
+    from mlseg_jax import commands
+    from mlseg_jax.progress import log_to_stderr
+
+    command = argv[1]
+    logging.set_verbosity(logging.WARNING)
+    log_to_stderr()
+    try:
+        commands.start()
+        getattr(commands, command)(FLAGS)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(
+            f"The disk is full ({error.filename or FLAGS.workdir}); free some space and "
+            f"run the same command again."
+        )
+    except KeyboardInterrupt:
+        _fail("Interrupted; the same command takes the run up at its last checkpoint.")

@@ -1,0 +1,193 @@
+"""What each command does; flags in, files and lines out."""
+
+import json
+import math
+import os
+import pathlib
+
+import jax
+import numpy as np
+
+from input_pipeline.datasets.export import export_folder
+from input_pipeline.datasets.open import open_dataset
+from input_pipeline.images import IMAGE_SUFFIXES, read_image, write_label_map
+from mlseg_jax import report as report_page
+from mlseg_jax.errors import UserError
+from mlseg_jax.flops import count_macs
+from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.predict import Prediction, load_with_config
+from mlseg_jax.progress import progress_bar
+from mlseg_jax.sharding import make_mesh
+from mlseg_jax.train import evaluate_and_write
+from mlseg_jax.train import train as train_model
+from mlseg_jax.workdir import load_info, load_parameters
+
+SCORES = ("mIoU", "oracle_mIoU", "mAP", "pixel_recall_at_k", "pixel_accuracy")
+
+
+def start() -> None:
+    """Settings of the process, before the first array."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if jax.config.jax_compilation_cache_dir is None:
+        path = os.path.join(cache, "mlseg_jax", "xla")
+        jax.config.update("jax_compilation_cache_dir", path)
+
+
+def train(flags) -> None:
+    config = _need(flags, "config")
+    metrics = train_model(config, _need(flags, "workdir"))
+    if metrics:
+        _print_scores(metrics, flags.workdir)
+
+
+def evaluate(flags) -> None:
+    workdir, config = _need(flags, "workdir"), flags.config
+    model, parameters, step = load_parameters(workdir, config, flags.checkpoint)
+    source = open_dataset(config.data, train=False)
+    if source.info.class_names != load_info(workdir).class_names:
+        raise UserError(
+            f"The data set {config.data.name!r} has other classes than {workdir} was "
+            f"trained on; evaluate on data with the same classes."
+        )
+    metrics = evaluate_and_write(
+        config, workdir, model, parameters, step, source, make_mesh(config)
+    )
+    _print_scores(metrics, workdir)
+
+
+def predict(flags) -> None:
+    workdir, output = _need(flags, "workdir"), pathlib.Path(_need(flags, "output"))
+    paths = _picture_paths(flags.images)
+    segmenter = load_with_config(workdir, flags.config, flags.checkpoint)
+    output.mkdir(parents=True, exist_ok=True)
+    num_classes = segmenter.info.num_classes
+    bar = progress_bar(len(paths), 0, "predicting")
+    batch = flags.config.eval.batch_size
+    with (output / "labels.jsonl").open("w") as lines:
+        for start in range(0, len(paths), batch):
+            chosen = paths[start : start + batch]
+            predictions = segmenter([read_image(path) for path in chosen])
+            for path, prediction in zip(chosen, predictions, strict=True):
+                stem = _output_stem(path, paths)
+                label_map = prediction.label_map.astype(np.int32)
+                write_label_map(output / f"{stem}.png", label_map, num_classes)
+                _write_picture(output / f"{stem}_overlay.png", prediction.overlay())
+                lines.write(json.dumps(_labels_line(path, prediction)) + "\n")
+                bar.update()
+    bar.close()
+    print(f"{len(paths)} pictures in {output}")
+
+
+def summary(flags) -> None:
+    config = _need(flags, "config")
+    num_classes = config.data.num_classes
+    if num_classes == 0:
+        num_classes = open_dataset(config.data, train=True).info.num_classes
+    shapes = FunctionalModel.build(config, num_classes).shapes
+    sizes = {path: math.prod(shape.shape) for path, shape in shapes.items()}
+    parts = {}
+    for path, size in sizes.items():
+        part = path.split("/", 1)[0]
+        parts[part] = parts.get(part, 0) + size
+    macs = count_macs(config, num_classes)
+    if flags.json:
+        print(
+            json.dumps(
+                {
+                    "parameters": sum(sizes.values()),
+                    "macs": sum(macs.values()),
+                    "parameters_by_part": parts,
+                    "macs_by_part": macs,
+                    "num_classes": num_classes,
+                    "input": list(config.data.crop_size),
+                }
+            )
+        )
+        return
+    from clu import parameter_overview
+
+    print(parameter_overview.get_parameter_overview(shapes, include_stats=False))
+    print(f"{'part':20}{'parameters':>16}{'multiply-accumulates':>24}")
+    for part in parts | macs:
+        print(f"{part:20}{parts.get(part, 0):16,}{macs.get(part, 0):24,}")
+    height, width = config.data.crop_size
+    print(f"{'total':20}{sum(sizes.values()):16,}{sum(macs.values()):24,}")
+    print(f"C = {num_classes} classes, one picture of {height}x{width}")
+
+
+def report(flags) -> None:
+    print(report_page.write_report(_need(flags, "workdir")))
+
+
+def export_dataset(flags) -> None:
+    config, output = _need(flags, "config"), _need(flags, "output")
+    sources = {
+        config.data.train_split: open_dataset(config.data, train=True),
+        config.data.eval_split: open_dataset(config.data, train=False),
+    }
+    export_folder(sources, output)
+    print(output)
+
+
+def _need(flags, name: str):
+    value = getattr(flags, name)
+    if not value:
+        raise UserError(f"This command needs --{name}=...; see python main.py --help.")
+    return value
+
+
+def _print_scores(metrics: dict, workdir: str) -> None:
+    scores = [f"{k} {metrics[k]:.3f}" for k in SCORES if metrics.get(k) is not None]
+    print("  ".join(scores))
+    print(f"{workdir}/metrics.json")
+
+
+def _picture_paths(names: list[str]) -> list[pathlib.Path]:
+    """Files as they are, directories as the pictures directly in them."""
+    paths = []
+    for name in names:
+        path = pathlib.Path(name)
+        if path.is_dir():
+            inside = sorted(path.iterdir())
+            found = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
+            if not found:
+                raise UserError(f"The directory {name} holds no pictures.")
+            paths += found
+        elif path.exists():
+            paths.append(path)
+        else:
+            raise UserError(f"There is no picture {name}; correct --images.")
+    if not paths:
+        raise UserError("No pictures are given; add --images=a.jpg,directory/.")
+    return paths
+
+
+def _output_stem(path: pathlib.Path, paths: list[pathlib.Path]) -> str:
+    """The file's stem, with its directory and ending where stems are not unique."""
+    if sum(other.stem == path.stem for other in paths) == 1:
+        return path.stem
+    return "_".join([*path.parts[-2:-1], path.name.replace(".", "_")])
+
+
+def _write_picture(path: pathlib.Path, image: np.ndarray) -> None:
+    from PIL import Image
+
+    Image.fromarray(image).save(path)
+
+
+def _labels_line(path: pathlib.Path, prediction: Prediction) -> dict:
+    return {
+        "image": str(path),
+        "labels": [
+            {
+                "name": label.name,
+                "class_id": label.class_id,
+                "score": round(label.score, 6),
+                "rank": label.rank,
+                "pixel_share": round(label.share, 6),
+            }
+            for label in prediction.labels
+        ],
+    }
+
+

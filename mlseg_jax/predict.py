@@ -1,0 +1,204 @@
+"""The public way to use a trained model: ``mlseg_jax.load(workdir)(image)``."""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from input_pipeline.datasets.info import DatasetInfo
+from input_pipeline.images import read_image
+from mlseg_jax import visualise
+from mlseg_jax.errors import UserError
+from mlseg_jax.evaluate import evaluation_policy, make_engine
+from mlseg_jax.inference import Engine, Segmented
+from mlseg_jax.label_selection import SelectionPolicy
+from mlseg_jax.sharding import make_mesh
+from mlseg_jax.typing import Float, Int, UInt8
+from mlseg_jax.workdir import load_config, load_info, load_parameters
+
+Picture = np.ndarray | str | os.PathLike
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """A selected label of a picture.
+
+    Attributes:
+      name, class_id: which class.
+      score: probability that it is in the picture.
+      rank: its place by score, from 0.
+      share: share of the picture's pixels that have it.
+    """
+
+    name: str
+    class_id: int
+    score: float
+    rank: int
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a picture was segmented into.
+
+    Attributes:
+      image: the picture.
+      label_map: class id of every pixel, uint8 or uint16.
+      labels: the selected labels by falling score.
+    """
+
+    image: UInt8[np.ndarray, "H W 3"]
+    label_map: Int[np.ndarray, "H W"]
+    labels: tuple[Label, ...]
+    class_names: tuple[str, ...]
+
+    def overlay(self) -> UInt8[np.ndarray, "H2 W2 3"]:
+        """The picture under its labels, with a legend of those that are present."""
+        scores = np.zeros(len(self.class_names))
+        for label in self.labels:
+            scores[label.class_id] = label.score
+        return visualise.overlay(
+            self.image, self.label_map.astype(np.int32), self.class_names, scores
+        )
+
+
+class Segmenter:
+    """A trained model, ready for pictures of any size."""
+
+    def __init__(self, engine: Engine, info: DatasetInfo, policy: SelectionPolicy):
+        self.info = info
+        self.policy = policy
+        self._engine = engine
+
+    def __call__(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        k: int | None = None,
+        allowed: Sequence[str] | None = None,
+        minimum_score: float = 0.0,
+    ) -> Prediction | list[Prediction]:
+        """Segments one picture, or a list of pictures of different sizes.
+
+        Args:
+          images: uint8 ``[H W 3]`` (or ``[H W]``), or the path of a file.
+          k: most labels to select; the training's by default.
+          allowed: names of the only classes to consider.
+          minimum_score: labels with a lower probability are not selected.
+
+        Raises:
+          UserError: an unknown class name, an array that is no picture, ``k`` below 1.
+          DataError: a file that cannot be read.
+        """
+        single = isinstance(images, np.ndarray | str | os.PathLike)
+        arrays = [_as_picture(image) for image in ([images] if single else images)]
+        policy, mask = self._policy(k, allowed, minimum_score)
+        predictions = list(self._predict(arrays, policy, mask))
+        return predictions[0] if single else predictions
+
+    def _policy(self, k, allowed, minimum_score):
+        policy = self.policy
+        if k is not None:
+            policy = dataclasses.replace(policy, k=k)
+        mask = None
+        if allowed is not None:
+            mask = np.zeros(self.info.num_classes, bool)
+            mask[[self.class_id(name) for name in allowed]] = True
+            if not mask.any():
+                raise UserError("The list of allowed classes is empty; name some.")
+            # Selecting among the allowed also restricts a baseline, which selects all.
+            policy = SelectionPolicy("top_k", min(policy.k, int(mask.sum())))
+        if minimum_score > 0.0:
+            policy = dataclasses.replace(policy, minimum_score=minimum_score)
+        return policy, mask
+
+    def class_id(self, name: str) -> int:
+        """The id of a class by its name."""
+        names = self.info.class_names
+        if name in names:
+            return names.index(name)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(map(repr, near))}" if near else "see `.info`"
+        raise UserError(f"There is no class {name!r}; {hint}?")
+
+    def _predict(self, arrays, policy, mask) -> Iterator[Prediction]:
+        batch = self._engine.settings.batch_size
+        start = 0
+        while start < len(arrays):
+            shape = arrays[start].shape
+            end = start + 1
+            while end < min(len(arrays), start + batch) and arrays[end].shape == shape:
+                end += 1
+            images = arrays[start:end]
+            start = end
+            (results,) = self._engine.segment(images, [(policy, None)], mask)
+            done = 0
+            for segmented in results:
+                maps = segmented.label_maps()
+                selection = jax.device_get(segmented.selection)
+                for i in range(segmented.count):
+                    labels = self._labels(segmented, selection, i, maps[i])
+                    yield Prediction(
+                        images[done], maps[i], labels, self.info.class_names
+                    )
+                    done += 1
+
+    def _labels(self, segmented: Segmented, selection, row, label_map):
+        """The selected labels of a picture, by falling score."""
+        counts = np.bincount(label_map.ravel(), minlength=self.info.num_classes)
+        class_ids = selection.class_ids[row]
+        if selection.valid is not None:
+            class_ids = class_ids[selection.valid[row]]
+        # The union of several windows is padded with class 0 at its end.
+        class_ids = np.unique(class_ids[: segmented.num_labels])
+        scores: Float[np.ndarray, "C"] = segmented.scores[row]
+        order = class_ids[np.argsort(-scores[class_ids], kind="stable")]
+        return tuple(
+            Label(
+                name=self.info.class_names[class_id],
+                class_id=int(class_id),
+                score=float(1.0 / (1.0 + np.exp(-scores[class_id]))),
+                rank=rank,
+                share=float(counts[class_id] / label_map.size),
+            )
+            for rank, class_id in enumerate(order)
+        )
+
+
+def _as_picture(image: Picture) -> UInt8[np.ndarray, "H W 3"]:
+    if not isinstance(image, np.ndarray):
+        return read_image(image)
+    if image.ndim == 2:
+        image = np.repeat(image[:, :, None], 3, axis=2)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(
+            f"A picture must be a uint8 array [height, width, 3], not {image.dtype} "
+            f"{list(image.shape)}; convert it, or give the path of its file."
+        )
+    if min(image.shape[:2]) < 2:
+        raise UserError(
+            f"A picture of {image.shape[0]}x{image.shape[1]} pixels has nothing to "
+            f"segment; both sides must be at least 2."
+        )
+    return image
+
+
+def load(workdir: str | os.PathLike, checkpoint: str = "latest") -> Segmenter:
+    """The model that was trained in ``workdir``.
+
+    Args:
+      workdir: a work directory that ``train`` wrote.
+      checkpoint: ``latest``, ``best`` (by mIoU) or a step.
+    """
+    return load_with_config(os.fspath(workdir), load_config(os.fspath(workdir)), checkpoint)
+
+
+def load_with_config(workdir: str, config, checkpoint: str) -> Segmenter:
+    """As `load`, with changes to the ``eval`` and ``selection`` parts."""
+    model, parameters, _ = load_parameters(workdir, config, checkpoint)
+    engine = make_engine(config, model, parameters, make_mesh(config))
+    info = load_info(workdir)
+    return Segmenter(engine, info, evaluation_policy(config, info.num_classes))

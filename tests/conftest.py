@@ -1,0 +1,16 @@
+"""Eight fake devices, strict shapes and strict broadcasting for every test."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Every annotated signature of the package is checked while the tests run. Must stand
+# before the first import of the package.
+install_import_hook(["mlseg_jax"], "beartype.beartype")
+
+import jax  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
