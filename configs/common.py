@@ -18,7 +18,7 @@ NORMALISATIONS = {
 
 VITS = {
     # name: width, depth, heads, patch
-    "vit_demo": (128, 4, 4, 8),
+    "vit_demo": (128, 4, 4, 12),
     "vit_ti16": (192, 12, 3, 16),
     "vit_s16": (384, 12, 6, 16),
     "vit_b16": (768, 12, 12, 16),

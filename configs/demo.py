@@ -19,7 +19,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.selection.k = 10
     config.model.backbone.drop_path_rate = 0.0
     config.model.decoder.dropout_rate = 0.0
-    config.train.steps = 2000
-    config.train.eval_every = 500
-    config.train.checkpoint_every = 500
+    config.optimizer.learning_rate = 1.5e-3
+    config.train.steps = 1200
+    config.train.eval_every = 400
+    config.train.checkpoint_every = 400
     return config

@@ -17,6 +17,13 @@ def get_config(workdir: str) -> ConfigDict:
             f"{workdir} is not a work directory (it holds no config.json); give the "
             f"directory that `python main.py train --workdir=...` wrote."
         )
-    config = ConfigDict(json.loads(path.read_text()), convert_dict=True)
+    config = ConfigDict(_with_tuples(json.loads(path.read_text())))
     config.lock()
     return config
+
+
+def _with_tuples(value):
+    """JSON's lists as the tuples they were, or flags could not override them."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

@@ -1,15 +1,22 @@
 """Checkpoints of a work directory, through Orbax: complete ones or none."""
 
+import contextlib
+import errno
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
 from mlseg_jax.errors import UserError
 
 BEST_METRIC = "mIoU"
+
+SCORES = "scores.json"
+"""Beside the checkpoints: step -> BEST_METRIC of those that were evaluated."""
 
 
 class CheckpointError(UserError):
@@ -25,32 +32,32 @@ class Checkpoints:
 
     def __init__(self, workdir: str):
         self.path = epath.Path(workdir).resolve() / "checkpoints"
-        policies = ocp.checkpoint_managers
-        keep = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(1),
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[BEST_METRIC],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
+        self._scores = _read_scores(self.path / SCORES)
         self._manager = ocp.CheckpointManager(
             self.path,
+            # Named here, or the shapes of a checkpoint could not be read before restoring.
+            item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep, enable_async_checkpointing=True
+                preservation_policy=_LatestAndBest(self._scores),
+                enable_async_checkpointing=True,
             ),
         )
 
     def save(self, step: int, state, metrics: Mapping[str, float] | None) -> None:
         """Starts saving; ``metrics`` of an evaluation make it a candidate for best."""
+        if metrics is not None:
+            self.score(step, metrics)
         if step in self._manager.all_steps():
             return
-        best = None
-        if metrics is not None:
-            best = {BEST_METRIC: float(metrics[BEST_METRIC])}
-        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=best)
+        with _saying_that_the_disk_is_full(self.path):
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def score(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes how good ``step`` is, be it saved already or about to be."""
+        self._scores[int(step)] = float(metrics[BEST_METRIC])
+        # Orbax keeps scores in a checkpoint, where none can be added once it is saved.
+        if jax.process_index() == 0:
+            write_json(self.path / SCORES, self._scores)
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -65,9 +72,8 @@ class Checkpoints:
         if which == "latest":
             return steps[-1]
         if which == "best":
-            scores = {step: self._manager.metrics(step) for step in steps}
-            scored = {s: m[BEST_METRIC] for s, m in scores.items() if m}
-            return max(scored, key=scored.get) if scored else steps[-1]
+            best = best_step(steps, self._scores)
+            return steps[-1] if best is None else best
         if not which.isdigit() or int(which) not in steps:
             raise CheckpointError(
                 f"{self.path} has no checkpoint {which!r}; there are latest, best and "
@@ -113,10 +119,49 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until everything that was begun is on disk."""
-        self._manager.wait_until_finished()
+        with _saying_that_the_disk_is_full(self.path):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with _saying_that_the_disk_is_full(self.path):
+            self._manager.close()
+
+
+class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the newest checkpoint and the one with the highest score."""
+
+    def __init__(self, scores: Mapping[int, float]):
+        self._scores = scores
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {max(steps, default=None), best_step(steps, self._scores)}
+        return [step in kept for step in steps]
+
+
+def best_step(steps: list[int], scores: Mapping[int, float]) -> int | None:
+    """Of the scored steps the one with the highest score, the later one of equals."""
+    scored = [step for step in steps if math.isfinite(scores.get(step, math.nan))]
+    return max(scored, key=lambda step: (scores[step], step), default=None)
+
+
+def _read_scores(path: epath.Path) -> dict[int, float]:
+    if not path.exists():
+        return {}
+    scores = json.loads(path.read_text())
+    return {int(step): score for step, score in scores.items() if score is not None}
+
+
+@contextlib.contextmanager
+def _saying_that_the_disk_is_full(path: epath.Path) -> Iterator[None]:
+    """Orbax's writers report a full disk as errors of many types."""
+    try:
+        yield
+    except Exception as error:
+        reason = os.strerror(errno.ENOSPC)
+        if reason not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, reason, str(path)) from error
 
 
 def write_json(path: epath.Path, value) -> None:

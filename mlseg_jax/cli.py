@@ -80,6 +80,19 @@ def _fail(sentence: str) -> None:
     sys.exit(1)
 
 
+def _fail_with_file(error: OSError) -> None:
+    """A file or directory that cannot be made, written or read."""
+    if error.errno == errno.ENOSPC:
+        where = error.filename or FLAGS.workdir or FLAGS.output
+        sentence = f"The disk is full ({where}); free some space and run the same "
+        print(f"error: {sentence}command again.", file=sys.stderr, flush=True)
+        # The libraries' exit handlers would each try to write once more, and fail.
+        os._exit(1)
+    if error.errno is None or not error.filename:
+        raise error
+    _fail(f"{error.strerror}: {error.filename}; correct the path or its permissions.")
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses; what is wrong with a flag or a key is said in a sentence."""
     command = argv[1]
@@ -111,7 +124,8 @@ def _complete(argv: list[str]) -> list[str]:
     if "config" not in given and "workdir" in given:
         workdir = given["workdir"].partition("=")[2]
         if not workdir:
-            workdir = argv[argv.index(given["workdir"]) + 1]
+            following = argv[argv.index(given["workdir"]) + 1 :]
+            workdir = following[0] if following else _fail("--workdir needs a directory.")
         saved = pathlib.Path(configs.__file__).parent / "saved.py"
         result.insert(2, f"--config={saved}:{workdir}")
     return result
@@ -141,6 +155,8 @@ def _explain_config_error(error: Exception) -> str:
     if misspelt:
         right, wrong = misspelt.groups()
         return f"The configuration has no key {wrong!r}; did you mean {right!r}?"
+    if isinstance(error, KeyError):
+        return f"The configuration has no key {text}."
     return _last_reason(text)
 
 
@@ -155,7 +171,8 @@ def _main(argv: list[str]) -> None:
     from mlseg_jax.progress import log_to_stderr
 
     command = argv[1]
-    logging.set_verbosity(logging.WARNING)
+    # Libraries raise what they log; Orbax logs a full disk in a hundred lines.
+    logging.set_verbosity(logging.FATAL)
     log_to_stderr()
     try:
         commands.start()
@@ -163,11 +180,6 @@ def _main(argv: list[str]) -> None:
     except UserError as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _fail(
-            f"The disk is full ({error.filename or FLAGS.workdir}); free some space and "
-            f"run the same command again."
-        )
+        _fail_with_file(error)
     except KeyboardInterrupt:
         _fail("Interrupted; the same command takes the run up at its last checkpoint.")

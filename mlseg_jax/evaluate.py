@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from input_pipeline.pipeline import evaluation_examples
 from mlseg_jax.checkpoint import write_json
+from mlseg_jax.errors import UserError
 from mlseg_jax.inference import Engine, Segmented, tile_labels
 from mlseg_jax.label_selection import (
     Selection,
@@ -33,10 +34,27 @@ NUM_REPORT_EXAMPLES = 8
 def evaluation_policy(
     config: ml_collections.ConfigDict, num_classes: int
 ) -> SelectionPolicy:
-    """The selection in evaluation: ``eval_name`` and ``eval_k``, else the training's."""
+    """The selection in evaluation: ``eval_name`` and ``eval_k``, else the training's.
+
+    Raises:
+      UserError: there is no such selection, or nothing to select by.
+    """
     selection = config.selection
-    k = selection.eval_k or selection.k
-    return SelectionPolicy(selection.eval_name or selection.name, min(k, num_classes))
+    name = selection.eval_name or selection.name
+    if name == "given":
+        raise UserError(
+            "An evaluation has no labels for the selection 'given'; set "
+            "selection.eval_name to top_k, oracle or complete."
+        )
+    if name == "top_k" and config.model.multilabel_head.name == "none":
+        raise UserError(
+            "The selection 'top_k' needs label scores, but model.multilabel_head.name "
+            "is 'none'; set selection.eval_name to complete or oracle."
+        )
+    k = {"complete": num_classes, "oracle": config.eval.oracle_k}.get(
+        name, selection.eval_k or selection.k
+    )
+    return SelectionPolicy(name, min(k, num_classes))
 
 
 def evaluation_settings(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -73,11 +91,10 @@ class Evaluation:
         self.oracle_policy = None
         if with_oracle:
             self.oracle_policy = SelectionPolicy("given", config.eval.oracle_k)
-        num_ranks = num_classes if self.policy.name == "complete" else self.policy.k
         self.mean_iou = MeanIoU.empty(num_classes)
         self.oracle_mean_iou = MeanIoU.empty(num_classes)
         self.label_scores = LabelScores.empty(num_classes)
-        self.recall = LabelRecall.empty(num_ranks)
+        self.recall = LabelRecall.empty(self.policy.k)
         self.examples_per_class = np.zeros(num_classes, np.int64)
         self.num_examples = 0
         self.pictures = []
@@ -102,7 +119,10 @@ class Evaluation:
             start = chosen.stop
             counts = count_pixels(segmented, label_maps[chosen])
             self.mean_iou = self.mean_iou.merge(counts)
-            self._add_labels(segmented, histogram[chosen])
+            given = policies[0][1]
+            if given is not None:
+                given = jax.tree.map(lambda x, rows=chosen: x[rows], given)
+            self._add_labels(segmented, histogram[chosen], given)
             self._keep_pictures(segmented, examples[chosen])
         if self.oracle_policy:
             start = 0
@@ -122,7 +142,9 @@ class Evaluation:
         selection = jax.device_get(_select_oracle(padded, k))
         return jax.tree.map(lambda x: x[: len(histogram)], selection)
 
-    def _add_labels(self, segmented: Segmented, histogram: np.ndarray) -> None:
+    def _add_labels(
+        self, segmented: Segmented, histogram: np.ndarray, given: Selection | None
+    ) -> None:
         count = segmented.count
         mask = np.ones(count, bool)
         presence = histogram > 0
@@ -130,20 +152,21 @@ class Evaluation:
         self.label_scores = self.label_scores.merge(
             LabelScores.from_batch(segmented.scores, presence, mask)
         )
-        class_ids, valid = self._ranked(segmented)
+        if given is None:
+            class_ids, valid = self._ranked(segmented), None
+        else:
+            class_ids, valid = given.class_ids, given.valid
         self.recall = self.recall.merge(
             LabelRecall.from_batch(class_ids, valid, histogram, mask)
         )
 
-    def _ranked(self, segmented: Segmented):
+    def _ranked(self, segmented: Segmented) -> Int[np.ndarray, "N K"]:
         """The labels that count as selected for the whole picture, best first."""
-        if self.policy.name == "top_k":
-            order = np.argsort(-segmented.scores, axis=1, kind="stable")
-            return order[:, : self.policy.k].astype(np.int32), None
-        selection = jax.device_get(segmented.selection)
-        valid = selection.valid
-        rows = slice(0, segmented.count)
-        return selection.class_ids[rows], None if valid is None else valid[rows]
+        if self.policy.name == "complete":
+            all_classes = np.arange(self.info.num_classes, dtype=np.int32)
+            return np.tile(all_classes, (segmented.count, 1))
+        order = np.argsort(-segmented.scores, axis=1, kind="stable")
+        return order[:, : self.policy.k].astype(np.int32)
 
     def _keep_pictures(self, segmented: Segmented, examples: list[dict]) -> None:
         missing = NUM_REPORT_EXAMPLES - len(self.pictures)

@@ -33,7 +33,7 @@ from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.models.interfaces import LabelPrediction
 from mlseg_jax.models.layers.resize import bilinear_matrix
 from mlseg_jax.sharding import batch_sharding
-from mlseg_jax.typing import Array, Bool, Float, Int
+from mlseg_jax.typing import Array, Bool, Float, Int, UInt
 
 TILE_BYTES = 16 * 2**20
 """Upsampled logits that exist at a time."""
@@ -115,7 +115,7 @@ class View:
                 crop = self.image[y : y + self.rows.size, x : x + self.columns.size]
                 canvas = (self.rows.canvas, self.columns.canvas)
                 if crop.shape[:2] != canvas:
-                    padded = np.zeros((*canvas, 3), np.uint8)
+                    padded = np.zeros((*canvas, 3), crop.dtype)
                     padded[: crop.shape[0], : crop.shape[1]] = crop
                     crop = padded
                 yield crop
@@ -179,7 +179,7 @@ class Segmented:
     """
 
     size: tuple[int, int]
-    grids: tuple[Float[Array, "B h w K"], ...]
+    grids: tuple[Float[Array | np.ndarray, "B _ _ K"], ...]
     rows: tuple[np.ndarray, ...]
     columns: tuple[np.ndarray, ...]
     selection: Selection
@@ -202,7 +202,7 @@ class Segmented:
                 end = min(y + tile_height, height), min(x + tile_width, width)
                 yield slice(y, end[0]), slice(x, end[1]), rows, columns
 
-    def label_maps(self) -> Int[np.ndarray, "N H W"]:
+    def label_maps(self) -> UInt[np.ndarray, "N H W"]:
         """Class ids of every pixel, in the smallest type that holds C of them."""
         num_classes = self.selection.num_classes
         dtype = np.uint8 if num_classes <= 256 else np.uint16
@@ -265,7 +265,7 @@ class Engine:
             labels = model.bind(parameters).encode(windows, image_size=sizes)
             if allowed is None:
                 return labels
-            scores = jnp.where(allowed, labels.scores, -jnp.inf)
+            scores = jnp.where(allowed[None], labels.scores, -jnp.inf)
             return dataclasses.replace(labels, scores=scores)
 
         @functools.partial(jax.jit, static_argnames="policy")
@@ -323,7 +323,7 @@ class Engine:
             chosen = slice(start, min(start + count, len(windows)))
             start += count
             canvas = windows[chosen.start].shape[:2]
-            batch = np.zeros((count, *canvas, 3), np.uint8)
+            batch = np.zeros((count, *canvas, 3), windows[0].dtype)
             real = np.tile(np.asarray([canvas]), (count, 1))
             for i, (window, size) in enumerate(
                 zip(windows[chosen], sizes[chosen], strict=True)

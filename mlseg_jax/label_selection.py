@@ -35,6 +35,9 @@ class Selection:
       num_classes: C.
     """
 
+    # Leaves may be anything while JAX transforms it, and arrays of the host.
+    __no_type_check__ = True
+
     class_ids: Int[Array, "B K"]
     valid: Bool[Array, "B K"] | None
     num_classes: int = dataclasses.field(metadata={"static": True})

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from etils import epath
@@ -34,10 +34,17 @@ class MetricWriter:
 
     def forget_after(self, step: int) -> None:
         """Drops lines of steps that a resumed run is about to do again."""
+        self._keep(lambda line: line["step"] <= step)
+
+    def forget_evaluation(self, step: int) -> None:
+        """Drops the scores of a step that was just evaluated once more."""
+        self._keep(lambda line: line["step"] != step or "eval/mIoU" not in line)
+
+    def _keep(self, wanted: Callable[[dict], bool]) -> None:
         if not self._active or not self._path.exists():
             return
         lines = self._path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if _step_of(line) <= step]
+        kept = [line for line in lines if _is_whole(line) and wanted(json.loads(line))]
         if len(kept) < len(lines):
             part = self._path.parent / (self._path.name + ".part")
             part.write_text("".join(kept))
@@ -48,11 +55,12 @@ class MetricWriter:
             self._events.close()
 
 
-def _step_of(line: str) -> float:
+def _is_whole(line: str) -> bool:
+    """False for the line that was being written when the run was killed."""
     try:
-        return json.loads(line)["step"]
+        return line.endswith("\n") and "step" in json.loads(line)
     except json.JSONDecodeError:
-        return float("inf")  # cut off by a kill
+        return False
 
 
 def progress_bar(total: int, start: int, what: str) -> tqdm:

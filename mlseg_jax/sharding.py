@@ -23,10 +23,10 @@ def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
     """The mesh over all devices; one axis may be -1, "what is left"."""
     sizes = [config.mesh.data, config.mesh.fsdp]
     count = jax.device_count()
-    if -1 in sizes:
+    if -1 in sizes and 0 not in sizes:
         known = math.prod(size for size in sizes if size != -1)
         sizes[sizes.index(-1)] = count // known
-    if math.prod(sizes) != count:
+    if min(sizes) < 1 or math.prod(sizes) != count:
         raise UserError(
             f"mesh.data={config.mesh.data} and mesh.fsdp={config.mesh.fsdp} do not make "
             f"up the {count} devices there are; set one to -1."
@@ -64,7 +64,9 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 def check_batch_size(mesh: Mesh, batch_size: int, accumulate: int) -> None:
     """A batch must split evenly over devices and over the parts of an accumulation."""
     devices = mesh.size
-    if batch_size % (devices * accumulate):
+    if accumulate < 1:
+        raise UserError(f"train.accumulate={accumulate} is no number of parts; set it to 1.")
+    if batch_size < 1 or batch_size % (devices * accumulate):
         raise UserError(
             f"train.batch_size={batch_size} does not split over {devices} devices times "
             f"train.accumulate={accumulate}; make it a multiple of "

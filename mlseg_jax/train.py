@@ -16,7 +16,12 @@ from input_pipeline.datasets.open import open_dataset
 from input_pipeline.pipeline import train_batches
 from mlseg_jax.checkpoint import Checkpoints, without_nan, write_json
 from mlseg_jax.errors import UserError
-from mlseg_jax.evaluate import evaluate, make_engine, write_evaluation
+from mlseg_jax.evaluate import (
+    evaluate,
+    evaluation_policy,
+    make_engine,
+    write_evaluation,
+)
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.optimizer import make_schedule
 from mlseg_jax.progress import MetricWriter, Stopwatch, log_line, progress_bar
@@ -57,13 +62,22 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         checkpoints.wait()
         if loop.stopped_early:
             return {}
-        parameters, step = evaluation_parameters(state), state["step"]
-        return evaluate_and_write(
+        parameters, step = evaluation_parameters(state), int(state["step"])
+        metrics = evaluate_and_write(
             config, workdir, model, parameters, step, eval_source, mesh
         )
+        checkpoints.score(step, metrics)
+        writer.forget_evaluation(step)
+        writer.write(step, evaluation_scalars(metrics))
+        return metrics
     finally:
         checkpoints.close()
         writer.close()
+
+
+def _is_due(step: int, every: int) -> bool:
+    """True every so many steps; 0 is never."""
+    return every > 0 and step % every == 0
 
 
 class _Loop:
@@ -110,7 +124,7 @@ class _Loop:
                 step += 1
                 bar.update()
                 self.pending.append((step, metrics))
-                if step % settings.log_every == 0 or step == settings.steps:
+                if _is_due(step, settings.log_every) or step == settings.steps:
                     self._log(step, watch, bar)
             self._check_finite()
             self.checkpoints.save(step, state, None)
@@ -123,8 +137,8 @@ class _Loop:
         settings = self.config.train
         if step == first:
             return
-        evaluates = step % settings.eval_every == 0
-        if not evaluates and step % settings.checkpoint_every:
+        evaluates = _is_due(step, settings.eval_every)
+        if not evaluates and not _is_due(step, settings.checkpoint_every):
             return
         self._check_finite()
         metrics = None
@@ -135,12 +149,12 @@ class _Loop:
             _, metrics = evaluate(
                 engine, self.eval_source, self.config, with_oracle=False
             )
-            scalars = {f"eval/{k}": v for k, v in without_nan(metrics).items() if v}
+            scalars = evaluation_scalars(metrics)
             log_line(step, {k: scalars[k] for k in scalars if k.endswith(("mIoU", "mAP"))})
             self.writer.write(step, scalars)
         self.checkpoints.save(step, state, metrics)
 
-    def _check_finite(self) -> list[dict[str, float]]:
+    def _check_finite(self) -> list[dict[str, np.ndarray]]:
         """Fetches what the last steps measured; stops where it is not a number."""
         steps = [step for step, _ in self.pending]
         fetched = jax.device_get([metrics for _, metrics in self.pending])
@@ -204,6 +218,12 @@ def evaluate_and_write(
     return metrics
 
 
+def evaluation_scalars(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics as curves of the training, without those that are undefined."""
+    finite = without_nan(metrics).items()
+    return {f"eval/{key}": value for key, value in finite if value is not None}
+
+
 def _start(config, num_classes, mesh, checkpoints: Checkpoints):
     """A new state, or the newest one of the work directory."""
     if not checkpoints.steps():
@@ -216,14 +236,17 @@ def _start(config, num_classes, mesh, checkpoints: Checkpoints):
 def claim_workdir(
     config: ml_collections.ConfigDict, workdir: str, info: DatasetInfo
 ) -> None:
-    """Writes configuration and classes, or checks that the configuration is the same.
+    """Writes configuration and classes, or checks that they are the same.
+
+    Before its first checkpoint a directory holds nothing that could be spoilt: whoever
+    corrects a setting that did not work may use it again.
 
     Raises:
       UserError: the directory belongs to a run with other settings, or cannot be written.
     """
     path = epath.Path(workdir) / "config.json"
     wanted = json.loads(config.to_json_best_effort())
-    if not path.exists():
+    if not path.exists() or not _holds_checkpoint(path.parent):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
@@ -235,6 +258,12 @@ def claim_workdir(
                 f"choose another --workdir."
             ) from error
         return
+    trained_on = json.loads((path.parent / "dataset.json").read_text())
+    if trained_on["class_names"] != list(info.class_names):
+        raise UserError(
+            f"The work directory {workdir} was trained on other classes than the data "
+            f"has now; restore the data's classes or choose another --workdir."
+        )
     differences = _differences(json.loads(path.read_text()), wanted)
     if differences:
         raise UserError(
@@ -242,6 +271,11 @@ def claim_workdir(
             f"({'; '.join(differences[:5])}{' ...' if len(differences) > 5 else ''}); "
             f"choose another --workdir, or the same settings to take it up."
         )
+
+
+def _holds_checkpoint(workdir: epath.Path) -> bool:
+    folder = workdir / "checkpoints"
+    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def _differences(old, new, path: str = "") -> list[str]:
@@ -267,6 +301,17 @@ def _check_labels(config, train_info, eval_info) -> None:
             f"different classes; both must be of one data set."
         )
     selection = config.selection
+    if selection.name == "given":
+        raise UserError(
+            "Training has no labels for the selection 'given'; set selection.name to "
+            "top_k, oracle or complete."
+        )
+    if selection.name == "top_k" and config.model.multilabel_head.name == "none":
+        raise UserError(
+            "The selection 'top_k' needs label scores, but model.multilabel_head.name "
+            "is 'none'; set it to transformer_encoder, or selection.name to complete."
+        )
+    evaluation_policy(config, eval_info.num_classes)
     for key in ("k", "eval_k"):
         if selection[key] > train_info.num_classes:
             logger.warning(

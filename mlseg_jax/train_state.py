@@ -107,6 +107,8 @@ def make_train_step(
             for path, average in state["ema"].items()
         }
         metrics["train/gradient_norm"] = optax.tree.norm(grads)
+        # Also so that no state is ever saved whose parameters are not finite.
+        metrics["train/parameter_norm"] = optax.tree.norm(params)
         step = state["step"] + 1
         return dict(step=step, params=params, opt_state=opt_state, ema=ema), metrics
 

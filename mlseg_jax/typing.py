@@ -11,9 +11,19 @@ two is this method's typical bug, so every name says which one it holds.
 """
 
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt, UInt8
 
 IGNORE = -1
 """Label of pixels that have no class: never trained on, never scored."""
 
-__all__ = ["IGNORE", "Array", "Bool", "DTypeLike", "Float", "Int", "PRNGKeyArray", "UInt8"]
+__all__ = [
+    "IGNORE",
+    "Array",
+    "Bool",
+    "DTypeLike",
+    "Float",
+    "Int",
+    "PRNGKeyArray",
+    "UInt",
+    "UInt8",
+]

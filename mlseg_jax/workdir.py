@@ -24,6 +24,7 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
 
 def load_info(workdir: str) -> DatasetInfo:
     """The classes that the model was trained on."""
+    load_config(workdir)  # Says it where this is no work directory.
     facts = json.loads((epath.Path(workdir) / "dataset.json").read_text())
     return DatasetInfo(
         facts["name"], tuple(facts["class_names"]), tuple(facts["is_thing"])

@@ -33,7 +33,7 @@ def upsampled_cross_entropy(
         """Loss of a few rows: ``[S h], [B S W]`` to ``[B S W]``."""
         lines = jnp.einsum("Sh,bkhw->bkSw", rows, grid)
         pixels = jnp.einsum("Ww,bkSw->bkSW", columns, lines)
-        ranks = jnp.arange(num_labels)[:, None, None]
+        ranks = jnp.arange(num_labels)[None, :, None, None]
         # A masked sum in place of a gather, whose gradient would be a slow scatter.
         picked = jnp.sum(jnp.where(labels[:, None] == ranks, pixels, 0.0), axis=1)
         loss = jax.nn.logsumexp(pixels, axis=1) - picked

@@ -141,8 +141,10 @@ class FunctionalModel(NamedTuple):
         return nnx.merge(self.graph, nnx.from_flat_state(state))
 
 
-def flat_parameters(state: nnx.State) -> Parameters:
-    """The parameters of an ``nnx.State`` by path."""
+def flat_parameters(
+    state: nnx.State,
+) -> Parameters | dict[str, jax.ShapeDtypeStruct]:
+    """The parameters of an ``nnx.State`` by path; shapes where it is abstract."""
     return {
         "/".join(map(str, path)): variable.get_value()
         for path, variable in nnx.to_flat_state(state)

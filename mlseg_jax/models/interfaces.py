@@ -9,6 +9,7 @@ import abc
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from mlseg_jax.typing import Array, Bool, Float, Int, PRNGKeyArray
@@ -24,6 +25,9 @@ class Features:
       grid_size: real rows and columns of it per example; ``None`` when all are real.
     """
 
+    # Leaves may be anything while JAX transforms it.
+    __no_type_check__ = True
+
     grid: Float[Array, "B h w D"]
     grid_size: Int[Array, "B 2"] | None = None
 
@@ -32,9 +36,15 @@ class Features:
         """True inside the picture, False on the padding of the canvas."""
         if self.grid_size is None:
             return None
-        _, height, width, _ = self.grid.shape
-        rows = jax.numpy.arange(height)[:, None] < self.grid_size[:, 0, None, None]
-        return rows & (jax.numpy.arange(width) < self.grid_size[:, 1, None, None])
+        return inside_mask(self.grid.shape[1:3], self.grid_size)
+
+
+def inside_mask(
+    canvas: tuple[int, int], size: Int[Array, "B 2"]
+) -> Bool[Array, "B H W"]:
+    """True in the upper left rows and columns of a canvas that are real."""
+    rows = jnp.arange(canvas[0])[None, :, None] < size[:, 0, None, None]
+    return rows & (jnp.arange(canvas[1])[None, None] < size[:, 1, None, None])
 
 
 @jax.tree_util.register_dataclass
@@ -47,6 +57,9 @@ class LabelPrediction:
       class_queries: one vector per class, from which the selected rows are gathered.
       embeddings: pixel embeddings; the head may have refined them.
     """
+
+    # Leaves may be anything while JAX transforms it.
+    __no_type_check__ = True
 
     scores: Float[Array, "B C"]
     class_queries: Float[Array, "B C D"]
@@ -64,6 +77,9 @@ class Output:
       logits: logits over ranks on the feature grid.
       grid_size: real rows and columns of it per example; ``None`` when all are real.
     """
+
+    # Leaves may be anything while JAX transforms it.
+    __no_type_check__ = True
 
     label_scores: Float[Array, "B C"]
     selection: object

@@ -22,6 +22,7 @@ from mlseg_jax.models.interfaces import (
     AbstractMultiLabelHead,
     LabelPrediction,
     Output,
+    inside_mask,
 )
 from mlseg_jax.models.layers.transformer import linear_init, split_rng
 from mlseg_jax.models.rank_adaptive import RankNorm
@@ -106,11 +107,10 @@ class MLSeg(nnx.Module):
         self, images: Array, image_size: Int[Array, "B 2"] | None
     ) -> Float[Array, "B H W 3"]:
         """Subtracts the mean and divides by the deviation; the padding becomes zero."""
-        mean, std = jnp.asarray(self.pixel_mean), jnp.asarray(self.pixel_std)
+        mean = jnp.asarray(self.pixel_mean, jnp.float32).reshape(1, 1, 1, 3)
+        std = jnp.asarray(self.pixel_std, jnp.float32).reshape(1, 1, 1, 3)
         pixels = (images.astype(jnp.float32) - mean) / std
         if image_size is None:
             return pixels
-        _, height, width, _ = images.shape
-        rows = jnp.arange(height)[:, None] < image_size[:, 0, None, None]
-        inside = rows & (jnp.arange(width) < image_size[:, 1, None, None])
+        inside = inside_mask(images.shape[1:3], image_size)
         return jnp.where(inside[..., None], pixels, 0.0)

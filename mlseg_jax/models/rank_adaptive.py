@@ -65,10 +65,11 @@ class RankNorm(nnx.Module):
         mask = None if valid is None else valid[:, None, None, :]
         if self.kind in ("affine", "shared"):
             scores = self._normalise(scores, mask)
-            scale = _fit(self.scale[...], num_ranks)
-            scores = scores * scale + _fit(self.bias[...], num_ranks)
+            scale = _over_ranks(self.scale[...], num_ranks)
+            scores = scores * scale + _over_ranks(self.bias[...], num_ranks)
         elif self.kind == "temperature":
-            scores = scores * self.inverse_temperature(num_ranks)
+            inverse_temperature = jnp.exp(self.log_inverse_temperature[...])
+            scores = scores * _over_ranks(inverse_temperature, num_ranks)
         if mask is not None:
             scores = jnp.where(mask, scores, UNSELECTED_LOGIT)
         return scores
@@ -82,14 +83,19 @@ class RankNorm(nnx.Module):
     def _normalise(self, scores: Array, mask: Array | None) -> Array:
         if mask is None:
             mask = jnp.ones((1, 1, 1, scores.shape[-1]), bool)
-        count = jnp.sum(mask, axis=-1, keepdims=True)
+        # At least 1, or an example without any valid rank has a NaN gradient.
+        count = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
         mean = jnp.sum(scores, -1, where=mask, keepdims=True) / count
         squares = jnp.sum((scores - mean) ** 2, -1, where=mask, keepdims=True)
         divisor = jnp.maximum(count - 1, 1) if self.unbiased_variance else count
         return (scores - mean) * jax.lax.rsqrt(squares / divisor + self.epsilon)
 
 
-def _fit(parameters: Array, num_ranks: int) -> Array:
+def _over_ranks(parameters: Array, num_ranks: int) -> Float[Array, "1 1 1 K"]:
+    return _fit(parameters, num_ranks).reshape(1, 1, 1, num_ranks)
+
+
+def _fit(parameters: Array, num_ranks: int) -> Float[Array, "K"]:
     """The first ``num_ranks`` entries, the last one repeated where there are fewer."""
     missing = max(0, num_ranks - parameters.shape[0])
     return jnp.pad(parameters[:num_ranks], (0, missing), mode="edge")

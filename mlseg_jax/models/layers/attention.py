@@ -114,7 +114,7 @@ def _keep_scale(seed, rows, num_keys: int, dropout_rate: float):
     without storing it; ``jax.random`` would cost as much as the attention on CPU.
     """
     columns = jnp.arange(num_keys, dtype=jnp.uint32)
-    bits = (rows.astype(jnp.uint32) * jnp.uint32(num_keys))[:, None] + columns
+    bits = (rows.astype(jnp.uint32) * jnp.uint32(num_keys))[:, None] + columns[None]
     bits = bits ^ seed
     for shift, factor in ((16, 0x21F0AAAD), (15, 0xD35A2D97)):
         bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)

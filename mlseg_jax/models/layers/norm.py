@@ -48,7 +48,7 @@ def _forward(x, scale, bias, epsilon):
     mean = _row_mean(wide)
     centred = wide - mean
     inverse_std = jax.lax.rsqrt(_row_mean(centred * centred) + epsilon)
-    out = (centred * inverse_std * scale + bias).astype(x.dtype)
+    out = (centred * inverse_std * scale[None] + bias[None]).astype(x.dtype)
     return out, (x, mean, inverse_std, scale)
 
 
@@ -57,7 +57,7 @@ def _backward(epsilon, residuals, grad):
     x, mean, inverse_std, scale = residuals
     grad = grad.astype(jnp.float32)
     normalised = (x.astype(jnp.float32) - mean) * inverse_std
-    scaled = grad * scale
+    scaled = grad * scale[None]
     correction = _row_mean(scaled) + normalised * _row_mean(scaled * normalised)
     x_grad = (scaled - correction) * inverse_std
     return (x_grad.astype(x.dtype), _column_sum(grad * normalised), _column_sum(grad))

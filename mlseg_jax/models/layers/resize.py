@@ -34,7 +34,7 @@ def _source_positions(xp, length_out: int, size_out: Size, size_in: Size):
 
 
 def _taps(xp, indices, weights, length_in: int):
-    hit = indices[:, None] == xp.arange(length_in)
+    hit = indices[:, None] == xp.arange(length_in)[None]
     return xp.where(hit, weights[:, None], xp.float32(0.0))
 
 
@@ -88,7 +88,7 @@ def adaptive_pool_matrix(
     bins = xp.arange(num_bins)
     start = (bins * size_in) // num_bins
     end = -((-(bins + 1) * size_in) // num_bins)
-    samples = xp.arange(length_in)
+    samples = xp.arange(length_in)[None]
     inside = (samples >= start[:, None]) & (samples < end[:, None])
     return inside / (end - start)[:, None].astype(xp.float32)
 

@@ -176,7 +176,7 @@ class BlockStack(nnx.Module):
             return tokens
         for i, block in enumerate(self.blocks):
             block_rng = None if rng is None else block_rngs[i]
-            tokens = run_block(tokens, nnx.state(block), rates[i], block_rng)
+            tokens = run_block(tokens, nnx.state(block), float(rates[i]), block_rng)
         return tokens
 
 

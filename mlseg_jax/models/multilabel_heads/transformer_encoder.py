@@ -101,5 +101,5 @@ class GroupWiseLinear(nnx.Module):
         self.bias = nnx.Param(uniform((num_classes,)))
 
     def __call__(self, class_queries: Float[Array, "B C D"]) -> Float[Array, "B C"]:
-        products = class_queries.astype(jnp.float32) * self.weight[...]
-        return jnp.sum(products, axis=-1) + self.bias[...]
+        products = class_queries.astype(jnp.float32) * self.weight[...][None]
+        return jnp.sum(products, axis=-1) + self.bias[...][None]

@@ -1,0 +1,80 @@
+"""Finding files of published data sets."""
+
+import os
+import pathlib
+
+from input_pipeline import images
+from input_pipeline.datasets.info import DataError
+
+
+def find_root(manual_dir: pathlib.Path, inside: str, *folders: str) -> pathlib.Path:
+    """The directory that holds ``inside``: ``manual_dir`` or one of its ``folders``."""
+    for root in (manual_dir, *(manual_dir / folder for folder in folders)):
+        if (root / inside).exists():
+            return root
+    also = f" (or {', '.join(folders)} in it)" if folders else ""
+    raise DataError(
+        f"Directory {manual_dir}{also} holds no {inside}; see docs/datasets.md for the "
+        "layout, and correct --manual_dir."
+    )
+
+
+def list_files(
+    folder: pathlib.Path, suffixes: tuple[str, ...], *, recursive: bool = False
+) -> dict[str, pathlib.Path]:
+    """Path by file stem (by relative path without ending if recursive), sorted.
+
+    Raises:
+      DataError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no directory {folder}; see docs/datasets.md.")
+    files = {}
+    for parent, folders, found in os.walk(folder):
+        if not recursive:
+            folders.clear()
+        for name in found:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in suffixes and not name.startswith("."):
+                path = pathlib.Path(parent, name)
+                key = path.relative_to(folder).with_name(stem).as_posix()
+                files[key] = path
+    return dict(sorted(files.items()))
+
+
+def pair(
+    image_dir: pathlib.Path,
+    mask_dir: pathlib.Path,
+    mask_suffix: str,
+    *,
+    mask_ending: str = "",
+) -> list[tuple[str, pathlib.Path, pathlib.Path]]:
+    """Stem, image and mask of each image of a folder, by stem.
+
+    Args:
+      image_dir: folder of images.
+      mask_dir: folder of masks.
+      mask_suffix: such as ".png".
+      mask_ending: what the stem of a mask has more than that of its image.
+
+    Raises:
+      DataError: a folder is missing, or an image has no mask or a mask no image.
+    """
+    image_of = list_files(image_dir, images.IMAGE_SUFFIXES)
+    mask_of = {
+        stem.removesuffix(mask_ending): path
+        for stem, path in list_files(mask_dir, (mask_suffix,)).items()
+        if stem.endswith(mask_ending)
+    }
+    for these, others, what, folder in (
+        (image_of, mask_of, "mask", mask_dir),
+        (mask_of, image_of, "image", image_dir),
+    ):
+        alone = [stem for stem in these if stem not in others]
+        if alone:
+            raise DataError(
+                f"File {these[alone[0]]} has no {what} in {folder}"
+                f"{f', nor have {len(alone) - 1} others' if alone[1:] else ''}; unpack "
+                "the archives again."
+            )
+    return [(stem, image, mask_of[stem]) for stem, image in image_of.items()]

@@ -1,0 +1,78 @@
+"""Multi-label losses: the vectors of method.md 14.6, extremes, finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlseg_jax.losses.multilabel import asymmetric_loss, binary_cross_entropy
+from mlseg_jax.losses.reduce import mean_over_labels
+
+SCORES = jnp.asarray([[2.0, -1.0, 0.0, -6.0], [0.5, 3.0, -2.0, -0.1]])
+PRESENCE = jnp.asarray([[1, 0, 0, 0], [0, 1, 1, 0]], bool)
+PARAMETERS = [
+    (2.0, 0.0, 0.05, 0.3517224),
+    (0.0, 0.0, 0.05, 0.5688141),
+    (2.0, 0.0, 0.0, 0.3776506),
+    (4.0, 1.0, 0.05, 0.2531527),
+]
+
+
+def asymmetric(scores, presence, gamma_negative, gamma_positive, clip):
+    return asymmetric_loss(
+        scores,
+        presence,
+        gamma_negative=gamma_negative,
+        gamma_positive=gamma_positive,
+        clip=clip,
+    )
+
+
+def slow(score, present, gamma_negative, gamma_positive, clip):
+    p = 1 / (1 + np.exp(-np.float64(score)))
+    if present:
+        return -((1 - p) ** gamma_positive) * np.log(max(p, 1e-5))
+    q = min(1 - p + clip, 1.0)
+    return -((1 - q) ** gamma_negative) * np.log(max(q, 1e-5))
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+def test_vectors_of_the_notes(parameters):
+    *parameters, expected = parameters
+    losses = asymmetric(SCORES, PRESENCE, *parameters)
+    np.testing.assert_allclose(mean_over_labels(losses), expected, atol=1e-6)
+    for index, loss in np.ndenumerate(losses):
+        found = slow(SCORES[index], PRESENCE[index], *parameters)
+        np.testing.assert_allclose(loss, found, atol=1e-6)
+
+
+def test_binary_cross_entropy():
+    losses = binary_cross_entropy(SCORES, PRESENCE)
+    np.testing.assert_allclose(mean_over_labels(losses), 0.6162252, atol=1e-6)
+
+
+@pytest.mark.parametrize("present", [False, True])
+@pytest.mark.parametrize("parameters", [None, *(p[:3] for p in PARAMETERS)])
+def test_extremes_are_finite(present, parameters):
+    scores = jnp.asarray([[-1e4, -100.0, -30.0, -3.0, 0.0, 3.0, 30.0, 100.0, 1e4]])
+    presence = jnp.full(scores.shape, present)
+
+    def loss(scores):
+        if parameters is None:
+            return jnp.sum(binary_cross_entropy(scores, presence))
+        return jnp.sum(asymmetric(scores, presence, *parameters))
+
+    value, grad = jax.value_and_grad(loss)(scores)
+    assert np.isfinite(value) and np.all(np.isfinite(grad))
+    # More score is never worse for a present label, nor better for an absent one.
+    assert np.all(np.asarray(grad) * (-1 if present else 1) >= 0)
+
+
+@pytest.mark.parametrize("parameters", [p[:3] for p in PARAMETERS])
+def test_gradient_flows_through_the_focusing_factors(parameters):
+    grad = jax.grad(lambda s: jnp.sum(asymmetric(s, PRESENCE, *parameters)))(SCORES)
+    step = 1e-5
+    for index, found in np.ndenumerate(grad):
+        score = np.float64(SCORES[index])
+        up, down = (slow(score + d, PRESENCE[index], *parameters) for d in (step, -step))
+        np.testing.assert_allclose(found, (up - down) / (2 * step), atol=1e-5)

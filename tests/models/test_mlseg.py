@@ -1,0 +1,331 @@
+"""The whole model: selections, canvases, counts, types, any framework."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from shrink import NUM_CLASSES, random_parameters, segmenter_config
+
+from configs import segmenter
+from mlseg_jax.errors import UserError
+from mlseg_jax.label_selection import (
+    SELECTIONS,
+    UNSELECTED_LOGIT,
+    SelectionPolicy,
+    select_complete,
+    select_given,
+    select_top_k,
+)
+from mlseg_jax.models.build import (
+    BACKBONES,
+    DECODERS,
+    MULTILABEL_HEADS,
+    FunctionalModel,
+    initial_parameters,
+)
+from mlseg_jax.models.rank_adaptive import RANK_NORMS
+from mlseg_jax.tasks import semantic
+from mlseg_jax.typing import IGNORE
+
+C = NUM_CLASSES
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
+def make_config(head="transformer_encoder", rank_norm="affine", downsample=8, **more):
+    config = segmenter_config(**more)
+    with config.unlocked():
+        config.model.multilabel_head.update(name=head, downsample=downsample)
+        config.model.rank_norm.kind = rank_norm
+    return config
+
+
+def make_images(batch=2, height=22, width=27, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(batch, height, width, 3)).astype(np.float32)
+
+
+# ---------------------------------------------------------------------- any framework
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("head", MULTILABEL_HEADS)
+def test_a_permuted_complete_selection_is_the_baseline(decoder, head):
+    """With K = C and no rank norm, ranks are only another order of the classes."""
+    config = make_config(head, rank_norm="none", selection="complete")
+    with config.unlocked():
+        config.model.decoder.name = decoder
+    model = FunctionalModel.build(config, C)
+    parameters = random_parameters(model)
+    permuted = np.stack([np.random.default_rng(b).permutation(C) for b in range(2)])
+
+    @jax.jit
+    def run(parameters, images):
+        bound = model.bind(parameters)
+        labels = bound.encode(images)
+        chosen = select_given(jnp.asarray(permuted), None, C)
+        return (
+            bound.classify(labels, select_complete(labels.scores)).logits,
+            bound.classify(labels, chosen).logits,
+        )
+
+    baseline, logits = map(np.asarray, run(parameters, make_images()))
+    for b in range(2):
+        np.testing.assert_allclose(
+            logits[b], baseline[b][..., permuted[b]], rtol=1e-4, atol=2e-5
+        )
+    # Not because all rows were alike.
+    assert np.std(baseline, axis=-1).min() > 1e-3
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("head", MULTILABEL_HEADS)
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_every_combination_traces(backbone, decoder, head, selection):
+    for rank_norm in RANK_NORMS:
+        config = make_config(head, rank_norm, selection=selection)
+        with config.unlocked():
+            config.model.backbone.update(name=backbone, drop_path_rate=0.1)
+            config.model.decoder.update(name=decoder, dropout_rate=0.1)
+        model = FunctionalModel.build(config, C)
+        policy = SelectionPolicy(selection, 4)
+
+        def run(parameters, images, histogram, rng, model=model, policy=policy):
+            given = select_top_k(jnp.zeros((2, C)), 3)
+            select = policy.select(histogram=histogram, given=given)
+            return model.bind(parameters)(images, select, rng=rng)
+
+        for images in (
+            jax.ShapeDtypeStruct((2, 22, 27, 3), jnp.uint8),
+            jax.ShapeDtypeStruct((2, 24, 24, 3), jnp.float32),
+        ):
+            output = jax.eval_shape(
+                run,
+                model.shapes,
+                images,
+                jax.ShapeDtypeStruct((2, C), jnp.int32),
+                jax.random.key(0),
+            )
+            num_ranks = {"complete": C, "given": 3}.get(selection, 4)
+            grid = -(-images.shape[1] // 4), -(-images.shape[2] // 4)
+            assert output.logits.shape == (2, *grid, num_ranks)
+            assert output.logits.dtype == jnp.float32
+            assert output.label_scores.shape == (2, C)
+
+
+def test_unknown_names():
+    for part in ("backbone", "decoder", "multilabel_head"):
+        config = make_config()
+        with config.unlocked():
+            config.model[part].name = "swin9"
+        with pytest.raises(UserError, match="'swin9'; choose one of"):
+            FunctionalModel.build(config, C)
+
+
+# -------------------------------------------------------------------------- selections
+
+
+@functools.cache
+def mlseg(downsample, selection="top_k"):
+    config = make_config(downsample=downsample, selection=selection)
+    model = FunctionalModel.build(config, C)
+    return config, model, random_parameters(model)
+
+
+def test_invalid_ranks_change_nothing():
+    _, model, parameters = mlseg(8)
+
+    @jax.jit
+    def run(parameters, images):
+        bound = model.bind(parameters)
+        labels = bound.encode(images)
+        ids = jnp.asarray([[3, 1, 7], [0, 10, 2]])
+        valid = jnp.asarray([[True] * 3 + [False] * 2] * 2)
+        padded = jnp.pad(ids, [(0, 0), (0, 2)], constant_values=5)
+        return (
+            bound.classify(labels, select_given(ids, None, C)).logits,
+            bound.classify(labels, select_given(padded, valid, C)).logits,
+        )
+
+    logits, padded = run(parameters, make_images())
+    np.testing.assert_allclose(padded[..., :3], logits, rtol=1e-4, atol=2e-5)
+    np.testing.assert_array_equal(padded[..., 3:], UNSELECTED_LOGIT)
+
+
+@pytest.mark.parametrize("downsample", [8, 0])
+def test_the_padding_of_a_canvas_is_not_seen(downsample):
+    """One compilation for pictures of all sizes: bits beside a picture do not matter."""
+    _, model, parameters = mlseg(downsample)
+    select = SelectionPolicy("top_k", 4).select()
+
+    @jax.jit
+    def run(parameters, images, sizes=None):
+        output = model.bind(parameters)(images, select, image_size=sizes)
+        return output.label_scores, output.selection.class_ids, output.logits
+
+    sizes = [(22, 27), (24, 32), (9, 13)]
+    noise = 100 * np.random.default_rng(1).normal(size=(3, 32, 48, 3))
+    canvas = noise.astype(np.float32)
+    images = [make_images(1, *size, seed=i)[0] for i, size in enumerate(sizes)]
+    for b, (height, width) in enumerate(sizes):
+        canvas[b, :height, :width] = images[b]
+    results = run(parameters, canvas, np.asarray(sizes, np.int32))
+    for b, (height, width) in enumerate(sizes[1:] if downsample else sizes[:2]):
+        b = b + 1 if downsample else b
+        scores, class_ids, logits = run(parameters, images[b][None])
+        rows, columns = -(-height // 4), -(-width // 4)
+        np.testing.assert_allclose(results[0][b], scores[0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(results[1][b], class_ids[0])
+        np.testing.assert_allclose(
+            results[2][b, :rows, :columns], logits[0], rtol=1e-3, atol=1e-4
+        )
+    assert all(np.all(np.isfinite(x)) for x in results)
+
+
+@pytest.mark.parametrize("pixel_mean", ["all", "valid"])
+def test_a_batch_whose_labels_were_all_missed(pixel_mean):
+    config, model, parameters = mlseg(8)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.loss.pixel_mean = pixel_mean
+    images = make_images()
+    scores = jax.jit(lambda p, x: model.bind(p).encode(x).scores)(parameters, images)
+    worst = np.asarray(jnp.argmin(scores, axis=1), np.int32)
+    labels = np.full((2, 22, 27), IGNORE, np.int32)
+    labels[0, :5], labels[1] = worst[0], worst[1]
+    batch = {"image": images, "label_map": labels}
+    (loss, logs), grads = jax.jit(
+        jax.value_and_grad(
+            lambda p, b: semantic.loss(model.bind(p), b, config, None), has_aux=True
+        )
+    )(parameters, batch)
+    assert logs["loss/pixel"] == 0.0 and loss > 0.0
+    assert logs["train/pixel_recall_at_k"] == logs["train/image_recall_at_k"] == 0.0
+    assert all(np.all(np.isfinite(grad)) for grad in grads.values())
+    # Only the multi-label loss pulls: nothing reaches what follows the selection.
+    for path, grad in grads.items():
+        after = path.startswith(("decoder/blocks", "decoder/norm", "rank_norm"))
+        assert np.any(grad != 0) != after, path
+
+
+def test_selection_recall():
+    histogram = jnp.asarray([[4, 0, 6, 0], [0, 0, 0, 0]])
+    selection = select_given(jnp.asarray([[2, 1], [0, 1]]), None, 4)
+    pixel, image = semantic.selection_recall(histogram, selection)
+    np.testing.assert_allclose((pixel, image), ((0.6 + 1) / 2, (0.5 + 1) / 2))
+
+
+# ------------------------------------------------------------------------------- types
+
+
+def test_bfloat16_stays_near_float32():
+    config, model, parameters = mlseg(8)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.dtype = "bfloat16"
+    rough_model = FunctionalModel.build(config, C)
+    assert all(leaf.dtype == jnp.float32 for leaf in rough_model.shapes.values())
+    selection = select_given(jnp.asarray([[3, 1, 7, 0], [0, 10, 2, 9]]), None, C)
+
+    def run(model):
+        call = lambda p, x: model.bind(p)(x, lambda scores: selection)  # noqa: E731
+        output = jax.jit(call)(parameters, make_images())
+        assert output.logits.dtype == output.label_scores.dtype == jnp.float32
+        return output.label_scores, output.logits
+
+    for exact, rough in zip(run(model), run(rough_model), strict=True):
+        error = np.sqrt(np.mean((exact - rough) ** 2)) / np.std(exact)
+        assert 0 < error < 0.04
+        assert np.corrcoef(np.ravel(exact), np.ravel(rough))[0, 1] > 0.998
+
+
+def test_initial_values():
+    config = make_config()
+    parameters = jax.jit(lambda key: initial_parameters(config, C, key))(
+        jax.random.key(0)
+    )
+    model = FunctionalModel.build(config, C)
+    assert {k: v.shape for k, v in parameters.items()} == {
+        k: v.shape for k, v in model.shapes.items()
+    }
+    for path, value in parameters.items():
+        deviation = float(np.std(value))
+        if path.endswith("scale"):
+            assert np.all(value == 1), path
+        elif "mlp" in path and path.endswith("bias") and path.startswith("backbone"):
+            assert 0 < deviation < 1e-5, path
+        elif path.endswith("bias") and "classifier" not in path:
+            assert np.all(value == 0), path
+        elif path.startswith(("decoder/patch", "decoder/class")):
+            assert 0.2 < deviation < 0.3, path  # 16 ** -0.5
+        elif path.endswith(("kernel", "embeddings", "table", "token")):
+            if "patch_projection" not in path:
+                assert 0.01 < deviation < 0.03, path
+
+
+# ------------------------------------------------------------------ published sizes
+
+COUNTS = {
+    # data set, backbone, selection: parameters (method.md 14.2)
+    ("ade20k", "vit_b16", "complete"): 102_497_580,
+    ("coco_stuff", "vit_b16", "complete"): 102_513_750,
+    ("coco_lvis", "vit_b16", "complete"): 103_370_760,
+    ("ade20k", "vit_b16", "top_k"): 109_702_138,
+    ("coco_stuff", "vit_b16", "top_k"): 109_734_415,
+    ("coco_lvis", "vit_b16", "top_k"): 111_445_196,
+    ("ade20k", "vit_l16", "complete"): 333_234_476,
+    ("coco_stuff", "vit_l16", "complete"): 333_256_022,
+    ("coco_lvis", "vit_l16", "complete"): 334_397_960,
+    ("ade20k", "vit_l16", "top_k"): 345_986_298,
+    ("coco_stuff", "vit_l16", "top_k"): 346_029_327,
+    ("coco_lvis", "vit_l16", "top_k"): 348_309_964,
+    ("pascal_context", "vit_b16", "complete"): 102_428_280,
+    ("pascal_context", "vit_b16", "top_k"): 109_563_758,
+    ("ade20k_full", "vit_b16", "complete"): 103_034_270,
+    ("ade20k_full", "vit_b16", "top_k"): 110_773_527,
+}
+
+
+def count(shapes, start=""):
+    return sum(leaf.size for path, leaf in shapes.items() if path.startswith(start))
+
+
+@pytest.mark.parametrize("dataset, backbone, selection", COUNTS)
+def test_parameter_counts(dataset, backbone, selection):
+    config = segmenter.get_config(
+        f"dataset={dataset},backbone={backbone},selection={selection}"
+    )
+    with config.unlocked():
+        config.model.backbone.scan = True  # the same numbers, traced once
+    shapes = FunctionalModel.build(config, config.data.num_classes).shapes
+    assert count(shapes) == COUNTS[dataset, backbone, selection]
+
+
+def test_parameter_breakdown():
+    """method.md 14.5, ViT-B and ViT-L."""
+    tables = {
+        ("coco_stuff", "vit_b16"): (
+            *(590_592, 768, 787_200, 7_087_872, 1_536, 86_434_560, 131_328, 590_592),
+            *(1_179_648, 14_175_744, 1_536, 100, 7_087_872, 1_536, 131_499),
+        ),
+        ("ade20k", "vit_l16"): (
+            *(787_456, 1_024, 1_639_424, 12_596_224, 2_048, 304_739_328, 153_600),
+            *(1_049_600, 2_097_152, 25_192_448, 2_048, 100, 12_596_224, 2_048, 153_750),
+        ),
+    }
+    for (dataset, backbone), expected in tables.items():
+        config = segmenter.get_config(f"dataset={dataset},backbone={backbone}")
+        shapes = FunctionalModel.build(config, config.data.num_classes).shapes
+        pieces = (
+            *("backbone/patch_projection", "backbone/class_token"),
+            *("backbone/position_table", "backbone/blocks/blocks/0/", "backbone/norm"),
+            *("backbone/", "class_embeddings", "decoder/feature_projection"),
+            *("decoder/*projection", "decoder/blocks", "decoder/norm", "rank_norm"),
+            *("multilabel_head/block", "multilabel_head/norm"),
+            "multilabel_head/classifier",
+        )
+        both = count(shapes, "decoder/patch_") + count(shapes, "decoder/class_")
+        found = [both if "*" in p else count(shapes, p) for p in pieces]
+        assert tuple(found) == expected

@@ -1,0 +1,381 @@
+"""Forward, losses and gradients against the PyTorch version's golden files."""
+
+import functools
+import pathlib
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from release_names import BACKBONE, MLSEG, SEGMENTER, from_release
+from shrink import segmenter_config
+
+from mlseg_jax import inference
+from mlseg_jax.label_selection import SelectionPolicy, labels_to_ranks
+from mlseg_jax.losses.multilabel import asymmetric_loss, binary_cross_entropy
+from mlseg_jax.losses.pixel import upsampled_cross_entropy
+from mlseg_jax.losses.reduce import mean_over_labels, mean_over_pixels
+from mlseg_jax.metrics.label_recall import label_histogram
+from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.mlseg import MLSeg
+from mlseg_jax.tasks import semantic
+from mlseg_jax.typing import IGNORE
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
+@functools.cache
+def load(case):
+    with np.load(GOLDEN / f"{case}.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+def part(golden, kind):
+    start = f"{kind}:"
+    return {k[len(start) :]: v for k, v in golden.items() if k.startswith(start)}
+
+
+def nhwc(x):
+    return np.moveaxis(x, -3, -1)
+
+
+def make_config(golden, selection, k):
+    sizes = part(golden, "config")
+    config = segmenter_config(
+        selection,
+        int(k),
+        **{
+            name: int(sizes[name])
+            for name in ("embed_dim", "depth", "num_heads", "patch_size")
+        },
+        image_size=(int(sizes["image_size"]),) * 2,
+    )
+    with config.unlocked():
+        config.model.multilabel_head.downsample = int(sizes.get("downsample", 0))
+        config.model.rank_norm.unbiased_variance = selection == "oracle"
+        config.loss.multilabel_weight = float(sizes.get("ml_weight", 0.0))
+    return config
+
+
+def converted(golden, model, table, kind="param"):
+    shapes = {path: leaf.shape for path, leaf in model.shapes.items()}
+    return jax.tree.map(jnp.asarray, from_release(part(golden, kind), shapes, table))
+
+
+def set_up(case, selection, k, table):
+    """The golden arrays, the configuration, the model and its parameters."""
+    golden = load(case)
+    config = make_config(golden, selection, k)
+    model = FunctionalModel.build(config, int(golden["config:num_classes"]))
+    return golden, config, model, converted(golden, model, table)
+
+
+def batch_of(golden, name="labels"):
+    labels = golden[f"input:{name}"]
+    ignored = labels == golden["config:ignore"]
+    return {
+        "image": nhwc(golden["input:image"]),
+        "label_map": np.where(ignored, IGNORE, labels).astype(np.int32),
+    }
+
+
+def assert_grads(expected, grads):
+    assert set(grads) == set(expected)
+    for path, grad in grads.items():
+        # The golden ones have 16 significant bits.
+        error = np.max(np.abs(grad - expected[path]))
+        assert error <= 3e-5 * np.max(np.abs(expected[path])) + 1e-7, path
+
+
+def close(actual, expected, tolerance=2e-5):
+    np.testing.assert_allclose(
+        np.asarray(actual), expected, rtol=tolerance, atol=tolerance
+    )
+
+
+def test_every_golden_file_is_used():
+    assert set(CASES) == {
+        *("vit_even", "vit_odd", "segmenter", "mlseg_pool8", "mlseg_pool_none"),
+        *("mlseg_batch3", "oracle", "losses", "sliding", "multi_scale"),
+    }
+
+
+def test_conversion_is_strict_both_ways():
+    golden, _, model, _ = set_up("mlseg_pool8", "top_k", 4, MLSEG)
+    shapes = {path: leaf.shape for path, leaf in model.shapes.items()}
+    params = part(golden, "param")
+    missing = dict(params)
+    missing.pop("decode_head.cls_emb")
+    transposed = params | {"backbone.ln1.weight": np.zeros(7, np.float32)}
+    for arrays, message in (
+        (missing, "nothing fills class_embeddings"),
+        (params | {"decode_head.extra": np.zeros(1)}, "extra matches 0 rows"),
+        (transposed, "backbone/norm/scale"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_release(arrays, shapes, MLSEG)
+
+
+# ----------------------------------------------------------------------- the backbone
+
+
+@pytest.mark.parametrize("case", ["vit_even", "vit_odd"])
+def test_backbone(case):
+    golden = load(case)
+    config = make_config(golden, "complete", 4)
+    model = FunctionalModel.build(config, 5)
+    shapes = {k: v.shape for k, v in model.shapes.items() if k.startswith("backbone/")}
+    convert = functools.partial(from_release, shapes=shapes, table=BACKBONE)
+    params = convert(part(golden, "param"))
+    others = {k: jnp.zeros(v.shape) for k, v in model.shapes.items() if k not in shapes}
+    images = jnp.asarray(nhwc(golden["input:image"]))
+    cotangent = golden["input:cotangent"]
+
+    def run(params, images, image_size=None):
+        features = model.bind(params | others).backbone(images, image_size, None)
+        return features.grid, features.mask
+
+    def loss(params):
+        grid, mask = run(params, images)
+        assert mask is None
+        tokens = grid.reshape(cotangent.shape)
+        return jnp.sum(tokens * cotangent), tokens
+
+    (value, tokens), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    close(tokens, golden["output:tokens"])
+    close(value, golden["output:loss"], 1e-4)
+    assert_grads(convert(part(golden, "grad")), grads)
+    if case == "vit_even":
+        return
+    # The same picture in the upper left of larger canvases, with anything around it.
+    height, width = images.shape[1:3]
+    canvas = np.full((3, 48, 64, 3), 1e3, np.float32)
+    canvas[:, :height, :width] = images
+    inside = np.zeros((1, 48, 64, 1), bool)
+    inside[:, :height, :width] = True
+    sizes = np.full((3, 2), (height, width), np.int32)
+    canvas = np.where(inside, canvas, 0.0)
+    grid, mask = jax.jit(run)(params, canvas, sizes)
+    rows, columns = golden["output:grid"]
+    assert np.sum(mask) == 3 * rows * columns
+    close(
+        np.asarray(grid)[:, :rows, :columns].reshape(tokens.shape),
+        golden["output:tokens"],
+    )
+
+
+# -------------------------------------------------------------------- training's loss
+
+
+def make_loss(model, config):
+    """The task's loss with everything that is golden, and gradients; compiles once."""
+
+    def loss(params, batch):
+        call, outputs = MLSeg.__call__, []
+
+        def recorded(*args, **kwargs):
+            outputs.append(call(*args, **kwargs))
+            return outputs[-1]
+
+        with mock.patch.object(MLSeg, "__call__", recorded):
+            total, logs = semantic.loss(model.bind(params), batch, config, None)
+        (output,) = outputs
+        ranks = labels_to_ranks(batch["label_map"], output.selection)
+        pixels = upsampled_cross_entropy(output.logits, ranks)
+        valid = mean_over_pixels(pixels, ranks != IGNORE, over="valid")
+        return total, (logs, output, ranks, valid)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def test_segmenter():
+    golden, config, model, params = set_up("segmenter", "complete", 4, SEGMENTER)
+    (total, (_, output, ranks, valid)), grads = make_loss(model, config)(
+        params, batch_of(golden)
+    )
+    close(output.logits, nhwc(golden["output:logits"]))
+    np.testing.assert_array_equal(ranks, batch_of(golden)["label_map"])
+    close(total, golden["output:loss"])
+    close(valid, golden["output:loss_valid"])
+    assert_grads(converted(golden, model, SEGMENTER, "grad"), grads)
+
+
+@pytest.mark.parametrize("case", ["mlseg_pool8", "mlseg_pool_none", "mlseg_batch3"])
+def test_mlseg(case):
+    golden, config, model, params = set_up(case, "top_k", 4, MLSEG)
+    batch = batch_of(golden)
+    (total, (logs, output, ranks, valid)), grads = make_loss(model, config)(
+        params, batch
+    )
+    close(output.label_scores, golden["output:scores"])
+    np.testing.assert_array_equal(output.selection.class_ids, golden["output:indices"])
+    close(output.logits, nhwc(golden["output:rank_logits"]))
+    presence = label_histogram(jnp.asarray(batch["label_map"]), 11) > 0
+    np.testing.assert_array_equal(presence, golden["output:presence"])
+    expected = golden["output:rank_labels"]
+    expected = np.where(expected == golden["config:ignore"], IGNORE, expected)
+    np.testing.assert_array_equal(ranks, expected)
+    close(logs["loss/pixel"], golden["output:loss_pixel"])
+    close(valid, golden["output:loss_pixel_valid"])
+    close(logs["loss/multilabel"], golden["output:loss_multi_label"])
+    bce = binary_cross_entropy(output.label_scores, presence)
+    close(mean_over_labels(bce), golden["output:loss_multi_label_bce"])
+    close(total, golden["output:loss"])
+    assert_grads(converted(golden, model, MLSEG, "grad"), grads)
+
+    classes = np.full(golden["output:class_logits"].shape, -100.0, np.float32)
+    for b, ids in enumerate(golden["output:indices"]):
+        classes[b, ids] = np.moveaxis(np.asarray(output.logits[b]), -1, 0)
+    close(classes, golden["output:class_logits"])
+
+
+def test_three_examples_are_three_times_one():
+    golden, config, model, params = set_up("mlseg_batch3", "top_k", 4, MLSEG)
+    select = SelectionPolicy("top_k", 4).select()
+
+    @jax.jit
+    def run(params, image):
+        output = model.bind(params)(image, select)
+        return output.label_scores, output.selection.class_ids, output.logits
+
+    images = nhwc(golden["input:image"])
+    single = [run(params, images[b : b + 1]) for b in range(3)]
+    scores, class_ids, logits = (np.concatenate(x) for x in zip(*single, strict=True))
+    close(scores, golden["output:scores"])
+    np.testing.assert_array_equal(class_ids, golden["output:indices"])
+    close(logits, nhwc(golden["output:rank_logits"]))
+
+
+def test_oracle():
+    """Present classes in class order; ranks that pad the selection change nothing."""
+    golden, config, model, params = set_up("oracle", "oracle", 11, SEGMENTER)
+    run = functools.partial(make_loss(model, config), params)
+    for name in ("", "_one", "_none"):
+        (total, (_, output, *_)), grads = run(batch_of(golden, "labels" + name))
+        expected = golden["output:indices" + name]
+        count = expected.shape[1]
+        selection = output.selection
+        np.testing.assert_array_equal(selection.class_ids[:, :count], expected)
+        np.testing.assert_array_equal(selection.valid[0], np.arange(11) < count)
+        logits = nhwc(golden["output:rank_logits" + name])
+        close(output.logits[..., :count], logits)
+        assert np.all(np.asarray(output.logits[..., count:]) == -100.0)
+        close(total, golden["output:loss" + name])
+        if not name:
+            assert_grads(converted(golden, model, SEGMENTER, "grad"), grads)
+
+
+def test_losses():
+    golden = load("losses")
+    scores, small_scores, targets, small_targets = (
+        jnp.asarray(golden[f"input:{name}"])
+        for name in ("scores", "small_scores", "targets", "small_targets")
+    )
+    names = [name for name in part(golden, "output") if not name.startswith("small_")]
+    for name in names:
+
+        def loss(scores, targets, name=name):
+            if name == "bce":
+                return mean_over_labels(binary_cross_entropy(scores, targets))
+            gamma_negative, gamma_positive, clip = map(
+                float, golden[f"config:{name}"]
+            )
+            return mean_over_labels(
+                asymmetric_loss(
+                    scores,
+                    targets,
+                    gamma_negative=gamma_negative,
+                    gamma_positive=gamma_positive,
+                    clip=clip,
+                )
+            )
+
+        value, grad = jax.value_and_grad(loss)(scores, targets > 0)
+        close(value, golden[f"output:{name}"])
+        np.testing.assert_allclose(grad, golden[f"grad:{name}"], rtol=2e-5, atol=2e-7)
+        small = loss(small_scores, small_targets > 0)
+        close(small, golden[f"output:small_{name}"])
+
+
+# -------------------------------------------------------------------------- inference
+
+
+def eval_settings(config, golden):
+    sizes = part(golden, "config")
+    with config.unlocked():
+        config.eval.update(
+            window=(int(sizes["window"]),) * 2,
+            stride=(int(sizes["stride"]),) * 2,
+            batch_size=4,
+        )
+    return config.eval
+
+
+def predict(monkeypatch, case, view_images, flips):
+    """The engine's label map, with normalised float images in place of its views."""
+    golden, config, model, params = set_up(case, "top_k", 4, MLSEG)
+    settings = eval_settings(config, golden)
+    patch_size = config.model.backbone.patch_size
+    out = int(golden["config:out_height"]), int(golden["config:out_width"])
+
+    def make_views(image, settings, patch_size):
+        assert image.shape[:2] == out
+        views = []
+        for x in view_images:
+            for flip in flips:
+                axes = [
+                    inference.plan_axis(
+                        out[axis],
+                        x.shape[axis],
+                        settings.window[axis],
+                        settings.stride[axis],
+                        settings.window[axis],
+                        patch_size,
+                        flip and axis == 1,
+                    )
+                    for axis in (0, 1)
+                ]
+                views.append(inference.View(x[:, ::-1] if flip else x, *axes))
+        return views
+
+    monkeypatch.setattr(inference, "make_views", make_views)
+    engine = inference.Engine(model, params, settings, patch_size=patch_size)
+    picture = np.zeros((*out, 3), np.uint8)
+    ((segmented,),) = engine.segment([picture], [(SelectionPolicy("top_k", 4), None)])
+    return golden, segmented
+
+
+def assert_label_map(golden, values, found):
+    expected = golden["output:label_map"]
+    top = np.sort(values, axis=0)
+    clear = top[-1] - top[-2] >= 1e-4
+    assert np.mean(clear) > 0.95
+    assert found.shape == expected.shape
+    assert np.sum((found != expected) & clear[None]) == 0
+
+
+def test_sliding(monkeypatch):
+    image = nhwc(load("sliding")["input:image"])[0]
+    golden, segmented = predict(monkeypatch, "sliding", [image], [False])
+    assert_label_map(golden, golden["output:logits"], segmented.label_maps())
+    union = np.unique(golden["output:window_indices"])
+    found = np.asarray(segmented.selection.class_ids)[0, : segmented.num_labels]
+    np.testing.assert_array_equal(found, union)
+    # The logits themselves, filled for the labels that no window selected.
+    pieces = segmented.grids[0], segmented.rows[0], segmented.columns[0]
+    tile = inference.upsampled_tile(*map(jnp.asarray, pieces))
+    logits = np.full_like(golden["output:logits"], -100.0)
+    logits[found] = np.asarray(tile)[0, : len(found)]
+    close(logits, golden["output:logits"], 1e-4)
+
+
+def test_multi_scale(monkeypatch):
+    golden = load("multi_scale")
+    count = len(golden["config:ratios"])
+    images = [nhwc(golden[f"input:image_{i}"])[0] for i in range(count)]
+    golden, segmented = predict(monkeypatch, "multi_scale", images, [False, True])
+    assert_label_map(golden, golden["output:probabilities"], segmented.label_maps())

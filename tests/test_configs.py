@@ -1,0 +1,202 @@
+"""Every configuration builds and traces, and every key is read by somebody."""
+
+import collections
+import itertools
+import sys
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from tiny import tiny_config, use_compilation_cache
+
+import mlseg_jax
+from configs import common, demo, saved, segmenter
+from input_pipeline.datasets.info import DataError
+from input_pipeline.datasets.open import open_dataset
+from mlseg_jax.flops import count_macs
+from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.optimizer import make_optimizer
+from mlseg_jax.sharding import check_batch_size, make_mesh
+from mlseg_jax.train import claim_workdir, train
+from mlseg_jax.train_state import abstract_state, make_train_step
+from mlseg_jax.workdir import load_config
+
+ALL = list(
+    itertools.product(segmenter.RECIPES, common.VITS, common.SELECTIONS)
+)
+
+# Every data set, every backbone and every selection that can be trained.
+TRACED = [
+    ("pascal_context", "vit_b16", "top_k"),
+    ("ade20k", "vit_l16", "complete"),
+    ("coco_stuff", "vit_s16", "top_k"),
+    ("ade20k_full", "vit_ti16", "oracle"),
+    ("coco_lvis", "vit_ti16", "top_k"),
+    ("folder", "vit_demo", "complete"),
+    ("sign_scenes", "vit_demo", "top_k"),
+]
+
+
+def argument(dataset, backbone, selection):
+    return f"dataset={dataset},backbone={backbone},selection={selection}"
+
+
+def trace(config):
+    """The real training step with the real shapes; no array is made."""
+    num_classes = config.data.num_classes or 7
+    mesh = make_mesh(config)
+    check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
+    model = FunctionalModel.build(config, num_classes)
+    step = make_train_step(config, model, mesh)
+    size = (config.train.batch_size, *config.data.crop_size)
+    batch = {
+        "image": jax.ShapeDtypeStruct((*size, 3), np.uint8),
+        "label_map": jax.ShapeDtypeStruct(size, np.int32),
+    }
+    state = abstract_state(config, num_classes, mesh)
+    after, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert all(x.shape == () for x in metrics.values())
+
+
+def test_the_traced_combinations_cover_all_rows():
+    datasets, backbones, selections = map(set, zip(*TRACED, strict=True))
+    assert datasets == set(segmenter.RECIPES)
+    assert backbones == set(common.VITS)
+    # Nothing can be trained on labels that are not there: see train._check_labels.
+    assert selections == set(common.SELECTIONS) - {"given"}
+
+
+@pytest.mark.parametrize("combination", ALL, ids="-".join)
+def test_every_combination_is_consistent(combination):
+    config = segmenter.get_config(argument(*combination))
+    assert config.is_locked
+    backbone = config.model.backbone
+    assert backbone.embed_dim % backbone.num_heads == 0
+    assert config.data.crop_size[0] % backbone.patch_size == 0
+    assert config.eval.window == config.data.crop_size
+    assert config.selection.k <= (config.data.num_classes or 10**6)
+    has_head = config.model.multilabel_head.name != "none"
+    assert has_head == (config.selection.name == "top_k")
+    assert has_head == (config.loss.multilabel_weight > 0)
+    assert all(value > 0 for part, value in count_macs(
+        config, config.data.num_classes or 7).items()
+        if has_head or part != "multilabel_head")  # fmt: skip
+
+
+@pytest.mark.parametrize("combination", TRACED, ids="-".join)
+def test_the_training_step_traces(combination):
+    trace(segmenter.get_config(argument(*combination)))
+
+
+def test_the_demonstration_traces():
+    trace(demo.get_config())
+
+
+@pytest.mark.parametrize(
+    "arg, sentence",
+    [
+        ("datset=ade20k", "not 'datset=ade20k'; did you mean 'dataset'"),
+        ("dataset", "takes dataset=..., backbone=..., selection=... after the colon"),
+        ("dataset=ade2k", "no data set 'ade2k'; did you mean 'ade20k'"),
+        ("backbone=vit_b61", "no backbone 'vit_b61'; did you mean 'vit_b16'"),
+        ("selection=topk", "no selection 'topk'; did you mean 'top_k'"),
+        ("selection=xyz", "choose one of complete, top_k, oracle, given"),
+    ],
+)
+def test_arguments_that_are_wrong(arg, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        segmenter.get_config(arg)
+
+
+def test_the_demonstration_takes_no_argument():
+    with pytest.raises(ValueError, match="not 'k=5'"):
+        demo.get_config("k=5")
+
+
+def test_parse_arg_takes_the_types_of_its_defaults():
+    values = common.parse_arg("b=7,", a="x", b=3)
+    assert (values.a, values.b) == ("x", 7)
+    with pytest.raises(ValueError):
+        common.parse_arg("b=x", b=3)
+
+
+def test_a_saved_configuration_is_the_one_that_was_saved(tmp_path):
+    config = tiny_config()
+    info = open_dataset(config.data, train=True).info
+    claim_workdir(config, str(tmp_path), info)
+    loaded = saved.get_config(str(tmp_path))
+    assert loaded.is_locked
+    # Tuples stay tuples, which flags can override.
+    assert loaded.to_dict() == config.to_dict()
+    with pytest.raises(ValueError, match="is not a work directory"):
+        saved.get_config(str(tmp_path / "nowhere"))
+
+
+# Leaves that nobody has to read, each with its reason.
+UNREAD = {
+    "name": "says in a saved configuration which file it came from",
+}
+
+
+class Reads:
+    """Which keys of which part of a configuration were read."""
+
+    def __init__(self, config):
+        self.parts = {
+            path: set(part.keys())
+            for path, part in [("", config), *self._parts(config)]
+        }
+        self.seen = collections.defaultdict(set)
+
+    def _parts(self, config, path=""):
+        for key, value in config.items():
+            if isinstance(value, ml_collections.ConfigDict):
+                yield f"{path}{key}.", value
+                yield from self._parts(value, f"{path}{key}.")
+
+    def note(self, part, key):
+        # A part is known by its keys, for it may be a copy (or come from a file).
+        keys = set(part._fields)
+        for path, known in self.parts.items():
+            if known <= keys:
+                self.seen[path].add(key)
+
+    def unread(self, config):
+        leaves = {
+            f"{path}{key}"
+            for path, part in [("", config), *self._parts(config)]
+            for key, value in part.items()
+            if not isinstance(value, ml_collections.ConfigDict)
+        }
+        return leaves - {f"{path}{key}" for path in self.seen for key in self.seen[path]}
+
+
+def test_every_key_is_read(tmp_path, tmp_path_factory, monkeypatch):
+    use_compilation_cache(tmp_path_factory.mktemp("xla"))
+    config = tiny_config({"train.steps": 1})
+    reads = Reads(config)
+    get = ml_collections.ConfigDict.__getitem__
+
+    def get_and_note(self, key):
+        frame, names = sys._getframe(1), set()
+        while frame.f_code.co_filename.endswith("config_dict.py"):
+            names.add(frame.f_code.co_name)
+            frame = frame.f_back
+        # Not where a whole part is copied or written.
+        if names <= {"__getattr__"}:
+            reads.note(self, key)
+        return get(self, key)
+
+    monkeypatch.setattr(ml_collections.ConfigDict, "__getitem__", get_and_note)
+    train(config, str(tmp_path))
+    assert load_config(str(tmp_path)).train.steps == 1
+    mlseg_jax.load(str(tmp_path))(np.zeros((32, 32, 3), np.uint8))
+    # What only another optimiser, schedule or data set reads.
+    make_optimizer(tiny_config({"optimizer.name": "sgd", "optimizer.schedule": "poly"}))
+    with pytest.raises(DataError, match="no place"):
+        open_dataset(tiny_config({"data.name": "folder"}).data, train=True)
+    assert reads.unread(config) == set(UNREAD)

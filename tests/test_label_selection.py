@@ -1,0 +1,228 @@
+"""Selection algebra against slow NumPy versions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlseg_jax.errors import UserError
+from mlseg_jax.label_selection import (
+    SELECTIONS,
+    Selection,
+    SelectionPolicy,
+    gather_classes,
+    labels_to_ranks,
+    rank_of_class,
+    ranks_to_labels,
+    select_complete,
+    select_given,
+    select_oracle,
+    select_top_k,
+)
+from mlseg_jax.typing import IGNORE
+
+C = 9
+
+
+def random_scores(batch, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, C)), jnp.float32)
+
+
+def random_labels(batch, seed=0, shape=(5, 7)):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.integers(-1, C, (batch, *shape)), jnp.int32)
+
+
+def is_valid(selection):
+    if selection.valid is None:
+        return np.ones(selection.class_ids.shape, bool)
+    return np.asarray(selection.valid)
+
+
+def slow_ranks(labels, selection):
+    labels, valid = np.asarray(labels), is_valid(selection)
+    ranks = np.full(labels.shape, IGNORE)
+    for b in range(len(labels)):
+        for rank, class_id in enumerate(np.asarray(selection.class_ids[b])):
+            if valid[b, rank]:
+                ranks[b][labels[b] == class_id] = rank
+    return ranks
+
+
+def selections(batch):
+    scores = random_scores(batch)
+    histogram = jnp.asarray(
+        np.random.default_rng(1).integers(0, 3, (batch, C)), jnp.int32
+    )
+    permuted = jnp.stack(
+        [jax.random.permutation(jax.random.key(b), C) for b in range(batch)]
+    )
+    return {
+        "complete": select_complete(scores),
+        "top_k": select_top_k(scores, 4),
+        "top_k=C": select_top_k(scores, C),
+        "top_k, few valid": select_top_k(scores, 6, minimum_score=0.5),
+        "oracle": select_oracle(histogram, 6),
+        "given": select_given(permuted[:, :5], None, C),
+    }
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", selections(1))
+def test_labels_to_ranks_and_back(batch, name):
+    selection = selections(batch)[name]
+    labels = random_labels(batch)
+    ranks = labels_to_ranks(labels, selection)
+    np.testing.assert_array_equal(ranks, slow_ranks(labels, selection))
+    back = ranks_to_labels(jnp.maximum(ranks, 0), selection)
+    kept = np.asarray(ranks) != IGNORE
+    np.testing.assert_array_equal(np.asarray(back)[kept], np.asarray(labels)[kept])
+    # What was dropped had no class or was not selected.
+    table = np.asarray(rank_of_class(selection))
+    for b, label in zip(*np.nonzero(table != IGNORE), strict=True):
+        assert np.all(kept[b][np.asarray(labels)[b] == label])
+        assert selection.class_ids[b, table[b, label]] == label
+    assert np.sum(table != IGNORE) == np.sum(is_valid(selection))
+
+
+def test_gather_takes_each_examples_own_rows():
+    selection = selections(3)["top_k"]
+    queries = jnp.asarray(np.random.default_rng(2).normal(size=(3, C, 2)), jnp.float32)
+    rows = gather_classes(queries, selection)
+    for b in range(3):
+        np.testing.assert_array_equal(rows[b], queries[b][selection.class_ids[b]])
+
+
+def test_top_k_order_and_ties():
+    scores = jnp.asarray([[1.0, 3.0, 3.0, 0.0, 3.0, 2.0, 1.0, -1.0, -5.0]])
+    np.testing.assert_array_equal(
+        select_top_k(scores, 6).class_ids, [[1, 2, 4, 5, 0, 6]]
+    )
+    for batch in (1, 3):
+        scores = random_scores(batch, 3)
+        expected = np.argsort(-np.asarray(scores), axis=1, kind="stable")
+        for k in (1, 4, C, C + 5):
+            selection = select_top_k(scores, k)
+            assert selection.num_ranks == min(k, C)
+            assert selection.valid is None
+            np.testing.assert_array_equal(selection.class_ids, expected[:, :k])
+
+
+def test_k_equal_to_c_is_a_permutation_of_the_complete_selection():
+    scores = random_scores(3)
+    np.testing.assert_array_equal(
+        np.sort(select_top_k(scores, C).class_ids, axis=1),
+        select_complete(scores).class_ids,
+    )
+
+
+def slow_validity(scores, k, minimum_score, cumulative):
+    probabilities = 1 / (1 + np.exp(-np.asarray(scores, np.float64)))
+    valid = np.zeros((len(scores), k), bool)
+    for b, row in enumerate(probabilities):
+        held = 0.0
+        for rank, p in enumerate(sorted(row, reverse=True)[:k]):
+            enough = held >= cumulative * row.sum() and cumulative < 1.0
+            valid[b, rank] = rank == 0 or (p >= minimum_score and not enough)
+            held += p
+    return valid
+
+
+@pytest.mark.parametrize(
+    "minimum_score, cumulative", [(0.5, 1.0), (0.0, 0.6), (0.4, 0.7), (1.1, 1.0)]
+)
+def test_fewer_than_k_may_be_valid(minimum_score, cumulative):
+    scores = random_scores(3, 5)
+    selection = select_top_k(
+        scores, 6, minimum_score=minimum_score, cumulative=cumulative
+    )
+    expected = slow_validity(scores, 6, minimum_score, cumulative)
+    np.testing.assert_array_equal(selection.valid, expected)
+    assert np.all(selection.valid[:, 0])
+    np.testing.assert_array_equal(
+        selection.class_ids, select_top_k(scores, 6).class_ids
+    )
+
+
+def test_excluded_scores_are_invalid_with_a_minimum_score():
+    scores = jnp.full((1, C), -jnp.inf).at[0, 3].set(0.0)
+    selection = select_top_k(scores, 3, minimum_score=0.01)
+    np.testing.assert_array_equal(selection.class_ids[0, 0], 3)
+    np.testing.assert_array_equal(selection.valid, [[True, False, False]])
+
+
+def test_oracle():
+    histogram = np.zeros((4, C), np.int32)
+    histogram[0, [7, 2, 4]] = 5, 1, 9
+    histogram[1] = np.arange(C) + 1  # more than k: the largest stay, in class order
+    histogram[3, 8] = 1
+    selection = select_oracle(jnp.asarray(histogram), 4)
+    ids, valid = np.asarray(selection.class_ids), np.asarray(selection.valid)
+    np.testing.assert_array_equal(valid.sum(axis=1), [3, 4, 1, 1])
+    np.testing.assert_array_equal(ids[0, :3], [2, 4, 7])
+    np.testing.assert_array_equal(ids[1], [5, 6, 7, 8])
+    assert ids[2, 0] == 0  # nothing labelled: class 0, as in the release
+    assert ids[3, 0] == 8
+    for row, ok in zip(ids, valid, strict=True):
+        assert np.all(ok[: ok.sum()])  # valid ranks stand first
+        assert len(set(row)) == 4
+    assert select_oracle(jnp.asarray(histogram), 100).num_ranks == C
+
+
+def test_nothing_of_the_image_selected():
+    selection = select_given(jnp.asarray([[8, 7]]), None, C)
+    labels = jnp.asarray([[[0, 1, IGNORE], [2, 3, 4]]])
+    np.testing.assert_array_equal(labels_to_ranks(labels, selection), IGNORE)
+
+
+def test_invalid_ranks_get_no_pixels():
+    valid = jnp.asarray([[True, False]])
+    selection = select_given(jnp.asarray([[8, 7]]), valid, C)
+    labels = jnp.asarray([[[8, 7, 0, IGNORE]]])
+    np.testing.assert_array_equal(
+        labels_to_ranks(labels, selection), [[[0, IGNORE, IGNORE, IGNORE]]]
+    )
+
+
+def test_no_gradient_passes_through_a_selection():
+    queries = jnp.ones((2, C, 3))
+
+    def loss(scores):
+        selection = select_top_k(scores, 4, minimum_score=0.2)
+        weights = jnp.where(selection.valid, 1.0, 0.0)[..., None]
+        return jnp.sum(gather_classes(queries, selection) * weights)
+
+    np.testing.assert_array_equal(jax.grad(loss)(random_scores(2)), 0.0)
+
+
+def test_selections_pass_through_jit():
+    selection = jax.jit(lambda s: select_top_k(s, 3))(random_scores(2))
+    assert isinstance(selection, Selection)
+    assert (selection.num_classes, selection.valid) == (C, None)
+    assert isinstance(jax.device_get(selection).class_ids, np.ndarray)
+
+
+def test_policies():
+    scores = random_scores(2)
+    given = select_top_k(scores, 2)
+    histogram = jnp.ones((2, C), jnp.int32)
+    for name in SELECTIONS:
+        policy = SelectionPolicy(name, 3)
+        assert hash(policy) == hash(SelectionPolicy(name, 3))
+        selection = policy.select(histogram=histogram, given=given)(scores)
+        width = {"complete": C, "given": 2}.get(name, 3)
+        assert selection.class_ids.shape == (2, width)
+    thresholds = SelectionPolicy("top_k", 3, minimum_score=0.5, cumulative=0.9)
+    assert thresholds.select()(scores).valid is not None
+
+
+def test_policy_errors():
+    with pytest.raises(UserError, match="complete, top_k, oracle, given"):
+        SelectionPolicy("top-k", 3)
+    with pytest.raises(UserError, match="at least one label"):
+        SelectionPolicy("top_k", 0)
+    SelectionPolicy("complete", 0)
+    with pytest.raises(UserError, match="true label map"):
+        SelectionPolicy("oracle", 3).select()
+    with pytest.raises(UserError, match="labels to select"):
+        SelectionPolicy("given", 3).select()

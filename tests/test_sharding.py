@@ -1,0 +1,120 @@
+"""Which device holds what: every mesh computes the same."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from tiny import tiny_config, use_compilation_cache
+
+from mlseg_jax import sharding
+from mlseg_jax.errors import UserError
+from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.sharding import AXES, check_batch_size, make_mesh, put_batch
+from mlseg_jax.train_state import initialise, make_train_step
+
+CLASSES = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_arrays_are_split_too(tmp_path_factory):
+    use_compilation_cache(tmp_path_factory.mktemp("xla"))
+    patch = pytest.MonkeyPatch()
+    patch.setattr(sharding, "MIN_SHARDED_SIZE", 2**9)
+    yield
+    patch.undo()
+
+
+def mesh_of(data: int, fsdp: int):
+    devices = jax.devices()[: data * fsdp]
+    return jax.make_mesh(
+        (data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
+
+
+def run(data: int, fsdp: int):
+    """Three steps of Adam: the losses, and the state."""
+    config = tiny_config()
+    mesh = mesh_of(data, fsdp)
+    model = FunctionalModel.build(config, CLASSES)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (8, 32, 32, 3)).astype(np.uint8),
+        "label_map": np.repeat(
+            rng.integers(-1, CLASSES, (8, 4, 32)).astype(np.int32), 8, axis=1
+        ),
+    }
+    state = initialise(config, CLASSES, mesh)
+    first = jax.device_get(state["params"])
+    step = make_train_step(config, model, mesh)
+    losses = []
+    for _ in range(3):
+        state, metrics = step(state, put_batch(mesh, batch))
+        losses.append(float(metrics["loss/total"]))
+    return first, losses, state
+
+
+@pytest.fixture(scope="module")
+def single():
+    return run(1, 1)
+
+
+@pytest.mark.parametrize("data, fsdp", [(8, 1), (2, 4), (1, 8)])
+def test_every_mesh_gives_the_same_losses(single, data, fsdp):
+    first, losses, _ = single
+    first_here, losses_here, state = run(data, fsdp)
+    for path in first:
+        np.testing.assert_allclose(first_here[path], first[path], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(losses_here, losses, rtol=1e-5)
+    assert losses[2] < losses[0]
+    split = 0
+    for array in jax.tree.leaves(state):
+        shard = array.addressable_shards[0].data.shape
+        assert len(array.addressable_shards) == data * fsdp
+        split += shard != array.shape
+        if shard != array.shape:
+            assert np.prod(shard) * fsdp == array.size
+    # Parameters and both moments of Adam, two dimensions or more.
+    large = [x for x in jax.tree.leaves(state) if x.size >= 2**9]
+    assert split == (len(large) if fsdp > 1 else 0)
+    assert len(large) > 20
+
+
+def test_the_rule():
+    mesh = mesh_of(2, 4)
+
+    def spec(*shape):
+        array = jax.ShapeDtypeStruct(shape, np.float32)
+        return sharding.state_sharding(mesh, array).spec
+
+    assert spec(64, 128) == P(None, "fsdp")
+    assert spec(64, 126) == P("fsdp", None)
+    assert spec(63, 127) == P()
+    assert spec(8, 8) == P()
+    assert spec() == P()
+    whole = jax.ShapeDtypeStruct((64, 128), np.float32)
+    assert sharding.state_sharding(mesh_of(8, 1), whole).spec == P()
+
+
+def test_sizes_of_meshes():
+    for data, fsdp, shape in ((-1, 1, (8, 1)), (2, -1, (2, 4)), (1, 8, (1, 8))):
+        mesh = make_mesh(tiny_config({"mesh.data": data, "mesh.fsdp": fsdp}))
+        assert (mesh.shape["data"], mesh.shape["fsdp"]) == shape
+
+
+@pytest.mark.parametrize(
+    "data, fsdp", [(3, 1), (3, -1), (-1, -1), (0, 8), (-1, 0), (-2, -4), (16, -1)]
+)
+def test_meshes_that_do_not_fit(data, fsdp):
+    with pytest.raises(UserError, match="do not make up the 8 devices"):
+        make_mesh(tiny_config({"mesh.data": data, "mesh.fsdp": fsdp}))
+
+
+@pytest.mark.parametrize(
+    "batch, parts, sentence",
+    [(12, 1, "multiple of 8"), (8, 2, "multiple of 16"), (0, 1, "of 8"), (8, 0, "to 1")],
+)
+def test_batches_that_do_not_split(batch, parts, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check_batch_size(mesh_of(2, 4), batch, parts)
+    check_batch_size(mesh_of(2, 4), 16, 2)
