@@ -126,11 +126,13 @@ def main() -> None:
     args = parse_arguments()
     measure.use_repository()
     measure.print_machine(measure.machine())
-    parts = [
-        compare(task, int(num_classes), args)
-        for num_classes in args.labels.split(",")
-        for task in args.tasks.split(",")
-    ]
+    parts = []
+    for num_classes in args.labels.split(","):
+        for task in args.tasks.split(","):
+            parts.append(compare(task, int(num_classes), args))
+            print(
+                f"{task} C={num_classes}: {parts[-1]['speedup']:.2f} times", flush=True
+            )
     result = summarise(parts, args)
     hidden = ("times",)
     rows = [{k: v for k, v in part.items() if k not in hidden} for part in parts]

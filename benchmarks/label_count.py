@@ -14,7 +14,7 @@ gradients do. A prediction is three programs one after the other (encode, classi
 tile of pixels): the largest counts; what one hands to the next is an argument there.
 
 ``pooled`` is the head of the paper for C < 500 (8 x 8 image tokens beside C class
-tokens), ``unpooled`` that for more (all image tokens). The ratios that are judged are of
+tokens), ``unpooled`` the one for more (all of them). The judged ratios are those of
 the pooled head at K = 100. Last comes the cost of `lax.top_k` among 10,000 scores.
 """
 
@@ -61,9 +61,6 @@ def beyond(lowered, arguments) -> int:
     memory = lowered.compile().memory_analysis()
     made = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return nbytes(arguments) + made + memory.temp_size_in_bytes
-
-
-# ------------------------------------------------------------ one row, one process
 
 
 def predict_programs(engine, policy, image: np.ndarray):
@@ -153,9 +150,6 @@ def run_row(function, repetitions: int) -> dict:
     times = [measure.seconds_of(function) for _ in range(repetitions)]
     seconds = statistics.median(times)
     return {"seconds": seconds, "peak_rss_bytes": measure.peak_rss_bytes()}
-
-
-# ------------------------------------------------------------------------- the table
 
 
 def rows_to_make(args) -> list[tuple[str, str, int, int]]:

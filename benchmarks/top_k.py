@@ -46,7 +46,7 @@ def by_threshold(x, k: int):
 
 
 def top_k_row(num_classes: int, k: int, batch: int, repetitions: int = 50) -> dict:
-    """Microseconds of ways to find the K best of C; all but `approx_max_k` are exact."""
+    """Microseconds that each way takes, in the median over turns."""
     random = np.random.default_rng(0)
     scores = jnp.asarray(random.standard_normal((batch, num_classes)), jnp.float32)
 

@@ -42,14 +42,7 @@ def decode(segmentation, size: tuple[int, int], where: str) -> np.ndarray:
         return _fill(runs(segmentation, size, where), size)
     polygons = check_polygons(segmentation, size, where)
     parts = coco_mask.frPyObjects([p.tolist() for p in polygons], *size)
-    return coco_mask.decode(coco_mask.merge(parts)).astype(bool)
-
-
-def area(segmentation, size: tuple[int, int], where: str) -> int:
-    """Pixels that `decode` would fill, mostly without drawing them."""
-    if isinstance(segmentation, dict):
-        return int(runs(segmentation, size, where)[1::2].sum())
-    return int(decode(segmentation, size, where).sum())
+    return _fill(_uncompress(coco_mask.merge(parts)["counts"]), size)
 
 
 def runs(segmentation: dict, size: tuple[int, int], where: str) -> np.ndarray:
@@ -151,7 +144,11 @@ def check_image_size(width, height, where: str) -> tuple[int, int]:
     Raises:
       DataError: they are no whole numbers from 1, or too many pixels.
     """
-    if not _is_size([height, width]) or not 0 < height * width <= MAX_PIXELS:
+    if (
+        not _is_size([height, width])
+        or min(height, width) < 1
+        or height * width > MAX_PIXELS
+    ):
         raise DataError(
             f"{where} has the size {_short(width)}x{_short(height)}, but both must be "
             f"whole numbers from 1 and the product at most {MAX_PIXELS:,}; correct it."

@@ -155,8 +155,9 @@ def _explain_config_error(error: Exception) -> str:
     if misspelt:
         right, wrong = misspelt.groups()
         return f"The configuration has no key {wrong!r}; did you mean {right!r}?"
-    if isinstance(error, KeyError):
-        return f"The configuration has no key {text}."
+    name = re.fullmatch(r"""["']*([\w.]+)["']*""", text)
+    if name:
+        return f"The configuration has no key {name[1]!r}."
     return _last_reason(text)
 
 

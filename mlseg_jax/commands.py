@@ -60,21 +60,24 @@ def predict(flags) -> None:
     paths = _picture_paths(flags.images)
     segmenter = load_with_config(workdir, flags.config, flags.checkpoint)
     output.mkdir(parents=True, exist_ok=True)
+    stems = _output_stems(paths)
+    _check_output(output, stems, paths)
     num_classes = segmenter.info.num_classes
-    bar = progress_bar(len(paths), 0, "predicting")
     batch = flags.config.eval.batch_size
-    with (output / "labels.jsonl").open("w") as lines:
+    with (
+        progress_bar(len(paths), 0, "predicting") as bar,
+        (output / "labels.jsonl").open("w") as lines,
+    ):
         for start in range(0, len(paths), batch):
             chosen = paths[start : start + batch]
+            names = stems[start : start + batch]
             predictions = segmenter([read_image(path) for path in chosen])
-            for path, prediction in zip(chosen, predictions, strict=True):
-                stem = _output_stem(path, paths)
+            for path, stem, prediction in zip(chosen, names, predictions, strict=True):
                 label_map = prediction.label_map.astype(np.int32)
                 write_label_map(output / f"{stem}.png", label_map, num_classes)
                 _write_picture(output / f"{stem}_overlay.png", prediction.overlay())
                 lines.write(json.dumps(_labels_line(path, prediction)) + "\n")
                 bar.update()
-    bar.close()
     print(f"{len(paths)} pictures in {output}")
 
 
@@ -162,11 +165,30 @@ def _picture_paths(names: list[str]) -> list[pathlib.Path]:
     return paths
 
 
-def _output_stem(path: pathlib.Path, paths: list[pathlib.Path]) -> str:
-    """The file's stem, with its directory and ending where stems are not unique."""
-    if sum(other.stem == path.stem for other in paths) == 1:
-        return path.stem
-    return "_".join([*path.parts[-2:-1], path.name.replace(".", "_")])
+def _output_stems(paths: list[pathlib.Path]) -> list[str]:
+    """The files' stems, longer where those are not unique."""
+    stems = [path.stem for path in paths]
+    full = ["_".join([*p.parts[-2:-1], p.name.replace(".", "_")]) for p in paths]
+    chosen = [
+        long if stems.count(stem) > 1 else stem
+        for stem, long in zip(stems, full, strict=True)
+    ]
+    return [
+        f"{stem}_{i}" if chosen.count(stem) > 1 else stem
+        for i, stem in enumerate(chosen)
+    ]
+
+
+def _check_output(output, stems: list[str], paths: list[pathlib.Path]) -> None:
+    """Label maps are PNG files, as pictures may be: none is written over a picture."""
+    given = {path.resolve() for path in paths}
+    for stem in stems:
+        for name in (f"{stem}.png", f"{stem}_overlay.png"):
+            if (output / name).resolve() in given:
+                raise UserError(
+                    f"{output / name} would be written over a picture of --images; "
+                    f"choose another --output."
+                )
 
 
 def _write_picture(path: pathlib.Path, image: np.ndarray) -> None:

@@ -190,7 +190,7 @@ class Evaluation:
         metrics["k"] = self.policy.k
         return metrics
 
-    def details(self, inverse_temperature: np.ndarray | None) -> dict:
+    def details(self, inverse_temperature: Array | None) -> dict:
         """What ``evaluation.json`` holds: values by class and by rank."""
         precision = np.full(self.info.num_classes, np.nan)
         if self.config.model.multilabel_head.name != "none":

@@ -132,7 +132,7 @@ def make_views(
 
     ``settings`` also carries ``base_size`` of the data; (0, 0) keeps pictures as they are.
     """
-    views = []
+    pictures = []
     for scale in settings.scales:
         if max(settings.base_size) > 0:
             base_size = tuple(int(side * scale) for side in settings.base_size)
@@ -140,18 +140,23 @@ def make_views(
         else:
             sides = [max(1, round(side * scale)) for side in image.shape[1::-1]]
             resized = cv2.resize(image, sides) if scale != 1 else image
+        pictures.append(resized)
+    whole = settings.mode == "whole"
+    # One canvas for all scales: windows of all views share batches.
+    canvas = [round_up(max(x.shape[axis] for x in pictures)) for axis in (0, 1)]
+    views = []
+    for resized in pictures:
         for flip in (False, True) if settings.flip else (False,):
             axes = []
             for axis in (0, 1):
                 length = resized.shape[axis]
-                whole = settings.mode == "whole"
                 axes.append(
                     plan_axis(
                         image.shape[axis],
                         length,
                         length if whole else settings.window[axis],
                         length if whole else settings.stride[axis],
-                        round_up(length) if whole else settings.window[axis],
+                        canvas[axis] if whole else settings.window[axis],
                         patch_size,
                         flip and axis == 1,
                     )

@@ -16,7 +16,7 @@ from mlseg_jax.evaluate import evaluation_policy, make_engine
 from mlseg_jax.inference import Engine, Segmented
 from mlseg_jax.label_selection import SelectionPolicy
 from mlseg_jax.sharding import make_mesh
-from mlseg_jax.typing import Float, Int, UInt8
+from mlseg_jax.typing import Float, UInt, UInt8
 from mlseg_jax.workdir import load_config, load_info, load_parameters
 
 Picture = np.ndarray | str | os.PathLike
@@ -51,7 +51,7 @@ class Prediction:
     """
 
     image: UInt8[np.ndarray, "H W 3"]
-    label_map: Int[np.ndarray, "H W"]
+    label_map: UInt[np.ndarray, "H W"]
     labels: tuple[Label, ...]
     class_names: tuple[str, ...]
 
@@ -121,8 +121,10 @@ class Segmenter:
         if name in names:
             return names.index(name)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(map(repr, near))}" if near else "see `.info`"
-        raise UserError(f"There is no class {name!r}; {hint}?")
+        hint = f"did you mean {', '.join(map(repr, near))}?"
+        if not near:
+            hint = "the names are in `.info.class_names`."
+        raise UserError(f"There is no class {name!r}; {hint}")
 
     def _predict(self, arrays, policy, mask) -> Iterator[Prediction]:
         batch = self._engine.settings.batch_size
@@ -193,7 +195,11 @@ def load(workdir: str | os.PathLike, checkpoint: str = "latest") -> Segmenter:
       workdir: a work directory that ``train`` wrote.
       checkpoint: ``latest``, ``best`` (by mIoU) or a step.
     """
-    return load_with_config(os.fspath(workdir), load_config(os.fspath(workdir)), checkpoint)
+    workdir = os.fspath(workdir)
+    config = load_config(workdir)
+    # The devices of the training need not be here.
+    config.mesh.update(data=-1, fsdp=1)
+    return load_with_config(workdir, config, checkpoint)
 
 
 def load_with_config(workdir: str, config, checkpoint: str) -> Segmenter:

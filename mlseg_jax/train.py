@@ -199,15 +199,14 @@ def evaluate_and_write(
 ) -> dict[str, float]:
     """An evaluation with the oracle; writes ``metrics.json`` and what the report needs."""
     engine = make_engine(config, model, parameters, mesh)
-    bar = progress_bar(len(source), 0, "evaluating")
-    evaluation, metrics = evaluate(
-        engine,
-        source,
-        config,
-        with_oracle=True,
-        on_progress=lambda done, total: bar.update(done - bar.n),
-    )
-    bar.close()
+    with progress_bar(len(source), 0, "evaluating") as bar:
+        evaluation, metrics = evaluate(
+            engine,
+            source,
+            config,
+            with_oracle=True,
+            on_progress=lambda done, total: bar.update(done - bar.n),
+        )
     metrics["step"] = int(step)
     metrics["parameters"] = sum(math.prod(x.shape) for x in parameters.values())
     norm = model.bind(parameters).rank_norm
@@ -299,6 +298,11 @@ def _check_labels(config, train_info, eval_info) -> None:
         raise UserError(
             f"The splits {config.data.train_split!r} and {config.data.eval_split!r} have "
             f"different classes; both must be of one data set."
+        )
+    if len(config.data.crop_size) != 2:
+        raise UserError(
+            f"data.crop_size is {config.data.crop_size}; give height and width, as in "
+            f"--config.data.crop_size=(512,512)."
         )
     selection = config.selection
     if selection.name == "given":

@@ -76,7 +76,6 @@ def test_every_combination_is_consistent(combination):
     assert config.is_locked
     backbone = config.model.backbone
     assert backbone.embed_dim % backbone.num_heads == 0
-    assert config.data.crop_size[0] % backbone.patch_size == 0
     assert config.eval.window == config.data.crop_size
     assert config.selection.k <= (config.data.num_classes or 10**6)
     has_head = config.model.multilabel_head.name != "none"

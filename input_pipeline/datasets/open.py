@@ -1,7 +1,10 @@
 """From the ``data`` part of a configuration to a source of examples."""
 
+import pathlib
+
 import ml_collections
 
+from input_pipeline.datasets.builders import BUILDERS, find_prepared
 from input_pipeline.datasets.folder import Folder
 from input_pipeline.datasets.info import DataError
 from input_pipeline.datasets.sign_scenes import SignScenes
@@ -26,7 +29,32 @@ def _open_sign_scenes(data: ml_collections.ConfigDict, split: str):
     )
 
 
-DATASETS = {"folder": _open_folder, "sign_scenes": _open_sign_scenes}
+def _open_prepared(data: ml_collections.ConfigDict, split: str):
+    # Here, because it imports TFDS, which other data sets need not wait for.
+    from input_pipeline.datasets import prepared
+
+    if not data.path:
+        raise DataError(
+            f"The data set {data.name!r} has no place; add --config.data.path=DIRECTORY, "
+            "what was --data_dir of the command prepare."
+        )
+    path = pathlib.Path(data.path)
+    if not (path / prepared.CLASSES_FILE).is_file():
+        path = find_prepared(data.name, data.path)
+    if not (path / prepared.CLASSES_FILE).is_file():
+        raise DataError(
+            f"The data set {data.name!r} is not prepared in {data.path}; run: python "
+            f"main.py prepare --dataset={data.name} --manual_dir=RAW_FILES "
+            f"--data_dir={data.path}"
+        )
+    return prepared.Prepared(path, split)
+
+
+DATASETS = {
+    "folder": _open_folder,
+    "sign_scenes": _open_sign_scenes,
+    **dict.fromkeys(BUILDERS, _open_prepared),
+}
 
 
 def open_dataset(data: ml_collections.ConfigDict, *, train: bool):
@@ -36,13 +64,14 @@ def open_dataset(data: ml_collections.ConfigDict, *, train: bool):
       DataError: there is no such data set, its files are not as they should be, or it
         has other classes than the configuration says.
     """
-    if data.name not in DATASETS:
+    name = data.name.partition("/")[0]  # What follows is a variant: coco_stuff/164k.
+    if name not in DATASETS:
         raise DataError(
             f"There is no reader for the data set {data.name!r} (there are "
             f"{', '.join(DATASETS)}); convert it to a folder of images and masks."
         )
     split = data.train_split if train else data.eval_split
-    source = DATASETS[data.name](data, split)
+    source = DATASETS[name](data, split)
     if data.num_classes not in (0, source.info.num_classes):
         raise DataError(
             f"Data set {data.name!r} has {source.info.num_classes} classes, but "

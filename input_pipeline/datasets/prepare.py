@@ -1,38 +1,40 @@
 """Prepares a data set: many processes, taken up where it was stopped.
 
-Examples are cut, in order, into shards of a fixed length. Each process reads, checks and
-writes whole shards, and a shard counts as done when the file with its counts lies beside
-it; the same command after a kill skips those. The directory gets its final name when
-everything is there.
+Examples are cut, in order, into shards of a fixed length. Each process reads, checks
+and writes whole shards, and a shard counts as done when the file with its counts lies
+beside it; the same command after a kill skips those. The directory gets its final name
+when everything is there.
 """
 
 import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
-import importlib
 import json
 import multiprocessing
 import os
 import pathlib
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
+import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline.datasets import prepared
+from input_pipeline.datasets import class_statistics, prepared
+from input_pipeline.datasets.builders import (
+    BUILDERS,
+    count_message,
+    find_prepared,
+    make_builder,
+)
 from input_pipeline.datasets.export import print_progress
 from input_pipeline.datasets.info import DataError
 from input_pipeline.datasets.prepared import RawExample, SegmentationBuilder
 
-BUILDERS = {
-    "ade20k": "input_pipeline.datasets.ade20k:Ade20k",
-    "ade20k_full": "input_pipeline.datasets.ade20k_full:Ade20kFull",
-    "coco_stuff": "input_pipeline.datasets.coco_stuff:CocoStuff",
-    "pascal_context": "input_pipeline.datasets.pascal_context:PascalContext",
-}
-"""Module and class of each builder; variants follow a slash: ``coco_stuff/164k``."""
+__all__ = ["BUILDERS", "find_prepared", "make_builder", "prepare"]
 
 _SHARD_EXAMPLES = 128
 _MAX_SHARDS = 1000
@@ -73,7 +75,8 @@ def prepare(
         raise ValueError(f'on_bad_example is {on_bad_example!r}, not "fail" or "skip".')
     builder = make_builder(name, data_dir)
     final = pathlib.Path(builder.data_dir)
-    if (final / prepared.STATISTICS_FILE).is_file():
+    if (final / class_statistics.STATISTICS_FILE).is_file():
+        print(f"{final} is there already; remove it to prepare it again.")
         return final
     manual_dir = pathlib.Path(manual_dir)
     if not manual_dir.is_dir():
@@ -97,43 +100,6 @@ def prepare(
     if message:
         print(f"Note: {message}.")
     return final
-
-
-def make_builder(name: str, data_dir: str | os.PathLike) -> SegmentationBuilder:
-    """The builder of a row of BUILDERS, perhaps with a variant after a slash."""
-    base, _, variant = name.partition("/")
-    if base not in BUILDERS:
-        raise DataError(
-            f"There is no builder for the data set {base!r}; choose one of "
-            f"{', '.join(sorted(BUILDERS))}."
-        )
-    module, _, class_name = BUILDERS[base].partition(":")
-    builder_class = getattr(importlib.import_module(module), class_name)
-    known = [config.name for config in builder_class.BUILDER_CONFIGS]
-    if variant and variant not in known:
-        raise DataError(
-            f"Data set {base!r} has no variant {variant!r}; choose one of "
-            f"{', '.join(known) or 'none'}."
-        )
-    kwargs = {"config": variant} if variant else {}
-    return builder_class(data_dir=data_dir, file_format="array_record", **kwargs)
-
-
-def find_prepared(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
-    """Where `prepare` put, or would put, a data set."""
-    return pathlib.Path(make_builder(name, data_dir).data_dir)
-
-
-def count_message(
-    builder: SegmentationBuilder, splits: Mapping[str, Sequence[RawExample]]
-) -> str:
-    """How the numbers of examples differ from the published ones; "" if they agree."""
-    parts = [
-        f"{len(splits.get(split, ())):,} of {count:,} {split} examples"
-        for split, count in builder.expected_examples().items()
-        if len(splits.get(split, ())) != count
-    ]
-    return f"This copy of {builder.name} has {' and '.join(parts)}" if parts else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,19 +133,19 @@ def _plan_shards(
     path = work / _PLAN_FILE
     if not path.is_file():
         work.mkdir(parents=True, exist_ok=True)
-        prepared.write_json(path, plan)
+        class_statistics.write_json(path, plan)
     elif json.loads(path.read_text(encoding="utf-8")) != plan:
         raise DataError(
             f"{work} holds an unfinished preparation of other files or with another "
             "--on_bad_example; remove it, or run the command as it was."
         )
+    skip_bad = on_bad_example == "skip"
     shards = []
     for split, raws in splits.items():
         length = max(_SHARD_EXAMPLES, -(-len(raws) // _MAX_SHARDS))
-        starts = range(0, len(raws), length)
+        parts = [raws[start : start + length] for start in range(0, len(raws), length)]
         shards += [
-            _Shard(split, i, len(starts), raws[s : s + length], on_bad_example == "skip")
-            for i, s in enumerate(starts)
+            _Shard(split, i, len(parts), p, skip_bad) for i, p in enumerate(parts)
         ]
     return shards
 
@@ -190,7 +156,7 @@ def _write_shards(
     work: pathlib.Path,
     num_workers: int | None,
     progress: Callable[[str, int, int], None],
-) -> dict[str, prepared.SplitRecord]:
+) -> dict[str, class_statistics.SplitRecord]:
     """Writes the shards that are not there yet; returns the counts of each split."""
     totals, done = {}, {}
     for shard in shards:
@@ -217,7 +183,7 @@ def _write_shards(
     else:
         workers = min(num_workers or os.cpu_count() or 1, len(todo))
         _write_in_processes(builder, todo, work, workers, report)
-    records = {split: prepared.SplitRecord() for split in totals}
+    records = {split: class_statistics.SplitRecord() for split in totals}
     for shard in shards:
         records[shard.split].extend(_load_record(shard.path(work, builder.name)))
     return records
@@ -225,14 +191,16 @@ def _write_shards(
 
 def _write_in_processes(builder, todo, work, workers, report) -> None:
     pool = concurrent.futures.ProcessPoolExecutor(
+        workers,
         # Not fork: this process may have threads, of JAX for one.
-        workers, mp_context=multiprocessing.get_context("spawn")
-    )  # fmt: skip
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+    )
     try:
-        waiting = {pool.submit(_write_shard, builder, shard, work): shard for shard in todo}
-        for future in concurrent.futures.as_completed(waiting):
+        shard_of = {pool.submit(_write_shard, builder, s, work): s for s in todo}
+        for future in concurrent.futures.as_completed(shard_of):
             future.result()
-            report(waiting[future])
+            report(shard_of[future])
     except concurrent.futures.process.BrokenProcessPool as error:
         raise DataError(
             "A process that prepares data was killed, perhaps for want of memory; run "
@@ -242,13 +210,26 @@ def _write_in_processes(builder, todo, work, workers, report) -> None:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _start_worker() -> None:
+    """Leaves Ctrl-C to the parent, and ends with it even if that was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+
+    def follow_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
 def _write_shard(
     builder: SegmentationBuilder, shard: _Shard, work: pathlib.Path
 ) -> None:
     """Writes one shard and then, as the sign that it is whole, its counts."""
     path = shard.path(work, builder.name)
-    part = path.with_name(path.name + ".part")
-    record = prepared.SplitRecord()
+    # Two commands at the same time write two files, and each moves a whole one.
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    record = class_statistics.SplitRecord()
     serializer = tfds.core.example_serializer.ExampleSerializer(
         builder.info.features.get_serialized_info()
     )
@@ -277,9 +258,9 @@ def _record_path(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(path.name + ".npz")
 
 
-def _save_record(path: pathlib.Path, record: prepared.SplitRecord) -> None:
-    presence = prepared.Presence.collect(record.counts)
-    part = path.with_name(path.name + ".counts.part.npz")
+def _save_record(path: pathlib.Path, record: class_statistics.SplitRecord) -> None:
+    presence = class_statistics.Presence.collect(record.counts)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part.npz")
     np.savez(
         part,
         offsets=presence.offsets,
@@ -291,7 +272,7 @@ def _save_record(path: pathlib.Path, record: prepared.SplitRecord) -> None:
     part.replace(_record_path(path))
 
 
-def _load_record(path: pathlib.Path) -> prepared.SplitRecord:
+def _load_record(path: pathlib.Path) -> class_statistics.SplitRecord:
     with np.load(_record_path(path)) as file:
         ends = file["offsets"]
         ids, pixels = file["class_ids"], file["pixels"]
@@ -299,7 +280,7 @@ def _load_record(path: pathlib.Path) -> prepared.SplitRecord:
             (ids[a:b], pixels[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)
         ]
         num_pixels, ignored = file["totals"].tolist()
-        return prepared.SplitRecord(
+        return class_statistics.SplitRecord(
             counts, num_pixels, ignored, json.loads(str(file["skipped"]))
         )
 
@@ -307,7 +288,7 @@ def _load_record(path: pathlib.Path) -> prepared.SplitRecord:
 def _finish(
     builder: SegmentationBuilder,
     shards: Sequence[_Shard],
-    records: Mapping[str, prepared.SplitRecord],
+    records: Mapping[str, class_statistics.SplitRecord],
     work: pathlib.Path,
 ) -> None:
     """Writes what describes the shards, for TFDS and for `Prepared`."""
@@ -340,7 +321,7 @@ def _finish(
         )
     builder.info.set_splits(tfds.core.splits.SplitDict(splits))
     builder.info.write_to_directory(work)
-    prepared.write_side_files(work, builder.class_info(), records)
+    class_statistics.write_side_files(work, builder.class_info(), records)
     for shard in shards:
         _record_path(shard.path(work, builder.name)).unlink()
     (work / _PLAN_FILE).unlink()

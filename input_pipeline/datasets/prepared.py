@@ -1,18 +1,11 @@
 """Data sets that are prepared once: the base of their builders, and their reader.
 
-A builder knows one raw layout. It lists `RawExample`s; everything else is here: images
-keep their original bytes, labels become 16-bit PNG of class ids (65535 is IGNORE), and
-both go, in the order of the list, into ArrayRecord files that TFDS describes. Beside
-them stand
+A builder knows one raw layout. It lists `RawExample`s; everything else is here:
+pictures and labels (see `stored`) go, in the order of the list, into ArrayRecord files
+that TFDS describes, and their classes are counted (see `class_statistics`).
 
-* ``classes.json``: name, class names, which of them are things;
-* ``class_statistics.json``: by split ``num_examples``, ``num_pixels``,
-  ``ignored_pixels``, ``class_pixels`` [C], ``class_examples`` [C] (in how many examples
-  a class is), ``classes_per_example`` (histogram: entry n counts examples with n
-  classes) and ``skipped`` (sentences about examples left out);
-* ``presence-<split>.npz``: which classes each example holds, see `Presence`.
-
-Nothing here needs TensorFlow; `prepare` is the parallel, resumable way to run a builder.
+Nothing here needs TensorFlow. `prepare` is the parallel, resumable way to run a
+builder; ``tfds build`` is another, with ``--beam_pipeline_options`` on a cluster.
 """
 
 import abc
@@ -28,14 +21,39 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline import images
+from input_pipeline.datasets.class_statistics import (
+    CLASSES_FILE,
+    STATISTICS_FILE,
+    Presence,
+    SplitRecord,
+    write_side_files,
+)
 from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.datasets.stored import (
+    IGNORE_16,
+    RawLabels,
+    decode_image,
+    decode_label,
+    encode_png,
+    read_image_file,
+    read_label,
+    resize_nearest,
+    with_ignore,
+)
 from mlseg_jax.typing import IGNORE
 
-CLASSES_FILE = "classes.json"
-STATISTICS_FILE = "class_statistics.json"
-IGNORE_16 = images.IGNORE_RAW[16]
-_JPEG_QUALITY = 95
+__all__ = [
+    "CLASSES_FILE",
+    "IGNORE_16",
+    "Prepared",
+    "Presence",
+    "RawExample",
+    "RawLabels",
+    "SegmentationBuilder",
+    "SplitRecord",
+    "check_keys",
+    "read_label",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,77 +73,6 @@ class RawExample:
     make_label: Callable[[], np.ndarray | dict[str, Any]]
 
 
-class Presence:
-    """Which classes the examples of a split hold, and on how many pixels.
-
-    Attributes:
-      offsets: int64 [N + 1]; example i owns entries ``offsets[i]:offsets[i + 1]``.
-      class_ids: uint16 [E], ascending within an example.
-      pixels: uint32 [E], number of pixels, at least 1.
-    """
-
-    def __init__(self, offsets: np.ndarray, class_ids: np.ndarray, pixels: np.ndarray):
-        self.offsets, self.class_ids, self.pixels = offsets, class_ids, pixels
-
-    @classmethod
-    def collect(cls, counts: Sequence[tuple[np.ndarray, np.ndarray]]) -> "Presence":
-        """From (class ids, pixels) of each example."""
-        lengths = [len(ids) for ids, _ in counts]
-        none = [np.zeros(0, np.int64)]
-        return cls(
-            np.cumsum([0, *lengths], dtype=np.int64),
-            np.concatenate([ids for ids, _ in counts] + none).astype(np.uint16),
-            np.concatenate([pixels for _, pixels in counts] + none).astype(np.uint32),
-        )
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "Presence":
-        with np.load(path) as file:
-            return cls(file["offsets"], file["class_ids"], file["pixels"])
-
-    def save(self, path: str | os.PathLike) -> None:
-        np.savez_compressed(
-            path, offsets=self.offsets, class_ids=self.class_ids, pixels=self.pixels
-        )
-
-    def statistics(self, num_classes: int) -> dict[str, Any]:
-        """The part of ``class_statistics.json`` that follows from the presence."""
-        ids = self.class_ids.astype(np.int64)
-        pixels = np.zeros(num_classes, np.int64)
-        np.add.at(pixels, ids, self.pixels.astype(np.int64))
-        return {
-            "num_examples": len(self.offsets) - 1,
-            "class_pixels": pixels.tolist(),
-            "class_examples": np.bincount(ids, minlength=num_classes).tolist(),
-            "classes_per_example": np.bincount(np.diff(self.offsets)).tolist(),
-        }
-
-
-@dataclasses.dataclass
-class SplitRecord:
-    """What is counted while a split, or a part of it, is written."""
-
-    counts: list[tuple[np.ndarray, np.ndarray]] = dataclasses.field(
-        default_factory=list
-    )
-    num_pixels: int = 0
-    ignored_pixels: int = 0
-    skipped: list[str] = dataclasses.field(default_factory=list)
-
-    def add(self, label_map: np.ndarray) -> None:
-        ids, pixels = np.unique(label_map, return_counts=True)
-        known = ids != IGNORE
-        self.counts.append((ids[known], pixels[known]))
-        self.num_pixels += label_map.size
-        self.ignored_pixels += int(pixels[~known].sum())
-
-    def extend(self, other: "SplitRecord") -> None:
-        self.counts += other.counts
-        self.num_pixels += other.num_pixels
-        self.ignored_pixels += other.ignored_pixels
-        self.skipped += other.skipped
-
-
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A TFDS builder of a segmentation data set over raw files in ``manual_dir``.
 
@@ -134,6 +81,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     """
 
     VERSION = tfds.core.Version("1.0.0")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "See docs/datasets.md for the layout."
+    # Nothing is downloaded. (To look for check sums, TFDS needs one more package.)
+    url_infos: dict = {}
     # Images whose short side is longer are scaled down to it, with their labels.
     MAX_SHORT_SIDE: int | None = None
 
@@ -154,7 +104,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         return {}
 
     def extra_features(self) -> dict[str, Any]:
-        """TFDS features beside id, image and label; arrays of Image features are PNG."""
+        """TFDS features beside id, image and label; pictures among them are PNG."""
         return {}
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -216,150 +166,56 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         record.add(label_map)
         return features
 
-    # The rest is what `tfds build` runs, one process or Beam; see also `prepare`.
+    # The rest is what `tfds build` runs, in one process or with Beam.
 
     def _split_generators(self, dl_manager) -> dict[str, Any]:
         splits = self.raw_splits(pathlib.Path(dl_manager.manual_dir))
+        check_keys(splits, self.name)
         self._records = {split: SplitRecord() for split in splits}
         return {s: self._generate_examples(raws, s) for s, raws in splits.items()}
 
     def _generate_examples(self, raws: Sequence[RawExample], split: str):
-        for index, raw in enumerate(raws):
-            yield index, self.encode(raw, self._records[split])
+        if self._use_beam:
+            beam = tfds.core.lazy_imports.apache_beam
+            return beam.Create(list(enumerate(raws))) | beam.MapTuple(
+                self._encode_alone
+            )
+        record = self._records[split]
+        return ((index, self.encode(raw, record)) for index, raw in enumerate(raws))
 
-    def _download_and_prepare(self, *args, **kwargs) -> None:
-        super()._download_and_prepare(*args, **kwargs)
+    def _encode_alone(self, index: int, raw: RawExample) -> tuple[int, dict[str, Any]]:
+        return index, self.encode(raw, SplitRecord())
+
+    def _download_and_prepare(self, dl_manager, download_config=None) -> None:
+        options = download_config or tfds.download.DownloadConfig()
+        self._use_beam = bool(options.beam_runner or options.beam_options)
+        super()._download_and_prepare(dl_manager, download_config)
+        if self._use_beam:  # The counts stayed with the workers.
+            self.info.write_to_directory(self.data_path)
+            self._records = {s: _count_again(self, s) for s in self._records}
         write_side_files(self.data_path, self.class_info(), self._records)
 
 
-def write_side_files(
-    directory: str | os.PathLike, info: DatasetInfo, records: Mapping[str, SplitRecord]
-) -> None:
-    """Writes classes, statistics and presence beside the data."""
-    root = pathlib.Path(directory)
-    classes = {
-        "name": info.name,
-        "class_names": info.class_names,
-        "is_thing": info.is_thing,
-    }
-    statistics = {}
-    for split, record in records.items():
-        presence = Presence.collect(record.counts)
-        presence.save(root / f"presence-{split}.npz")
-        statistics[split] = presence.statistics(info.num_classes) | {
-            "num_pixels": record.num_pixels,
-            "ignored_pixels": record.ignored_pixels,
-            "skipped": record.skipped,
-        }
-    write_json(root / CLASSES_FILE, classes)
-    write_json(root / STATISTICS_FILE, statistics)
+def _count_again(builder: SegmentationBuilder, split: str) -> SplitRecord:
+    record = SplitRecord()
+    for example in _open_undecoded(builder, split):
+        record.add(decode_label(example["label"]))
+    return record
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a file that is either whole or absent, also after a kill."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value), encoding="utf-8")
-    part.replace(path)
+def _pictures(builder: tfds.core.DatasetBuilder) -> list[str]:
+    """Names of the features that are stored as files of pictures."""
+    return [
+        name
+        for name, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    ]
 
 
-class RawLabels:
-    """A table raw value -> class id; picklable, so that it may stand in a partial.
-
-    Args:
-      class_of: class id or IGNORE by raw value, 0..65535.
-    """
-
-    def __init__(self, class_of: Mapping[int, int]):
-        self._class_of = dict(class_of)
-
-    def __call__(self, raw: np.ndarray, path: str | os.PathLike) -> np.ndarray:
-        """Maps integers [H W] to int32 [H W].
-
-        Raises:
-          DataError: a raw value has no class.
-        """
-        no_class = IGNORE - 1
-        table = np.full(max(self._class_of) + 2, no_class, np.int32)
-        table[list(self._class_of)] = list(self._class_of.values())
-        # Whatever lies outside the table meets its last entry, which has no class.
-        inside = (raw >= 0) & (raw < len(table))
-        label_map = table[np.where(inside, raw, len(table) - 1)]
-        if label_map.min() == no_class:
-            unknown = raw[label_map == no_class]
-            raise DataError(
-                f"Mask {path} holds the value {unknown[0]} ({unknown.size} pixels have "
-                "no class), which this data set does not have; get the file again or "
-                "check that it is of the right version."
-            )
-        return label_map
-
-
-def read_label(path: str | os.PathLike, labels: RawLabels) -> np.ndarray:
-    """Reads a grey or palette PNG of raw values as int32 [H W] of class ids."""
-    return labels(images.read_mask(path), path)
-
-
-def encode_png(array: np.ndarray) -> bytes:
-    """Grey PNG of [H W], 8 bits if the array is uint8 and else 16 bits."""
-    if array.dtype != np.uint8:
-        if array.min() < 0 or array.max() > 65535:
-            raise ValueError("A PNG holds 0 to 65535.")
-        array = array.astype(np.uint16)
-    return cv2.imencode(".png", array)[1].tobytes()
-
-
-def resize_nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scales [H W] to ``size`` as cv2 and with it the published scripts do."""
-    return cv2.resize(array, size[::-1], interpolation=cv2.INTER_NEAREST)
-
-
-def read_image_file(
-    path: str | os.PathLike, label_size: tuple[int, int], max_short_side: int | None
-) -> tuple[bytes, tuple[int, int]]:
-    """Reads an image whole and returns bytes that `decode_image` turns into it.
-
-    These are the original ones unless the image has to be scaled down (JPEG), is in a
-    format that cv2 would show differently (PNG), or is turned by its EXIF although its
-    label is not (PNG).
-
-    Returns:
-      Bytes of a JPEG or PNG file, and its (H, W).
-
-    Raises:
-      DataError: it cannot be read, or differs in size from its label.
-    """
-    image = images.read_image(path)
-    data = pathlib.Path(path).read_bytes()
-    if image.shape[:2] != label_size:
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        unturned = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        if unturned is None or unturned.shape[:2] != label_size:
-            raise DataError(
-                f"Image {path} is {image.shape[1]}x{image.shape[0]} pixels but its "
-                f"label is {label_size[1]}x{label_size[0]}; get both files again."
-            )
-        image = unturned
-    short = min(label_size)
-    if max_short_side and short > max_short_side:
-        height, width = (round(side / short * max_short_side) for side in label_size)
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-        bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-        quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-        return cv2.imencode(".jpg", bgr, quality)[1].tobytes(), (height, width)
-    if not _decodes_to(data, image):
-        data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-    return data, label_size
-
-
-def _decodes_to(data: bytes, image: np.ndarray) -> bool:
-    if not data.startswith((b"\xff\xd8", b"\x89PNG")):
-        return False
-    return np.array_equal(decode_image(data), image)
-
-
-def decode_image(data: bytes) -> np.ndarray | None:
-    """Bytes of a picture as uint8 [H W 3], RGB; None if they are damaged."""
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+def _open_undecoded(builder: tfds.core.DatasetBuilder, split: str):
+    skip = tfds.decode.SkipDecoding()
+    decoders = dict.fromkeys(_pictures(builder), skip)
+    return builder.as_data_source(split=split, decoders=decoders)
 
 
 class Prepared:
@@ -392,16 +248,8 @@ class Prepared:
                 f"Data set {self._path} has no split {split!r}, only "
                 f"{', '.join(builder.info.splits)}; choose one of these."
             )
-        features = builder.info.features
-        self._pictures = [
-            name
-            for name, feature in features.items()
-            if isinstance(feature, tfds.features.Image) and name != "image"
-        ]
-        skip = tfds.decode.SkipDecoding()
-        self._source = builder.as_data_source(
-            split=split, decoders=dict.fromkeys(["image", *self._pictures], skip)
-        )
+        self._masks = [name for name in _pictures(builder) if name != "image"]
+        self._source = _open_undecoded(builder, split)
 
     def __reduce__(self):
         return Prepared, (self._path, self._split)
@@ -410,20 +258,26 @@ class Prepared:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict:
-        """Returns ``image``, ``label_map``, ``name`` and the extra features."""
+        """Returns ``image``, ``label_map``, ``name`` and the extra features.
+
+        Raises:
+          DataError: the stored example is damaged.
+          IndexError: ``index`` is outside 0..len-1.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"Example {index} of {len(self)}.")
         record = dict(self._source[index])
         example = {"name": record.pop("id").decode()}
         example["image"] = decode_image(record.pop("image"))
-        for name in self._pictures:
+        for name in self._masks:
             data = np.frombuffer(record.pop(name), np.uint8)
             record[name] = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-        if example["image"] is None or any(record[n] is None for n in self._pictures):
+        if example["image"] is None or any(record[n] is None for n in self._masks):
             raise DataError(
                 f"Example {index} ({example['name']}) of split {self._split!r} in "
                 f"{self._path} is damaged; prepare the data set again."
             )
-        raw = record.pop("label").astype(np.int32)
-        example["label_map"] = np.where(raw == IGNORE_16, IGNORE, raw)
+        example["label_map"] = with_ignore(record.pop("label"))
         return example | record
 
     @property

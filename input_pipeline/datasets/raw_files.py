@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+import numpy as np
+
 from input_pipeline import images
 from input_pipeline.datasets.info import DataError
 
@@ -78,3 +80,39 @@ def pair(
                 "the archives again."
             )
     return [(stem, image, mask_of[stem]) for stem, image in image_of.items()]
+
+
+def read_lines(path: pathlib.Path) -> list[str]:
+    """Lines of a list of files, without empty ones.
+
+    Raises:
+      DataError: it is missing or no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"There is no list {path}; see docs/datasets.md.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"List {path} cannot be read ({error}); get it again."
+        ) from error
+    return [line for line in map(str.strip, text.splitlines()) if line]
+
+
+def read_pixels(path: str | os.PathLike, modes: tuple[str, ...]) -> np.ndarray:
+    """Reads the values of a mask that is no grey PNG, such as a TIFF or a colour PNG.
+
+    Args:
+      path: file of any lossless format.
+      modes: Pillow's names of the kinds of pixels it may have.
+
+    Raises:
+      DataError: it is missing, damaged, too large, of a lossy format or another kind.
+    """
+    with images._open(images._read_bytes(path), path) as picture:
+        if picture.mode not in modes or picture.format not in ("PNG", "TIFF"):
+            raise DataError(
+                f"Mask {path} is a {picture.format} of mode {picture.mode}, not a PNG "
+                f"or TIFF of mode {modes[0]}; get it again."
+            )
+        return images._load(picture, path)

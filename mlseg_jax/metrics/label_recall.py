@@ -75,10 +75,10 @@ class LabelRecall(metrics.Metric):
     @classmethod
     def from_batch(
         cls,
-        class_ids: Int[Array, "B K"],
-        valid: Bool[Array, "B K"] | None,
-        histogram: Int[Array, "B C"],
-        example_mask: Bool[Array, "B"],
+        class_ids: Int[AnyArray, "B K"],
+        valid: Bool[AnyArray, "B K"] | None,
+        histogram: Int[AnyArray, "B C"],
+        example_mask: Bool[AnyArray, "B"],
     ) -> "LabelRecall":
         """Looks the selected labels up in the histogram; works inside ``jit``.
 
@@ -97,7 +97,7 @@ class LabelRecall(metrics.Metric):
         num_present = (histogram > 0).sum(axis=1, keepdims=True, dtype=jnp.int32)
         hits = jnp.cumsum(pixels > 0, axis=1, dtype=jnp.int32)
 
-        def recall(found: Int[Array, "B K"], total: Int[Array, "B 1"]):
+        def recall(found: Int[AnyArray, "B K"], total: Int[AnyArray, "B 1"]):
             share = found.astype(jnp.float32) / jnp.maximum(total, 1)
             return jnp.where(total > 0, share, 1.0)
 

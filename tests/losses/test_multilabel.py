@@ -74,5 +74,7 @@ def test_gradient_flows_through_the_focusing_factors(parameters):
     step = 1e-5
     for index, found in np.ndenumerate(grad):
         score = np.float64(SCORES[index])
-        up, down = (slow(score + d, PRESENCE[index], *parameters) for d in (step, -step))
+        up, down = (
+            slow(score + d, PRESENCE[index], *parameters) for d in (step, -step)
+        )
         np.testing.assert_allclose(found, (up - down) / (2 * step), atol=1e-5)

@@ -187,7 +187,8 @@ def test_layer_norm(shape):
         return jnp.sum((out + bias.reshape(row)) * weights)
 
     values = [
-        jax.value_and_grad(f, argnums=(0, 1, 2))(x, scale, bias) for f in (ours, plain)
+        jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(x, scale, bias)
+        for f in (ours, plain)
     ]
     assert_close(*values, 3e-5)
 
@@ -304,7 +305,7 @@ def make_stack(**options):
         lambda rngs: TransformerBlock(
             8, 2, 16, epsilon=1e-6, dropout_rate=0.2, rngs=rngs
         ),
-        3,
+        2,
         drop_path_rate=0.3,
         rngs=nnx.Rngs(0),
         **options,
@@ -328,17 +329,15 @@ def run_stack(weights, rng, **options):
     return jax.jit(jax.value_and_grad(loss))(weights)
 
 
-@pytest.mark.parametrize("train", [False, True])
-def test_scan_and_remat_change_nothing(train):
+def test_scan_and_remat_change_nothing():
+    """In training: the same dropout in the second forward pass."""
     weights = [
         jax.tree.map(lambda x, i=i: x + 0.2 * normal(i, *x.shape), nnx.state(block))
         for i, block in enumerate(make_stack().blocks)
     ]
-    rng = jax.random.key(7) if train else None
-    expected = run_stack(weights, rng)
-    others = [{"scan": True}, {"remat": "full"}, {"scan": True, "remat": "dots"}]
-    for options in others if train else others[:1]:
-        assert_close(run_stack(weights, rng, **options), expected, 2e-5)
+    expected = run_stack(weights, jax.random.key(7))
+    found = run_stack(weights, jax.random.key(7), scan=True, remat="full")
+    assert_close(found, expected, 2e-5)
 
 
 def test_drop_path_rises_linearly(monkeypatch):
@@ -350,7 +349,7 @@ def test_drop_path_rises_linearly(monkeypatch):
 
     monkeypatch.setattr(TransformerBlock, "__call__", record)
     make_stack()(normal(0, 1, 2, 8), rng=jax.random.key(0))
-    np.testing.assert_allclose(rates, [0.0, 0.15, 0.3], atol=1e-6)
+    np.testing.assert_allclose(rates, [0.0, 0.3], atol=1e-6)
 
 
 def test_unknown_rematerialisation():

@@ -1,6 +1,6 @@
 """How the release names and lays out its parameters, and how we do.
 
-One table: a pattern of a torch state-dict name, our path, and what becomes of the array.
+One table: a pattern of a torch state-dict name, our path, and what becomes of it.
 Every step is linear, so gradients go the same way.
 """
 
@@ -20,7 +20,7 @@ def _transposed(x):
 
 
 def _patch_kernel(x):
-    """Convolution [D, 3, p, p] to [p p 3, D], (row, column, channel) after flattening."""
+    """Convolution [D, 3, p, p] to [p p 3, D], flattened as (row, column, channel)."""
     return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
 
 

@@ -281,9 +281,7 @@ def test_losses():
         def loss(scores, targets, name=name):
             if name == "bce":
                 return mean_over_labels(binary_cross_entropy(scores, targets))
-            gamma_negative, gamma_positive, clip = map(
-                float, golden[f"config:{name}"]
-            )
+            gamma_negative, gamma_positive, clip = map(float, golden[f"config:{name}"])
             return mean_over_labels(
                 asymmetric_loss(
                     scores,

@@ -1,0 +1,136 @@
+"""COCO-Stuff: 80 things and 91 kinds of stuff, on 10,000 or on 123,287 images.
+
+Layouts of ``manual_dir``; masks ``*_labelTrainIds.png``, as mmsegmentation makes them,
+are read where there are no others::
+
+    10k    images/COCO_train2014_*.jpg                  annotations of version 1.1
+           annotations/COCO_train2014_*.mat             key S: 0 unlabeled, 1..182
+           imageLists/{train,test}.txt
+        or images/{train2014,test2014}/*.jpg
+           annotations/{train2014,test2014}/*_labelTrainIds.png    0 unlabeled, 1..171
+
+    164k   images/{train2017,val2017}/*.jpg             "images" may be absent
+           annotations/{train2017,val2017}/*.png        0..181, 255 unlabeled
+           (or stuffthingmaps/...)    *_labelTrainIds.png are 0..170, 255 unlabeled
+
+Of the ids 1..182 eleven were never used. The split "val" of 10k is the published test.
+"""
+
+import functools
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.io
+import tensorflow_datasets as tfds
+
+from input_pipeline.datasets import coco_format, names, prepared, raw_files
+from input_pipeline.datasets.info import DataError, DatasetInfo
+from mlseg_jax.typing import IGNORE
+
+_UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
+_IDS = [raw for raw in range(1, 183) if raw not in _UNUSED]
+_LABELS_10K = prepared.RawLabels({0: IGNORE} | {raw: i for i, raw in enumerate(_IDS)})
+_LABELS_164K = prepared.RawLabels(
+    {255: IGNORE} | {raw - 1: i for i, raw in enumerate(_IDS)}
+)
+_CONVERTED_10K = prepared.RawLabels({0: IGNORE} | {i + 1: i for i in range(171)})
+_CONVERTED_164K = prepared.RawLabels({255: IGNORE} | {i: i for i in range(171)})
+_CONVERTED = "_labelTrainIds"
+
+
+class CocoStuff(prepared.SegmentationBuilder):
+    """TFDS builder with the variants 10k and 164k; images are named by their stems."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name="10k", description="9,000 and 1,000 images."),
+        tfds.core.BuilderConfig(name="164k", description="118,287 and 5,000 images."),
+    ]
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "10k: unpack cocostuff-10k-v1.1.zip in manual_dir. 164k: unpack train2017.zip "
+        "and val2017.zip in images, stuffthingmaps_trainval2017.zip in annotations."
+    )
+
+    def class_info(self) -> DatasetInfo:
+        return names.read_info("coco_stuff", "coco_stuff")
+
+    def expected_examples(self) -> dict[str, int]:
+        if self.builder_config.name == "10k":
+            return {"train": 9_000, "val": 1_000}
+        return {"train": 118_287, "val": 5_000}
+
+    def raw_splits(
+        self, manual_dir: pathlib.Path
+    ) -> dict[str, Sequence[prepared.RawExample]]:
+        if self.builder_config.name == "164k":
+            return {s: _list_164k(manual_dir, s) for s in ("train", "val")}
+        return {
+            s: _list_10k(manual_dir, f) for s, f in (("train",) * 2, ("val", "test"))
+        }
+
+
+def _list_10k(manual_dir: pathlib.Path, split: str) -> list[prepared.RawExample]:
+    root = raw_files.find_root(manual_dir, "annotations", "coco_stuff10k")
+    names_file = root / "imageLists" / f"{split}.txt"
+    if (root / "annotations" / f"{split}2014").is_dir():
+        paths = raw_files.pair(
+            root / "images" / f"{split}2014",
+            root / "annotations" / f"{split}2014",
+            ".png",
+            mask_ending=_CONVERTED,
+        )
+        return _examples(paths, prepared.read_label, _CONVERTED_10K)
+    paths = [
+        (
+            stem,
+            coco_format.image_file(root / "images", f"{stem}.jpg", names_file),
+            coco_format.image_file(root / "annotations", f"{stem}.mat", names_file),
+        )
+        for stem in raw_files.read_lines(names_file)
+    ]
+    return _examples(paths, read_mat, _LABELS_10K)
+
+
+def _list_164k(manual_dir: pathlib.Path, split: str) -> list[prepared.RawExample]:
+    folder = f"{split}2017"
+    image_dir = coco_format.find(manual_dir, (f"images/{folder}", folder), "images")
+    places = (f"annotations/{folder}", f"stuffthingmaps/{folder}")
+    mask_dir = coco_format.find(manual_dir, places, "masks")
+    stems = raw_files.list_files(mask_dir, (".png",))
+    is_raw = any(not stem.endswith("TrainIds") for stem in stems)
+    ending = "" if is_raw else _CONVERTED
+    paths = raw_files.pair(image_dir, mask_dir, ".png", mask_ending=ending)
+    return _examples(
+        paths, prepared.read_label, _LABELS_164K if is_raw else _CONVERTED_164K
+    )
+
+
+def _examples(paths, read, labels) -> list[prepared.RawExample]:
+    return [
+        prepared.RawExample(stem, image, functools.partial(read, mask, labels))
+        for stem, image, mask in paths
+    ]
+
+
+def read_mat(path: str | os.PathLike, labels: prepared.RawLabels) -> np.ndarray:
+    """Reads the matrix S of a MATLAB file as int32 [H W] of class ids.
+
+    Raises:
+      DataError: it is missing, damaged or without S, or a value has no class.
+    """
+    try:
+        raw = scipy.io.loadmat(path, variable_names=["S"])["S"]
+    except FileNotFoundError:
+        raise DataError(f"There is no file {path}; unpack the archive again.") from None
+    except KeyError:
+        raise DataError(
+            f"Annotation {path} has no matrix S; get version 1.1 of COCO-Stuff 10k."
+        ) from None
+    # scipy raises nearly everything for a damaged file.
+    except Exception as error:
+        raise DataError(
+            f"Annotation {path} is damaged ({error}); unpack the archive again."
+        ) from error
+    return labels(raw.astype(np.int32), path)
