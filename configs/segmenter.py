@@ -57,7 +57,7 @@ RECIPES = {
 # Weight decay: a hundredfold on the multi-label block and its classifier, none on the
 # decoder's norms and on the position table (method.md section 12.1).
 WEIGHT_DECAY_FACTORS = (
-    ("multilabel_head/(block|classifier)", 100.0),
+    ("multilabel_head/(blocks|classifier)", 100.0),
     ("position_table|class_token|decoder/.*norm|multilabel_head/norm|rank_norm", 0.0),
 )
 

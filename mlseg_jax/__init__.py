@@ -1,9 +1,9 @@
 """MLSeg (RankSeg) in JAX: segmentation into hundreds to ten thousand classes.
 
-    import mlseg_jax
-    segmenter = mlseg_jax.load("runs/demo")
-    result = segmenter("picture.jpg")
-    result.label_map, result.labels, result.overlay()
+import mlseg_jax
+segmenter = mlseg_jax.load("runs/demo")
+result = segmenter("picture.jpg")
+result.label_map, result.labels, result.overlay()
 """
 
 

@@ -35,7 +35,7 @@ class Checkpoints:
         self._scores = _read_scores(self.path / SCORES)
         self._manager = ocp.CheckpointManager(
             self.path,
-            # Named here, or the shapes of a checkpoint could not be read before restoring.
+            # Without it, shapes could not be read before restoring.
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=_LatestAndBest(self._scores),

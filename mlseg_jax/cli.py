@@ -15,8 +15,12 @@ from mlseg_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 
-config_flags.DEFINE_config_file("config", None, "Configuration: FILE.py or FILE.py:ARGS.")
-flags.DEFINE_string("workdir", None, "Directory of a run: where it writes, and resumes.")
+config_flags.DEFINE_config_file(
+    "config", None, "Configuration: FILE.py or FILE.py:ARGS."
+)
+flags.DEFINE_string(
+    "workdir", None, "Directory of a run: where it writes, and resumes."
+)
 flags.DEFINE_list("images", [], "predict: pictures and directories of pictures.")
 flags.DEFINE_string("output", None, "predict, export_dataset: directory to write to.")
 flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU) or a step.")
@@ -53,7 +57,10 @@ COMMANDS = {
 
 
 def usage() -> str:
-    lines = [f"usage: {LAUNCH} COMMAND [--config=FILE.py[:ARGS]] [--workdir=DIR] ...", ""]
+    lines = [
+        f"usage: {LAUNCH} COMMAND [--config=FILE.py[:ARGS]] [--workdir=DIR] ...",
+        "",
+    ]
     for name, (what, example) in COMMANDS.items():
         lines += [f"  {name:15} {what}", f"  {'':15} {LAUNCH} {name} {example}"]
     return "\n".join(
@@ -125,7 +132,9 @@ def _complete(argv: list[str]) -> list[str]:
         workdir = given["workdir"].partition("=")[2]
         if not workdir:
             following = argv[argv.index(given["workdir"]) + 1 :]
-            workdir = following[0] if following else _fail("--workdir needs a directory.")
+            workdir = (
+                following[0] if following else _fail("--workdir needs a directory.")
+            )
         saved = pathlib.Path(configs.__file__).parent / "saved.py"
         result.insert(2, f"--config={saved}:{workdir}")
     return result

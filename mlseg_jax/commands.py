@@ -211,5 +211,3 @@ def _labels_line(path: pathlib.Path, prediction: Prediction) -> dict:
             for label in prediction.labels
         ],
     }
-
-

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from input_pipeline.pipeline import evaluation_examples
 from mlseg_jax.checkpoint import write_json
 from mlseg_jax.errors import UserError
-from mlseg_jax.inference import Engine, Segmented, tile_labels
+from mlseg_jax.inference import Engine
 from mlseg_jax.label_selection import (
     Selection,
     SelectionPolicy,
@@ -25,6 +25,7 @@ from mlseg_jax.metrics.average_precision import LabelScores
 from mlseg_jax.metrics.label_recall import LabelRecall
 from mlseg_jax.metrics.mean_iou import MeanIoU
 from mlseg_jax.models.build import FunctionalModel, Parameters
+from mlseg_jax.rank_space import Segmented, tile_labels
 from mlseg_jax.typing import IGNORE, Array, Int
 
 NUM_REPORT_EXAMPLES = 8
@@ -135,8 +136,8 @@ class Evaluation:
 
     def _oracle(self, histogram: np.ndarray) -> Selection:
         padded = np.resize(
-            histogram, (max(self.config.eval.batch_size, len(histogram)),)
-            + histogram.shape[1:]
+            histogram,
+            (max(self.config.eval.batch_size, len(histogram)),) + histogram.shape[1:],
         )
         k = min(self.config.eval.oracle_k, self.info.num_classes)
         selection = jax.device_get(_select_oracle(padded, k))
@@ -268,9 +269,7 @@ def count_pixels(segmented: Segmented, label_maps: Int[np.ndarray, "N H W"]) -> 
         truth = np.full((batch, len(rows[0]), len(columns[0])), IGNORE, np.int32)
         part = label_maps[:, y, x]
         truth[: len(part), : part.shape[1], : part.shape[2]] = part
-        counts = _count_tile(
-            segmented.grids, rows, columns, segmented.selection, truth
-        )
+        counts = _count_tile(segmented.grids, rows, columns, segmented.selection, truth)
         total = counts if total is None else total.merge(counts)
     return total.to_host()
 

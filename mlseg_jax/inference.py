@@ -1,250 +1,33 @@
-"""From pictures of any size to label maps, over ranks all the way.
+"""From pictures of any size to logits over ranks, ready to become label maps.
 
-A picture is seen through *views* (scales, mirrored or not), a view through *windows* of
-one static size. The logits of a window are a small grid over its K ranks. Everything
-that follows is linear and separable: upsampling a window, laying overlapping windows side
-by side and averaging them, resizing to the picture, mirroring back. So the grids of all
-windows of a view are stitched to one low-resolution grid, and two matrices (``rows``,
-``columns``) take it to the pixels, a tile at a time; the argmax of a tile is over the
-union of the labels that the windows selected. This equals the release's C-wide algorithm
-(method.md 12.3), in which unselected labels are filled with -100, and never holds C
-channels.
+Windows of all views of all pictures go through the model in batches of a static size. A
+picture then needs the union of the labels that its windows selected, over which its grids
+are stitched together (``views``) and upsampled in tiles (``rank_space``). This equals the
+release's C-wide algorithm (method.md 12.3), in which unselected labels are filled with
+-100, and never holds C channels.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
-import cv2
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from input_pipeline.transforms import resize_for_test
-from mlseg_jax.label_selection import (
-    UNSELECTED_LOGIT,
-    Selection,
-    SelectionPolicy,
-    ranks_to_labels,
-)
+from mlseg_jax.label_selection import UNSELECTED_LOGIT, Selection, SelectionPolicy
 from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.models.interfaces import LabelPrediction
-from mlseg_jax.models.layers.resize import bilinear_matrix
+from mlseg_jax.rank_space import Segmented
 from mlseg_jax.sharding import batch_sharding
-from mlseg_jax.typing import Array, Bool, Float, Int, UInt
-
-TILE_BYTES = 16 * 2**20
-"""Upsampled logits that exist at a time."""
+from mlseg_jax.typing import Bool, Float, Int
+from mlseg_jax.views import View, make_views
 
 NEVER = -1e4
 """Logit of places that only pad a union to a static size."""
-
-LADDER = tuple(int(32 * 2 ** (step / 2)) // 16 * 16 for step in range(20))
-"""Sides that canvases are padded to, so that few shapes are ever compiled."""
-
-
-def round_up(length: int) -> int:
-    """The next side of the ladder."""
-    return next(side for side in LADDER if side >= length)
-
-
-# ------------------------------------------------------------------ views and windows
-
-
-@dataclasses.dataclass(frozen=True)
-class Axis:
-    """Windows along one axis of a view, and the way from their grids to the pixels.
-
-    Attributes:
-      starts: first pixel of each window in the view.
-      size: pixels of a window that are real.
-      canvas: pixels of a window with padding.
-      matrix: from the grids of all windows, one after the other, to the picture.
-    """
-
-    starts: tuple[int, ...]
-    size: int
-    canvas: int
-    matrix: Float[np.ndarray, "pixels cells"]
-
-
-@functools.lru_cache(maxsize=512)
-def plan_axis(
-    length: int,
-    view_length: int,
-    window: int,
-    stride: int,
-    canvas: int,
-    patch_size: int,
-    flip: bool,
-) -> Axis:
-    """Windows every ``stride`` pixels, the last one moved inside; overlaps averaged."""
-    size = min(window, view_length)
-    count = max(view_length - window + stride - 1, 0) // stride + 1
-    starts = tuple(
-        max(min(i * stride, view_length - size), 0) for i in range(count)
-    )
-    cells, canvas_cells = -(-size // patch_size), -(-canvas // patch_size)
-    upsample = bilinear_matrix(size, canvas_cells, size_in=cells)
-    stitched = np.zeros((view_length, count, canvas_cells), np.float32)
-    covered = np.zeros((view_length, 1, 1), np.float32)
-    for i, start in enumerate(starts):
-        stitched[start : start + size, i] = upsample
-        covered[start : start + size] += 1
-    stitched = (stitched / covered).reshape(view_length, -1)
-    matrix = stitched
-    if length != view_length:
-        matrix = bilinear_matrix(length, view_length) @ stitched
-    return Axis(starts, size, canvas, matrix[::-1] if flip else matrix)
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """One look at a picture: an image and its windows."""
-
-    image: np.ndarray
-    rows: Axis
-    columns: Axis
-
-    def windows(self) -> Iterator[np.ndarray]:
-        """Crops padded to the canvas, row by row."""
-        for y in self.rows.starts:
-            for x in self.columns.starts:
-                crop = self.image[y : y + self.rows.size, x : x + self.columns.size]
-                canvas = (self.rows.canvas, self.columns.canvas)
-                if crop.shape[:2] != canvas:
-                    padded = np.zeros((*canvas, 3), crop.dtype)
-                    padded[: crop.shape[0], : crop.shape[1]] = crop
-                    crop = padded
-                yield crop
-
-    @property
-    def num_windows(self) -> int:
-        return len(self.rows.starts) * len(self.columns.starts)
-
-
-def make_views(
-    image: np.ndarray, settings: ml_collections.ConfigDict, patch_size: int
-) -> list[View]:
-    """All views of a picture uint8 ``[H W 3]`` under ``eval`` settings.
-
-    ``settings`` also carries ``base_size`` of the data; (0, 0) keeps pictures as they are.
-    """
-    pictures = []
-    for scale in settings.scales:
-        if max(settings.base_size) > 0:
-            base_size = tuple(int(side * scale) for side in settings.base_size)
-            resized = resize_for_test(image, base_size)
-        else:
-            sides = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-            resized = cv2.resize(image, sides) if scale != 1 else image
-        pictures.append(resized)
-    whole = settings.mode == "whole"
-    # One canvas for all scales: windows of all views share batches.
-    canvas = [round_up(max(x.shape[axis] for x in pictures)) for axis in (0, 1)]
-    views = []
-    for resized in pictures:
-        for flip in (False, True) if settings.flip else (False,):
-            axes = []
-            for axis in (0, 1):
-                length = resized.shape[axis]
-                axes.append(
-                    plan_axis(
-                        image.shape[axis],
-                        length,
-                        length if whole else settings.window[axis],
-                        length if whole else settings.stride[axis],
-                        canvas[axis] if whole else settings.window[axis],
-                        patch_size,
-                        flip and axis == 1,
-                    )
-                )
-            picture = np.ascontiguousarray(resized[:, ::-1]) if flip else resized
-            views.append(View(picture, *axes))
-    return views
-
-
-# ---------------------------------------------------------------------- the two steps
-
-
-@dataclasses.dataclass(frozen=True)
-class Segmented:
-    """A batch of pictures of one size, ready to be turned into label maps.
-
-    Attributes:
-      size: height and width of the pictures.
-      grids: per view, stitched logits over the labels of ``selection``.
-      rows, columns: per view, matrices from the grid to the pixels.
-      selection: the labels; with several windows, the union of theirs.
-      scores: label scores of each picture, the highest of its windows'.
-      count: how many pictures are real; the rest pads the batch.
-      num_labels: how many labels are real; the rest pads the union.
-    """
-
-    size: tuple[int, int]
-    grids: tuple[Float[Array | np.ndarray, "B _ _ K"], ...]
-    rows: tuple[np.ndarray, ...]
-    columns: tuple[np.ndarray, ...]
-    selection: Selection
-    scores: Float[np.ndarray, "N C"]
-    count: int
-    num_labels: int
-
-    def tiles(self) -> Iterator[tuple[slice, slice, tuple, tuple]]:
-        """Slices of the picture, with the matrices that make these pixels."""
-        batch, num_labels = self.selection.class_ids.shape
-        height, width = self.size
-        tile_width = 128 if width <= 128 else 512
-        budget = TILE_BYTES // (4 * batch * num_labels * tile_width)
-        tile_height = 2 ** int(np.clip(np.log2(max(budget, 1)), 3, 9))
-        tile_height = min(tile_height, 128 if height <= 128 else 512)
-        for y in range(0, height, tile_height):
-            rows = tuple(_rows(matrix, y, tile_height) for matrix in self.rows)
-            for x in range(0, width, tile_width):
-                columns = tuple(_rows(matrix, x, tile_width) for matrix in self.columns)
-                end = min(y + tile_height, height), min(x + tile_width, width)
-                yield slice(y, end[0]), slice(x, end[1]), rows, columns
-
-    def label_maps(self) -> UInt[np.ndarray, "N H W"]:
-        """Class ids of every pixel, in the smallest type that holds C of them."""
-        num_classes = self.selection.num_classes
-        dtype = np.uint8 if num_classes <= 256 else np.uint16
-        batch = self.selection.class_ids.shape[0]
-        labels = np.zeros((batch, *self.size), dtype)
-        for y, x, rows, columns in self.tiles():
-            tile = np.asarray(tile_labels(self.grids, rows, columns, self.selection))
-            labels[:, y, x] = tile[:, : y.stop - y.start, : x.stop - x.start]
-        return labels[: self.count]
-
-
-def _rows(matrix: np.ndarray, start: int, count: int) -> np.ndarray:
-    """Some rows of a matrix, zeros where it has no more."""
-    part = matrix[start : start + count]
-    return np.pad(part, [(0, count - len(part)), (0, 0)])
-
-
-def upsampled_tile(grid: Array, rows: Array, columns: Array) -> Float[Array, "B K S T"]:
-    """Logits of a tile of pixels, labels before pixels so that sums over them are quick."""
-    lines = jnp.einsum("Sh,bhwk->bkSw", rows, grid)
-    return jnp.einsum("Tw,bkSw->bkST", columns, lines)
-
-
-@jax.jit
-def tile_labels(grids, rows, columns, selection: Selection) -> Int[Array, "B S T"]:
-    """Class ids of a tile: one argmax over the labels of ``selection``.
-
-    Several views are averaged as probabilities, like the release does.
-    """
-    if len(grids) == 1:
-        total = upsampled_tile(grids[0], rows[0], columns[0])
-    else:
-        total = sum(
-            jax.nn.softmax(upsampled_tile(*view), axis=1)
-            for view in zip(grids, rows, columns, strict=True)
-        )
-    return ranks_to_labels(jnp.argmax(total, axis=1), selection)
 
 
 class Engine:
@@ -294,20 +77,11 @@ class Engine:
         the score -inf. Returns, per policy, one `Segmented` for each batch of pictures
         where a picture is a single window, else one for each picture.
         """
-        views = [
-            make_views(image, self.settings, self.patch_size) for image in images
-        ]
+        views = [make_views(image, self.settings, self.patch_size) for image in images]
         owners = np.repeat(
             np.arange(len(images)), [sum(v.num_windows for v in vs) for vs in views]
         )
-        windows = [w for vs in views for view in vs for w in view.windows()]
-        sizes = [
-            (view.rows.size, view.columns.size)
-            for vs in views
-            for view in vs
-            for _ in range(view.num_windows)
-        ]
-        encoded = list(self._encode_all(windows, sizes, allowed))
+        encoded = list(self._encode_all(views, allowed))
         scores = np.concatenate([np.asarray(e.scores)[:n] for e, n in encoded])
         results = []
         for policy, given in policies:
@@ -315,28 +89,35 @@ class Engine:
                 given = self._select_per_image(policy, scores, owners, len(images))
                 policy = SelectionPolicy("given", policy.k)
             parts = self._classify_all(encoded, policy, given, owners)
-            results.append(self._assemble(images, views, parts, scores, owners))
+            sizes = {image.shape[:2] for image in images}
+            if len(owners) == len(images) and len(sizes) == 1:
+                results.append(_assemble_batches(*sizes, views[0][0], parts, scores))
+            else:
+                results.append(self._assemble(images, views, parts, scores, owners))
         return results
 
-    def _encode_all(self, windows, sizes, allowed) -> Iterator[tuple[LabelPrediction, int]]:
+    def _encode_all(self, views, allowed) -> Iterator[tuple[LabelPrediction, int]]:
         """Encodes windows in batches of two static sizes: full ones, then single ones."""
-        start, full = 0, self.settings.batch_size
-        while start < len(windows):
-            left = len(windows) - start
-            # A nearly full batch is padded; a few leftovers go one by one.
-            count = full if 2 * left >= full else 1
-            chosen = slice(start, min(start + count, len(windows)))
-            start += count
-            canvas = windows[chosen.start].shape[:2]
-            batch = np.zeros((count, *canvas, 3), windows[0].dtype)
-            real = np.tile(np.asarray([canvas]), (count, 1))
-            for i, (window, size) in enumerate(
-                zip(windows[chosen], sizes[chosen], strict=True)
-            ):
-                batch[i], real[i] = window, size
-            image_size = None if np.all(real == canvas) else real
-            labels = self._encode(self._put(batch), image_size, allowed)
-            yield labels, chosen.stop - chosen.start
+        windows = [
+            (window, (view.rows.size, view.columns.size))
+            for picture_views in views
+            for view in picture_views
+            for window in view.windows()
+        ]
+        full = self.settings.batch_size
+        # Windows of one canvas share batches; with sliding windows that is all of them.
+        for canvas, run in itertools.groupby(windows, lambda item: item[0].shape[:2]):
+            left = list(run)
+            while left:
+                # A nearly full batch is padded; a few leftovers go one by one.
+                count = full if 2 * len(left) >= full else 1
+                chosen, left = left[:count], left[count:]
+                batch = np.zeros((count, *canvas, 3), chosen[0][0].dtype)
+                real = np.tile(np.asarray([canvas]), (count, 1))
+                for i, (window, size) in enumerate(chosen):
+                    batch[i], real[i] = window, size
+                image_size = None if np.all(real == canvas) else real
+                yield self._encode(self._put(batch), image_size, allowed), len(chosen)
 
     def _put(self, batch: np.ndarray):
         """Splits a batch over the devices where it divides."""
@@ -361,60 +142,76 @@ class Engine:
             start += count
 
     def _assemble(self, images, views, parts, scores, owners) -> list[Segmented]:
-        size = images[0].shape[:2]
-        first = views[0]
-        rows = tuple(view.rows.matrix for view in first)
-        columns = tuple(view.columns.matrix for view in first)
-        if len(first) == first[0].num_windows == 1:
-            # Nothing to stitch: a window is a picture, and logits stay on the device.
-            results, start = [], 0
-            for selection, logits, count in parts:
-                own = scores[start : start + count]
-                k = selection.num_ranks
-                results.append(
-                    Segmented(size, (logits,), rows, columns, selection, own, count, k)
-                )
-                start += count
-            return results
+        """Per picture: the union of its windows' labels, and its stitched grids."""
         parts = [(jax.device_get(s), np.asarray(x), n) for s, x, n in parts]
-        logits = np.concatenate([x[:n] for _, x, n in parts])
-        class_ids = np.concatenate([s.class_ids[:n] for s, _, n in parts])
-        valid = None
-        if parts[0][0].valid is not None:
-            valid = np.concatenate([s.valid[:n] for s, _, n in parts])
-        results = []
-        for i in range(len(images)):
+        windows = [
+            (
+                logits[i],
+                selection.class_ids[i],
+                None if selection.valid is None else selection.valid[i],
+            )
+            for selection, logits, count in parts
+            for i in range(count)
+        ]
+        results, start = [], 0
+        for i, (image, picture_views) in enumerate(zip(images, views, strict=True)):
             mine = owners == i
-            union, ranks = unite(
-                class_ids[mine],
-                None if valid is None else valid[mine],
+            count = int(mine.sum())
+            logits, class_ids, valid = zip(*windows[start : start + count], strict=True)
+            start += count
+            union, real, ranks = unite(
+                np.stack(class_ids),
+                None if valid[0] is None else np.stack(valid),
                 self.num_classes,
             )
-            filled = _take_ranks(logits[mine], ranks)
-            grids, start = [], 0
-            for view in first:
-                chosen = filled[start : start + view.num_windows]
-                start += view.num_windows
-                grids.append(_stitch(chosen, view))
-            selection = Selection(union[None], None, self.num_classes)
-            best = scores[mine].max(axis=0, keepdims=True)
-            num_labels = int(np.sum((ranks <= class_ids.shape[1]).any(axis=0)))
-            grids = tuple(grids)
+            grids = [
+                _take_ranks(grid, rank)
+                for grid, rank in zip(logits, ranks, strict=True)
+            ]
             results.append(
-                Segmented(size, grids, rows, columns, selection, best, 1, num_labels)
+                Segmented(
+                    image.shape[:2],
+                    tuple(_stitch(grids, picture_views)),
+                    tuple(view.rows.matrix for view in picture_views),
+                    tuple(view.columns.matrix for view in picture_views),
+                    Selection(union[None], real[None], self.num_classes),
+                    scores[mine].max(axis=0, keepdims=True),
+                    1,
+                )
             )
         return results
+
+
+def _assemble_batches(size, view: View, parts, scores) -> list[Segmented]:
+    """Pictures of one size and one window: nothing to stitch, logits stay on the device."""
+    results, start = [], 0
+    for selection, logits, count in parts:
+        own = scores[start : start + count]
+        start += count
+        results.append(
+            Segmented(
+                size,
+                (logits,),
+                (view.rows.matrix,),
+                (view.columns.matrix,),
+                selection,
+                own,
+                count,
+            )
+        )
+    return results
 
 
 def unite(
     class_ids: Int[np.ndarray, "N K"],
     valid: np.ndarray | None,
     num_classes: int,
-) -> tuple[Int[np.ndarray, "U"], Int[np.ndarray, "N U"]]:
+) -> tuple[Int[np.ndarray, "U"], Bool[np.ndarray, "U"], Int[np.ndarray, "N U"]]:
     """The union of several selections, padded to one of a few static sizes.
 
-    Returns its class ids in class order, and for each selection the rank of each of them:
-    ``K`` where it did not select that class, ``K + 1`` where the union is padding.
+    Returns its class ids in class order, which of them are no padding, and for each
+    selection the rank of each of them: ``K`` where it did not select that class, ``K + 1``
+    where the union is padding.
     """
     num_windows, num_ranks = class_ids.shape
     table = np.full((num_windows, num_classes + 1), num_ranks)
@@ -430,22 +227,29 @@ def unite(
     padded[: len(union)] = union
     rank_of_union = np.full((num_windows, size), num_ranks + 1)
     rank_of_union[:, : len(union)] = table[:, union]
-    return padded, rank_of_union
+    return padded, np.arange(size) < len(union), rank_of_union
 
 
-def _take_ranks(logits: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """Logits ``[N h w K]`` over the union, filled where a window did not select."""
+def _take_ranks(
+    logits: Float[np.ndarray, "h w K"], ranks: Int[np.ndarray, "U"]
+) -> Float[np.ndarray, "h w U"]:
+    """Logits over the union, filled where a window did not select."""
     fill = np.asarray([UNSELECTED_LOGIT, NEVER], logits.dtype)
-    fill = np.broadcast_to(fill, (*logits.shape[:3], 2))
-    extended = np.concatenate([logits, fill], axis=-1)
-    return np.take_along_axis(extended, ranks[:, None, None, :], axis=-1)
+    fill = np.broadcast_to(fill, (*logits.shape[:2], 2))
+    return np.concatenate([logits, fill], axis=-1)[:, :, ranks]
 
 
-def _stitch(grids: np.ndarray, view: View) -> Float[np.ndarray, "1 h w U"]:
-    """Lays the grids of a view's windows side by side."""
-    num_rows, num_columns = len(view.rows.starts), len(view.columns.starts)
-    _, height, width, num_labels = grids.shape
-    grids = grids.reshape(num_rows, num_columns, height, width, num_labels)
-    return grids.transpose(0, 2, 1, 3, 4).reshape(
-        1, num_rows * height, num_columns * width, num_labels
-    )
+def _stitch(
+    grids: list[Float[np.ndarray, "_ _ U"]], views: list[View]
+) -> Iterator[Float[np.ndarray, "1 _ _ U"]]:
+    """Per view, the grids of its windows side by side."""
+    start = 0
+    for view in views:
+        num_rows, num_columns = len(view.rows.starts), len(view.columns.starts)
+        tiles = np.stack(grids[start : start + num_rows * num_columns])
+        start += len(tiles)
+        _, height, width, num_labels = tiles.shape
+        tiles = tiles.reshape(num_rows, num_columns, height, width, num_labels)
+        yield tiles.transpose(0, 2, 1, 3, 4).reshape(
+            1, num_rows * height, num_columns * width, num_labels
+        )

@@ -13,8 +13,10 @@ from input_pipeline.images import read_image
 from mlseg_jax import visualise
 from mlseg_jax.errors import UserError
 from mlseg_jax.evaluate import evaluation_policy, make_engine
-from mlseg_jax.inference import Engine, Segmented
+from mlseg_jax.inference import Engine
 from mlseg_jax.label_selection import SelectionPolicy
+from mlseg_jax.probabilities import write_probabilities
+from mlseg_jax.rank_space import Segmented
 from mlseg_jax.sharding import make_mesh
 from mlseg_jax.typing import Float, UInt, UInt8
 from mlseg_jax.workdir import load_config, load_info, load_parameters
@@ -48,12 +50,16 @@ class Prediction:
       image: the picture.
       label_map: class id of every pixel, uint8 or uint16.
       labels: the selected labels by falling score.
+      top_class_ids, top_probabilities: the likeliest classes of every pixel, where they
+        were asked for.
     """
 
     image: UInt8[np.ndarray, "H W 3"]
     label_map: UInt[np.ndarray, "H W"]
     labels: tuple[Label, ...]
     class_names: tuple[str, ...]
+    top_class_ids: UInt[np.ndarray, "n H W"] | None = None
+    top_probabilities: Float[np.ndarray, "n H W"] | None = None
 
     def overlay(self) -> UInt8[np.ndarray, "H2 W2 3"]:
         """The picture under its labels, with a legend of those that are present."""
@@ -80,6 +86,7 @@ class Segmenter:
         k: int | None = None,
         allowed: Sequence[str] | None = None,
         minimum_score: float = 0.0,
+        top_labels: int = 0,
     ) -> Prediction | list[Prediction]:
         """Segments one picture, or a list of pictures of different sizes.
 
@@ -88,6 +95,8 @@ class Segmenter:
           k: most labels to select; the training's by default.
           allowed: names of the only classes to consider.
           minimum_score: labels with a lower probability are not selected.
+          top_labels: how many of the likeliest classes of each pixel to return with
+            their probabilities; 0 for none.
 
         Raises:
           UserError: an unknown class name, an array that is no picture, ``k`` below 1.
@@ -96,8 +105,16 @@ class Segmenter:
         single = isinstance(images, np.ndarray | str | os.PathLike)
         arrays = [_as_picture(image) for image in ([images] if single else images)]
         policy, mask = self._policy(k, allowed, minimum_score)
-        predictions = list(self._predict(arrays, policy, mask))
+        predictions = list(self._predict(arrays, policy, mask, top_labels))
         return predictions[0] if single else predictions
+
+    def write_probabilities(self, image: Picture, path: str | os.PathLike) -> None:
+        """Streams the probability of every class at every pixel to a Zarr array [C H W].
+
+        The only way to the C-wide result; it exists on disk alone (`probabilities`).
+        """
+        (results,) = self._engine.segment([_as_picture(image)], [(self.policy, None)])
+        write_probabilities(results[0], path)
 
     def _policy(self, k, allowed, minimum_score):
         policy = self.policy
@@ -110,7 +127,10 @@ class Segmenter:
             if not mask.any():
                 raise UserError("The list of allowed classes is empty; name some.")
             # Selecting among the allowed also restricts a baseline, which selects all.
-            policy = SelectionPolicy("top_k", min(policy.k, int(mask.sum())))
+            count = int(mask.sum())
+            if policy.name == "complete":
+                policy = SelectionPolicy("top_k", count)
+            policy = dataclasses.replace(policy, k=min(policy.k, count))
         if minimum_score > 0.0:
             policy = dataclasses.replace(policy, minimum_score=minimum_score)
         return policy, mask
@@ -126,27 +146,25 @@ class Segmenter:
             hint = "the names are in `.info.class_names`."
         raise UserError(f"There is no class {name!r}; {hint}")
 
-    def _predict(self, arrays, policy, mask) -> Iterator[Prediction]:
-        batch = self._engine.settings.batch_size
-        start = 0
-        while start < len(arrays):
-            shape = arrays[start].shape
-            end = start + 1
-            while end < min(len(arrays), start + batch) and arrays[end].shape == shape:
-                end += 1
-            images = arrays[start:end]
-            start = end
-            (results,) = self._engine.segment(images, [(policy, None)], mask)
-            done = 0
+    def _predict(self, arrays, policy, mask, top_labels: int) -> Iterator[Prediction]:
+        size = self._engine.settings.batch_size
+        for start in range(0, len(arrays), size):
+            images = iter(arrays[start : start + size])
+            (results,) = self._engine.segment(
+                arrays[start : start + size], [(policy, None)], mask
+            )
             for segmented in results:
                 maps = segmented.label_maps()
+                top = segmented.top_labels(top_labels) if top_labels else None
                 selection = jax.device_get(segmented.selection)
                 for i in range(segmented.count):
-                    labels = self._labels(segmented, selection, i, maps[i])
                     yield Prediction(
-                        images[done], maps[i], labels, self.info.class_names
+                        next(images),
+                        maps[i],
+                        self._labels(segmented, selection, i, maps[i]),
+                        self.info.class_names,
+                        *((None, None) if top is None else (top[0][i], top[1][i])),
                     )
-                    done += 1
 
     def _labels(self, segmented: Segmented, selection, row, label_map):
         """The selected labels of a picture, by falling score."""
@@ -154,9 +172,7 @@ class Segmenter:
         class_ids = selection.class_ids[row]
         if selection.valid is not None:
             class_ids = class_ids[selection.valid[row]]
-        # The union of several windows is padded with class 0 at its end.
-        class_ids = np.unique(class_ids[: segmented.num_labels])
-        scores: Float[np.ndarray, "C"] = segmented.scores[row]
+        scores: Float[np.ndarray, C] = segmented.scores[row]
         order = class_ids[np.argsort(-scores[class_ids], kind="stable")]
         return tuple(
             Label(

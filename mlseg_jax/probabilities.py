@@ -7,11 +7,12 @@ written at all; Zarr reads them as 0, which is what their softmax rounds to.
 
 import os
 
+import jax
 import numpy as np
 import tensorstore as ts
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.inference import Segmented, tile_probabilities
+from mlseg_jax.rank_space import Segmented, tile_probabilities
 
 
 def write_probabilities(
@@ -41,10 +42,13 @@ def write_probabilities(
         raise UserError(
             f"There is something at {os.fspath(path)} already; give a new path."
         ) from error
-    class_ids = np.asarray(segmented.selection.class_ids)[row, : segmented.num_labels]
+    selection = jax.device_get(segmented.selection)
+    class_ids = selection.class_ids[row]
+    valid = np.ones(len(class_ids), bool)
+    if selection.valid is not None:
+        valid = selection.valid[row]
     for y, x, rows, columns in segmented.tiles():
         tile = tile_probabilities(segmented.grids, rows, columns)
-        tile = np.asarray(tile)[row, : len(class_ids)]
-        tile = tile[:, : y.stop - y.start, : x.stop - x.start]
-        for class_id, values in zip(class_ids, tile, strict=True):
+        tile = np.asarray(tile)[row, :, : y.stop - y.start, : x.stop - x.start]
+        for class_id, values in zip(class_ids[valid], tile[valid], strict=True):
             store[int(class_id), y, x].write(values.astype(np.float16)).result()

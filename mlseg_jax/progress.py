@@ -102,7 +102,9 @@ class Stopwatch:
 
 def log_line(step: int, scalars: dict[str, float]) -> None:
     """The scalars of a step in the log, names shortened to what follows the slash."""
-    text = "  ".join(f"{key.split('/')[-1]} {value:.4g}" for key, value in scalars.items())
+    text = "  ".join(
+        f"{key.split('/')[-1]} {value:.4g}" for key, value in scalars.items()
+    )
     logger.info("step %d  %s", step, text)
 
 

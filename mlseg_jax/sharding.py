@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
 from mlseg_jax.errors import UserError
 
 AXES = ("data", "fsdp")
@@ -65,7 +66,9 @@ def check_batch_size(mesh: Mesh, batch_size: int, accumulate: int) -> None:
     """A batch must split evenly over devices and over the parts of an accumulation."""
     devices = mesh.size
     if accumulate < 1:
-        raise UserError(f"train.accumulate={accumulate} is no number of parts; set it to 1.")
+        raise UserError(
+            f"train.accumulate={accumulate} is no number of parts; set it to 1."
+        )
     if batch_size < 1 or batch_size % (devices * accumulate):
         raise UserError(
             f"train.batch_size={batch_size} does not split over {devices} devices times "

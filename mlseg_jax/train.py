@@ -35,7 +35,13 @@ from mlseg_jax.train_state import (
 
 logger = logging.getLogger(__name__)
 
-FREE_TO_CHANGE = ("eval", "mesh", "train.log_every", "train.stop_after", "data.num_threads")
+FREE_TO_CHANGE = (
+    "eval",
+    "mesh",
+    "train.log_every",
+    "train.stop_after",
+    "data.num_threads",
+)
 """Keys that may differ when a run is taken up again: they change no weight."""
 
 
@@ -150,7 +156,9 @@ class _Loop:
                 engine, self.eval_source, self.config, with_oracle=False
             )
             scalars = evaluation_scalars(metrics)
-            log_line(step, {k: scalars[k] for k in scalars if k.endswith(("mIoU", "mAP"))})
+            log_line(
+                step, {k: scalars[k] for k in scalars if k.endswith(("mIoU", "mAP"))}
+            )
             self.writer.write(step, scalars)
         self.checkpoints.save(step, state, metrics)
 

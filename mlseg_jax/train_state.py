@@ -19,9 +19,7 @@ TrainState = dict[str, Any]
 """``step`` int32 [], ``params`` (flat), ``opt_state``, and ``ema`` (flat, may be empty)."""
 
 
-def create_state(
-    config: ml_collections.ConfigDict, num_classes: int
-) -> TrainState:
+def create_state(config: ml_collections.ConfigDict, num_classes: int) -> TrainState:
     """The state at step 0, from the configuration's seed alone."""
     params = initial_parameters(config, num_classes, jax.random.key(config.seed))
     ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay > 0 else {}

@@ -51,5 +51,3 @@ def load_parameters(
     finally:
         checkpoints.close()
     return FunctionalModel.build(trained, num_classes), parameters, step
-
-

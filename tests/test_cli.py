@@ -22,10 +22,7 @@ from mlseg_jax.sharding import make_mesh
 from mlseg_jax.train import claim_workdir
 from mlseg_jax.train_state import initialise
 
-SCORES = (
-    "mIoU mAP pixel_recall_at_k image_recall_at_k oracle_mIoU pixel_accuracy "
-    "examples seconds images_per_second"
-).split()
+SCORES = ["mIoU", "mAP", "pixel_recall_at_k", "image_recall_at_k", "oracle_mIoU", "pixel_accuracy", "examples", "seconds", "images_per_second"]
 CLASSES = 20
 K = 4
 
@@ -181,7 +178,9 @@ def test_a_full_disk_is_one_sentence(program, monkeypatch):
 def workdir(tmp_path_factory):
     """Trained by the program itself."""
     path = tmp_path_factory.mktemp("life") / "run"
-    result = as_process("train", *tiny_flags({"train.eval_every": 2}), "--workdir", path)
+    result = as_process(
+        "train", *tiny_flags({"train.eval_every": 2}), "--workdir", path
+    )
     assert result.status == 0, result.err
     assert f"{path}/metrics.json" in result.out and "mIoU" in result.out
     return path
@@ -454,9 +453,7 @@ def broken(folder, path, what):
 def test_a_folder_with_a_fault_is_refused(program, folder, tmp_path, what, words):
     path = tmp_path / "data"
     image, mask = broken(folder, path, what)
-    error = program(
-        "train", *folder_flags(path), f"--workdir={tmp_path / 'run'}"
-    ).error
+    error = program("train", *folder_flags(path), f"--workdir={tmp_path / 'run'}").error
     assert words.format(image=image, mask=mask) in error
 
 

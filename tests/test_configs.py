@@ -22,9 +22,7 @@ from mlseg_jax.train import claim_workdir, train
 from mlseg_jax.train_state import abstract_state, make_train_step
 from mlseg_jax.workdir import load_config
 
-ALL = list(
-    itertools.product(segmenter.RECIPES, common.VITS, common.SELECTIONS)
-)
+ALL = list(itertools.product(segmenter.RECIPES, common.VITS, common.SELECTIONS))
 
 # Every data set, every backbone and every selection that can be trained.
 TRACED = [
@@ -171,12 +169,14 @@ class Reads:
             for key, value in part.items()
             if not isinstance(value, ml_collections.ConfigDict)
         }
-        return leaves - {f"{path}{key}" for path in self.seen for key in self.seen[path]}
+        return leaves - {
+            f"{path}{key}" for path in self.seen for key in self.seen[path]
+        }
 
 
 def test_every_key_is_read(tmp_path, tmp_path_factory, monkeypatch):
     use_compilation_cache(tmp_path_factory.mktemp("xla"))
-    config = tiny_config({"train.steps": 1})
+    config = tiny_config({"train.steps": 2})
     reads = Reads(config)
     get = ml_collections.ConfigDict.__getitem__
 
@@ -192,7 +192,7 @@ def test_every_key_is_read(tmp_path, tmp_path_factory, monkeypatch):
 
     monkeypatch.setattr(ml_collections.ConfigDict, "__getitem__", get_and_note)
     train(config, str(tmp_path))
-    assert load_config(str(tmp_path)).train.steps == 1
+    assert load_config(str(tmp_path)).train.steps == 2
     mlseg_jax.load(str(tmp_path))(np.zeros((32, 32, 3), np.uint8))
     # What only another optimiser, schedule or data set reads.
     make_optimizer(tiny_config({"optimizer.name": "sgd", "optimizer.schedule": "poly"}))

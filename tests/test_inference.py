@@ -3,16 +3,18 @@
 import dataclasses
 import logging
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from shrink import segmenter_config
 
-from mlseg_jax import inference
-from mlseg_jax.inference import Engine, plan_axis, round_up, unite
+from mlseg_jax import rank_space
+from mlseg_jax.inference import Engine, unite
 from mlseg_jax.label_selection import Selection, SelectionPolicy
 from mlseg_jax.models.interfaces import Features, LabelPrediction, Output
+from mlseg_jax.views import plan_axis, round_up
 
 C, K, PATCH = 9, 3, 4
 POLICY = SelectionPolicy("top_k", K)
@@ -159,7 +161,7 @@ def slow_predict(model, image, settings, allowed=None):
     views = []
     for scale in settings.scales:
         sides = [max(1, round(side * scale)) for side in (width, height)]
-        resized = inference.cv2.resize(image, sides) if scale != 1 else image
+        resized = cv2.resize(image, sides) if scale != 1 else image
         views.append((resized, False))
         if settings.flip:
             views.append((resized[:, ::-1], True))
@@ -253,7 +255,7 @@ def test_small_tiles_change_nothing(unchecked, monkeypatch):
     engine = unchecked(FakeModel(), make_settings())
     ((segmented,),) = engine.segment([make_image(150, 140)], [(POLICY, None)])
     labels = segmented.label_maps()
-    monkeypatch.setattr(inference, "TILE_BYTES", 1)
+    monkeypatch.setattr(rank_space, "TILE_BYTES", 1)
     np.testing.assert_array_equal(segmented.label_maps(), labels)
 
 
@@ -286,11 +288,14 @@ def test_unite_against_sets():
         class_ids = class_ids.astype(np.int32)
         valid = rng.random(class_ids.shape) < valid_share
         valid[:, 0] = True
-        union, rank_of = unite(class_ids, None if valid_share == 1 else valid, C)
+        union, real, rank_of = unite(
+            class_ids, None if valid_share == 1 else valid, C
+        )
         sets = [set(i[v].tolist()) for i, v in zip(class_ids, valid, strict=True)]
         expected = sorted(set().union(*sets))
         count = len(expected)
         assert union[:count].tolist() == expected
+        assert real.tolist() == [True] * count + [False] * (len(union) - count)
         assert len(union) <= C and (len(union) == C or len(union) % ranks == 0)
         for window, row in enumerate(rank_of):
             for place, rank in enumerate(row):
@@ -326,6 +331,6 @@ def test_padding_of_a_union_is_never_predicted(unchecked):
     model.to_scores[:, 0] = -1e3 * np.sign(make_image(40, 40).mean() / 32 - 4)
     engine = unchecked(model, make_settings())
     ((segmented,),) = engine.segment([make_image(40, 40)], [(POLICY, None)])
-    real = np.asarray(segmented.selection.class_ids)[0, : segmented.num_labels]
+    real = np.asarray(segmented.selection.class_ids)[segmented.selection.valid]
     assert set(np.unique(segmented.label_maps())) <= set(real.tolist())
     assert dataclasses.is_dataclass(segmented)

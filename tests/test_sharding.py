@@ -112,7 +112,12 @@ def test_meshes_that_do_not_fit(data, fsdp):
 
 @pytest.mark.parametrize(
     "batch, parts, sentence",
-    [(12, 1, "multiple of 8"), (8, 2, "multiple of 16"), (0, 1, "of 8"), (8, 0, "to 1")],
+    [
+        (12, 1, "multiple of 8"),
+        (8, 2, "multiple of 16"),
+        (0, 1, "of 8"),
+        (8, 0, "to 1"),
+    ],
 )
 def test_batches_that_do_not_split(batch, parts, sentence):
     with pytest.raises(UserError, match=sentence):

@@ -379,18 +379,14 @@ def test_a_directory_that_cannot_be_written(tmp_path):
         ({"loss.pixel_mean": "some"}, "pixel mean"),
     ],
 )
-def test_a_wrong_setting_is_said_before_any_step(
-    tmp_path, overrides, sentence
-):
+def test_a_wrong_setting_is_said_before_any_step(tmp_path, overrides, sentence):
     with pytest.raises(UserError, match=sentence):
         train(tiny_config(overrides), str(tmp_path))
     assert not read_lines(tmp_path) if (tmp_path / "metrics.jsonl").exists() else True
 
 
 def test_a_rate_that_is_far_too_high_stops_with_a_sentence(tmp_path):
-    config = tiny_config(
-        {"optimizer.learning_rate": 1e30, "train.checkpoint_every": 1}
-    )
+    config = tiny_config({"optimizer.learning_rate": 1e30, "train.checkpoint_every": 1})
     with pytest.raises(UserError, match="diverged at step 1.*no checkpoint"):
         train(config, str(tmp_path))
     assert Checkpoints(str(tmp_path)).steps() == []

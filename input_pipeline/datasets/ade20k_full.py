@@ -15,6 +15,7 @@ The TIFFs hold class ids in 16 bits, with 65535 to ignore. As in the preparation
 MaskFormer, pictures whose short side is over 512 pixels are scaled down to that.
 """
 
+import codecs
 import functools
 import os
 import pathlib
@@ -36,14 +37,16 @@ _CLASS_IDS = prepared.RawLabels(
 )
 # What an index may be made of: containers, text, numbers and NumPy arrays of them.
 _SAFE_GLOBALS = {
+    ("_codecs", "encode"): codecs.encode,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    **{
-        (f"numpy.{core}.multiarray", name): getattr(np._core.multiarray, name)
-        for core in ("core", "_core")
-        for name in ("_reconstruct", "scalar")
-    },
 }
+for _core in ("numpy.core", "numpy._core"):  # The name until NumPy 2, and since.
+    _SAFE_GLOBALS |= {
+        (f"{_core}.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+        (f"{_core}.multiarray", "scalar"): np._core.multiarray.scalar,
+        (f"{_core}.numeric", "_frombuffer"): np._core.numeric._frombuffer,
+    }
 
 
 class Ade20kFull(prepared.SegmentationBuilder):
@@ -89,9 +92,8 @@ def _pair_tiffs(
 
 def _read_published(root: pathlib.Path) -> dict[str, list[prepared.RawExample]]:
     path = root / "index_ade20k.pkl"
-    index = read_index(path)
     splits = {"train": [], "val": []}
-    for folder, name in zip(index["folder"], index["filename"], strict=True):
+    for folder, name in read_index(path):
         # The index counts from the directory that holds ADE20K_2021_17_01.
         inside = folder.replace("\\", "/").removeprefix(_FOLDER).strip("/")
         image = coco_format.image_file(root, f"{inside}/{name}", path)
@@ -111,8 +113,8 @@ class _IndexUnpickler(pickle.Unpickler):
         return _SAFE_GLOBALS[module, name]
 
 
-def read_index(path: str | os.PathLike) -> dict[str, Sequence]:
-    """Reads ``index_ade20k.pkl``, refusing anything but plain data.
+def read_index(path: str | os.PathLike) -> list[tuple[str, str]]:
+    """Folder and name of each image of ``index_ade20k.pkl``, a pickle of plain data.
 
     Raises:
       DataError: it is damaged, holds code, or lacks the lists of files.
@@ -120,21 +122,18 @@ def read_index(path: str | os.PathLike) -> dict[str, Sequence]:
     try:
         with open(path, "rb") as file:
             index = _IndexUnpickler(file, encoding="latin1").load()
+        folders, files = (list(index[key]) for key in ("folder", "filename"))
     # A damaged pickle can raise nearly everything.
     except Exception as error:
         raise DataError(
-            f"Index {path} is damaged or is no plain table ({error}); get it again."
+            f"Index {path} is damaged or is no plain table of files "
+            f"({type(error).__name__}: {error}); get it again."
         ) from error
-    lists = [index.get(k) if isinstance(index, dict) else None for k in _INDEX_KEYS]
-    if any(one is None for one in lists) or len({len(one) for one in lists}) != 1:
-        raise DataError(
-            f"Index {path} lacks the lists {' and '.join(_INDEX_KEYS)} of one length; "
-            "get it again."
-        )
-    return index
-
-
-_INDEX_KEYS = ("folder", "filename")
+    if len(folders) != len(files) or not all(
+        isinstance(text, str) for text in folders + files
+    ):
+        raise DataError(f"Index {path} has no folder for each file name; get it again.")
+    return list(zip(folders, files, strict=True))
 
 
 @functools.cache

@@ -17,6 +17,7 @@ Of the ids 1..182 eleven were never used. The split "val" of 10k is the publishe
 """
 
 import functools
+import io
 import os
 import pathlib
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ import numpy as np
 import scipy.io
 import tensorflow_datasets as tfds
 
+from input_pipeline import images
 from input_pipeline.datasets import coco_format, names, prepared, raw_files
 from input_pipeline.datasets.info import DataError, DatasetInfo
 from mlseg_jax.typing import IGNORE
@@ -99,12 +101,12 @@ def _list_164k(manual_dir: pathlib.Path, split: str) -> list[prepared.RawExample
     places = (f"annotations/{folder}", f"stuffthingmaps/{folder}")
     mask_dir = coco_format.find(manual_dir, places, "masks")
     stems = raw_files.list_files(mask_dir, (".png",))
-    is_raw = any(not stem.endswith("TrainIds") for stem in stems)
-    ending = "" if is_raw else _CONVERTED
-    paths = raw_files.pair(image_dir, mask_dir, ".png", mask_ending=ending)
-    return _examples(
-        paths, prepared.read_label, _LABELS_164K if is_raw else _CONVERTED_164K
-    )
+    if all(stem.endswith(_CONVERTED) for stem in stems):
+        endings, labels = {"mask_ending": _CONVERTED}, _CONVERTED_164K
+    else:
+        endings, labels = {"other_ending": "TrainIds"}, _LABELS_164K
+    paths = raw_files.pair(image_dir, mask_dir, ".png", **endings)
+    return _examples(paths, prepared.read_label, labels)
 
 
 def _examples(paths, read, labels) -> list[prepared.RawExample]:
@@ -120,10 +122,9 @@ def read_mat(path: str | os.PathLike, labels: prepared.RawLabels) -> np.ndarray:
     Raises:
       DataError: it is missing, damaged or without S, or a value has no class.
     """
+    data = images._read_bytes(path)
     try:
-        raw = scipy.io.loadmat(path, variable_names=["S"])["S"]
-    except FileNotFoundError:
-        raise DataError(f"There is no file {path}; unpack the archive again.") from None
+        raw = scipy.io.loadmat(io.BytesIO(data), variable_names=["S"])["S"]
     except KeyError:
         raise DataError(
             f"Annotation {path} has no matrix S; get version 1.1 of COCO-Stuff 10k."
@@ -133,4 +134,9 @@ def read_mat(path: str | os.PathLike, labels: prepared.RawLabels) -> np.ndarray:
         raise DataError(
             f"Annotation {path} is damaged ({error}); unpack the archive again."
         ) from error
-    return labels(raw.astype(np.int32), path)
+    if raw.ndim != 2 or raw.dtype.kind not in "iuf" or (raw % 1 != 0).any():
+        raise DataError(
+            f"The matrix S of annotation {path} is no matrix of whole numbers; unpack "
+            "the archive again."
+        )
+    return labels(raw.astype(np.int64), path)

@@ -35,8 +35,8 @@ def _open_prepared(data: ml_collections.ConfigDict, split: str):
 
     if not data.path:
         raise DataError(
-            f"The data set {data.name!r} has no place; add --config.data.path=DIRECTORY, "
-            "what was --data_dir of the command prepare."
+            f"The data set {data.name!r} has no place; add what was --data_dir of the "
+            "command prepare as --config.data.path=DIRECTORY."
         )
     path = pathlib.Path(data.path)
     if not (path / prepared.CLASSES_FILE).is_file():

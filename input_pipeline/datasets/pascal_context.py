@@ -152,6 +152,12 @@ def paint_regions(
     labels: prepared.RawLabels,
 ) -> np.ndarray:
     """Paints (category id, run lengths), the last on top: int32 [H W] of class ids."""
+    for category_id, _ in regions:
+        if category_id not in DETAIL_IDS:
+            raise DataError(
+                f"{where} has a region of the category {category_id!r}, which is none "
+                "of the 59; get it again."
+            )
     layers = (
         (category_id, masks.decode(segmentation, size, where))
         for category_id, segmentation in reversed(regions)

@@ -50,36 +50,38 @@ def pair(
     mask_suffix: str,
     *,
     mask_ending: str = "",
+    other_ending: str | None = None,
 ) -> list[tuple[str, pathlib.Path, pathlib.Path]]:
-    """Stem, image and mask of each image of a folder, by stem.
+    """Stem, image and mask of each image or mask of two folders, by stem.
+
+    Where one of the two is missing, the path is that of the file which should be there,
+    so that reading it says so and `on_bad_example` decides.
 
     Args:
       image_dir: folder of images.
       mask_dir: folder of masks.
       mask_suffix: such as ".png".
       mask_ending: what the stem of a mask has more than that of its image.
+      other_ending: ending of the stems of masks to leave aside.
 
     Raises:
-      DataError: a folder is missing, or an image has no mask or a mask no image.
+      DataError: a folder is missing.
     """
     image_of = list_files(image_dir, images.IMAGE_SUFFIXES)
     mask_of = {
         stem.removesuffix(mask_ending): path
         for stem, path in list_files(mask_dir, (mask_suffix,)).items()
         if stem.endswith(mask_ending)
+        and not (other_ending and stem.endswith(other_ending))
     }
-    for these, others, what, folder in (
-        (image_of, mask_of, "mask", mask_dir),
-        (mask_of, image_of, "image", image_dir),
-    ):
-        alone = [stem for stem in these if stem not in others]
-        if alone:
-            raise DataError(
-                f"File {these[alone[0]]} has no {what} in {folder}"
-                f"{f', nor have {len(alone) - 1} others' if alone[1:] else ''}; unpack "
-                "the archives again."
-            )
-    return [(stem, image, mask_of[stem]) for stem, image in image_of.items()]
+    return [
+        (
+            stem,
+            image_of.get(stem, image_dir / f"{stem}.jpg"),
+            mask_of.get(stem, mask_dir / f"{stem}{mask_ending}{mask_suffix}"),
+        )
+        for stem in sorted(image_of.keys() | mask_of.keys())
+    ]
 
 
 def read_lines(path: pathlib.Path) -> list[str]:

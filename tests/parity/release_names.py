@@ -107,7 +107,7 @@ MLSEG = [
     *BACKBONE,
     *HEAD,
     # The release's first block is the multi-label head's.
-    *_head_block(r"decode_head\.blocks\.0", "multilabel_head/block"),
+    *_head_block(r"decode_head\.blocks\.0", "multilabel_head/blocks/blocks/0"),
     *_head_block(r"decode_head\.blocks\.1", "decoder/blocks/blocks/0"),
     *_head_block(r"decode_head\.blocks\.2", "decoder/blocks/blocks/1"),
     *_norm(r"decode_head\.decoder_norm2", "multilabel_head/norm"),

@@ -11,7 +11,7 @@ import pytest
 from release_names import BACKBONE, MLSEG, SEGMENTER, from_release
 from shrink import segmenter_config
 
-from mlseg_jax import inference
+from mlseg_jax import inference, rank_space, views
 from mlseg_jax.label_selection import SelectionPolicy, labels_to_ranks
 from mlseg_jax.losses.multilabel import asymmetric_loss, binary_cross_entropy
 from mlseg_jax.losses.pixel import upsampled_cross_entropy
@@ -322,11 +322,11 @@ def predict(monkeypatch, case, view_images, flips):
 
     def make_views(image, settings, patch_size):
         assert image.shape[:2] == out
-        views = []
+        seen = []
         for x in view_images:
             for flip in flips:
                 axes = [
-                    inference.plan_axis(
+                    views.plan_axis(
                         out[axis],
                         x.shape[axis],
                         settings.window[axis],
@@ -337,8 +337,8 @@ def predict(monkeypatch, case, view_images, flips):
                     )
                     for axis in (0, 1)
                 ]
-                views.append(inference.View(x[:, ::-1] if flip else x, *axes))
-        return views
+                seen.append(views.View(x[:, ::-1] if flip else x, *axes))
+        return seen
 
     monkeypatch.setattr(inference, "make_views", make_views)
     engine = inference.Engine(model, params, settings, patch_size=patch_size)
@@ -361,11 +361,11 @@ def test_sliding(monkeypatch):
     golden, segmented = predict(monkeypatch, "sliding", [image], [False])
     assert_label_map(golden, golden["output:logits"], segmented.label_maps())
     union = np.unique(golden["output:window_indices"])
-    found = np.asarray(segmented.selection.class_ids)[0, : segmented.num_labels]
+    found = np.asarray(segmented.selection.class_ids)[segmented.selection.valid]
     np.testing.assert_array_equal(found, union)
     # The logits themselves, filled for the labels that no window selected.
     pieces = segmented.grids[0], segmented.rows[0], segmented.columns[0]
-    tile = inference.upsampled_tile(*map(jnp.asarray, pieces))
+    tile = rank_space.upsampled_tile(*map(jnp.asarray, pieces))
     logits = np.full_like(golden["output:logits"], -100.0)
     logits[found] = np.asarray(tile)[0, : len(found)]
     close(logits, golden["output:logits"], 1e-4)

@@ -83,7 +83,9 @@ class SegmenterDecoder(AbstractDecoder):
         patches, classes = jnp.split(tokens, [height * width], axis=1)
         patches = _unit_length(self.patch_projection(patches))
         classes = _unit_length(self.class_projection(classes))
-        cosines = jnp.einsum("bld,bkd->blk", patches, classes)
+        cosines = jnp.einsum(
+            "bld,bkd->blk", patches, classes, preferred_element_type=jnp.float32
+        )
         return cosines.reshape(batch, height, width, -1)
 
 

@@ -184,9 +184,7 @@ def _over_query_blocks(block, query):
     outputs = jax.lax.map(
         lambda args: block(*args), (_split_queries(query), _split_queries(rows))
     )
-    return jax.tree.map(
-        lambda x: x.reshape(-1, *x.shape[2:])[:num_queries], outputs
-    )
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_queries], outputs)
 
 
 def _split_queries(x: Array) -> Array:

@@ -54,7 +54,9 @@ def bilinear_matrix(
     fraction = position - low
     low = xp.minimum(low.astype(xp.int32), size_in - 1)
     high = xp.minimum(low + 1, size_in - 1)
-    return _taps(xp, low, 1 - fraction, length_in) + _taps(xp, high, fraction, length_in)
+    return _taps(xp, low, 1 - fraction, length_in) + _taps(
+        xp, high, fraction, length_in
+    )
 
 
 def bicubic_matrix(

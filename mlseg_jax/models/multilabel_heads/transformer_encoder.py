@@ -11,7 +11,11 @@ from mlseg_jax.models.interfaces import (
 )
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.resize import adaptive_pool_matrix, resample
-from mlseg_jax.models.layers.transformer import TransformerBlock, join_masks
+from mlseg_jax.models.layers.transformer import (
+    BlockStack,
+    TransformerBlock,
+    join_masks,
+)
 from mlseg_jax.typing import Array, DTypeLike, Float, PRNGKeyArray
 
 
@@ -36,13 +40,18 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.block = TransformerBlock(
-            embed_dim,
-            num_heads,
-            4 * embed_dim,
-            epsilon=1e-5,
-            dropout_rate=dropout_rate,
-            dtype=dtype,
+        self.blocks = BlockStack(
+            lambda rngs: TransformerBlock(
+                embed_dim,
+                num_heads,
+                4 * embed_dim,
+                epsilon=1e-5,
+                dropout_rate=dropout_rate,
+                dtype=dtype,
+                rngs=rngs,
+            ),
+            1,
+            remat=remat,
             rngs=rngs,
         )
         self.norm = LayerNorm(embed_dim, epsilon=1e-5)
@@ -63,15 +72,16 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
             class_embeddings.astype(patches.dtype), (batch, *class_embeddings.shape)
         )
         mask = join_masks(image.mask, None, patches.shape, classes.shape)
-        tokens = self.block(
-            jnp.concatenate([patches, classes], axis=1), mask, rng=rng
-        )
+        tokens = jnp.concatenate([patches, classes], axis=1)
+        tokens = self.blocks(tokens, mask, rng)
         patches, classes = jnp.split(tokens, [height * width], axis=1)
         if not self.downsample:
             grid = patches.reshape(batch, height, width, embed_dim)
             embeddings = Features(grid, embeddings.grid_size)
         class_queries = self.norm(classes)
-        return LabelPrediction(self.classifier(class_queries), class_queries, embeddings)
+        return LabelPrediction(
+            self.classifier(class_queries), class_queries, embeddings
+        )
 
     def _pool(self, embeddings: Features) -> Features:
         _, height, width, _ = embeddings.grid.shape
