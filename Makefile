@@ -24,7 +24,7 @@ demo: setup
 	$(BIN)/python main.py report --workdir=$(DEMO)
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check .

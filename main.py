@@ -1,7 +1,7 @@
 """The program: ``python main.py COMMAND --config=... --workdir=...``.
 
-It only hands over; the commands are in ``mlseg_jax/cli.py``, which the installed program
-``mlseg-jax`` runs as well.
+It only hands over; the commands are in ``mlseg_jax/cli.py``, which the installed
+program ``mlseg-jax`` runs as well.
 """
 
 from mlseg_jax.cli import run

@@ -67,7 +67,8 @@ def predict_programs(engine, policy, image: np.ndarray):
     """The programs of a prediction, lowered, with their arguments but the weights."""
     import jax
 
-    from mlseg_jax.inference import Segmented, make_views, tile_labels
+    from mlseg_jax.rank_space import Segmented, tile_labels
+    from mlseg_jax.views import make_views
 
     (view,) = make_views(image, engine.settings, engine.patch_size)
     encode, classify = engine._encode, engine._classify
@@ -80,8 +81,7 @@ def predict_programs(engine, policy, image: np.ndarray):
     selection = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), selection)
     grids = (jax.ShapeDtypeStruct(logits.shape, logits.dtype),)
     rows, columns = (view.rows.matrix,), (view.columns.matrix,)
-    k = selection.num_ranks
-    segmented = Segmented(image.shape[:2], grids, rows, columns, selection, None, 1, k)
+    segmented = Segmented(image.shape[:2], grids, rows, columns, selection, None, 1)
     _, _, rows, columns = next(segmented.tiles())
     arguments = (grids, rows, columns, selection)
     yield "tile", tile_labels.lower(*arguments), arguments

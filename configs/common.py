@@ -2,8 +2,8 @@
 
 A configuration is code: ``get_config(arg)`` returns a locked ``ConfigDict``. ``arg`` is
 what stands after the colon of ``--config=configs/segmenter.py:dataset=ade20k,...`` and
-picks rows of these tables; every key of the result can be overridden on the command line
-(``--config.train.steps=1000``).
+picks rows of these tables; every key of the result can be overridden on the command
+line (``--config.train.steps=1000``).
 """
 
 import difflib
@@ -111,7 +111,8 @@ def data(
             "pixel_mean": mean,
             "pixel_std": std,
             "num_threads": 2,
-            # Keep decoded examples in memory; for data sets that are small or procedural.
+            # Keep decoded examples in memory; for data sets that are small or
+            # procedural.
             "cache": False,
         }
     )

@@ -4,8 +4,8 @@
         --config=configs/segmenter.py:dataset=coco_stuff,backbone=vit_b16,selection=top_k
 
 Arguments: ``dataset`` (rows of RECIPES), ``backbone`` (rows of ``common.VITS``),
-``selection``: ``top_k`` is MLSeg, ``complete`` the baseline, ``oracle`` the paper's upper
-bound, ``given`` takes labels from elsewhere.
+``selection``: ``top_k`` is MLSeg, ``complete`` the baseline, ``oracle`` the paper's
+upper bound, ``given`` takes labels from elsewhere.
 
 The paper trains on 8 GPUs with one image each. Its mean IoU in percent, single scale,
 baseline to MLSeg (method.md section 15; none of these was measured here): ViT-B/16
@@ -26,7 +26,8 @@ RECIPES = {
     },
     "ade20k": {
         "classes": 150, "crop": 512, "base": (2048, 512), "steps": 160_000, "k": 50,
-        "loss": "asymmetric", "weight": 10.0, "decay": 1e-6, "pixels": "half", "pool": 8,
+        "loss": "asymmetric", "weight": 10.0, "decay": 1e-6, "pixels": "half", "pool":
+        8,
     },
     "coco_stuff": {
         "classes": 171, "crop": 512, "base": (2048, 512), "steps": 40_000, "k": 50,

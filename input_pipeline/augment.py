@@ -1,4 +1,6 @@
-"""The augmentation of a configuration, as one function of an example and a generator."""
+"""The augmentation of a configuration, as one function of an example and a
+generator.
+"""
 
 import functools
 

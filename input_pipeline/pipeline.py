@@ -119,6 +119,21 @@ def _keep_arrays(example: dict) -> dict[str, np.ndarray]:
     return {key: example[key] for key in ("image", "label_map")}
 
 
+def read_some(source, num_threads: int, limit: int = 256) -> None:
+    """Reads up to ``limit`` examples, spread over the source, and throws them away.
+
+    Faults of the data (unreadable files, values without a class, sizes that differ) are
+    then said before anything is compiled; `doctor` reads everything.
+
+    Raises:
+      DataError: an example cannot be read.
+    """
+    step = max(1, len(source) // limit)
+    dataset = grain.MapDataset.source(source).slice(slice(0, None, step))
+    for _ in _iterate(dataset, num_threads, prefetch=8):
+        pass
+
+
 def _iterate(dataset: grain.MapDataset, num_threads: int, prefetch: int) -> Iterator:
     cv2.setNumThreads(1)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)

@@ -285,7 +285,9 @@ def _histogram(label_maps: np.ndarray, num_classes: int) -> Int[np.ndarray, "N C
 
 
 def group_by_size(examples, size: int) -> Iterator[list[dict]]:
-    """Runs of neighbouring examples with pictures of one size, at most ``size`` long."""
+    """Runs of neighbouring examples with pictures of one size, at most ``size``
+    long.
+    """
     for _, run in itertools.groupby(examples, key=lambda e: e["image"].shape):
         while group := list(itertools.islice(run, size)):
             yield group

@@ -58,3 +58,11 @@ def count_macs(config: ml_collections.ConfigDict, num_classes: int) -> dict[str,
         tokens = (bins * bins if bins else patches) + num_classes
         macs["multilabel_head"] = _block(tokens, dim, 4 * dim) + num_classes * dim
     return macs
+
+
+def training_flops(config: ml_collections.ConfigDict, num_classes: int) -> int:
+    """Operations of a training step per picture: forward, and twice that backward.
+
+    What rematerialisation repeats is not counted (model FLOPs, not hardware FLOPs).
+    """
+    return 6 * sum(count_macs(config, num_classes).values())

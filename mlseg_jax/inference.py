@@ -1,9 +1,10 @@
 """From pictures of any size to logits over ranks, ready to become label maps.
 
 Windows of all views of all pictures go through the model in batches of a static size. A
-picture then needs the union of the labels that its windows selected, over which its grids
-are stitched together (``views``) and upsampled in tiles (``rank_space``). This equals the
-release's C-wide algorithm (method.md 12.3), in which unselected labels are filled with
+picture then needs the union of the labels that its windows selected, over which its
+grids are stitched together (``views``) and upsampled in tiles (``rank_space``). This
+equals the release's C-wide algorithm (method.md 12.3), in which unselected labels are
+filled with
 -100, and never holds C channels.
 """
 
@@ -45,7 +46,6 @@ class Engine:
         self.settings = settings
         self.num_classes = model.num_classes
         self.patch_size = patch_size
-        self._parameters = parameters
         self._sharding = None if mesh is None else batch_sharding(mesh)
 
         @jax.jit
@@ -62,8 +62,9 @@ class Engine:
             output = model.bind(parameters).classify(labels, selection)
             return selection, output.logits
 
-        self._encode = functools.partial(encode, parameters)
-        self._classify = functools.partial(classify, parameters)
+        self.parameters = parameters
+        self._encode = encode
+        self._classify = classify
 
     def segment(
         self,
@@ -97,7 +98,9 @@ class Engine:
         return results
 
     def _encode_all(self, views, allowed) -> Iterator[tuple[LabelPrediction, int]]:
-        """Encodes windows in batches of two static sizes: full ones, then single ones."""
+        """Encodes windows in batches of two static sizes: full ones, then single
+        ones.
+        """
         windows = [
             (window, (view.rows.size, view.columns.size))
             for picture_views in views
@@ -117,7 +120,12 @@ class Engine:
                 for i, (window, size) in enumerate(chosen):
                     batch[i], real[i] = window, size
                 image_size = None if np.all(real == canvas) else real
-                yield self._encode(self._put(batch), image_size, allowed), len(chosen)
+                yield (
+                    self._encode(
+                        self.parameters, self._put(batch), image_size, allowed
+                    ),
+                    len(chosen),
+                )
 
     def _put(self, batch: np.ndarray):
         """Splits a batch over the devices where it divides."""
@@ -138,7 +146,7 @@ class Engine:
             if given is not None:
                 padded = np.resize(owners[start : start + count], len(labels.scores))
                 rows = jax.tree.map(lambda x, rows=padded: np.asarray(x)[rows], given)
-            yield *self._classify(labels, rows, policy), count
+            yield *self._classify(self.parameters, labels, rows, policy), count
             start += count
 
     def _assemble(self, images, views, parts, scores, owners) -> list[Segmented]:
@@ -183,7 +191,9 @@ class Engine:
 
 
 def _assemble_batches(size, view: View, parts, scores) -> list[Segmented]:
-    """Pictures of one size and one window: nothing to stitch, logits stay on the device."""
+    """Pictures of one size and one window: nothing to stitch, logits stay on the
+    device.
+    """
     results, start = [], 0
     for selection, logits, count in parts:
         own = scores[start : start + count]
@@ -210,8 +220,8 @@ def unite(
     """The union of several selections, padded to one of a few static sizes.
 
     Returns its class ids in class order, which of them are no padding, and for each
-    selection the rank of each of them: ``K`` where it did not select that class, ``K + 1``
-    where the union is padding.
+    selection the rank of each of them: ``K`` where it did not select that class, ``K +
+    1`` where the union is padding.
     """
     num_windows, num_ranks = class_ids.shape
     table = np.full((num_windows, num_classes + 1), num_ranks)

@@ -1,14 +1,15 @@
-"""Label selection: which labels a picture is segmented into, and the maps to and from it.
+"""Label selection: which labels a picture is segmented into, and the maps to and from
+it.
 
 MLSeg asks first which of the C complete labels are in the image, keeps the K best, and
-classifies pixels among those only (paper section 3.3, equations 2 and 3). Everything that
-sorts, gathers, fills or renumbers for it is here, as pure functions; nothing else in the
-system does so.
+classifies pixels among those only (paper section 3.3, equations 2 and 3). Everything
+that sorts, gathers, fills or renumbers for it is here, as pure functions; nothing else
+in the system does so.
 
-``class_ids`` number the complete labels 0..C-1. A ``rank`` is a position in a selection,
-0..K-1 by falling label score. Logits over ranks never become logits over classes: ranks
-turn into class ids only once an argmax has been taken (``ranks_to_labels``), so no array
-with C channels per pixel exists.
+``class_ids`` number the complete labels 0..C-1. A ``rank`` is a position in a
+selection, 0..K-1 by falling label score. Logits over ranks never become logits over
+classes: ranks turn into class ids only once an argmax has been taken
+(``ranks_to_labels``), so no array with C channels per pixel exists.
 """
 
 import dataclasses
@@ -71,9 +72,10 @@ def select_top_k(
     """The ``k`` best labels by falling score, ties to the lower class id (equation 2).
 
     An index operation: no gradient passes through it. ``k`` above C means C. Fewer than
-    ``k`` may be valid (the paper's dynamic kappa, section 4.3): labels whose probability
-    is below ``minimum_score`` are not, nor those after the best ones that together hold
-    the share ``cumulative`` of all labels' probability. The best label always is.
+    ``k`` may be valid (the paper's dynamic kappa, section 4.3): labels whose
+    probability is below ``minimum_score`` are not, nor those after the best ones that
+    together hold the share ``cumulative`` of all labels' probability. The best label
+    always is.
     """
     num_classes = label_scores.shape[1]
     scores = jax.lax.stop_gradient(label_scores)
@@ -91,8 +93,8 @@ def select_top_k(
 def select_oracle(histogram: Int[Array, "B C"], k: int) -> Selection:
     """The classes that are present, in class order (paper section 3.4, figure 3).
 
-    ``histogram`` counts the pixels of each class. Of more than ``k`` present classes the
-    largest are kept; with none present, class 0 is selected, as in the release.
+    ``histogram`` counts the pixels of each class. Of more than ``k`` present classes
+    the largest are kept; with none present, class 0 is selected, as in the release.
     """
     num_classes = histogram.shape[1]
     counts, class_ids = jax.lax.top_k(histogram, min(k, num_classes))

@@ -25,8 +25,8 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
         decay = optax.constant_schedule(start)
     else:
         raise UserError(
-            f"Unknown optimizer.schedule {optimizer.schedule!r}; choose poly, cosine or "
-            f"constant."
+            f"Unknown optimizer.schedule {optimizer.schedule!r}; choose poly, cosine "
+            f"or constant."
         )
     if optimizer.warmup_steps == 0:
         return decay

@@ -109,7 +109,8 @@ class Segmenter:
         return predictions[0] if single else predictions
 
     def write_probabilities(self, image: Picture, path: str | os.PathLike) -> None:
-        """Streams the probability of every class at every pixel to a Zarr array [C H W].
+        """Streams the probability of every class at every pixel to a Zarr array [C H
+        W].
 
         The only way to the C-wide result; it exists on disk alone (`probabilities`).
         """

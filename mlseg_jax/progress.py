@@ -1,5 +1,6 @@
 """What one sees of a run: a progress bar, a log line, event files, a JSON line each."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -17,12 +18,15 @@ logger = logging.getLogger(__name__)
 class MetricWriter:
     """Scalars to ``metrics.jsonl`` and to TensorBoard; of one process only."""
 
-    def __init__(self, workdir: str):
+    def __init__(self, workdir: str, start: int):
+        """``start``: the step a run begins at; what was written after it is dropped."""
         self._path = epath.Path(workdir) / "metrics.jsonl"
         self._active = jax.process_index() == 0
         self._events = None
         if self._active:
-            self._events = SummaryWriter(str(epath.Path(workdir) / "events"))
+            events = str(epath.Path(workdir) / "events")
+            self._events = SummaryWriter(events, purge_step=start + 1)
+            self._keep(lambda line: line["step"] <= start)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         if not self._active:
@@ -31,10 +35,6 @@ class MetricWriter:
             self._events.add_scalar(key, value, step)
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **scalars}) + "\n")
-
-    def forget_after(self, step: int) -> None:
-        """Drops lines of steps that a resumed run is about to do again."""
-        self._keep(lambda line: line["step"] <= step)
 
     def forget_evaluation(self, step: int) -> None:
         """Drops the scores of a step that was just evaluated once more."""
@@ -78,7 +78,9 @@ def progress_bar(total: int, start: int, what: str) -> tqdm:
 
 
 class Stopwatch:
-    """Wall time since the last reading, and how much of it went on waiting for input."""
+    """Wall time since the last reading, and how much of it went on waiting for
+    input.
+    """
 
     def __init__(self):
         self._waited = 0.0
@@ -91,6 +93,13 @@ class Stopwatch:
             batch = next(batches)
             self._waited += time.perf_counter() - begin
             yield batch
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count what is done inside."""
+        begin = time.perf_counter()
+        yield
+        self._begin += time.perf_counter() - begin
 
     def read(self) -> tuple[float, float]:
         """Seconds since the last reading, and the share of them spent waiting."""

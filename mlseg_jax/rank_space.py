@@ -1,8 +1,8 @@
 """Segmented pictures as logits over ranks, and the tiles of pixels made of them.
 
-The logits of a picture are a small grid over the labels that were selected for it. Pixels
-are made a tile at a time, and a rank becomes a class id once the argmax is taken: nothing
-here has C channels.
+The logits of a picture are a small grid over the labels that were selected for it.
+Pixels are made a tile at a time, and a rank becomes a class id once the argmax is
+taken: nothing here has C channels.
 """
 
 import dataclasses
@@ -96,7 +96,9 @@ def _rows(matrix: np.ndarray, start: int, count: int) -> np.ndarray:
 
 
 def upsampled_tile(grid: Array, rows: Array, columns: Array) -> Float[Array, "B K S T"]:
-    """Logits of a tile of pixels, labels before pixels so that sums over them are quick."""
+    """Logits of a tile of pixels, labels before pixels so that sums over them are
+    quick.
+    """
     lines = jnp.einsum("Sh,bhwk->bkSw", rows, grid)
     return jnp.einsum("Tw,bkSw->bkST", columns, lines)
 

@@ -29,8 +29,8 @@ def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
         sizes[sizes.index(-1)] = count // known
     if min(sizes) < 1 or math.prod(sizes) != count:
         raise UserError(
-            f"mesh.data={config.mesh.data} and mesh.fsdp={config.mesh.fsdp} do not make "
-            f"up the {count} devices there are; set one to -1."
+            f"mesh.data={config.mesh.data} and mesh.fsdp={config.mesh.fsdp} do not "
+            f"make up the {count} devices there are; set one to -1."
         )
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -71,7 +71,7 @@ def check_batch_size(mesh: Mesh, batch_size: int, accumulate: int) -> None:
         )
     if batch_size < 1 or batch_size % (devices * accumulate):
         raise UserError(
-            f"train.batch_size={batch_size} does not split over {devices} devices times "
-            f"train.accumulate={accumulate}; make it a multiple of "
+            f"train.batch_size={batch_size} does not split over {devices} devices "
+            f"times train.accumulate={accumulate}; make it a multiple of "
             f"{devices * accumulate}."
         )

@@ -13,7 +13,7 @@ from etils import epath
 from input_pipeline.augment import make_augment
 from input_pipeline.datasets.info import DatasetInfo
 from input_pipeline.datasets.open import open_dataset
-from input_pipeline.pipeline import train_batches
+from input_pipeline.pipeline import read_some, train_batches
 from mlseg_jax.checkpoint import Checkpoints, without_nan, write_json
 from mlseg_jax.errors import UserError
 from mlseg_jax.evaluate import (
@@ -22,6 +22,7 @@ from mlseg_jax.evaluate import (
     make_engine,
     write_evaluation,
 )
+from mlseg_jax.flops import peak_flops, training_flops
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.optimizer import make_schedule
 from mlseg_jax.progress import MetricWriter, Stopwatch, log_line, progress_bar
@@ -54,6 +55,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     eval_source = open_dataset(config.data, train=False)
     num_classes = train_source.info.num_classes
     _check_labels(config, train_source.info, eval_source.info)
+    for source in (train_source, eval_source):
+        read_some(source, config.data.num_threads)
     mesh = make_mesh(config)
     check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
     claim_workdir(config, workdir, train_source.info)
@@ -61,7 +64,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     model = FunctionalModel.build(config, num_classes)
     checkpoints = Checkpoints(workdir)
     state = _start(config, num_classes, mesh, checkpoints)
-    writer = MetricWriter(workdir)
+    writer = MetricWriter(workdir, start=int(state["step"]))
     loop = _Loop(config, model, mesh, checkpoints, writer, eval_source)
     try:
         state = loop.run(state, train_source)
@@ -97,6 +100,10 @@ class _Loop:
         self.checkpoints = checkpoints
         self.writer = writer
         self.eval_source = eval_source
+        # One engine for all evaluations: its compiled functions stay.
+        self.engine = make_engine(config, model, {}, mesh)
+        self.watch = Stopwatch()
+        self.flops_per_image = training_flops(config, model.num_classes)
         self.schedule = make_schedule(config)
         self.step_function = make_train_step(config, model, mesh)
         self.pending = []
@@ -105,7 +112,6 @@ class _Loop:
     def run(self, state, source):
         settings = self.config.train
         first = step = int(state["step"])
-        self.writer.forget_after(first)
         batches = train_batches(
             source,
             seed=self.config.seed,
@@ -116,12 +122,13 @@ class _Loop:
             process_count=jax.process_count(),
             num_threads=self.config.data.num_threads,
         )
-        watch = Stopwatch()
-        timed = watch.timed(batches)
+        timed = self.watch.timed(batches)
         bar = progress_bar(settings.steps, first, "training")
         try:
             while step < settings.steps:
-                self._evaluate_and_save(step, first, state)
+                if step > first:
+                    with self.watch.paused():
+                        self._evaluate_and_save(step, state)
                 if settings.stop_after and step - first >= settings.stop_after:
                     self.stopped_early = True
                     break
@@ -131,7 +138,7 @@ class _Loop:
                 bar.update()
                 self.pending.append((step, metrics))
                 if _is_due(step, settings.log_every) or step == settings.steps:
-                    self._log(step, watch, bar)
+                    self._log(step, bar)
             self._check_finite()
             self.checkpoints.save(step, state, None)
         finally:
@@ -139,22 +146,19 @@ class _Loop:
             batches.close()
         return state
 
-    def _evaluate_and_save(self, step: int, first: int, state) -> None:
+    def _evaluate_and_save(self, step: int, state) -> None:
         settings = self.config.train
-        if step == first:
-            return
         evaluates = _is_due(step, settings.eval_every)
         if not evaluates and not _is_due(step, settings.checkpoint_every):
             return
         self._check_finite()
         metrics = None
         if evaluates:
-            engine = make_engine(
-                self.config, self.model, evaluation_parameters(state), self.mesh
-            )
+            self.engine.parameters = evaluation_parameters(state)
             _, metrics = evaluate(
-                engine, self.eval_source, self.config, with_oracle=False
+                self.engine, self.eval_source, self.config, with_oracle=False
             )
+            self.engine.parameters = {}  # the step is about to donate them
             scalars = evaluation_scalars(metrics)
             log_line(
                 step, {k: scalars[k] for k in scalars if k.endswith(("mIoU", "mAP"))}
@@ -173,18 +177,18 @@ class _Loop:
                 saved = self.checkpoints.steps()
                 last = f"checkpoint {saved[-1]}" if saved else "no checkpoint yet"
                 raise UserError(
-                    f"Training diverged at step {step}: {', '.join(sorted(bad))} is not "
-                    f"finite; the last good state is {last}, so lower "
-                    f"optimizer.learning_rate or set optimizer.clip_norm and start from "
-                    f"there."
+                    f"Training diverged at step {step}: {', '.join(sorted(bad))} is "
+                    f"not finite; the last good state is {last}, so lower "
+                    f"optimizer.learning_rate or set optimizer.clip_norm and start "
+                    f"from there."
                 )
         return fetched
 
-    def _log(self, step: int, watch: Stopwatch, bar) -> None:
+    def _log(self, step: int, bar) -> None:
         fetched = self._check_finite()
         if not fetched:
             return
-        seconds, waiting = watch.read()
+        seconds, waiting = self.watch.read()
         scalars = {
             key: float(np.mean([metrics[key] for metrics in fetched]))
             for key in fetched[0]
@@ -193,6 +197,10 @@ class _Loop:
         scalars["train/learning_rate"] = float(self.schedule(step - 1))
         scalars["train/images_per_second"] = images / seconds
         scalars["train/input_wait"] = waiting
+        peak = peak_flops(jax.devices()[0].device_kind)
+        if peak is not None:
+            achieved = self.flops_per_image * images / seconds
+            scalars["train/mfu"] = achieved / (peak * jax.device_count())
         bar.set_postfix(
             loss=f"{scalars['loss/total']:.3f}",
             recall=f"{scalars['train/pixel_recall_at_k']:.2f}",
@@ -205,7 +213,9 @@ class _Loop:
 def evaluate_and_write(
     config, workdir: str, model: FunctionalModel, parameters, step, source, mesh
 ) -> dict[str, float]:
-    """An evaluation with the oracle; writes ``metrics.json`` and what the report needs."""
+    """An evaluation with the oracle; writes ``metrics.json`` and what the report
+    needs.
+    """
     engine = make_engine(config, model, parameters, mesh)
     with progress_bar(len(source), 0, "evaluating") as bar:
         evaluation, metrics = evaluate(
@@ -249,7 +259,8 @@ def claim_workdir(
     corrects a setting that did not work may use it again.
 
     Raises:
-      UserError: the directory belongs to a run with other settings, or cannot be written.
+      UserError: the directory belongs to a run with other settings, or cannot be
+      written.
     """
     path = epath.Path(workdir) / "config.json"
     wanted = json.loads(config.to_json_best_effort())
@@ -304,8 +315,8 @@ def _differences(old, new, path: str = "") -> list[str]:
 def _check_labels(config, train_info, eval_info) -> None:
     if train_info.class_names != eval_info.class_names:
         raise UserError(
-            f"The splits {config.data.train_split!r} and {config.data.eval_split!r} have "
-            f"different classes; both must be of one data set."
+            f"The splits {config.data.train_split!r} and {config.data.eval_split!r} "
+            f"have different classes; both must be of one data set."
         )
     if len(config.data.crop_size) != 2:
         raise UserError(

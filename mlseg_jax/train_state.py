@@ -16,7 +16,9 @@ from mlseg_jax.tasks import semantic
 from mlseg_jax.typing import Array
 
 TrainState = dict[str, Any]
-"""``step`` int32 [], ``params`` (flat), ``opt_state``, and ``ema`` (flat, may be empty)."""
+"""``step`` int32 [], ``params`` (flat), ``opt_state``, and ``ema`` (flat, may be
+empty).
+"""
 
 
 def create_state(config: ml_collections.ConfigDict, num_classes: int) -> TrainState:

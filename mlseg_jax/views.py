@@ -1,9 +1,9 @@
 """How a picture is looked at: scales, mirror images, windows.
 
 A picture is seen through *views* (scales, mirrored or not), a view through *windows* of
-one static size. Upsampling the grid of a window, laying overlapping windows side by side
-and averaging them, resizing to the picture and mirroring back are all linear, and separate
-for rows and columns: one matrix each takes the stitched grids to the pixels.
+one static size. Upsampling the grid of a window, laying overlapping windows side by
+side and averaging them, resizing to the picture and mirroring back are all linear, and
+separate for rows and columns: one matrix each takes the stitched grids to the pixels.
 """
 
 import dataclasses
@@ -103,7 +103,8 @@ def make_views(
 ) -> list[View]:
     """All views of a picture uint8 ``[H W 3]`` under ``eval`` settings.
 
-    ``settings`` also carries ``base_size`` of the data; (0, 0) keeps pictures as they are.
+    ``settings`` also carries ``base_size`` of the data; (0, 0) keeps pictures as they
+    are.
     """
     views = []
     for scale in settings.scales:

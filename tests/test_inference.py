@@ -288,9 +288,7 @@ def test_unite_against_sets():
         class_ids = class_ids.astype(np.int32)
         valid = rng.random(class_ids.shape) < valid_share
         valid[:, 0] = True
-        union, real, rank_of = unite(
-            class_ids, None if valid_share == 1 else valid, C
-        )
+        union, real, rank_of = unite(class_ids, None if valid_share == 1 else valid, C)
         sets = [set(i[v].tolist()) for i, v in zip(class_ids, valid, strict=True)]
         expected = sorted(set().union(*sets))
         count = len(expected)

@@ -36,8 +36,9 @@ class DatasetInfo:
     def __post_init__(self):
         if len(self.class_names) != len(self.is_thing):
             raise ValueError(
-                f"Data set {self.name!r} names {len(self.class_names)} classes but says "
-                f"thing or stuff of {len(self.is_thing)}; both need one entry a class."
+                f"Data set {self.name!r} names {len(self.class_names)} classes but "
+                f"says thing or stuff of {len(self.is_thing)}; both need one entry "
+                f"a class."
             )
 
     @property

@@ -1,9 +1,8 @@
 """Prepares a data set: many processes, taken up where it was stopped.
 
-Examples are cut, in order, into shards of a fixed length. Each process reads, checks
-and writes whole shards, and a shard counts as done when the file with its counts lies
-beside it; the same command after a kill skips those. The directory gets its final name
-when everything is there.
+Examples are cut, in order, into shards of a fixed length. Each process writes whole
+shards, and a shard is done when the file with its counts lies beside it; the same
+command after a kill skips those. The directory gets its name when everything is there.
 """
 
 import concurrent.futures
@@ -17,6 +16,7 @@ import pathlib
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import cv2
@@ -30,7 +30,6 @@ from input_pipeline.datasets.builders import (
     find_prepared,
     make_builder,
 )
-from input_pipeline.datasets.export import print_progress
 from input_pipeline.datasets.info import DataError
 from input_pipeline.datasets.prepared import RawExample, SegmentationBuilder
 
@@ -38,6 +37,7 @@ __all__ = ["BUILDERS", "find_prepared", "make_builder", "prepare"]
 
 _SHARD_EXAMPLES = 128
 _MAX_SHARDS = 1000
+_PRINT_SECONDS = 5
 _PLAN_FILE = "plan.json"
 
 
@@ -49,7 +49,7 @@ def prepare(
     num_workers: int | None = None,
     allow_incomplete: bool = False,
     on_bad_example: str = "fail",
-    progress: Callable[[str, int, int], None] = print_progress,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> pathlib.Path:
     """Prepares a data set, or finishes doing so; does nothing if it is there already.
 
@@ -62,7 +62,8 @@ def prepare(
         is only reported; else it is an error.
       on_bad_example: "fail", or "skip" to leave out and report examples that cannot be
         read.
-      progress: called with the split, the number of its examples done and their total.
+      progress: called with the split, the number of its examples done and their total,
+        first of all with what is done already; None prints a line every few seconds.
 
     Returns:
       The directory that `Prepared` opens.
@@ -88,7 +89,9 @@ def prepare(
         raise DataError(f"{message}; complete it, or add --allow_incomplete.")
     work = final.with_name(final.name + ".incomplete")
     shards = _plan_shards(builder, splits, work, on_bad_example)
-    records = _write_shards(builder, shards, work, num_workers, progress)
+    records = _write_shards(
+        builder, shards, work, num_workers, progress or _PrintedProgress()
+    )
     _finish(builder, shards, records, work)
     work.replace(final)
     for split, record in records.items():
@@ -100,6 +103,24 @@ def prepare(
     if message:
         print(f"Note: {message}.")
     return final
+
+
+class _PrintedProgress:
+    """Prints a line a split every few seconds, and its last one."""
+
+    def __init__(self):
+        self._first, self._last = {}, {}
+
+    def __call__(self, split: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        first_done, start = self._first.setdefault(split, (done, now))
+        if done < total and now - self._last.setdefault(split, now) < _PRINT_SECONDS:
+            return
+        self._last[split] = now
+        rate = (done - first_done) / max(now - start, 1e-3)
+        speed = f", {rate:.0f}/s" if rate else ""
+        left = f", {(total - done) / rate / 60:.0f} min left" if rate > 0 else ""
+        print(f"{split}: {done:,} of {total:,} examples{speed}{left}", flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,8 +190,7 @@ def _write_shards(
         else:
             todo.append(shard)
     for split, count in done.items():
-        if count:
-            progress(split, count, totals[split])
+        progress(split, count, totals[split])
 
     def report(shard: _Shard) -> None:
         done[shard.split] += len(shard.examples)

@@ -1,8 +1,8 @@
 """Cross-entropy of pixels, fused with the upsampling of the logits.
 
 Logits live on the feature grid; labels on the pixels. The upsampled logits, the largest
-array of a usual implementation, are made a strip of rows at a time and made again in the
-backward pass.
+array of a usual implementation, are made a strip of rows at a time and made again in
+the backward pass.
 """
 
 import jax
@@ -20,8 +20,8 @@ def upsampled_cross_entropy(
 ) -> Float[Array, "B H W"]:
     """Softmax cross-entropy of bilinearly upsampled logits; 0 where ``IGNORE``.
 
-    ``labels`` number the last axis of ``logits``: ranks under a selection, classes in the
-    baseline. Upsampling as PyTorch's ``interpolate(align_corners=False)``.
+    ``labels`` number the last axis of ``logits``: ranks under a selection, classes in
+    the baseline. Upsampling as PyTorch's ``interpolate(align_corners=False)``.
     """
     _, grid_height, grid_width, num_labels = logits.shape
     batch, height, width = labels.shape

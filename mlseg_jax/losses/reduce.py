@@ -13,8 +13,8 @@ def mean_over_pixels(
 ) -> Float[Array, ""]:
     """Mean of the pixel losses, which are 0 where not ``valid``.
 
-    ``over="all"`` divides by every pixel (the release: wrongly rejected labels then lower
-    the loss), ``"valid"`` by the valid ones. Without any valid pixel both are 0.
+    ``over="all"`` divides by every pixel (the release: wrongly rejected labels then
+    lower the loss), ``"valid"`` by the valid ones. Without any valid pixel both are 0.
     """
     if over not in PIXEL_MEANS:
         raise UserError(

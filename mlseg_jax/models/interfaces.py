@@ -1,8 +1,8 @@
 """What the parts of a model say to each other.
 
-A framework is two methods: ``embed`` makes per-pixel embeddings out of backbone features,
-``classify`` compares them with one vector per class. Neither knows how many classes there
-are, nor which: label selection is the rows that ``classify`` is handed.
+A framework is two methods: ``embed`` makes per-pixel embeddings out of backbone
+features, ``classify`` compares them with one vector per class. Neither knows how many
+classes there are, nor which: label selection is the rows that ``classify`` is handed.
 """
 
 import abc

@@ -66,8 +66,8 @@ class MLSeg(nnx.Module):
     ) -> Output:
         """Label scores, the selection that ``select`` makes of them, logits over ranks.
 
-        ``image_size`` is the real height and width where images only fill the upper left
-        of a padded canvas. ``rng`` switches dropout on (training).
+        ``image_size`` is the real height and width where images only fill the upper
+        left of a padded canvas. ``rng`` switches dropout on (training).
         """
         encode_rng, classify_rng = split_rng(rng, 2)
         labels = self.encode(images, image_size=image_size, rng=encode_rng)

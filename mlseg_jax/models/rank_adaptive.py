@@ -22,10 +22,10 @@ class RankNorm(nnx.Module):
     """Normalises scores over ranks.
 
     Kinds:
-      ``affine``: layer norm over ranks, a scale and a shift for each rank (the release).
-      ``shared``: layer norm over ranks, one scale and one shift (no rank adaptation).
-      ``temperature``: scores times exp(log 1/tau_r), nothing else (equation 3).
-      ``none``: the scores as they are.
+      ``affine``: layer norm over ranks, a scale and a shift for each rank (the
+      release). ``shared``: layer norm over ranks, one scale and one shift (no rank
+      adaptation). ``temperature``: scores times exp(log 1/tau_r), nothing else
+      (equation 3). ``none``: the scores as they are.
 
     With fewer ranks than in training the first parameters are used, with more the last
     one repeats (method.md 16, row 9). ``unbiased_variance`` divides by n - 1, as the
@@ -75,7 +75,9 @@ class RankNorm(nnx.Module):
         return scores
 
     def inverse_temperature(self, num_ranks: int) -> Float[Array, "K"] | None:
-        """The learned 1 / tau over ranks (figure 7); ``None`` where nothing is learned."""
+        """The learned 1 / tau over ranks (figure 7); ``None`` where nothing is
+        learned.
+        """
         if self.kind == "temperature":
             return _fit(jnp.exp(self.log_inverse_temperature[...]), num_ranks)
         return None if self.kind == "none" else _fit(self.scale[...], num_ranks)

@@ -328,7 +328,7 @@ prepare.prepare("toy", {str(tmp_path / "raw")!r}, {str(tmp_path / "out")!r},
     path = run(
         "toy", tmp_path / "raw", tmp_path / "out", progress=lambda *a: heard.append(a)
     )
-    assert heard[:2] == [("train", 12, 20), ("train", 16, 20)]
+    assert heard[:3] == [("train", 12, 20), ("val", 0, 1), ("train", 16, 20)]
     after = [(path / old.name).stat().st_mtime_ns for old in finished]
     assert before == after and not list(path.glob("*.part*"))
     assert not work.exists()

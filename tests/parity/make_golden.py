@@ -307,7 +307,7 @@ def oracle_case(case, vit, height, width, seed):
 
     outputs = run(image, labels, one, none)
     ids = outputs["indices"][0].tolist()
-    assert 3 < len(ids) and ids != list(range(len(ids))), ids  # not their positions
+    assert len(ids) > 3 and ids != list(range(len(ids))), ids  # not their positions
     assert outputs["indices_one"].tolist() == [[last]]
     assert outputs["indices_none"].tolist() == [[0]]
     grads = dict(gradients(model, outputs["loss"]))

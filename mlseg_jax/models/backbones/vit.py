@@ -78,7 +78,9 @@ class ViT(AbstractBackbone):
         image_size: Int[Array, "B 2"] | None = None,
         rng: PRNGKeyArray | None = None,
     ) -> Features:
-        """Features of stride ``patch_size``; sides are padded up to a multiple of it."""
+        """Features of stride ``patch_size``; sides are padded up to a multiple of
+        it.
+        """
         patches = self._patchify(images)
         batch, height, width, _ = patches.shape
         grid_size = None

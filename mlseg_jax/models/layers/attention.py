@@ -12,6 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from mlseg_jax.models.layers.dropout import keep_scale
 from mlseg_jax.typing import Array, Bool, Float, PRNGKeyArray
 
 MASKED = -1e30
@@ -107,22 +108,6 @@ def _scores(query, key, bias):
     return scores if bias is None else scores + bias
 
 
-def _keep_scale(seed, rows, num_keys: int, dropout_rate: float):
-    """What each weight is multiplied with: 0 (dropped) or 1 / (1 - rate).
-
-    A hash of (seed, row, column), so that the backward pass makes the same mask again
-    without storing it; ``jax.random`` would cost as much as the attention on CPU.
-    """
-    columns = jnp.arange(num_keys, dtype=jnp.uint32)
-    bits = (rows.astype(jnp.uint32) * jnp.uint32(num_keys))[:, None] + columns[None]
-    bits = bits ^ seed
-    for shift, factor in ((16, 0x21F0AAAD), (15, 0xD35A2D97)):
-        bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
-    bits = bits ^ (bits >> 15)
-    kept = bits >= jnp.uint32(dropout_rate * 2**32)
-    return jnp.where(kept, 1.0 / (1.0 - dropout_rate), 0.0)
-
-
 def _forward_head(query, key, value, bias, seed, *, dropout_rate):
     """One head: ``[L d], [M d], [M d], [1 M]`` to the output and row log-sum-exps."""
 
@@ -132,7 +117,7 @@ def _forward_head(query, key, value, bias, seed, *, dropout_rate):
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         if seed is not None:
-            weights *= _keep_scale(seed, rows, key.shape[0], dropout_rate)
+            weights *= keep_scale(seed, rows, key.shape[0], dropout_rate)
         out = jnp.matmul(
             weights.astype(value.dtype), value, preferred_element_type=jnp.float32
         )
@@ -149,7 +134,7 @@ def _backward_head(
         weight_grad = jnp.matmul(out_grad, value.T, preferred_element_type=jnp.float32)
         dropped = weights
         if seed is not None:
-            scale = _keep_scale(seed, rows, key.shape[0], dropout_rate)
+            scale = keep_scale(seed, rows, key.shape[0], dropout_rate)
             dropped, weight_grad = weights * scale, weight_grad * scale
         value_grad = jnp.matmul(
             dropped.astype(value.dtype).T, out_grad, preferred_element_type=jnp.float32

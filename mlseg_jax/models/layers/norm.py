@@ -12,8 +12,8 @@ from mlseg_jax.typing import Array, Float
 class LayerNorm(nnx.Module):
     """Layer norm with float32 statistics and a gradient that is quick on CPU.
 
-    XLA on CPU reduces over rows slowly; the same sums as a product with a vector of ones
-    run at the speed of a matrix product.
+    XLA on CPU reduces over rows slowly; the same sums as a product with a vector of
+    ones run at the speed of a matrix product.
     """
 
     def __init__(self, features: int, *, epsilon: float):

@@ -2,15 +2,16 @@
 
 Resizing an image is ``rows @ image @ columns.T``. As matrices, the resampling of a
 picture that fills only part of a padded canvas is the same code with other numbers,
-sliding windows are one product more (see ``inference``), and gradients are products too.
+sliding windows are one product more (see ``inference``), and gradients are products
+too.
 
 The conventions are PyTorch's with ``align_corners=False`` and no anti-aliasing, which
 ``jax.image.resize`` does not offer for bicubic (a = -0.75, clamped borders) nor for
 bilinear when shrinking.
 
-``size_in`` and ``size_out`` are the part of the padded lengths that is real. They may be
-traced integers, so one compilation serves every picture size; with plain integers the
-matrices are NumPy constants.
+``size_in`` and ``size_out`` are the part of the padded lengths that is real. They may
+be traced integers, so one compilation serves every picture size; with plain integers
+the matrices are NumPy constants.
 """
 
 import types
@@ -81,7 +82,8 @@ def bicubic_matrix(
 def adaptive_pool_matrix(
     num_bins: int, length_in: int, size_in: Size | None = None
 ) -> Float[Array | np.ndarray, "bins in"]:
-    """Averages over bins floor(i n / bins) .. ceil((i + 1) n / bins) - 1, n real samples.
+    """Averages over bins floor(i n / bins) .. ceil((i + 1) n / bins) - 1, n real
+    samples.
 
     Bins overlap by a sample where n is not a multiple of ``num_bins``.
     """

@@ -23,9 +23,9 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
     """One block over [image tokens ; C class tokens], then one score per class.
 
     With ``downsample`` the image tokens are the embeddings averaged over that many bins
-    a side, and the pixel embeddings themselves go on untouched. Without it the block sees
-    all of them and refines them for the pixel classifier as well. Either way the class
-    queries that are gathered later are the refined and normalised class tokens.
+    a side, and the pixel embeddings themselves go on untouched. Without it the block
+    sees all of them and refines them for the pixel classifier as well. Either way the
+    class queries that are gathered later are the refined and normalised class tokens.
     """
 
     def __init__(
