@@ -71,13 +71,11 @@ def predict_programs(engine, policy, image: np.ndarray):
     from mlseg_jax.views import make_views
 
     (view,) = make_views(image, engine.settings, engine.patch_size)
-    encode, classify = engine._encode, engine._classify
+    parameters = engine.parameters
     windows = np.stack(list(view.windows()))
-    labels = jax.eval_shape(encode.func, *encode.args, windows, None, None)
-    yield "encode", encode.func.lower(*encode.args, windows, None, None), windows
-    lowered = classify.func.lower(*classify.args, labels, None, policy)
-    yield "classify", lowered, labels
-    selection, logits = lowered.out_info
+    lowered = engine.predict.lower(parameters, windows, None, None, policy)
+    yield "network", lowered, windows
+    _, selection, logits = lowered.out_info
     selection = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), selection)
     grids = (jax.ShapeDtypeStruct(logits.shape, logits.dtype),)
     rows, columns = (view.rows.matrix,), (view.columns.matrix,)

@@ -89,8 +89,18 @@ def data(
     mean, std = choose(NORMALISATIONS, "normalisation", normalisation)
     return ConfigDict(
         {
+            # folder, sign_scenes, coco_json, lvis_json, coco_panoptic_json, tfds:NAME,
+            # or a prepared data set, perhaps with a variant: coco_stuff/164k.
             "name": name,
             "path": "",
+            # tfds:NAME and coco_json: JSON file raw value -> class | ignore.
+            "classes": "",
+            # tfds:NAME: features of the pictures and of their masks.
+            "image_key": "image",
+            "label_key": "label",
+            # coco_json: order of masks (area, file), class of what has none ("" none).
+            "paint_order": "area",
+            "background": "",
             # Labels C; for the real data sets a check, for SignScenes a choice.
             # 0: what the data set says.
             "num_classes": 0,
@@ -110,6 +120,11 @@ def data(
             "photometric": True,
             "pixel_mean": mean,
             "pixel_std": std,
+            # Share of images under which a class is rare, and images with it are
+            # repeated (resample.py), such as 0.001; 0 repeats none.
+            "repeat_factor": 0.0,
+            # An example that cannot be read: fail, or skip (bad_examples.py).
+            "on_bad_example": "fail",
             "num_threads": 2,
             # Keep decoded examples in memory; for data sets that are small or
             # procedural.
@@ -135,6 +150,11 @@ def base(name: str) -> ConfigDict:
             "loss": {
                 # Pixels that the mean divides by: all, valid (method.md section 16.8).
                 "pixel_mean": "all",
+                # Weights of classes in the pixel loss by their pixels in training:
+                # none, inverse_sqrt; and the factor of log(share of pixels) that is
+                # added to logits in training (losses/long_tail.py).
+                "class_weighting": "none",
+                "logit_adjustment": 0.0,
                 # asymmetric or binary_cross_entropy.
                 "multilabel": "asymmetric",
                 "multilabel_weight": 10.0,

@@ -29,7 +29,7 @@ _JPEG_END = b"\xff\xd9"
 # In a JPEG these modes need no colour management, so cv2 gives what Pillow would.
 _CV2_JPEG_MODES = ("L", "RGB")
 # 16-bit grey. A 16-bit colour file is opened by Pillow as 8 bits (its high bytes).
-_MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -49,8 +49,12 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         high or wide, so large that it looks like a decompression bomb, or holds
         values with no fixed range (32-bit, float).
     """
-    data = _read_bytes(path)
-    with _open(data, path) as header:
+    return image_from_bytes(read_bytes(path), path)
+
+
+def image_from_bytes(data: bytes, path: str | os.PathLike) -> np.ndarray:
+    """As `read_image`, of a file's content; ``path`` is what errors call it."""
+    with open_picture(data, path) as header:
         if min(header.size) < 2:
             raise DataError(
                 f"Image {path} is {header.width}x{header.height} pixels, but both "
@@ -104,21 +108,25 @@ def decode_mask(path: str | os.PathLike) -> tuple[np.ndarray, int]:
       DataError: the file is missing, truncated, unreadable or too large, is no PNG, or
         is a colour picture.
     """
-    data = _read_bytes(path)
+    return mask_from_bytes(read_bytes(path), path)
+
+
+def mask_from_bytes(data: bytes, path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """As `decode_mask`, of a file's content; ``path`` is what errors call it."""
     if not data.startswith(_PNG_SIGNATURE):
         raise DataError(
             f"Mask {path} is not a PNG file inside, and other formats change the class "
             "numbers when they compress; save it as an 8-bit or 16-bit PNG."
         )
-    with _open(data, path) as picture:
-        if picture.mode not in ("1", "L", "P", *_MODES_16_BIT):
+    with open_picture(data, path) as picture:
+        if picture.mode not in ("1", "L", "P", *MODES_16_BIT):
             raise DataError(
                 f"Mask {path} is a colour picture (mode {picture.mode}), but colours "
                 "are not class numbers; save it with one channel of class numbers, as "
                 "an 8-bit or 16-bit grey PNG or as a palette PNG."
             )
-        values = _load(picture, path)
-        if picture.mode in _MODES_16_BIT:
+        values = load_pixels(picture, path)
+        if picture.mode in MODES_16_BIT:
             return values.astype(np.int32), 16
         if picture.mode == "L":
             # Pillow stretches 2-bit and 4-bit grey to 0..255; the 25th byte of a PNG
@@ -158,7 +166,8 @@ def write_label_map(
     pathlib.Path(path).write_bytes(data.tobytes())
 
 
-def _read_bytes(path: str | os.PathLike) -> bytes:
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """The content of a file, which must have some; raises DataError."""
     try:
         data = pathlib.Path(path).read_bytes()
     except FileNotFoundError:
@@ -173,8 +182,10 @@ def _read_bytes(path: str | os.PathLike) -> bytes:
     return data
 
 
-def _open(data: bytes, path: str | os.PathLike) -> Image.Image:
-    """Reads the header; pixels stay compressed until `_load`."""
+def open_picture(data: bytes, path: str | os.PathLike) -> Image.Image:
+    """Reads the header; pixels stay compressed until `load_pixels`; raises
+    DataError.
+    """
     # A library may have switched this on for the whole process; Pillow would then pad
     # what is missing with grey instead of raising.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -186,7 +197,8 @@ def _open(data: bytes, path: str | os.PathLike) -> Image.Image:
         raise _unreadable(path, error) from error
 
 
-def _load(picture: Image.Image, path: str | os.PathLike) -> np.ndarray:
+def load_pixels(picture: Image.Image, path: str | os.PathLike) -> np.ndarray:
+    """The pixels of what `open_picture` gave; raises DataError."""
     try:
         return np.asarray(picture)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -199,14 +211,14 @@ def _decode_with_pillow(picture: Image.Image, path: str | os.PathLike) -> np.nda
     """Decodes to uint8 ``[H W 3]``."""
     try:
         picture = ImageOps.exif_transpose(picture)
-        if picture.mode not in _MODES_16_BIT:
+        if picture.mode not in MODES_16_BIT:
             return np.array(picture.convert("RGB"))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path) from error
     except Exception as error:
         raise _unreadable(path, error) from error
     # Pillow clips 16-bit grey to 255; keep the high byte, as it does for colour.
-    grey = (_load(picture, path) >> 8).astype(np.uint8)
+    grey = (load_pixels(picture, path) >> 8).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 

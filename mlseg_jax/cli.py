@@ -22,9 +22,22 @@ flags.DEFINE_string(
     "workdir", None, "Directory of a run: where it writes, and resumes."
 )
 flags.DEFINE_list("images", [], "predict: pictures and directories of pictures.")
-flags.DEFINE_string("output", None, "predict, export_dataset: directory to write to.")
+flags.DEFINE_string(
+    "output",
+    None,
+    "predict, export_dataset, doctor, statistics: directory to write to.",
+)
 flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU) or a step.")
-flags.DEFINE_bool("json", False, "summary: print one JSON object.")
+flags.DEFINE_bool("json", False, "summary, doctor, statistics: print one JSON object.")
+flags.DEFINE_integer("sample", 0, "doctor: examples of each split to read; 0 is all.")
+flags.DEFINE_string("dataset", None, "prepare: name, perhaps with a variant after '/'.")
+flags.DEFINE_string("manual_dir", None, "prepare: directory of the raw files.")
+flags.DEFINE_string("data_dir", None, "prepare: directory of prepared data sets.")
+flags.DEFINE_integer("num_workers", None, "prepare: processes; one a core if not said.")
+flags.DEFINE_bool("allow_incomplete", False, "prepare: take part of a data set.")
+flags.DEFINE_enum(
+    "on_bad_example", "fail", ["fail", "skip"], "prepare: what to do with bad examples."
+)
 
 LAUNCH = "python main.py"
 
@@ -48,6 +61,18 @@ COMMANDS = {
     "report": (
         "write report.html of an evaluated run",
         "--workdir=runs/demo",
+    ),
+    "prepare": (
+        "turn the raw files of a published data set into one that is read fast",
+        "--dataset=ade20k --manual_dir=raw/ade20k --data_dir=data",
+    ),
+    "doctor": (
+        "find what is wrong with a data set before training on it",
+        "--config=configs/segmenter.py:dataset=folder --config.data.path=data/signs",
+    ),
+    "statistics": (
+        "how many classes images have, and what K covers them (Figure 2)",
+        "--config=configs/demo.py --output=out/",
     ),
     "export_dataset": (
         "write a data set as a folder of images and masks",

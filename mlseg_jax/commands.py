@@ -1,9 +1,11 @@
 """What each command does; flags in, files and lines out."""
 
 import json
+import logging
 import math
 import os
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from input_pipeline.datasets.export import export_folder
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.images import IMAGE_SUFFIXES, read_image, write_label_map
+from mlseg_jax import long_tail
 from mlseg_jax import report as report_page
 from mlseg_jax.errors import UserError
 from mlseg_jax.flops import count_macs
@@ -50,9 +53,26 @@ def evaluate(flags) -> None:
             f"trained on; evaluate on data with the same classes."
         )
     metrics = evaluate_and_write(
-        config, workdir, model, parameters, step, source, make_mesh(config)
+        config,
+        workdir,
+        model,
+        parameters,
+        step,
+        source,
+        make_mesh(config),
+        _training_presence(config, workdir),
     )
     _print_scores(metrics, workdir)
+
+
+def _training_presence(config, workdir: str):
+    """Which classes are rare in training; None where its data is not at hand."""
+    try:
+        source = open_dataset(config.data, train=True)
+    except UserError as error:
+        logging.getLogger(__name__).warning("no mIoU of rare classes: %s", error)
+        return None
+    return long_tail.training_presence(config, source, workdir, count=True)
 
 
 def predict(flags) -> None:
@@ -120,6 +140,64 @@ def summary(flags) -> None:
 
 def report(flags) -> None:
     print(report_page.write_report(_need(flags, "workdir")))
+
+
+def prepare(flags) -> None:
+    # Here, because it imports TFDS, which other commands need not wait for.
+    from input_pipeline.datasets.prepare import prepare as prepare_dataset
+
+    wanted = {key: _need(flags, key) for key in ("dataset", "manual_dir", "data_dir")}
+    if flags.num_workers is not None and flags.num_workers < 0:
+        raise UserError("--num_workers counts processes; give 0 or more.")
+    bars = {}
+
+    def show(split: str, done: int, total: int) -> None:
+        if split not in bars:
+            bars[split] = progress_bar(total, done, f"preparing {split}")
+        bars[split].update(done - bars[split].n)
+
+    try:
+        path = prepare_dataset(
+            wanted["dataset"],
+            wanted["manual_dir"],
+            wanted["data_dir"],
+            num_workers=flags.num_workers,
+            allow_incomplete=flags.allow_incomplete,
+            on_bad_example=flags.on_bad_example,
+            progress=show,
+        )
+    finally:
+        for bar in bars.values():
+            bar.close()
+    print(path)
+
+
+def doctor(flags) -> None:
+    from mlseg_jax import doctor as examination
+
+    config = _need(flags, "config")
+    if flags.sample < 0:
+        raise UserError("--sample counts examples; give 0 for all, or more.")
+    report = examination.examine(config, sample=flags.sample)
+    print(json.dumps(report.as_json()) if flags.json else report.as_text())
+    if flags.output:
+        examination.write_sheet(report, pathlib.Path(flags.output))
+    if report.training_would_go_wrong:
+        sys.exit(1)
+
+
+def statistics(flags) -> None:
+    from mlseg_jax import label_statistics
+
+    config = _need(flags, "config")
+    found = label_statistics.measure(config)
+    if flags.output:
+        label_statistics.draw(found, pathlib.Path(flags.output))
+    print(
+        json.dumps([split.as_json() for split in found])
+        if flags.json
+        else label_statistics.as_text(found)
+    )
 
 
 def export_dataset(flags) -> None:

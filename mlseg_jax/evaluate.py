@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from input_pipeline.bad_examples import Skips, drop_bad
 from input_pipeline.pipeline import evaluation_examples
 from mlseg_jax.checkpoint import write_json
 from mlseg_jax.errors import UserError
@@ -21,6 +22,7 @@ from mlseg_jax.label_selection import (
     rank_of_class,
     select_oracle,
 )
+from mlseg_jax.long_tail import mean_iou_by_group
 from mlseg_jax.metrics.average_precision import LabelScores
 from mlseg_jax.metrics.label_recall import LabelRecall
 from mlseg_jax.metrics.mean_iou import MeanIoU
@@ -84,7 +86,8 @@ def make_engine(
 class Evaluation:
     """Everything one evaluation accumulates; made anew for each."""
 
-    def __init__(self, config, info, *, with_oracle: bool):
+    def __init__(self, config, info, *, with_oracle: bool, class_examples=None):
+        """``class_examples``: [C] training images of each class, where known."""
         num_classes = info.num_classes
         self.config = config
         self.info = info
@@ -96,6 +99,7 @@ class Evaluation:
         self.oracle_mean_iou = MeanIoU.empty(num_classes)
         self.label_scores = LabelScores.empty(num_classes)
         self.recall = LabelRecall.empty(self.policy.k)
+        self.class_examples = class_examples
         self.examples_per_class = np.zeros(num_classes, np.int64)
         self.num_examples = 0
         self.pictures = []
@@ -182,6 +186,9 @@ class Evaluation:
     def compute(self) -> dict[str, float]:
         """The flat metrics of ``metrics.json``."""
         metrics = {**self.mean_iou.compute(), **self.recall.compute()}
+        if self.class_examples is not None:
+            iou = self.mean_iou.per_class_iou()
+            metrics.update(mean_iou_by_group(iou, self.class_examples))
         if self.config.model.multilabel_head.name != "none":
             metrics.update(self.label_scores.compute())
         if self.oracle_policy:
@@ -299,16 +306,26 @@ def evaluate(
     config: ml_collections.ConfigDict,
     *,
     with_oracle: bool,
+    class_examples: Int[np.ndarray, "C"] | None = None,
     on_progress=lambda done, total: None,
 ) -> tuple[Evaluation, dict[str, float]]:
     """One pass over ``source``; the metrics say also how long it took."""
-    evaluation = Evaluation(config, source.info, with_oracle=with_oracle)
-    examples = evaluation_examples(source, num_threads=config.data.num_threads)
+    evaluation = Evaluation(
+        config, source.info, with_oracle=with_oracle, class_examples=class_examples
+    )
+    skips = Skips()
+    examples = evaluation_examples(
+        drop_bad(source, config.data.on_bad_example, skips),
+        num_threads=config.data.num_threads,
+    )
     begin = time.perf_counter()
     for group in group_by_size(examples, config.eval.batch_size):
         evaluation.add(engine, group)
         on_progress(evaluation.num_examples, len(source))
     seconds = time.perf_counter() - begin
+    skips.log("evaluation")
+    if not evaluation.num_examples:
+        raise UserError("No example of the evaluation split can be read; run doctor.")
     metrics = evaluation.compute()
     metrics["seconds"] = seconds
     metrics["images_per_second"] = evaluation.num_examples / seconds

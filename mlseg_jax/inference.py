@@ -9,7 +9,6 @@ filled with
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -48,7 +47,6 @@ class Engine:
         self.patch_size = patch_size
         self._sharding = None if mesh is None else batch_sharding(mesh)
 
-        @jax.jit
         def encode(parameters, windows, sizes, allowed) -> LabelPrediction:
             labels = model.bind(parameters).encode(windows, image_size=sizes)
             if allowed is None:
@@ -56,15 +54,21 @@ class Engine:
             scores = jnp.where(allowed[None], labels.scores, -jnp.inf)
             return dataclasses.replace(labels, scores=scores)
 
-        @functools.partial(jax.jit, static_argnames="policy")
         def classify(parameters, labels, given, policy: SelectionPolicy):
             selection = policy.select(given=given)(labels.scores)
             output = model.bind(parameters).classify(labels, selection)
             return selection, output.logits
 
+        def predict(parameters, windows, sizes, allowed, policy: SelectionPolicy):
+            labels = encode(parameters, windows, sizes, allowed)
+            return labels.scores, *classify(parameters, labels, None, policy)
+
         self.parameters = parameters
-        self._encode = encode
-        self._classify = classify
+        # One program where each window selects for itself; two where something must
+        # be known of all windows in between, or one encoding serves two selections.
+        self.predict = jax.jit(predict, static_argnames="policy")
+        self.encode = jax.jit(encode)
+        self.classify = jax.jit(classify, static_argnames="policy")
 
     def segment(
         self,
@@ -82,24 +86,34 @@ class Engine:
         owners = np.repeat(
             np.arange(len(images)), [sum(v.num_windows for v in vs) for vs in views]
         )
-        encoded = list(self._encode_all(views, allowed))
+        pictures = images, views, owners
+        (policy, given), *others = policies
+        per_image = self.settings.selection_scope == "per_image"
+        if not others and given is None and not per_image:
+            parts = [
+                (*self.predict(self.parameters, *windows, allowed, policy), count)
+                for windows, count in self._batches(views)
+            ]
+            scores = np.concatenate([np.asarray(x[0])[: x[-1]] for x in parts])
+            return [self._assemble(*pictures, [x[1:] for x in parts], scores)]
+        encoded = [
+            (self.encode(self.parameters, *windows, allowed), count)
+            for windows, count in self._batches(views)
+        ]
         scores = np.concatenate([np.asarray(e.scores)[:n] for e, n in encoded])
         results = []
         for policy, given in policies:
-            if self.settings.selection_scope == "per_image" and policy.name == "top_k":
+            if per_image and policy.name == "top_k":
                 given = self._select_per_image(policy, scores, owners, len(images))
                 policy = SelectionPolicy("given", policy.k)
             parts = self._classify_all(encoded, policy, given, owners)
-            sizes = {image.shape[:2] for image in images}
-            if len(owners) == len(images) and len(sizes) == 1:
-                results.append(_assemble_batches(*sizes, views[0][0], parts, scores))
-            else:
-                results.append(self._assemble(images, views, parts, scores, owners))
+            results.append(self._assemble(*pictures, list(parts), scores))
         return results
 
-    def _encode_all(self, views, allowed) -> Iterator[tuple[LabelPrediction, int]]:
-        """Encodes windows in batches of two static sizes: full ones, then single
-        ones.
+    def _batches(self, views) -> Iterator[tuple[tuple, int]]:
+        """Windows and their real sizes, in full batches, then one by one.
+
+        Yields the two, and how many windows of the batch are real.
         """
         windows = [
             (window, (view.rows.size, view.columns.size))
@@ -120,12 +134,7 @@ class Engine:
                 for i, (window, size) in enumerate(chosen):
                     batch[i], real[i] = window, size
                 image_size = None if np.all(real == canvas) else real
-                yield (
-                    self._encode(
-                        self.parameters, self._put(batch), image_size, allowed
-                    ),
-                    len(chosen),
-                )
+                yield (self._put(batch), image_size), len(chosen)
 
     def _put(self, batch: np.ndarray):
         """Splits a batch over the devices where it divides."""
@@ -146,11 +155,14 @@ class Engine:
             if given is not None:
                 padded = np.resize(owners[start : start + count], len(labels.scores))
                 rows = jax.tree.map(lambda x, rows=padded: np.asarray(x)[rows], given)
-            yield *self._classify(self.parameters, labels, rows, policy), count
+            yield *self.classify(self.parameters, labels, rows, policy), count
             start += count
 
-    def _assemble(self, images, views, parts, scores, owners) -> list[Segmented]:
+    def _assemble(self, images, views, owners, parts, scores) -> list[Segmented]:
         """Per picture: the union of its windows' labels, and its stitched grids."""
+        sizes = {image.shape[:2] for image in images}
+        if len(owners) == len(images) and len(sizes) == 1:
+            return _assemble_batches(*sizes, views[0][0], parts, scores)
         parts = [(jax.device_get(s), np.asarray(x), n) for s, x, n in parts]
         windows = [
             (

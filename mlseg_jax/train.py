@@ -1,20 +1,19 @@
 """The training loop: the only one."""
 
-import dataclasses
-import json
 import logging
 import math
 
 import jax
 import ml_collections
 import numpy as np
-from etils import epath
 
 from input_pipeline.augment import make_augment
-from input_pipeline.datasets.info import DatasetInfo
+from input_pipeline.bad_examples import Skips, drop_bad, replace_bad
+from input_pipeline.datasets.class_statistics import Presence
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.pipeline import read_some, train_batches
-from mlseg_jax.checkpoint import Checkpoints, without_nan, write_json
+from mlseg_jax import long_tail
+from mlseg_jax.checkpoint import Checkpoints, without_nan
 from mlseg_jax.errors import UserError
 from mlseg_jax.evaluate import (
     evaluate,
@@ -33,17 +32,9 @@ from mlseg_jax.train_state import (
     initialise,
     make_train_step,
 )
+from mlseg_jax.workdir import claim_workdir
 
 logger = logging.getLogger(__name__)
-
-FREE_TO_CHANGE = (
-    "eval",
-    "mesh",
-    "train.log_every",
-    "train.stop_after",
-    "data.num_threads",
-)
-"""Keys that may differ when a run is taken up again: they change no weight."""
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
@@ -55,25 +46,33 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     eval_source = open_dataset(config.data, train=False)
     num_classes = train_source.info.num_classes
     _check_labels(config, train_source.info, eval_source.info)
+    skips = Skips()
     for source in (train_source, eval_source):
+        source = drop_bad(source, config.data.on_bad_example, skips)
         read_some(source, config.data.num_threads)
     mesh = make_mesh(config)
     check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
     claim_workdir(config, workdir, train_source.info)
+    presence = long_tail.training_presence(
+        config, train_source, workdir, count=long_tail.is_used(config)
+    )
+    train_source = replace_bad(train_source, config.data.on_bad_example, skips)
+    train_source = long_tail.resample(config, train_source, presence)
 
     model = FunctionalModel.build(config, num_classes)
     checkpoints = Checkpoints(workdir)
     state = _start(config, num_classes, mesh, checkpoints)
     writer = MetricWriter(workdir, start=int(state["step"]))
-    loop = _Loop(config, model, mesh, checkpoints, writer, eval_source)
+    loop = _Loop(config, model, mesh, checkpoints, writer, eval_source, presence)
     try:
         state = loop.run(state, train_source)
         checkpoints.wait()
+        skips.log("training")
         if loop.stopped_early:
             return {}
         parameters, step = evaluation_parameters(state), int(state["step"])
         metrics = evaluate_and_write(
-            config, workdir, model, parameters, step, eval_source, mesh
+            config, workdir, model, parameters, step, eval_source, mesh, presence
         )
         checkpoints.score(step, metrics)
         writer.forget_evaluation(step)
@@ -93,7 +92,7 @@ class _Loop:
     """Evaluate, save, fetch, step, log: in this order, so that an evaluation and a
     checkpoint see the same weights, and a fetched batch is always used."""
 
-    def __init__(self, config, model, mesh, checkpoints, writer, eval_source):
+    def __init__(self, config, model, mesh, checkpoints, writer, eval_source, presence):
         self.config = config
         self.model = model
         self.mesh = mesh
@@ -105,7 +104,9 @@ class _Loop:
         self.watch = Stopwatch()
         self.flops_per_image = training_flops(config, model.num_classes)
         self.schedule = make_schedule(config)
-        self.step_function = make_train_step(config, model, mesh)
+        priors = long_tail.loss_priors(config, presence, model.num_classes)
+        self.step_function = make_train_step(config, model, mesh, priors)
+        self.class_examples = long_tail.class_examples(presence, model.num_classes)
         self.pending = []
         self.stopped_early = False
 
@@ -156,7 +157,11 @@ class _Loop:
         if evaluates:
             self.engine.parameters = evaluation_parameters(state)
             _, metrics = evaluate(
-                self.engine, self.eval_source, self.config, with_oracle=False
+                self.engine,
+                self.eval_source,
+                self.config,
+                with_oracle=False,
+                class_examples=self.class_examples,
             )
             self.engine.parameters = {}  # the step is about to donate them
             scalars = evaluation_scalars(metrics)
@@ -211,10 +216,17 @@ class _Loop:
 
 
 def evaluate_and_write(
-    config, workdir: str, model: FunctionalModel, parameters, step, source, mesh
+    config,
+    workdir: str,
+    model: FunctionalModel,
+    parameters,
+    step,
+    source,
+    mesh,
+    presence: Presence | None = None,
 ) -> dict[str, float]:
     """An evaluation with the oracle; writes ``metrics.json`` and what the report
-    needs.
+    needs. ``presence``: classes of the training examples, where they are known.
     """
     engine = make_engine(config, model, parameters, mesh)
     with progress_bar(len(source), 0, "evaluating") as bar:
@@ -223,6 +235,7 @@ def evaluate_and_write(
             source,
             config,
             with_oracle=True,
+            class_examples=long_tail.class_examples(presence, model.num_classes),
             on_progress=lambda done, total: bar.update(done - bar.n),
         )
     metrics["step"] = int(step)
@@ -248,68 +261,6 @@ def _start(config, num_classes, mesh, checkpoints: Checkpoints):
     step = checkpoints.find("latest")
     logger.info("resuming from checkpoint %d of %s", step, checkpoints.path)
     return checkpoints.restore(step, abstract_state(config, num_classes, mesh))
-
-
-def claim_workdir(
-    config: ml_collections.ConfigDict, workdir: str, info: DatasetInfo
-) -> None:
-    """Writes configuration and classes, or checks that they are the same.
-
-    Before its first checkpoint a directory holds nothing that could be spoilt: whoever
-    corrects a setting that did not work may use it again.
-
-    Raises:
-      UserError: the directory belongs to a run with other settings, or cannot be
-      written.
-    """
-    path = epath.Path(workdir) / "config.json"
-    wanted = json.loads(config.to_json_best_effort())
-    if not path.exists() or not _holds_checkpoint(path.parent):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if jax.process_index() == 0:
-                write_json(path.parent / "dataset.json", dataclasses.asdict(info))
-                write_json(path, wanted)
-        except OSError as error:
-            raise UserError(
-                f"Cannot write to the work directory {workdir} ({error.strerror}); "
-                f"choose another --workdir."
-            ) from error
-        return
-    trained_on = json.loads((path.parent / "dataset.json").read_text())
-    if trained_on["class_names"] != list(info.class_names):
-        raise UserError(
-            f"The work directory {workdir} was trained on other classes than the data "
-            f"has now; restore the data's classes or choose another --workdir."
-        )
-    differences = _differences(json.loads(path.read_text()), wanted)
-    if differences:
-        raise UserError(
-            f"The work directory {workdir} holds a run with another configuration "
-            f"({'; '.join(differences[:5])}{' ...' if len(differences) > 5 else ''}); "
-            f"choose another --workdir, or the same settings to take it up."
-        )
-
-
-def _holds_checkpoint(workdir: epath.Path) -> bool:
-    folder = workdir / "checkpoints"
-    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
-
-
-def _differences(old, new, path: str = "") -> list[str]:
-    """Leaves that are not equal, as ``key was x, is y``."""
-    if path in FREE_TO_CHANGE:
-        return []
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        return [
-            line
-            for key in keys
-            for line in _differences(
-                old.get(key), new.get(key), f"{path}.{key}" if path else key
-            )
-        ]
-    return [] if old == new else [f"{path} was {old}, is {new}"]
 
 
 def _check_labels(config, train_info, eval_info) -> None:

@@ -9,6 +9,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
+from mlseg_jax.losses.long_tail import NO_PRIORS, ClassPriors
 from mlseg_jax.models.build import FunctionalModel, initial_parameters
 from mlseg_jax.optimizer import make_optimizer
 from mlseg_jax.sharding import state_sharding
@@ -62,7 +63,10 @@ def evaluation_parameters(state: TrainState) -> dict[str, Array]:
 
 
 def make_train_step(
-    config: ml_collections.ConfigDict, model: FunctionalModel, mesh: Mesh
+    config: ml_collections.ConfigDict,
+    model: FunctionalModel,
+    mesh: Mesh,
+    priors: ClassPriors = NO_PRIORS,
 ):
     """The jitted step: ``(state, batch) -> (state, metrics)``; the state is donated."""
     optimizer = make_optimizer(config)
@@ -70,7 +74,7 @@ def make_train_step(
     dropout_key = jax.random.key(config.seed + 1)
 
     def loss(params, batch, rng):
-        return semantic.loss(model.bind(params), batch, config, rng)
+        return semantic.loss(model.bind(params), batch, config, rng, priors)
 
     def gradients(params, batch, rng):
         """Mean over ``num_parts`` equal parts, one after the other."""

@@ -1,17 +1,28 @@
-"""A trained model out of its work directory: configuration, classes, weights."""
+"""A work directory: whose run it is, and the trained model out of it."""
 
+import dataclasses
 import json
 
+import jax
 import ml_collections
 from etils import epath
 
 from configs import saved
 from input_pipeline.datasets.info import DatasetInfo
-from mlseg_jax.checkpoint import Checkpoints
+from mlseg_jax.checkpoint import Checkpoints, write_json
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.sharding import make_mesh
 from mlseg_jax.train_state import abstract_state
+
+FREE_TO_CHANGE = (
+    "eval",
+    "mesh",
+    "train.log_every",
+    "train.stop_after",
+    "data.num_threads",
+)
+"""Keys that may differ when a run is taken up again: they change no weight."""
 
 
 def load_config(workdir: str) -> ml_collections.ConfigDict:
@@ -51,3 +62,65 @@ def load_parameters(
     finally:
         checkpoints.close()
     return FunctionalModel.build(trained, num_classes), parameters, step
+
+
+def claim_workdir(
+    config: ml_collections.ConfigDict, workdir: str, info: DatasetInfo
+) -> None:
+    """Writes configuration and classes, or checks that they are the same.
+
+    Before its first checkpoint a directory holds nothing that could be spoilt: whoever
+    corrects a setting that did not work may use it again.
+
+    Raises:
+      UserError: the directory belongs to a run with other settings, or cannot be
+      written.
+    """
+    path = epath.Path(workdir) / "config.json"
+    wanted = json.loads(config.to_json_best_effort())
+    if not path.exists() or not _holds_checkpoint(path.parent):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                write_json(path.parent / "dataset.json", dataclasses.asdict(info))
+                write_json(path, wanted)
+        except OSError as error:
+            raise UserError(
+                f"Cannot write to the work directory {workdir} ({error.strerror}); "
+                f"choose another --workdir."
+            ) from error
+        return
+    trained_on = json.loads((path.parent / "dataset.json").read_text())
+    if trained_on["class_names"] != list(info.class_names):
+        raise UserError(
+            f"The work directory {workdir} was trained on other classes than the data "
+            f"has now; restore the data's classes or choose another --workdir."
+        )
+    differences = _differences(json.loads(path.read_text()), wanted)
+    if differences:
+        raise UserError(
+            f"The work directory {workdir} holds a run with another configuration "
+            f"({'; '.join(differences[:5])}{' ...' if len(differences) > 5 else ''}); "
+            f"choose another --workdir, or the same settings to take it up."
+        )
+
+
+def _holds_checkpoint(workdir: epath.Path) -> bool:
+    folder = workdir / "checkpoints"
+    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+def _differences(old, new, path: str = "") -> list[str]:
+    """Leaves that are not equal, as ``key was x, is y``."""
+    if path in FREE_TO_CHANGE:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [
+            line
+            for key in keys
+            for line in _differences(
+                old.get(key), new.get(key), f"{path}.{key}" if path else key
+            )
+        ]
+    return [] if old == new else [f"{path} was {old}, is {new}"]

@@ -20,7 +20,7 @@ from input_pipeline.datasets.open import open_dataset
 from mlseg_jax import cli
 from mlseg_jax.checkpoint import Checkpoints
 from mlseg_jax.sharding import make_mesh
-from mlseg_jax.train import claim_workdir
+from mlseg_jax.workdir import claim_workdir
 from mlseg_jax.train_state import initialise
 
 SCORES = (

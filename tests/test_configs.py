@@ -18,7 +18,7 @@ from mlseg_jax.flops import count_macs
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.optimizer import make_optimizer
 from mlseg_jax.sharding import check_batch_size, make_mesh
-from mlseg_jax.train import claim_workdir, train
+from mlseg_jax.train import train
 from mlseg_jax.train_state import abstract_state, make_train_step
 from mlseg_jax.workdir import load_config
 

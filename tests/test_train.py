@@ -22,7 +22,7 @@ from mlseg_jax.checkpoint import Checkpoints
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.sharding import make_mesh, put_batch
-from mlseg_jax.train import claim_workdir, train
+from mlseg_jax.train import train
 from mlseg_jax.train_state import (
     abstract_state,
     evaluation_parameters,

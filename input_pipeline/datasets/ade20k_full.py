@@ -153,5 +153,5 @@ def _read_objects(path: str | os.PathLike) -> np.ndarray:
 
 
 def _read_tiff(path: str | os.PathLike) -> np.ndarray:
-    raw = raw_files.read_pixels(path, images._MODES_16_BIT)
+    raw = raw_files.read_pixels(path, images.MODES_16_BIT)
     return _CLASS_IDS(raw.astype(np.int32), path)

@@ -55,6 +55,13 @@ class Presence:
         with np.load(path) as file:
             return cls(file["offsets"], file["class_ids"], file["pixels"])
 
+    def first(self, count: int) -> "Presence":
+        """Of the first examples only."""
+        end = self.offsets[count]
+        return Presence(
+            self.offsets[: count + 1], self.class_ids[:end], self.pixels[:end]
+        )
+
     def save(self, path: str | os.PathLike) -> None:
         np.savez_compressed(
             path, offsets=self.offsets, class_ids=self.class_ids, pixels=self.pixels

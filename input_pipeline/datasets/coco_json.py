@@ -21,7 +21,7 @@ import pathlib
 import numpy as np
 
 from input_pipeline import images, masks
-from input_pipeline.datasets import coco_format, folder, instances, panoptic
+from input_pipeline.datasets import coco_format, instances, label_schema, panoptic
 from input_pipeline.datasets.info import DataError, DatasetInfo
 from input_pipeline.datasets.prepared import RawExample
 from mlseg_jax.typing import IGNORE
@@ -72,7 +72,8 @@ class RawSource:
             raise DataError(
                 f"Image {raw.image} is {image.shape[1]}x{image.shape[0]} pixels "
                 "(turned as its EXIF says) but its annotations are for "
-                f"{label_map.shape[1]}x{label_map.shape[0]}; export them again."
+                f"{label_map.shape[1]}x{label_map.shape[0]}; export them again.",
+                kind="size",
             )
         instance_map = instances.from_file(made["instance_map"])
         example = {"image": image, "label_map": label_map, "name": raw.key}
@@ -220,7 +221,7 @@ def _join_classes(
 
     A class is a thing if a category of it is.
     """
-    names, class_of = folder._read_class_table(path)
+    names, class_of = label_schema.read_class_table(path)
     unknown = [number for number in file.categories if number not in class_of]
     if unknown:
         raise DataError(

@@ -122,7 +122,7 @@ def read_mat(path: str | os.PathLike, labels: prepared.RawLabels) -> np.ndarray:
     Raises:
       DataError: it is missing, damaged or without S, or a value has no class.
     """
-    data = images._read_bytes(path)
+    data = images.read_bytes(path)
     try:
         raw = scipy.io.loadmat(io.BytesIO(data), variable_names=["S"])["S"]
     except KeyError:

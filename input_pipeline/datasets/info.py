@@ -7,7 +7,8 @@ An example is a dict of NumPy arrays:
 * ``name``: str, unique within the split (a file stem where there is a file).
 
 A source is anything with ``info``, ``__len__`` and ``__getitem__(index) -> example``,
-so that grain can read it by random access.
+so that grain can read it by random access. Those that were counted when they were
+prepared also have ``presence``, see `class_statistics.Presence`.
 """
 
 import dataclasses
@@ -16,7 +17,20 @@ from mlseg_jax.errors import UserError
 
 
 class DataError(UserError):
-    """Something is wrong with the user's data; the message is one sentence."""
+    """Something is wrong with the user's data; the message is one sentence.
+
+    Attributes:
+      kind: what is wrong, such as "unreadable", "size" or "unmapped"; faults are
+        counted by it.
+      values: the raw values without a class, where that is what is wrong.
+    """
+
+    def __init__(
+        self, message: str, *, kind: str = "unreadable", values: tuple[int, ...] = ()
+    ):
+        super().__init__(message)
+        self.kind = kind
+        self.values = values
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,24 +1,36 @@
 """From the ``data`` part of a configuration to a source of examples."""
 
 import pathlib
+from collections.abc import Callable
 
 import ml_collections
 
 from input_pipeline.datasets.builders import BUILDERS, find_prepared
-from input_pipeline.datasets.folder import Folder
+from input_pipeline.datasets.folder import Folder, raise_fault
 from input_pipeline.datasets.info import DataError
 from input_pipeline.datasets.sign_scenes import SignScenes
 
+TFDS_PREFIX = "tfds:"
+"""What stands before the name of any data set of TFDS."""
 
-def _open_folder(data: ml_collections.ConfigDict, split: str):
+# Readers take (data, split, report): what to do with each fault of the files' listing.
+# Those that know TFDS import it, for other data sets need not wait for it.
+
+
+def _place(data: ml_collections.ConfigDict, what: str) -> str:
     if not data.path:
         raise DataError(
-            "The folder data set has no place; add --config.data.path=DIRECTORY."
+            f"The {data.name} data set has no place; add {what} as "
+            "--config.data.path=DIRECTORY."
         )
-    return Folder(data.path, split)
+    return data.path
 
 
-def _open_sign_scenes(data: ml_collections.ConfigDict, split: str):
+def _open_folder(data: ml_collections.ConfigDict, split: str, report):
+    return Folder(_place(data, "its folder"), split, report)
+
+
+def _open_sign_scenes(data: ml_collections.ConfigDict, split: str, report):
     is_train = split == data.train_split
     count = data.train_examples if is_train else data.eval_examples
     return SignScenes(
@@ -29,49 +41,116 @@ def _open_sign_scenes(data: ml_collections.ConfigDict, split: str):
     )
 
 
-def _open_prepared(data: ml_collections.ConfigDict, split: str):
-    # Here, because it imports TFDS, which other data sets need not wait for.
-    from input_pipeline.datasets import prepared
+def _open_coco_json(data: ml_collections.ConfigDict, split: str, report):
+    from input_pipeline.datasets import coco_json
 
+    if data.paint_order not in coco_json.PAINT_ORDERS:
+        raise DataError(
+            f"data.paint_order is {data.paint_order!r}; choose one of "
+            f"{', '.join(coco_json.PAINT_ORDERS)}."
+        )
+    options = {"classes": data.classes} if data.classes else {}
+    return coco_json.open_coco_json(
+        _place(data, "the folder of annotations and images"),
+        split,
+        paint_order=data.paint_order,
+        background=data.background,
+        **options,
+    )
+
+
+def _open_coco_panoptic_json(data: ml_collections.ConfigDict, split: str, report):
+    from input_pipeline.datasets import coco_json
+
+    return coco_json.open_panoptic(
+        _place(data, "the folder of annotations and images"), split
+    )
+
+
+def _open_tfds(data: ml_collections.ConfigDict, split: str, report):
+    from input_pipeline.datasets import tfds_source
+
+    path = _place(data, "what was --data_dir of `tfds build`")
+    if not data.classes:
+        raise DataError(
+            f"The data set {data.name!r} needs the meaning of its mask values; write a "
+            'JSON file like {"0": "ignore", "1": "road"} and add it as '
+            "--config.data.classes=FILE."
+        )
+    return tfds_source.TfdsSource(
+        data.name.removeprefix(TFDS_PREFIX),
+        path,
+        split,
+        image_key=data.image_key,
+        label_key=data.label_key,
+        classes=data.classes,
+    )
+
+
+def _open_prepared(data: ml_collections.ConfigDict, split: str, report):
+    from input_pipeline.datasets import instances, prepared, videos
+
+    command = (
+        f"python main.py prepare --dataset={data.name} --manual_dir=RAW_FILES "
+        f"--data_dir={data.path or 'DIRECTORY'}"
+    )
     if not data.path:
         raise DataError(
-            f"The data set {data.name!r} has no place; add what was --data_dir of the "
-            "command prepare as --config.data.path=DIRECTORY."
+            f"The data set {data.name!r} has no place; run `{command}` once, and add "
+            "--config.data.path=DIRECTORY."
         )
     path = pathlib.Path(data.path)
     if not (path / prepared.CLASSES_FILE).is_file():
         path = find_prepared(data.name, data.path)
     if not (path / prepared.CLASSES_FILE).is_file():
         raise DataError(
-            f"The data set {data.name!r} is not prepared in {data.path}; run: python "
-            f"main.py prepare --dataset={data.name} --manual_dir=RAW_FILES "
-            f"--data_dir={data.path}"
+            f"The data set {data.name!r} is not prepared in {data.path}; run: {command}"
         )
+    features = prepared.stored_features(path)
+    if "video_index" in features:
+        return videos.PreparedVideos(path, split)
+    if "instance_map" in features:
+        return instances.PreparedInstances(path, split)
     return prepared.Prepared(path, split)
 
 
 DATASETS = {
     "folder": _open_folder,
     "sign_scenes": _open_sign_scenes,
+    "coco_json": _open_coco_json,
+    "lvis_json": _open_coco_json,
+    "coco_panoptic_json": _open_coco_panoptic_json,
     **dict.fromkeys(BUILDERS, _open_prepared),
 }
 
 
-def open_dataset(data: ml_collections.ConfigDict, *, train: bool):
+def open_dataset(
+    data: ml_collections.ConfigDict,
+    *,
+    train: bool,
+    report: Callable[[DataError], None] = raise_fault,
+):
     """The training or the evaluation split of the configured data set.
+
+    Args:
+      data: the part of a configuration.
+      train: which of the splits.
+      report: called with each fault of a folder's listing; the examples it concerns
+        are left out if it returns.
 
     Raises:
       DataError: there is no such data set, its files are not as they should be, or it
         has other classes than the configuration says.
     """
     name = data.name.partition("/")[0]  # What follows is a variant: coco_stuff/164k.
-    if name not in DATASETS:
+    opener = _open_tfds if name.startswith(TFDS_PREFIX) else DATASETS.get(name)
+    if opener is None:
         raise DataError(
             f"There is no reader for the data set {data.name!r} (there are "
-            f"{', '.join(DATASETS)}); convert it to a folder of images and masks."
+            f"{', '.join(DATASETS)} and {TFDS_PREFIX}NAME); convert it to a folder of "
+            "images and masks."
         )
-    split = data.train_split if train else data.eval_split
-    source = DATASETS[name](data, split)
+    source = opener(data, data.train_split if train else data.eval_split, report)
     if data.num_classes not in (0, source.info.num_classes):
         raise DataError(
             f"Data set {data.name!r} has {source.info.num_classes} classes, but "
@@ -101,3 +180,9 @@ class _Subset:
         if index not in self._kept:
             self._kept[index] = self._source[index]
         return self._kept[index]
+
+    @property
+    def presence(self):
+        """Of the examples in the subset, or None where they were never counted."""
+        presence = getattr(self._source, "presence", None)
+        return presence and presence.first(len(self))

@@ -218,6 +218,11 @@ def _open_undecoded(builder: tfds.core.DatasetBuilder, split: str):
     return builder.as_data_source(split=split, decoders=decoders)
 
 
+def stored_features(path: str | os.PathLike) -> tuple[str, ...]:
+    """Names of the TFDS features of the data set in a directory of one version."""
+    return tuple(tfds.builder_from_directory(path).info.features)
+
+
 class Prepared:
     """A split of a prepared data set, by random access from several threads.
 

@@ -111,10 +111,10 @@ def read_pixels(path: str | os.PathLike, modes: tuple[str, ...]) -> np.ndarray:
     Raises:
       DataError: it is missing, damaged, too large, of a lossy format or another kind.
     """
-    with images._open(images._read_bytes(path), path) as picture:
+    with images.open_picture(images.read_bytes(path), path) as picture:
         if picture.mode not in modes or picture.format not in ("PNG", "TIFF"):
             raise DataError(
                 f"Mask {path} is a {picture.format} of mode {picture.mode}, not a PNG "
                 f"or TIFF of mode {modes[0]}; get it again."
             )
-        return images._load(picture, path)
+        return images.load_pixels(picture, path)

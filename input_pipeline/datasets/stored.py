@@ -46,7 +46,9 @@ class RawLabels:
             raise DataError(
                 f"Mask {path} holds the value {unknown[0]} ({unknown.size} pixels have "
                 "no class), which this data set does not have; get the file again or "
-                "check that it is of the right version."
+                "check that it is of the right version.",
+                kind="unmapped",
+                values=tuple(np.unique(unknown).tolist()),
             )
         return label_map
 
@@ -93,7 +95,8 @@ def read_image_file(
         if unturned is None or unturned.shape[:2] != label_size:
             raise DataError(
                 f"Image {path} is {image.shape[1]}x{image.shape[0]} pixels but its "
-                f"label is {label_size[1]}x{label_size[0]}; get both files again."
+                f"label is {label_size[1]}x{label_size[0]}; get both files again.",
+                kind="size",
             )
         image = unturned
     short = min(label_size)

@@ -92,6 +92,11 @@ class PreparedVideos:
             example["instance_map"] = instances.from_file(example["instance_map"])
         return {k: v for k, v in example.items() if k not in ("video", *_NUMBERS)}
 
+    @property
+    def presence(self) -> prepared.Presence:
+        """As `prepared.Prepared.presence`, of frames."""
+        return self._frames.presence
+
     @functools.cached_property
     def videos(self) -> tuple[Video, ...]:
         """All videos, in order; found at first use, without decoding pictures."""

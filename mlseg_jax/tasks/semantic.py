@@ -10,6 +10,7 @@ from mlseg_jax.label_selection import (
     labels_to_ranks,
     rank_of_class,
 )
+from mlseg_jax.losses.long_tail import NO_PRIORS, ClassPriors
 from mlseg_jax.losses.multilabel import asymmetric_loss, binary_cross_entropy
 from mlseg_jax.losses.pixel import upsampled_cross_entropy
 from mlseg_jax.losses.reduce import mean_over_labels, mean_over_pixels
@@ -23,11 +24,12 @@ def loss(
     batch: dict[str, Array],
     config: ml_collections.ConfigDict,
     rng: PRNGKeyArray | None,
+    priors: ClassPriors = NO_PRIORS,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Pixel loss over ranks + weighted multi-label loss, and what to log of them.
 
     ``batch``: ``image`` uint8 [B H W 3], ``label_map`` int32 [B H W]. A label counts as
-    present if any pixel of the (augmented) crop has it.
+    present if any pixel of the (augmented) crop has it. ``priors``: see `class_priors`.
     """
     label_map = batch["label_map"]
     num_classes = model.class_embeddings.shape[0]
@@ -37,10 +39,17 @@ def loss(
     output = model(batch["image"], select, rng=rng)
 
     ranks = labels_to_ranks(label_map, output.selection)
+    logits, weights = output.logits, None
+    if priors.offsets is not None:
+        offsets = jnp.asarray(priors.offsets)[output.selection.class_ids]
+        logits = logits + offsets[:, None, None, :].astype(logits.dtype)
+    if priors.weights is not None:
+        weights = jnp.asarray(priors.weights)[jnp.maximum(label_map, 0)]
     pixel_loss = mean_over_pixels(
-        upsampled_cross_entropy(output.logits, ranks),
+        upsampled_cross_entropy(logits, ranks),
         ranks != IGNORE,
         over=config.loss.pixel_mean,
+        weights=weights,
     )
     label_loss = mean_over_labels(
         multilabel_losses(config, output.label_scores, histogram > 0)

@@ -22,7 +22,7 @@ _SCORE_BYTES = 4 * 2**20
 """Scores made at a time on CPU: about what its last-level cache holds."""
 
 _QUERY_BLOCK = 2048
-"""Most queries of one head whose scores exist at a time."""
+"""Most queries of one head whose scores exist at a time; fewer with many keys."""
 
 
 def attention(
@@ -90,11 +90,13 @@ _attend.defvjp(_forward, _backward)
 
 def _over_heads(function, query: Array, key: Array):
     """Maps ``function`` over the leading axis, a cache-sized group at a time on CPU."""
-    scores = min(query.shape[1], _QUERY_BLOCK) * key.shape[1] * 4
-    group = max(1, _SCORE_BYTES // scores)
+    scores = min(query.shape[1], _query_block(key.shape[1])) * key.shape[1] * 4
+    group = _SCORE_BYTES // scores
 
     def on_cpu(*args):
-        return jax.lax.map(lambda row: function(*row), args, batch_size=group)
+        # A group of one would still become a batched, slower product.
+        batch_size = group if group > 1 else None
+        return jax.lax.map(lambda row: function(*row), args, batch_size=batch_size)
 
     def elsewhere(*args):
         # Accelerators want every head at once; long sequences are still blocked.
@@ -123,7 +125,7 @@ def _forward_head(query, key, value, bias, seed, *, dropout_rate):
         )
         return (out / total).astype(value.dtype), (top + jnp.log(total))[:, 0]
 
-    return _over_query_blocks(block, query)
+    return _over_query_blocks(block, query, _query_block(key.shape[0]))
 
 
 def _backward_head(
@@ -144,12 +146,12 @@ def _backward_head(
         key_grad = jnp.matmul(score_grad.T, query, preferred_element_type=jnp.float32)
         return query_grad.astype(query.dtype), (key_grad, value_grad)
 
-    num_queries = query.shape[0]
+    num_queries, size = query.shape[0], _query_block(key.shape[0])
     rows = jnp.arange(num_queries)
-    if num_queries <= _QUERY_BLOCK:
+    if num_queries <= size:
         query_grad, (key_grad, value_grad) = block(rows, query, lse, delta, out_grad)
     else:
-        blocks = [_split_queries(x) for x in (rows, query, lse, delta, out_grad)]
+        blocks = [_split_queries(x, size) for x in (rows, query, lse, delta, out_grad)]
 
         def step(sums, args):
             query_grad, grads = block(*args)
@@ -161,20 +163,26 @@ def _backward_head(
     return query_grad, key_grad.astype(key.dtype), value_grad.astype(value.dtype)
 
 
-def _over_query_blocks(block, query):
+def _query_block(num_keys: int) -> int:
+    """Queries of a block: they have at most one and a half million scores."""
+    return max(128, min(_QUERY_BLOCK, 3 * 2**19 // num_keys))
+
+
+def _over_query_blocks(block, query, size: int):
     num_queries = query.shape[0]
     rows = jnp.arange(num_queries)
-    if num_queries <= _QUERY_BLOCK:
+    if num_queries <= size:
         return block(query, rows)
     outputs = jax.lax.map(
-        lambda args: block(*args), (_split_queries(query), _split_queries(rows))
+        lambda args: block(*args),
+        (_split_queries(query, size), _split_queries(rows, size)),
     )
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_queries], outputs)
 
 
-def _split_queries(x: Array) -> Array:
+def _split_queries(x: Array, size: int) -> Array:
     """``[L ...]`` to ``[blocks, block, ...]``, zero-padded at the end."""
-    num_blocks = -(-x.shape[0] // _QUERY_BLOCK)
+    num_blocks = -(-x.shape[0] // size)
     block = -(-x.shape[0] // num_blocks)
     padding = [(0, num_blocks * block - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
     return jnp.pad(x, padding).reshape(num_blocks, block, *x.shape[1:])

@@ -29,9 +29,9 @@ def keep_scale(
     """
     columns = jnp.arange(num_columns, dtype=jnp.uint32)[None]
     bits = rows.astype(jnp.uint32)[:, None] * jnp.uint32(num_columns) + columns
-    bits = bits ^ seed
-    for shift, factor in ((16, 0x21F0AAAD), (15, 0xD35A2D97)):
-        bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
+    # Mixed in twice: once alone, the seed would only permute one and the same sequence.
+    bits = ((bits ^ seed) ^ (bits >> 16)) * jnp.uint32(0x21F0AAAD)
+    bits = ((bits + seed) ^ (bits >> 15)) * jnp.uint32(0xD35A2D97)
     bits = bits ^ (bits >> 15)
     kept = bits >= jnp.uint32(rate * 2**32)
     return jnp.where(kept, 1.0 / (1.0 - rate), 0.0)

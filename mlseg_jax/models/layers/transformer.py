@@ -1,6 +1,7 @@
 """The pre-norm transformer block and stacks of it."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -23,6 +24,53 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 """What a block keeps for its backward pass: everything, matrix products, nothing."""
+
+
+LONG_SEQUENCE = 4096
+"""Tokens above which evaluation works in parts, so that wide arrays never exist."""
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The exact GELU, x Phi(x); its gradient needs x alone."""
+    return x * _normal_cdf(x)
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 * (1.0 + jax.lax.erf(x * 0.5**0.5))
+
+
+def _gelu_backward(x: Array, grad: Array) -> tuple[Array]:
+    density = jnp.exp(-0.5 * x * x) * (2.0 * math.pi) ** -0.5
+    return (grad * (_normal_cdf(x) + x * density),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+def over_rows(
+    function: Callable[..., Array],
+    tokens: Float[Array, "B L D"],
+    *others: Float[Array, "B L _"],
+) -> Float[Array, "B L D"]:
+    """A token-wise function of one or more sequences, in parts where they are long."""
+    length, size = tokens.shape[1], LONG_SEQUENCE // 4
+    if length <= LONG_SEQUENCE:
+        return function(tokens, *others)
+
+    def part(start: Array | int, out: Array, size: int) -> Array:
+        rows = function(
+            *(
+                jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
+                for x in (out, *others)
+            )
+        )
+        return jax.lax.dynamic_update_slice_in_dim(out, rows, start, axis=1)
+
+    # In place: what is made replaces what it was made of.
+    num_parts, rest = divmod(length, size)
+    out = jax.lax.fori_loop(0, num_parts, lambda i, x: part(i * size, x, size), tokens)
+    return part(num_parts * size, out, rest) if rest else out
 
 
 class MultiHeadAttention(nnx.Module):
@@ -67,6 +115,36 @@ class MultiHeadAttention(nnx.Module):
         out = self.out(out.reshape(batch, length, width))
         return dropout(out, self.dropout_rate, out_rng)
 
+    def add_head_by_head(
+        self,
+        residual: Float[Array, "B L D"],
+        tokens: Float[Array, "B L D"],
+        token_mask: Bool[Array, "B L"] | None,
+    ) -> Float[Array, "B L D"]:
+        """Residual + attention of the tokens, with one head in memory at a time."""
+        width, heads = tokens.shape[-1], self.num_heads
+        dtype = tokens.dtype
+
+        kernel = self.query_key_value.kernel[...].reshape(width, 3, heads, -1)
+        bias = self.query_key_value.bias[...].reshape(3, heads, -1)
+        out_kernel = self.out.kernel[...].reshape(heads, -1, width)
+
+        def take(x: Array, head: Array, axis: int) -> Array:
+            return jax.lax.dynamic_index_in_dim(x, head, axis, False).astype(dtype)
+
+        def add_head(head: Array, total: Array) -> Array:
+            kernels, biases = take(kernel, head, 2), take(bias, head, 1)
+            query, key, value = (
+                (tokens @ kernels[:, i] + biases[None, None, i])[:, :, None]
+                for i in range(3)
+            )
+            out = attention(query, key, value, token_mask)[:, :, 0]
+            part = take(out_kernel, head, 0)
+            return over_rows(lambda rows, out: rows + out @ part, total, out)
+
+        total = jax.lax.fori_loop(0, heads, add_head, residual)
+        return total + self.out.bias[...].astype(dtype)[None, None]
+
 
 class TransformerBlock(nnx.Module):
     """x += attention(norm(x)); x += mlp(norm(x)), with the exact GELU."""
@@ -107,13 +185,21 @@ class TransformerBlock(nnx.Module):
         rng: PRNGKeyArray | None = None,
     ) -> Float[Array, "B L D"]:
         """``token_mask`` hides padding tokens from all others."""
-        attention_rng, path_rng, in_rng, out_rng, mlp_path_rng = split_rng(rng, 5)
+        if rng is None and tokens.shape[1] > LONG_SEQUENCE:
+            normalised = over_rows(self.attention_norm, tokens)
+            tokens = self.attention.add_head_by_head(tokens, normalised, token_mask)
+            return over_rows(lambda rows: rows + self._mlp(rows), tokens)
+        attention_rng, path_rng, mlp_rng, mlp_path_rng = split_rng(rng, 4)
         branch = self.attention(self.attention_norm(tokens), token_mask, attention_rng)
         tokens = tokens + drop_path(branch, drop_path_rate, path_rng)
-        hidden = nnx.gelu(self.mlp_in(self.mlp_norm(tokens)), approximate=False)
-        hidden = dropout(hidden, self.dropout_rate, in_rng)
-        branch = dropout(self.mlp_out(hidden), self.dropout_rate, out_rng)
+        branch = self._mlp(tokens, mlp_rng)
         return tokens + drop_path(branch, drop_path_rate, mlp_path_rng)
+
+    def _mlp(self, tokens: Array, rng: PRNGKeyArray | None = None) -> Array:
+        in_rng, out_rng = split_rng(rng, 2)
+        hidden = gelu(self.mlp_in(self.mlp_norm(tokens)))
+        hidden = dropout(hidden, self.dropout_rate, in_rng)
+        return dropout(self.mlp_out(hidden), self.dropout_rate, out_rng)
 
 
 class BlockStack(nnx.Module):

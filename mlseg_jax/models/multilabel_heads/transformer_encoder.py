@@ -15,6 +15,7 @@ from mlseg_jax.models.layers.transformer import (
     BlockStack,
     TransformerBlock,
     join_masks,
+    over_rows,
 )
 from mlseg_jax.typing import Array, DTypeLike, Float, PRNGKeyArray
 
@@ -78,7 +79,7 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
         if not self.downsample:
             grid = patches.reshape(batch, height, width, embed_dim)
             embeddings = Features(grid, embeddings.grid_size)
-        class_queries = self.norm(classes)
+        class_queries = over_rows(self.norm, classes)
         return LabelPrediction(
             self.classifier(class_queries), class_queries, embeddings
         )

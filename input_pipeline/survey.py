@@ -1,0 +1,94 @@
+"""Reads many examples and keeps only facts about them: classes, faults, hashes."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import cv2
+import numpy as np
+
+from input_pipeline.datasets.class_statistics import Presence
+from input_pipeline.datasets.info import DataError
+from mlseg_jax.typing import IGNORE
+
+_AHEAD = 64  # Examples that are handed to the threads before their turn.
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Facts about one example; with a fault, only its index is known.
+
+    Attributes:
+      index: in the source.
+      name: of the example.
+      class_ids: [n] classes in it, ascending.
+      pixels: [n] number of pixels of each of them.
+      num_pixels: of the label map.
+      image_hash: of the decoded picture, so that it is equal for two encodings.
+      label_hash: of the label map.
+      fault: why it cannot be read.
+    """
+
+    index: int
+    name: str = ""
+    class_ids: np.ndarray = dataclasses.field(default_factory=lambda: np.int64([]))
+    pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.int64([]))
+    num_pixels: int = 0
+    image_hash: bytes = b""
+    label_hash: bytes = b""
+    fault: DataError | None = None
+
+    @property
+    def ignored_pixels(self) -> int:
+        return self.num_pixels - int(self.pixels.sum())
+
+
+def read_facts(source, index: int, with_hashes: bool = True) -> Reading:
+    """Reads one example of a source; never raises because of it."""
+    try:
+        example = source[index]
+    except DataError as error:
+        return Reading(index, fault=error)
+    except Exception as error:  # A library's own: the other examples matter as well.
+        reason = " ".join(str(error).split()) or "no reason given"
+        fault = f"Example {index} cannot be read ({type(error).__name__}: {reason})."
+        return Reading(index, fault=DataError(fault))
+    label_map = example["label_map"]
+    counts = np.bincount(label_map.ravel() - IGNORE)[1:]
+    ids = np.flatnonzero(counts)
+    hashes = {}
+    if with_hashes:
+        hashes = {
+            "image_hash": _hash(example["image"]),
+            "label_hash": _hash(label_map),
+        }
+    name, size = example["name"], label_map.size
+    return Reading(index, name, ids, counts[ids], size, **hashes)
+
+
+def _hash(array: np.ndarray) -> bytes:
+    digest = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array))
+    return digest.digest()
+
+
+def survey(
+    source, indices: Iterable[int], num_threads: int, with_hashes: bool = True
+) -> Iterator[Reading]:
+    """Facts about some examples of a source, in order, read by threads."""
+    cv2.setNumThreads(1)
+    waiting = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(max(1, num_threads)) as pool:
+        for index in indices:
+            waiting.append(pool.submit(read_facts, source, index, with_hashes))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def to_presence(readings: Iterable[Reading]) -> Presence:
+    """What examples hold; one that could not be read holds nothing."""
+    return Presence.collect([(r.class_ids, r.pixels) for r in readings])
