@@ -152,7 +152,7 @@ def base(name: str) -> ConfigDict:
                 "pixel_mean": "all",
                 # Weights of classes in the pixel loss by their pixels in training:
                 # none, inverse_sqrt; and the factor of log(share of pixels) that is
-                # added to logits in training (losses/long_tail.py).
+                # added to logits in training (losses/class_priors.py).
                 "class_weighting": "none",
                 "logit_adjustment": 0.0,
                 # asymmetric or binary_cross_entropy.

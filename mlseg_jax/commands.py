@@ -25,7 +25,12 @@ from mlseg_jax.train import evaluate_and_write
 from mlseg_jax.train import train as train_model
 from mlseg_jax.workdir import load_info, load_parameters
 
-SCORES = ("mIoU", "oracle_mIoU", "mAP", "pixel_recall_at_k", "pixel_accuracy")
+SCORES = (
+    *("mIoU", "mIoU_frequent", "mIoU_common", "mIoU_rare", "oracle_mIoU", "mAP"),
+    *("pixel_recall_at_k", "pixel_accuracy"),
+)
+MAX_COUNTED = 10_000
+"""Training examples that `evaluate` reads, once, to know which classes are rare."""
 
 
 def start() -> None:
@@ -72,7 +77,8 @@ def _training_presence(config, workdir: str):
     except UserError as error:
         logging.getLogger(__name__).warning("no mIoU of rare classes: %s", error)
         return None
-    return long_tail.training_presence(config, source, workdir, count=True)
+    few = len(source) <= MAX_COUNTED
+    return long_tail.training_presence(config, source, workdir, count=few)
 
 
 def predict(flags) -> None:

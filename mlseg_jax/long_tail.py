@@ -20,7 +20,7 @@ from input_pipeline.datasets.class_statistics import Presence
 from input_pipeline.resample import Resampled, repeat_factors, repeated_indices
 from input_pipeline.survey import survey, to_presence
 from mlseg_jax.errors import UserError
-from mlseg_jax.losses.long_tail import ClassPriors, class_priors
+from mlseg_jax.losses.class_priors import ClassPriors, class_priors
 from mlseg_jax.progress import progress_bar
 from mlseg_jax.typing import Bool, Float, Int
 

@@ -9,7 +9,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from mlseg_jax.losses.long_tail import NO_PRIORS, ClassPriors
+from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
 from mlseg_jax.models.build import FunctionalModel, initial_parameters
 from mlseg_jax.optimizer import make_optimizer
 from mlseg_jax.sharding import state_sharding

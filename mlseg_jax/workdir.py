@@ -21,6 +21,7 @@ FREE_TO_CHANGE = (
     "train.log_every",
     "train.stop_after",
     "data.num_threads",
+    "data.on_bad_example",
 )
 """Keys that may differ when a run is taken up again: they change no weight."""
 

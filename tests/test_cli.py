@@ -20,8 +20,8 @@ from input_pipeline.datasets.open import open_dataset
 from mlseg_jax import cli
 from mlseg_jax.checkpoint import Checkpoints
 from mlseg_jax.sharding import make_mesh
-from mlseg_jax.workdir import claim_workdir
 from mlseg_jax.train_state import initialise
+from mlseg_jax.workdir import claim_workdir
 
 SCORES = (
     "mIoU", "mAP", "pixel_recall_at_k", "image_recall_at_k", "oracle_mIoU",

@@ -20,7 +20,7 @@ from mlseg_jax.optimizer import make_optimizer
 from mlseg_jax.sharding import check_batch_size, make_mesh
 from mlseg_jax.train import train
 from mlseg_jax.train_state import abstract_state, make_train_step
-from mlseg_jax.workdir import load_config
+from mlseg_jax.workdir import claim_workdir, load_config
 
 ALL = list(itertools.product(segmenter.RECIPES, common.VITS, common.SELECTIONS))
 
@@ -176,7 +176,12 @@ class Reads:
 
 def test_every_key_is_read(tmp_path, tmp_path_factory, monkeypatch):
     use_compilation_cache(tmp_path_factory.mktemp("xla"))
-    config = tiny_config({"train.steps": 2})
+    long_tail = {
+        "data.repeat_factor": 0.3,
+        "loss.class_weighting": "inverse_sqrt",
+        "loss.logit_adjustment": 0.5,
+    }
+    config = tiny_config({"train.steps": 2, **long_tail})
     reads = Reads(config)
     get = ml_collections.ConfigDict.__getitem__
 
@@ -191,11 +196,16 @@ def test_every_key_is_read(tmp_path, tmp_path_factory, monkeypatch):
         return get(self, key)
 
     monkeypatch.setattr(ml_collections.ConfigDict, "__getitem__", get_and_note)
-    train(config, str(tmp_path))
+    metrics = train(config, str(tmp_path))
+    assert {"mIoU_frequent", "mIoU_common", "mIoU_rare"} <= metrics.keys()
     assert load_config(str(tmp_path)).train.steps == 2
     mlseg_jax.load(str(tmp_path))(np.zeros((32, 32, 3), np.uint8))
     # What only another optimiser, schedule or data set reads.
     make_optimizer(tiny_config({"optimizer.name": "sgd", "optimizer.schedule": "poly"}))
     with pytest.raises(DataError, match="no place"):
         open_dataset(tiny_config({"data.name": "folder"}).data, train=True)
+    nowhere = {"data.path": str(tmp_path / "no"), "data.classes": str(tmp_path / "no")}
+    for name in ("coco_json", "tfds:mine"):
+        with pytest.raises(DataError):
+            open_dataset(tiny_config(nowhere | {"data.name": name}).data, train=True)
     assert reads.unread(config) == set(UNREAD)

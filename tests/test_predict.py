@@ -14,8 +14,8 @@ from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.checkpoint import Checkpoints
 from mlseg_jax.errors import UserError
 from mlseg_jax.sharding import make_mesh
-from mlseg_jax.workdir import claim_workdir
 from mlseg_jax.train_state import initialise
+from mlseg_jax.workdir import claim_workdir
 
 CLASSES = 20
 K = 4

@@ -74,6 +74,10 @@ class Folder:
         self._images, self._masks, self._stems = _find_examples(
             self._root, split, report
         )
+        self.unused_masks = tuple(
+            path for stem, path in self._masks.items() if stem not in self._images
+        )
+        """Masks that no image belongs to."""
 
     def __len__(self) -> int:
         return len(self._stems)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import ml_collections
 
+from input_pipeline import bad_examples
 from input_pipeline.datasets.builders import BUILDERS, find_prepared
 from input_pipeline.datasets.folder import Folder, raise_fault
 from input_pipeline.datasets.info import DataError
@@ -128,15 +129,16 @@ def open_dataset(
     data: ml_collections.ConfigDict,
     *,
     train: bool,
-    report: Callable[[DataError], None] = raise_fault,
+    report: Callable[[DataError], None] | None = None,
 ):
     """The training or the evaluation split of the configured data set.
 
     Args:
       data: the part of a configuration.
       train: which of the splits.
-      report: called with each fault of a folder's listing; the examples it concerns
-        are left out if it returns.
+      report: called with each fault of a folder's listing, such as an image without a
+        mask; the examples it concerns are left out if it returns. By default it does
+        what ``data.on_bad_example`` says.
 
     Raises:
       DataError: there is no such data set, its files are not as they should be, or it
@@ -150,7 +152,13 @@ def open_dataset(
             f"{', '.join(DATASETS)} and {TFDS_PREFIX}NAME); convert it to a folder of "
             "images and masks."
         )
-    source = opener(data, data.train_split if train else data.eval_split, report)
+    split = data.train_split if train else data.eval_split
+    skips = bad_examples.Skips()
+    if report is None:
+        bad_examples.check(data.on_bad_example)
+        report = raise_fault if data.on_bad_example == "fail" else skips.add
+    source = opener(data, split, report)
+    skips.log(f"split {split!r} of {data.name}")
     if data.num_classes not in (0, source.info.num_classes):
         raise DataError(
             f"Data set {data.name!r} has {source.info.num_classes} classes, but "

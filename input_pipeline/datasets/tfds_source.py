@@ -47,13 +47,11 @@ class TfdsSource:
         self._keys = image_key, label_key
         builder = _find(name, pathlib.Path(path), self._where)
         features = builder.info.features
+        pictures = [
+            key for key, f in features.items() if isinstance(f, tfds.features.Image)
+        ]
         for key in self._keys:
-            if key not in features or not isinstance(
-                features[key], tfds.features.Image
-            ):
-                pictures = [
-                    k for k, f in features.items() if isinstance(f, tfds.features.Image)
-                ]
+            if key not in pictures:
                 raise DataError(
                     f"{self._where} has no picture {key!r}; set data.image_key and "
                     f"data.label_key to two of {', '.join(pictures) or 'none'}."
@@ -67,9 +65,7 @@ class TfdsSource:
         try:
             self._source = builder.as_data_source(
                 split=split,
-                decoders=tfds.decode.PartialDecoding(
-                    dict.fromkeys(self._keys, True), dict.fromkeys(self._keys, skip)
-                ),
+                decoders=dict.fromkeys(pictures, skip),
             )
         except NotImplementedError as error:
             raise DataError(

@@ -10,7 +10,7 @@ from mlseg_jax.label_selection import (
     labels_to_ranks,
     rank_of_class,
 )
-from mlseg_jax.losses.long_tail import NO_PRIORS, ClassPriors
+from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
 from mlseg_jax.losses.multilabel import asymmetric_loss, binary_cross_entropy
 from mlseg_jax.losses.pixel import upsampled_cross_entropy
 from mlseg_jax.losses.reduce import mean_over_labels, mean_over_pixels

@@ -8,13 +8,13 @@ import json
 import pickle
 
 import cv2
-import ml_collections
 import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from configs import segmenter
 from input_pipeline.datasets import ade20k_full, builders, names, prepare, prepared
 from input_pipeline.datasets import open as open_module
 from input_pipeline.datasets.info import DataError
@@ -467,14 +467,8 @@ def test_pascal_context_converted(tmp_path, variant):
 
 def test_prepared_data_sets_open_by_configuration(tmp_path):
     make_ade(tmp_path / "raw")
-    data = ml_collections.ConfigDict(
-        {
-            "name": "ade20k", "path": "", "num_classes": 150, "cache": False,
-            "train_split": "train", "eval_split": "val", "train_examples": 0,
-            "eval_examples": 0,
-        }
-    )  # fmt: skip
-    with pytest.raises(DataError, match="as --config.data.path="):
+    data = segmenter.get_config("dataset=ade20k").data
+    with pytest.raises(DataError, match="add --config.data.path="):
         open_module.open_dataset(data, train=True)
     data.path = str(tmp_path / "out")
     with pytest.raises(DataError, match="prepare --dataset=ade20k --manual_dir"):
