@@ -19,6 +19,7 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 
 demo: setup
 	$(BIN)/python main.py train --config=configs/demo.py --workdir=$(DEMO)
+	rm -rf $(DEMO)/pictures
 	$(BIN)/python main.py export_dataset --config=configs/demo.py --output=$(DEMO)/pictures --config.data.train_examples=6 --config.data.eval_examples=6
 	$(BIN)/python main.py predict --workdir=$(DEMO) --images=$(DEMO)/pictures/images/val --output=$(DEMO)/predictions
 	$(BIN)/python main.py report --workdir=$(DEMO)

@@ -80,8 +80,8 @@ def predict_programs(engine, policy, image: np.ndarray):
     grids = (jax.ShapeDtypeStruct(logits.shape, logits.dtype),)
     rows, columns = (view.rows.matrix,), (view.columns.matrix,)
     segmented = Segmented(image.shape[:2], grids, rows, columns, selection, None, 1)
-    _, _, rows, columns = next(segmented.tiles())
-    arguments = (grids, rows, columns, selection)
+    _, _, pieces = next(segmented.tiles())
+    arguments = (pieces, selection)
     yield "tile", tile_labels.lower(*arguments), arguments
 
 

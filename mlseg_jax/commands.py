@@ -145,7 +145,9 @@ def summary(flags) -> None:
 
 
 def report(flags) -> None:
-    print(report_page.write_report(_need(flags, "workdir")))
+    path = report_page.write_report(_need(flags, "workdir"))
+    _print_scores(json.loads((path.parent / "metrics.json").read_text()), flags.workdir)
+    print(path)
 
 
 def prepare(flags) -> None:

@@ -143,9 +143,11 @@ def _closing(text: str, start: int) -> int:
 
 
 def type_bytes(text: str, *, only_main_memory: bool = False) -> int:
-    """Bytes of a shape or of a tuple of them; some may live in the chip's own memory."""
+    """Bytes of a shape or a tuple of shapes; some lie in memory on the chip itself."""
     total = 0
-    for kind, dims, layout in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?", text):
+    for kind, dims, layout in re.findall(
+        r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?", text
+    ):
         if kind not in BITS or (only_main_memory and "S(" in layout):
             continue
         total += math.prod(map(int, filter(None, dims.split(",")))) * BITS[kind] // 8
@@ -184,7 +186,7 @@ def _count_runs(computations, entry: str) -> dict[str, tuple[int, bool]]:
 
 
 def _trip_count(loop: _Instruction, computations) -> int:
-    """From the compiler's note, or from the constant that the condition compares with."""
+    """From the compiler's note, or the constant that the condition compares with."""
     known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes)
     if known:
         return int(known[1])
@@ -304,7 +306,8 @@ def replica_group(attributes: str, num_devices: int) -> list[int]:
     )
     if iota:
         shape, dims, order = (
-            [int(x) for x in part.split(",")] if part else None for part in iota.groups()
+            [int(x) for x in part.split(",")] if part else None
+            for part in iota.groups()
         )
         grid = devices.reshape(dims)
         grid = grid if order is None else grid.transpose(order)
@@ -315,6 +318,8 @@ def replica_group(attributes: str, num_devices: int) -> list[int]:
     # Axes by name and size, then those that the group runs over.
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
     grid = devices.reshape(list(sizes.values()))
-    chosen = {name: part for name, part in re.findall(r"'(\w+)'(:\(\d+\)\d+)?", mesh[2])}
+    chosen = {
+        name: part for name, part in re.findall(r"'(\w+)'(:\(\d+\)\d+)?", mesh[2])
+    }
     index = tuple(slice(None) if name in chosen else 0 for name in sizes)
     return grid[index].ravel().tolist()

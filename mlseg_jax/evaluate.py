@@ -258,8 +258,8 @@ _select_oracle = jax.jit(select_oracle, static_argnames="k")
 
 
 @jax.jit
-def _count_tile(grids, rows, columns, selection: Selection, label_map) -> MeanIoU:
-    prediction = tile_labels(grids, rows, columns, selection)
+def _count_tile(pieces, selection: Selection, label_map) -> MeanIoU:
+    prediction = tile_labels(pieces, selection)
     ranks = rank_of_class(selection)
     flat = jnp.maximum(label_map.reshape(label_map.shape[0], -1), 0)
     selected = jnp.take_along_axis(ranks, flat, axis=1).reshape(label_map.shape)
@@ -272,11 +272,11 @@ def count_pixels(segmented: Segmented, label_maps: Int[np.ndarray, "N H W"]) -> 
     """Counts at the size of the pictures; predictions never leave the device."""
     total = None
     batch = segmented.selection.class_ids.shape[0]
-    for y, x, rows, columns in segmented.tiles():
-        truth = np.full((batch, len(rows[0]), len(columns[0])), IGNORE, np.int32)
+    for y, x, pieces in segmented.tiles():
+        truth = np.full((batch, *map(len, pieces[0][1:])), IGNORE, np.int32)
         part = label_maps[:, y, x]
         truth[: len(part), : part.shape[1], : part.shape[2]] = part
-        counts = _count_tile(segmented.grids, rows, columns, segmented.selection, truth)
+        counts = _count_tile(pieces, segmented.selection, truth)
         total = counts if total is None else total.merge(counts)
     return total.to_host()
 

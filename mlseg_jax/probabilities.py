@@ -47,8 +47,8 @@ def write_probabilities(
     valid = np.ones(len(class_ids), bool)
     if selection.valid is not None:
         valid = selection.valid[row]
-    for y, x, rows, columns in segmented.tiles():
-        tile = tile_probabilities(segmented.grids, rows, columns)
+    for y, x, pieces in segmented.tiles():
+        tile = tile_probabilities(pieces)
         tile = np.asarray(tile)[row, :, : y.stop - y.start, : x.stop - x.start]
         for class_id, values in zip(class_ids[valid], tile[valid], strict=True):
             store[int(class_id), y, x].write(values.astype(np.float16)).result()

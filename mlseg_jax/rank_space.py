@@ -41,27 +41,33 @@ class Segmented:
     scores: Float[np.ndarray, "N C"]
     count: int
 
-    def tiles(self) -> Iterator[tuple[slice, slice, tuple, tuple]]:
-        """Slices of the picture, with the matrices that make these pixels."""
+    def tiles(self) -> Iterator[tuple[slice, slice, tuple]]:
+        """Slices of the picture, and per view what makes these pixels.
+
+        That is grid, rows and columns for `upsampled_tile`, of few different shapes
+        whatever the sizes of pictures.
+        """
         batch, num_labels = self.selection.class_ids.shape
         height, width = self.size
-        tile_width = 128 if width <= 128 else 512
-        budget = TILE_BYTES // (4 * batch * num_labels * tile_width)
-        tile_height = 2 ** int(np.clip(np.log2(max(budget, 1)), 3, 9))
-        tile_height = min(tile_height, 128 if height <= 128 else 512)
+        side = 128 if max(self.size) <= 128 else 512
+        budget = TILE_BYTES // (4 * batch * num_labels * side)
+        tile_height = 2 ** int(np.clip(np.log2(max(budget, 1)), 3, np.log2(side)))
+        views = list(zip(self.grids, self.rows, self.columns, strict=True))
         for y in range(0, height, tile_height):
-            rows = tuple(_rows(matrix, y, tile_height) for matrix in self.rows)
-            for x in range(0, width, tile_width):
-                columns = tuple(_rows(matrix, x, tile_width) for matrix in self.columns)
-                end = min(y + tile_height, height), min(x + tile_width, width)
-                yield slice(y, end[0]), slice(x, end[1]), rows, columns
+            for x in range(0, width, side):
+                pieces = tuple(
+                    _needed(grid, _rows(rows, y, tile_height), _rows(columns, x, side))
+                    for grid, rows, columns in views
+                )
+                end = min(y + tile_height, height), min(x + side, width)
+                yield slice(y, end[0]), slice(x, end[1]), pieces
 
     def label_maps(self) -> UInt[np.ndarray, "N H W"]:
         """Class ids of every pixel, uint8 where that holds C of them, else uint16."""
         batch = self.selection.class_ids.shape[0]
         labels = np.zeros((batch, *self.size), self._dtype)
-        for y, x, rows, columns in self.tiles():
-            tile = np.asarray(tile_labels(self.grids, rows, columns, self.selection))
+        for y, x, pieces in self.tiles():
+            tile = np.asarray(tile_labels(pieces, self.selection))
             labels[:, y, x] = tile[:, : y.stop - y.start, : x.stop - x.start]
         return labels[: self.count]
 
@@ -76,8 +82,8 @@ class Segmented:
         count = min(count, num_labels)
         labels = np.zeros((batch, count, *self.size), self._dtype)
         probabilities = np.zeros((batch, count, *self.size), np.float16)
-        for y, x, rows, columns in self.tiles():
-            tile = tile_top_labels(self.grids, rows, columns, self.selection, count)
+        for y, x, pieces in self.tiles():
+            tile = tile_top_labels(pieces, self.selection, count)
             inside = (..., slice(y.stop - y.start), slice(x.stop - x.start))
             labels[..., y, x] = np.asarray(tile[0])[inside]
             probabilities[..., y, x] = np.asarray(tile[1])[inside]
@@ -95,6 +101,29 @@ def _rows(matrix: np.ndarray, start: int, count: int) -> np.ndarray:
     return np.pad(part, [(0, count - len(part)), (0, 0)])
 
 
+def _needed(grid, rows: np.ndarray, columns: np.ndarray):
+    """The cells of a stitched grid that a tile is made of, on a square of a static
+    size.
+
+    A grid that is still on the device is one window, whose size is static already.
+    """
+    if not isinstance(grid, np.ndarray):
+        return grid, rows, columns
+    used = [np.flatnonzero(matrix.any(axis=0)) for matrix in (rows, columns)]
+    (top, bottom), (left, right) = ((cells[0], cells[-1] + 1) for cells in used)
+    side = 32
+    while side < max(bottom - top, right - left):
+        side *= 2
+
+    def fit(x: np.ndarray, axis: int) -> np.ndarray:
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (0, side - x.shape[axis])
+        return np.pad(x, padding)
+
+    grid = fit(fit(grid[:, top:bottom, left:right], 1), 2)
+    return grid, fit(rows[:, top:bottom], 1), fit(columns[:, left:right], 1)
+
+
 def upsampled_tile(grid: Array, rows: Array, columns: Array) -> Float[Array, "B K S T"]:
     """Logits of a tile of pixels, labels before pixels so that sums over them are
     quick.
@@ -104,31 +133,28 @@ def upsampled_tile(grid: Array, rows: Array, columns: Array) -> Float[Array, "B 
 
 
 @jax.jit
-def tile_labels(grids, rows, columns, selection: Selection) -> Int[Array, "B S T"]:
+def tile_labels(pieces, selection: Selection) -> Int[Array, "B S T"]:
     """Class ids of a tile: one argmax over the labels of ``selection``."""
-    if len(grids) == 1:  # the softmax of one view changes no argmax
-        scores = upsampled_tile(grids[0], rows[0], columns[0])
+    if len(pieces) == 1:  # the softmax of one view changes no argmax
+        scores = upsampled_tile(*pieces[0])
     else:
-        scores = tile_probabilities(grids, rows, columns)
+        scores = tile_probabilities(pieces)
     return ranks_to_labels(jnp.argmax(scores, axis=1), selection)
 
 
 @jax.jit
-def tile_probabilities(grids, rows, columns) -> Float[Array, "B K S T"]:
+def tile_probabilities(pieces) -> Float[Array, "B K S T"]:
     """Softmax over the labels; several views are averaged, like the release does."""
-    total = sum(
-        jax.nn.softmax(upsampled_tile(*view), axis=1)
-        for view in zip(grids, rows, columns, strict=True)
-    )
-    return total / len(grids)
+    total = sum(jax.nn.softmax(upsampled_tile(*piece), axis=1) for piece in pieces)
+    return total / len(pieces)
 
 
 @functools.partial(jax.jit, static_argnames="count")
 def tile_top_labels(
-    grids, rows, columns, selection: Selection, count: int
+    pieces, selection: Selection, count: int
 ) -> tuple[Int[Array, "B count S T"], Float[Array, "B count S T"]]:
     """The ``count`` likeliest classes of every pixel of a tile, and how likely."""
-    probabilities = jnp.moveaxis(tile_probabilities(grids, rows, columns), 1, -1)
+    probabilities = jnp.moveaxis(tile_probabilities(pieces), 1, -1)
     best, ranks = jax.lax.top_k(probabilities, count)
     labels = ranks_to_labels(ranks, selection)
     return jnp.moveaxis(labels, -1, 1), jnp.moveaxis(best, -1, 1)

@@ -21,9 +21,14 @@ MIN_SHARDED_SIZE = 2**16
 
 
 def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
-    """The mesh over all devices; one axis may be -1, "what is left"."""
+    """The mesh over all devices."""
+    sizes = axis_sizes(config, jax.device_count())
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def axis_sizes(config: ml_collections.ConfigDict, count: int) -> tuple[int, int]:
+    """Devices along each axis of ``count``; one may be -1, "what is left"."""
     sizes = [config.mesh.data, config.mesh.fsdp]
-    count = jax.device_count()
     if -1 in sizes and 0 not in sizes:
         known = math.prod(size for size in sizes if size != -1)
         sizes[sizes.index(-1)] = count // known
@@ -32,7 +37,7 @@ def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
             f"mesh.data={config.mesh.data} and mesh.fsdp={config.mesh.fsdp} do not "
             f"make up the {count} devices there are; set one to -1."
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return tuple(sizes)
 
 
 def state_sharding(mesh: Mesh, array) -> NamedSharding:

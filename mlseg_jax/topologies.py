@@ -1,9 +1,9 @@
 """Machines that a program can be compiled for without having one.
 
-Names: ``v5e-256`` is 256 **chips** of TPU v5e (Google's own names count cores for v4 and
-v5p: its ``v5p-128`` is ``v5p-64`` here), ``v5p:4x4x4`` the same by shape, ``v5e-256x2``
-two such slices; ``h100x8`` is 8 GPUs, ``h100x16`` two hosts of 8; ``cpu8`` is 8 devices
-of this computer's processor.
+Names: ``v5e-256`` is 256 **chips** of TPU v5e (Google's own names count cores for v4
+and v5p: its ``v5p-128`` is ``v5p-64`` here), ``v5p:4x4x4`` is by shape, ``v5e-256x2``
+are two such slices; ``h100x8`` is 8 GPUs, ``h100x16`` two hosts of 8; ``cpu8`` is 8
+devices of this computer's processor.
 """
 
 import contextlib
