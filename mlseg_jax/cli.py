@@ -28,7 +28,13 @@ flags.DEFINE_string(
     "predict, export_dataset, doctor, statistics: directory to write to.",
 )
 flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU) or a step.")
-flags.DEFINE_bool("json", False, "summary, doctor, statistics: print one JSON object.")
+flags.DEFINE_string("topology", None, "plan: v5e-256, v5p-64, h100x8, cpu8, ...")
+flags.DEFINE_integer("batch", None, "plan: images per chip.")
+flags.DEFINE_bool("largest_batch", False, "plan: find the most images that fit.")
+flags.DEFINE_bool("label_table", False, "plan: also a table of C against K.")
+flags.DEFINE_bool(
+    "json", False, "summary, plan, doctor, statistics: print one JSON object."
+)
 flags.DEFINE_integer("sample", 0, "doctor: examples of each split to read; 0 is all.")
 flags.DEFINE_string("dataset", None, "prepare: name, perhaps with a variant after '/'.")
 flags.DEFINE_string("manual_dir", None, "prepare: directory of the raw files.")
@@ -57,6 +63,10 @@ COMMANDS = {
     "summary": (
         "parameters and multiply-accumulates of a configuration",
         "--config=configs/segmenter.py:dataset=coco_stuff,backbone=vit_b16",
+    ),
+    "plan": (
+        "memory, FLOPs and time on machines one does not have",
+        "--config=configs/segmenter.py:dataset=coco_lvis --topology=v5e-256",
     ),
     "report": (
         "write report.html of an evaluated run",

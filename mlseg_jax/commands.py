@@ -144,6 +144,28 @@ def summary(flags) -> None:
     print(f"C = {num_classes} classes, one picture of {height}x{width}")
 
 
+def plan(flags) -> None:
+    # Here, because other commands need no compiler for machines that are not there.
+    from mlseg_jax import plan as planning
+
+    config, topology = _need(flags, "config"), _need(flags, "topology")
+    batch = flags.batch
+    if flags.largest_batch:
+        batch = planning.largest_batch(config, topology, batch or 1)
+        if batch == 0:
+            raise UserError(f"Not even one image per chip fits on {topology}.")
+    made = planning.plan(config, topology, batch)
+    rows = []
+    if flags.label_table:
+        rows = planning.label_table(config, topology, batch)
+    if flags.json:
+        print(json.dumps(made.as_json() | {"label_table": rows}))
+        return
+    print(planning.as_text(made))
+    if rows:
+        print("\n" + planning.table_text(rows))
+
+
 def report(flags) -> None:
     path = report_page.write_report(_need(flags, "workdir"))
     _print_scores(json.loads((path.parent / "metrics.json").read_text()), flags.workdir)

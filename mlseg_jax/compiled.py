@@ -301,25 +301,33 @@ def replica_group(attributes: str, num_devices: int) -> list[int]:
     if pairs:
         return [int(pairs[1]), int(pairs[2])]
     devices = np.arange(num_devices)
-    iota = re.search(
-        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
-    )
+    text = re.search(r"replica_groups=(.*)", attributes)
+    iota = text and re.match(r"\[([\d,]+)\]<=(.*)", text[1])
     if iota:
-        shape, dims, order = (
-            [int(x) for x in part.split(",")] if part else None
-            for part in iota.groups()
-        )
-        grid = devices.reshape(dims)
-        grid = grid if order is None else grid.transpose(order)
-        return grid.reshape(shape)[0].tolist()
-    mesh = re.search(r"replica_groups=@?mesh\w*\[([^\]]*)\] ?\{([^}]*)\}", attributes)
+        return _ordered(devices, iota[2]).reshape(_numbers(iota[1]))[0].tolist()
+    # Axes by name and size, perhaps the order of the devices, then the group's axes.
+    mesh = text and re.match(
+        r"@?mesh\w*\[([^\]]*)\](?:, device_ids=\((.*?\]?(?:T\([\d,]+\))?)\))? "
+        r"?\{([^}]*)\}",
+        text[1],
+    )
     if not mesh:
         return devices.tolist()
-    # Axes by name and size, then those that the group runs over.
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-    grid = devices.reshape(list(sizes.values()))
-    chosen = {
-        name: part for name, part in re.findall(r"'(\w+)'(:\(\d+\)\d+)?", mesh[2])
-    }
+    grid = _ordered(devices, mesh[2] or "").reshape(list(sizes.values()))
+    chosen = set(re.findall(r"'(\w+)'", mesh[3]))
     index = tuple(slice(None) if name in chosen else 0 for name in sizes)
     return grid[index].ravel().tolist()
+
+
+def _ordered(devices: np.ndarray, order: str) -> np.ndarray:
+    """``[16,16]T(1,0)``: the devices in that shape, with its axes in another order."""
+    match = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", order)
+    if not match:
+        return devices
+    grid = devices.reshape(_numbers(match[1]))
+    return (grid.transpose(_numbers(match[2])) if match[2] else grid).ravel()
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
