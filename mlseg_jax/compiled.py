@@ -29,6 +29,7 @@ BITS = {
 _FREE = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call",
     "conditional", "after-all", "partition-id", "replica-id", "opt-barrier", "iota",
+    "send", "recv",
 }  # fmt: skip
 """Instructions that move nothing themselves."""
 
@@ -87,9 +88,12 @@ def read_program(text: str, domains: Sequence[int]) -> Program:
             kind = _collective_kind(name, instruction)
             if kind is None:
                 continue
-            # The steps of an asynchronous one are copies of it with one channel.
+            # The steps of an asynchronous one are copies of it with one channel; those
+            # to the host have numbers of their own.
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-            key = channel[1] if channel else f"{name}/{instruction.name}"
+            key = instruction.name
+            if channel:
+                key = f"{instruction.opcode == 'send'} {channel[1]}"
             size = sum(type_bytes(types.get(o, "")) for o in instruction.operands)
             if key not in found or found[key][1] < count:
                 found[key] = (kind, count, size, instruction.attributes)
@@ -253,6 +257,10 @@ def _fusion_traffic(body: list[_Instruction], sizes: list[int], out: int) -> int
 
 def _collective_kind(computation: str, instruction: _Instruction) -> str | None:
     kind = instruction.opcode.removesuffix("-start")
+    if kind == "send":
+        # TPU: between slices the hosts exchange what each chip hands them.
+        between = re.search(r'_megascale_transfer_type="(\w+)"', instruction.attributes)
+        kind = between[1].lower().replace("_", "-") if between else kind
     if kind not in COLLECTIVES:
         return None
     # TPU: one kernel of an all-reduce and the slice of it that is kept.
@@ -265,6 +273,8 @@ def _sum_collectives(found, domains: Sequence[int]) -> tuple[Collective, ...]:
     sums = {}
     for kind, count, operand_bytes, attributes in found:
         group = replica_group(attributes, len(domains))
+        if "_megascale_" in attributes:
+            group = [domains.index(domain) for domain in sorted(set(domains))]
         if len(group) < 2:
             continue
         size = operand_bytes * (len(group) if kind == "all-gather" else 1)

@@ -140,9 +140,7 @@ class StepCompiler:
                 lowered = function.trace(*arguments).lower(
                     lowering_platforms=(platform,)
                 )
-                compiled = lowered.compile(
-                    {"exec_time_optimization_effort": self.effort}
-                )
+                compiled = lowered.compile(self._options())
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -156,6 +154,13 @@ class StepCompiler:
         fits = usable is None or memory.total <= usable
         times = _roofline(self.topology, program, flops, executed)
         return Step(memory, fits, flops, executed, program, times, (), seconds)
+
+    def _options(self) -> dict[str, float | bool]:
+        options = {"exec_time_optimization_effort": self.effort}
+        if self.topology.chip.platform == "cuda":
+            # Choosing its tiles takes trials on a GPU, and without them it may fail.
+            options["xla_gpu_enable_triton_gemm"] = False
+        return options
 
     def _domains(self) -> list[int]:
         """The slice (TPU) or host (GPU) of each device of the mesh."""

@@ -265,6 +265,7 @@ ENTRY %main (x: f32[24,8,128], g: bf16[64,16]) -> bf16[16,16] {
   %loop = (s32[], f32[24,8,128]{2,1,0}) while(%init), condition=%cond, body=%body
   %sum = f32[24,8,128]{2,1,0} all-reduce(%x), channel_id=4, replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
   %moved = f32[24,8,128]{2,1,0} collective-permute(%x), channel_id=5, source_target_pairs={{0,1},{1,0}}
+  %sent = (bf16[64,16]{1,0}, u32[], token[]) send(%g, %token), channel_id=7, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_TO_ALL"}
   ROOT %scatter = bf16[16,16]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
 }
 """  # noqa: E501
@@ -284,6 +285,9 @@ def test_reading_a_compiled_program():
     assert found["all-reduce"].network_bytes == 0
     assert found["reduce-scatter"].bytes == 64 * 16 * 2
     assert found["collective-permute"].largest == stack
+    # Between the two hosts: half of what each chip has.
+    assert found["all-to-all"].network_bytes == 64 * 16 * 2 / 2
+    assert found["all-to-all"].link_bytes == 0
     # A turn reads an index and a slice, not the stack; the gather its input and output.
     turn = 2 * slice_bytes + 5 * slice_bytes
     rest = 4 * stack + (64 * 16 + 16 * 16) * 2
