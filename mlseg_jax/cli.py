@@ -218,7 +218,8 @@ def _main(argv: list[str]) -> None:
     command = argv[1]
     # Libraries raise what they log; Orbax logs a full disk in a hundred lines.
     logging.set_verbosity(logging.FATAL)
-    log_to_stderr()
+    if command != "plan":  # which sets JAX up for devices that are not there
+        log_to_stderr()
     try:
         commands.start()
         getattr(commands, command)(FLAGS)

@@ -147,13 +147,16 @@ def summary(flags) -> None:
 def plan(flags) -> None:
     # Here, because other commands need no compiler for machines that are not there.
     from mlseg_jax import plan as planning
+    from mlseg_jax import topologies
 
-    config, topology = _need(flags, "config"), _need(flags, "topology")
+    config = _need(flags, "config")
+    topology = topologies.parse_topology(_need(flags, "topology"))
+    topologies.prepare(topology)
     batch = flags.batch
     if flags.largest_batch:
         batch = planning.largest_batch(config, topology, batch or 1)
         if batch == 0:
-            raise UserError(f"Not even one image per chip fits on {topology}.")
+            raise UserError(f"Not even one image per chip fits on {topology.name}.")
     made = planning.plan(config, topology, batch)
     rows = []
     if flags.label_table:

@@ -22,7 +22,7 @@ from mlseg_jax.train_state import abstract_state, make_train_step
 
 EFFORT = -1.0
 """How hard the compiler tries to make the program fast, -1 to 1. At -1 that of TPUs
-takes a fraction of the time; what the program needs changes by some percent."""
+takes a fraction of the time; the scratch space is another (``docs/planning.md``)."""
 
 
 @dataclasses.dataclass(frozen=True)
