@@ -70,7 +70,7 @@ def predict_programs(engine, policy, image: np.ndarray):
     from mlseg_jax.rank_space import Segmented, tile_labels
     from mlseg_jax.views import make_views
 
-    (view,) = make_views(image, engine.settings, engine.patch_size)
+    (view,) = make_views(image, engine.settings, engine.grid_length)
     parameters = engine.parameters
     windows = np.stack(list(view.windows()))
     lowered = engine.predict.lower(parameters, windows, None, None, policy)
@@ -103,7 +103,7 @@ def predict_row(args, config, num_classes: int) -> dict:
     }
     row = {"bytes": max(parts.values()), "parts": parts}
     if not args.analyse_only:
-        make = jax.jit(lambda: initial_parameters(config, num_classes, 0))
+        make = jax.jit(lambda: initial_parameters(config, num_classes, 0)[0])
         engine = make_engine(config, model, make())
 
         def predict():

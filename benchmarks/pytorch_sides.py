@@ -61,8 +61,8 @@ def ours(num_classes: int, args):
     image, label_map = make_picture(num_classes, args.side)
     if args.task == "predict":
         # Without the momentum of an optimiser, which is no part of prediction.
-        initialise_weights = jax.jit(lambda: initial_parameters(config, num_classes, 0))
-        engine = make_engine(config, model, initialise_weights())
+        make = jax.jit(lambda: initial_parameters(config, num_classes, 0))
+        engine = make_engine(config, model, make()[0])
         policy = evaluation_policy(config, num_classes)
 
         def predict():

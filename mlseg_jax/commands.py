@@ -112,7 +112,7 @@ def summary(flags) -> None:
     num_classes = config.data.num_classes
     if num_classes == 0:
         num_classes = open_dataset(config.data, train=True).info.num_classes
-    shapes = FunctionalModel.build(config, num_classes).shapes
+    shapes = FunctionalModel.build(config, num_classes).learned
     sizes = {path: math.prod(shape.shape) for path, shape in shapes.items()}
     parts = {}
     for path, size in sizes.items():

@@ -74,13 +74,7 @@ def make_engine(
     mesh: Mesh | None = None,
 ) -> Engine:
     """The inference engine with a configuration's ``eval`` settings."""
-    return Engine(
-        model,
-        parameters,
-        evaluation_settings(config),
-        patch_size=config.model.backbone.patch_size,
-        mesh=mesh,
-    )
+    return Engine(model, parameters, evaluation_settings(config), mesh=mesh)
 
 
 class Evaluation:

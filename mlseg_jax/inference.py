@@ -39,12 +39,11 @@ class Engine:
         parameters: Parameters,
         settings: ml_collections.ConfigDict,
         *,
-        patch_size: int,
         mesh: Mesh | None = None,
     ):
         self.settings = settings
         self.num_classes = model.num_classes
-        self.patch_size = patch_size
+        self.grid_length = model.grid_length
         self._sharding = None if mesh is None else batch_sharding(mesh)
 
         def encode(parameters, windows, sizes, allowed) -> LabelPrediction:
@@ -82,7 +81,7 @@ class Engine:
         the score -inf. Returns, per policy, one `Segmented` for each batch of pictures
         where a picture is a single window, else one for each picture.
         """
-        views = [make_views(image, self.settings, self.patch_size) for image in images]
+        views = [make_views(image, self.settings, self.grid_length) for image in images]
         owners = np.repeat(
             np.arange(len(images)), [sum(v.num_windows for v in vs) for vs in views]
         )

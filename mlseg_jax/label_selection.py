@@ -121,9 +121,14 @@ def select_given(
 
 
 def gather_classes(
-    class_queries: Float[Array, "B C D"], selection: Selection
+    class_queries: Float[Array, "B C D"] | Float[Array, "C D"], selection: Selection
 ) -> Float[Array, "B K D"]:
-    """The rows of the selected labels, per example, in rank order."""
+    """The rows of the selected labels, per example, in rank order.
+
+    Queries without a batch axis are the same for every example.
+    """
+    if class_queries.ndim == 2:
+        return class_queries[selection.class_ids]
     return jnp.take_along_axis(class_queries, selection.class_ids[:, :, None], axis=1)
 
 

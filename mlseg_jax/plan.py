@@ -99,7 +99,7 @@ def plan(
         num_classes=num_classes,
         num_ranks=num_ranks(config, num_classes),
         crop_size=tuple(config.data.crop_size),
-        num_parameters=sum(math.prod(x.shape) for x in model.shapes.values()),
+        num_parameters=model.num_parameters,
         batch_per_chip=batch_per_chip,
         batch_size=images,
         train_steps=config.train.steps,

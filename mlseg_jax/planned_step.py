@@ -18,7 +18,11 @@ from mlseg_jax.flops import count_macs
 from mlseg_jax.label_selection import Selection, SelectionPolicy
 from mlseg_jax.sharding import batch_sharding
 from mlseg_jax.topologies import Topology, quiet
-from mlseg_jax.train_state import abstract_state, make_train_step
+from mlseg_jax.train_state import (
+    abstract_state,
+    evaluation_parameters,
+    make_train_step,
+)
 
 EFFORT = -1.0
 """How hard the compiler tries to make the program fast, -1 to 1. At -1 that of TPUs
@@ -119,7 +123,7 @@ class StepCompiler:
             return labels.scores, selection, output.logits
 
         windows = self._batch((*self._window(), 3), np.uint8)
-        parameters = self.state["ema"] or self.state["params"]
+        parameters = evaluation_parameters(self.state)
         sizes = Memory(
             parameters=bytes_per_chip(parameters), batch=bytes_per_chip(windows)
         )

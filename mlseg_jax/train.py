@@ -1,7 +1,6 @@
 """The training loop: the only one."""
 
 import logging
-import math
 
 import jax
 import ml_collections
@@ -239,7 +238,7 @@ def evaluate_and_write(
             on_progress=lambda done, total: bar.update(done - bar.n),
         )
     metrics["step"] = int(step)
-    metrics["parameters"] = sum(math.prod(x.shape) for x in parameters.values())
+    metrics["parameters"] = model.num_parameters
     norm = model.bind(parameters).rank_norm
     if jax.process_index() == 0:
         write_evaluation(

@@ -10,25 +10,27 @@ import optax
 from jax.sharding import Mesh
 
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
-from mlseg_jax.models.build import FunctionalModel, initial_parameters
+from mlseg_jax.models.build import FunctionalModel, initial_parameters, statistics
 from mlseg_jax.optimizer import make_optimizer
 from mlseg_jax.sharding import state_sharding
 from mlseg_jax.tasks import semantic
 from mlseg_jax.typing import Array
 
 TrainState = dict[str, Any]
-"""``step`` int32 [], ``params`` (flat), ``opt_state``, and ``ema`` (flat, may be
-empty).
+"""``step`` int32 []; ``opt_state``; and flat: ``params``, ``stats`` (what batch norms
+measured; may be empty), ``ema`` (averages of both; may be empty).
 """
 
 
 def create_state(config: ml_collections.ConfigDict, num_classes: int) -> TrainState:
     """The state at step 0, from the configuration's seed alone."""
-    params = initial_parameters(config, num_classes, jax.random.key(config.seed))
-    ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay > 0 else {}
+    params, stats = initial_parameters(config, num_classes, jax.random.key(config.seed))
+    averages = config.optimizer.ema_decay > 0
+    ema = jax.tree.map(jnp.copy, params | stats) if averages else {}
     return {
         "step": jnp.zeros((), jnp.int32),
         "params": params,
+        "stats": stats,
         "opt_state": make_optimizer(config).init(params),
         "ema": ema,
     }
@@ -59,7 +61,7 @@ def initialise(
 
 def evaluation_parameters(state: TrainState) -> dict[str, Array]:
     """The averaged weights where there are any, else the weights."""
-    return state["ema"] or state["params"]
+    return state["ema"] or state["params"] | state["stats"]
 
 
 def make_train_step(
@@ -73,48 +75,54 @@ def make_train_step(
     num_parts = config.train.accumulate
     dropout_key = jax.random.key(config.seed + 1)
 
-    def loss(params, batch, rng):
-        return semantic.loss(model.bind(params), batch, config, rng, priors)
+    def loss(params, stats, batch, rng):
+        bound = model.bind(params | stats)
+        total, metrics = semantic.loss(bound, batch, config, rng, priors)
+        return total, (metrics, statistics(bound))
 
-    def gradients(params, batch, rng):
-        """Mean over ``num_parts`` equal parts, one after the other."""
+    def gradients(params, stats, batch, rng):
+        """Mean over ``num_parts`` equal parts, one after the other; metrics; stats."""
         differentiate = jax.grad(loss, has_aux=True)
         if num_parts == 1:
-            return differentiate(params, batch, rng)
+            grads, (metrics, stats) = differentiate(params, stats, batch, rng)
+            return grads, metrics, stats
         # Every part takes its share of each device's examples, so nothing moves.
         parts = jax.tree.map(
             lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), batch
         )
 
-        def add(sums, part):
-            results = differentiate(params, *part)
-            return jax.tree.map(jnp.add, sums, results), None
+        def add(carry, part):
+            sums, stats = carry
+            grads, (metrics, stats) = differentiate(params, stats, *part)
+            return (jax.tree.map(jnp.add, sums, (grads, metrics)), stats), None
 
         rngs = jax.random.split(rng, num_parts)
-        shapes = jax.eval_shape(
-            differentiate, params, jax.tree.map(lambda x: x[0], parts), rng
+        grads, (metrics, _) = jax.eval_shape(
+            differentiate, params, stats, jax.tree.map(lambda x: x[0], parts), rng
         )
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        sums, _ = jax.lax.scan(add, zeros, (parts, rngs))
-        return jax.tree.map(lambda x: x / num_parts, sums)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, metrics))
+        (sums, stats), _ = jax.lax.scan(add, (zeros, stats), (parts, rngs))
+        return *jax.tree.map(lambda x: x / num_parts, sums), stats
 
     def train_step(state: TrainState, batch: dict[str, Array]):
         rng = jax.random.fold_in(dropout_key, state["step"])
-        grads, metrics = gradients(state["params"], batch, rng)
+        grads, metrics, stats = gradients(state["params"], state["stats"], batch, rng)
         updates, opt_state = optimizer.update(
             grads, state["opt_state"], state["params"]
         )
         params = optax.apply_updates(state["params"], updates)
         decay = config.optimizer.ema_decay
+        latest = params | stats
         ema = {
-            path: decay * average + (1.0 - decay) * params[path]
+            path: decay * average + (1.0 - decay) * latest[path]
             for path, average in state["ema"].items()
         }
         metrics["train/gradient_norm"] = optax.tree.norm(grads)
         # Also so that no state is ever saved whose parameters are not finite.
         metrics["train/parameter_norm"] = optax.tree.norm(params)
         step = state["step"] + 1
-        return dict(step=step, params=params, opt_state=opt_state, ema=ema), metrics
+        new = dict(step=step, params=params, stats=stats, opt_state=opt_state, ema=ema)
+        return new, metrics
 
     shardings = jax.tree.map(
         lambda x: x.sharding,

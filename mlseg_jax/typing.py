@@ -16,6 +16,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt, UInt8
 IGNORE = -1
 """Label of pixels that have no class: never trained on, never scored."""
 
+Length = int | Int[Array, "*shape"]
+"""Rows or columns: a number, or one for each example of a batch."""
+
 __all__ = [
     "IGNORE",
     "Array",
@@ -23,6 +26,7 @@ __all__ = [
     "DTypeLike",
     "Float",
     "Int",
+    "Length",
     "PRNGKeyArray",
     "UInt",
     "UInt8",

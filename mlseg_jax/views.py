@@ -8,7 +8,7 @@ separate for rows and columns: one matrix each takes the stitched grids to the p
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import ml_collections
@@ -52,14 +52,17 @@ def plan_axis(
     window: int,
     stride: int,
     canvas: int,
-    patch_size: int,
+    cells: int,
+    canvas_cells: int,
     flip: bool,
 ) -> Axis:
-    """Windows every ``stride`` pixels, the last one moved inside; overlaps averaged."""
+    """Windows every ``stride`` pixels, the last one moved inside; overlaps averaged.
+
+    A window's grid has ``cells`` for its real pixels among ``canvas_cells``.
+    """
     size = min(window, view_length)
     count = max(view_length - window + stride - 1, 0) // stride + 1
     starts = tuple(max(min(i * stride, view_length - size), 0) for i in range(count))
-    cells, canvas_cells = -(-size // patch_size), -(-canvas // patch_size)
     upsample = bilinear_matrix(size, canvas_cells, size_in=cells)
     stitched = np.zeros((view_length, count, canvas_cells), np.float32)
     covered = np.zeros((view_length, 1, 1), np.float32)
@@ -99,19 +102,21 @@ class View:
 
 
 def make_views(
-    image: np.ndarray, settings: ml_collections.ConfigDict, patch_size: int
+    image: np.ndarray,
+    settings: ml_collections.ConfigDict,
+    grid_length: Callable[[int], int],
 ) -> list[View]:
     """All views of a picture uint8 ``[H W 3]`` under ``eval`` settings.
 
-    ``settings`` also carries ``base_size`` of the data; (0, 0) keeps pictures as they
-    are.
+    ``grid_length``: cells of the logits for so many pixels. ``settings`` also carries
+    ``base_size`` of the data; (0, 0) keeps pictures as they are.
     """
     views = []
     for scale in settings.scales:
         picture = _at_scale(image, settings.base_size, scale)
         for flip in (False, True) if settings.flip else (False,):
-            rows = _plan(image, picture, settings, patch_size, axis=0, flip=False)
-            columns = _plan(image, picture, settings, patch_size, axis=1, flip=flip)
+            rows = _plan(image, picture, settings, grid_length, axis=0, flip=False)
+            columns = _plan(image, picture, settings, grid_length, axis=1, flip=flip)
             seen = np.ascontiguousarray(picture[:, ::-1]) if flip else picture
             views.append(View(seen, rows, columns))
     return views
@@ -125,7 +130,7 @@ def _at_scale(image: np.ndarray, base_size, scale: float) -> np.ndarray:
     return cv2.resize(image, [max(1, round(s * scale)) for s in image.shape[1::-1]])
 
 
-def _plan(image, picture, settings, patch_size: int, *, axis: int, flip: bool) -> Axis:
+def _plan(image, picture, settings, grid_length, *, axis: int, flip: bool) -> Axis:
     length = picture.shape[axis]
     if settings.mode == "whole":
         window, stride, canvas = length, length, round_up(length)
@@ -134,6 +139,5 @@ def _plan(image, picture, settings, patch_size: int, *, axis: int, flip: bool) -
         canvas = window
     else:
         raise UserError(f"Unknown eval.mode {settings.mode!r}; choose whole or slide.")
-    return plan_axis(
-        image.shape[axis], length, window, stride, canvas, patch_size, flip
-    )
+    cells = grid_length(min(window, length)), grid_length(canvas)
+    return plan_axis(image.shape[axis], length, window, stride, canvas, *cells, flip)

@@ -55,13 +55,16 @@ def load_parameters(
     trained = load_config(workdir)
     mesh = make_mesh(config)
     wanted = abstract_state(trained, num_classes, mesh)
-    part = "ema" if wanted["ema"] else "params"
+    parts = ("ema",) if wanted["ema"] else ("params", "stats")
     checkpoints = Checkpoints(workdir)
     try:
         step = checkpoints.find(checkpoint)
-        parameters = checkpoints.restore_part(step, {part: wanted[part]})[part]
+        restored = checkpoints.restore_part(
+            step, {part: wanted[part] for part in parts}
+        )
     finally:
         checkpoints.close()
+    parameters = {path: x for part in parts for path, x in restored[part].items()}
     return FunctionalModel.build(trained, num_classes), parameters, step
 
 

@@ -13,7 +13,7 @@ from shrink import segmenter_config
 from mlseg_jax import rank_space
 from mlseg_jax.inference import Engine, unite
 from mlseg_jax.label_selection import Selection, SelectionPolicy
-from mlseg_jax.models.interfaces import Features, LabelPrediction, Output
+from mlseg_jax.models.interfaces import FeatureMap, LabelPrediction, Output
 from mlseg_jax.views import plan_axis, round_up
 
 C, K, PATCH = 9, 3, 4
@@ -54,14 +54,17 @@ class FakeModel:
         queries = jnp.broadcast_to(self.to_logits.T[None], (batch, self.num_classes, 3))
         grid = patches.mean(axis=(2, 4))
         return LabelPrediction(
-            total @ self.to_scores, queries, Features(grid, -(-image_size // PATCH))
+            total @ self.to_scores, queries, FeatureMap(grid, -(-image_size // PATCH))
         )
+
+    def grid_length(self, length):
+        return -(-length // PATCH)
 
     def classify(self, labels, selection):
         queries = jnp.take_along_axis(
             labels.class_queries, selection.class_ids[:, :, None], axis=1
         )
-        logits = jnp.einsum("bhwd,bkd->bhwk", labels.embeddings.grid, queries)
+        logits = jnp.einsum("bhwd,bkd->bhwk", labels.pixels.grid, queries)
         if selection.valid is not None:
             logits = jnp.where(selection.valid[:, None, None], logits, -100.0)
         return Output(labels.scores, selection, logits, None)
@@ -74,7 +77,7 @@ def unchecked(monkeypatch):
     def make(model, settings):
         engine = object.__new__(Engine)
         unwrapped = getattr(Engine.__init__, "__wrapped__", Engine.__init__)
-        unwrapped(engine, model, {}, settings, patch_size=PATCH)
+        unwrapped(engine, model, {}, settings)
         return engine
 
     return make
@@ -121,7 +124,7 @@ def slow_window(model, crop, allowed, chosen):
     """Class logits of one crop, C wide, -100 where not selected; and label scores."""
     labels = jax.device_get(model.encode(jnp.asarray(crop[None])))
     scores = np.where(allowed, labels.scores[0], -np.inf)
-    grid = labels.embeddings.grid[0].astype(np.float64)
+    grid = labels.pixels.grid[0].astype(np.float64)
     logits = np.full((*grid.shape[:2], model.num_classes), -100.0)
     if chosen is None:
         chosen = np.argsort(-scores, kind="stable")[:K]
@@ -306,12 +309,12 @@ def test_unite_against_sets():
 
 
 def test_plan_axis():
-    axis = plan_axis(50, 50, 16, 12, 16, 4, False)
+    axis = plan_axis(50, 50, 16, 12, 16, 4, 4, False)
     assert axis.starts == (0, 12, 24, 34)
     np.testing.assert_allclose(axis.matrix.sum(axis=1), 1.0, rtol=1e-6)
-    mirrored = plan_axis(50, 50, 16, 12, 16, 4, True)
+    mirrored = plan_axis(50, 50, 16, 12, 16, 4, 4, True)
     np.testing.assert_array_equal(mirrored.matrix, axis.matrix[::-1])
-    short = plan_axis(30, 11, 16, 12, 16, 4, False)
+    short = plan_axis(30, 11, 16, 12, 16, 3, 4, False)
     assert (short.starts, short.size, short.canvas) == ((0,), 11, 16)
     assert short.matrix.shape == (30, 4)
     np.testing.assert_array_equal(short.matrix[:, 3], 0.0)  # the padding's cells

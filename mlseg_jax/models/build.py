@@ -1,6 +1,7 @@
 """Names in a configuration become modules; nothing else registers anything."""
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from mlseg_jax.typing import Array
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 Parameters = dict[str, Array]
-"""Flat: the path of a parameter in the model, joined by ``/``, to its array."""
+"""Flat: the path of an array in the model, joined by ``/``, to the array."""
 
 
 def _build_vit(config, **common):
@@ -42,10 +43,10 @@ def _build_vit(config, **common):
     )
 
 
-def _build_segmenter(config, **common):
+def _build_segmenter(config, backbone, **common):
     return SegmenterDecoder(
-        feature_dim=config.model.backbone.embed_dim,
-        embed_dim=config.model.backbone.embed_dim,
+        feature_dim=backbone.feature_dims[-1],
+        embed_dim=backbone.feature_dims[-1],
         depth=config.model.decoder.depth,
         num_heads=config.model.backbone.num_heads,
         dropout_rate=config.model.decoder.dropout_rate,
@@ -54,10 +55,10 @@ def _build_segmenter(config, **common):
     )
 
 
-def _build_transformer_encoder_head(config, num_classes, **common):
+def _build_transformer_encoder_head(config, decoder, num_classes, **common):
     return TransformerEncoderHead(
         num_classes=num_classes,
-        embed_dim=config.model.backbone.embed_dim,
+        embed_dim=decoder.embed_dim,
         num_heads=config.model.backbone.num_heads,
         dropout_rate=config.model.decoder.dropout_rate,
         downsample=config.model.multilabel_head.downsample or None,
@@ -70,7 +71,7 @@ BACKBONES = {"vit": _build_vit}
 DECODERS = {"segmenter": _build_segmenter}
 MULTILABEL_HEADS = {
     "transformer_encoder": _build_transformer_encoder_head,
-    "none": lambda config, num_classes, **common: NoMultiLabelHead(),
+    "none": lambda config, decoder, num_classes, **common: NoMultiLabelHead(),
 }
 
 
@@ -80,19 +81,23 @@ def build_model(
     """The model of a configuration for ``num_classes`` complete labels."""
     common = {"dtype": _choose(DTYPES, "dtype", config.model.dtype), "rngs": rngs}
     choice = config.model
+    make_backbone = _choose(BACKBONES, "backbone", choice.backbone.name)
+    make_decoder = _choose(DECODERS, "decoder", choice.decoder.name)
+    make_head = _choose(
+        MULTILABEL_HEADS, "multi-label head", choice.multilabel_head.name
+    )
+    backbone = make_backbone(config, **common)
+    decoder = make_decoder(config, backbone, **common)
     return MLSeg(
-        _choose(BACKBONES, "backbone", choice.backbone.name)(config, **common),
-        _choose(DECODERS, "decoder", choice.decoder.name)(config, **common),
-        _choose(MULTILABEL_HEADS, "multi-label head", choice.multilabel_head.name)(
-            config, num_classes=num_classes, **common
-        ),
+        backbone,
+        decoder,
+        make_head(config, decoder, num_classes, **common),
         RankNorm(
             choice.rank_norm.kind,
             num_ranks(config, num_classes),
             unbiased_variance=choice.rank_norm.unbiased_variance,
         ),
         num_classes=num_classes,
-        embed_dim=choice.backbone.embed_dim,
         pixel_mean=tuple(config.data.pixel_mean),
         pixel_std=tuple(config.data.pixel_std),
         rngs=rngs,
@@ -133,6 +138,19 @@ class FunctionalModel(NamedTuple):
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         return flat_parameters(self.abstract)
 
+    @property
+    def learned(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of parameters alone, without what batch norms measure."""
+        return flat_parameters(nnx.state(self.abstract, nnx.Param))
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(math.prod(shape.shape) for shape in self.learned.values())
+
+    def grid_length(self, length: int) -> int:
+        """Rows (or columns) of the logits for so many pixels."""
+        return nnx.merge(self.graph, self.abstract).grid_length(length)
+
     def bind(self, parameters: Parameters) -> MLSeg:
         state = [
             (path, variable.replace(parameters["/".join(map(str, path))]))
@@ -144,16 +162,24 @@ class FunctionalModel(NamedTuple):
 def flat_parameters(
     state: nnx.State,
 ) -> Parameters | dict[str, jax.ShapeDtypeStruct]:
-    """The parameters of an ``nnx.State`` by path; shapes where it is abstract."""
+    """The arrays of an ``nnx.State`` by path; shapes where it is abstract."""
     return {
         "/".join(map(str, path)): variable.get_value()
         for path, variable in nnx.to_flat_state(state)
     }
 
 
+def statistics(model: nnx.Module) -> Parameters:
+    """What a model measures and does not learn: running averages of batch norms."""
+    return flat_parameters(nnx.state(model, nnx.BatchStat))
+
+
 def initial_parameters(
     config: ml_collections.ConfigDict, num_classes: int, seed: Array
-) -> Parameters:
-    """Random parameters; call it under ``jax.jit`` with the wanted shardings."""
+) -> tuple[Parameters, Parameters]:
+    """Random parameters, and statistics of nothing.
+
+    Call it under ``jax.jit`` with the wanted shardings.
+    """
     model = build_model(config, num_classes, nnx.Rngs(seed))
-    return flat_parameters(nnx.state(model))
+    return flat_parameters(nnx.state(model, nnx.Param)), statistics(model)

@@ -12,16 +12,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.typing import Array, Bool, Float, Int, PRNGKeyArray
+from mlseg_jax.typing import Array, Bool, Float, Int, Length, PRNGKeyArray
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Features:
-    """A backbone's output on a padded canvas.
+class FeatureMap:
+    """A grid of features on a padded canvas.
 
     Attributes:
-      grid: feature grid.
+      grid: one vector per cell.
       grid_size: real rows and columns of it per example; ``None`` when all are real.
     """
 
@@ -49,21 +49,39 @@ def inside_mask(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """What a decoder made of the features before it knows of any class.
+
+    Attributes:
+      pixels: what will be compared with the class queries.
+      image: what the multi-label head looks at; often the same.
+    """
+
+    # Leaves may be anything while JAX transforms it.
+    __no_type_check__ = True
+
+    pixels: FeatureMap
+    image: FeatureMap
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class LabelPrediction:
     """What a multi-label head found out about the image.
 
     Attributes:
       scores: score of every class before the sigmoid (equation 1).
-      class_queries: one vector per class, from which the selected rows are gathered.
-      embeddings: pixel embeddings; the head may have refined them.
+      class_queries: one vector per class, from which the selected rows are gathered;
+        without a batch axis where they are the same for every image.
+      pixels: pixel embeddings; the head may have refined them.
     """
 
     # Leaves may be anything while JAX transforms it.
     __no_type_check__ = True
 
     scores: Float[Array, "B C"]
-    class_queries: Float[Array, "B C D"]
-    embeddings: Features
+    class_queries: Float[Array, "B C D"] | Float[Array, "C D"]
+    pixels: FeatureMap
 
 
 @jax.tree_util.register_dataclass
@@ -88,7 +106,13 @@ class Output:
 
 
 class AbstractBackbone(nnx.Module):
-    """Pixels to features."""
+    """Pixels to feature maps, from fine to coarse.
+
+    Attributes:
+      feature_dims: width of each map.
+    """
+
+    feature_dims: tuple[int, ...]
 
     @abc.abstractmethod
     def __call__(
@@ -96,21 +120,39 @@ class AbstractBackbone(nnx.Module):
         images: Float[Array, "B H W 3"],
         image_size: Int[Array, "B 2"] | None,
         rng: PRNGKeyArray | None,
-    ) -> Features:
+    ) -> tuple[FeatureMap, ...]:
         """``image_size`` is the real part of the canvas; ``rng=None`` is evaluation."""
+
+    @abc.abstractmethod
+    def grid_lengths(self, length: Length) -> tuple[Length, ...]:
+        """Rows (or columns) of each map for so many pixels."""
 
 
 class AbstractDecoder(nnx.Module):
-    """Features and class queries to scores."""
+    """Features and class queries to scores.
+
+    Attributes:
+      embed_dim: width of a class query.
+      image_dim: width of what the multi-label head looks at.
+      level: which of the backbone's maps has the grid of the scores.
+      class_bias: whether every class also has a learned bias on its scores.
+    """
+
+    embed_dim: int
+    image_dim: int
+    level: int
+    class_bias: bool
 
     @abc.abstractmethod
-    def embed(self, features: Features) -> Features:
+    def embed(
+        self, features: tuple[FeatureMap, ...], rng: PRNGKeyArray | None
+    ) -> Embeddings:
         """Pixel embeddings, whatever the classes."""
 
     @abc.abstractmethod
     def classify(
         self,
-        embeddings: Features,
+        pixels: FeatureMap,
         class_queries: Float[Array, "B K D"],
         valid: Bool[Array, "B K"] | None,
         rng: PRNGKeyArray | None,
@@ -124,7 +166,7 @@ class AbstractMultiLabelHead(nnx.Module):
     @abc.abstractmethod
     def __call__(
         self,
-        embeddings: Features,
+        embeddings: Embeddings,
         class_embeddings: Float[Array, "C D"],
         rng: PRNGKeyArray | None,
     ) -> LabelPrediction:

@@ -26,7 +26,7 @@ from mlseg_jax.models.interfaces import (
 )
 from mlseg_jax.models.layers.transformer import linear_init, split_rng
 from mlseg_jax.models.rank_adaptive import RankNorm
-from mlseg_jax.typing import Array, Float, Int, PRNGKeyArray, UInt8
+from mlseg_jax.typing import Array, Float, Int, Length, PRNGKeyArray, UInt8
 
 
 class MLSeg(nnx.Module):
@@ -40,7 +40,6 @@ class MLSeg(nnx.Module):
         rank_norm: RankNorm,
         *,
         num_classes: int,
-        embed_dim: int,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
         rngs: nnx.Rngs,
@@ -51,8 +50,12 @@ class MLSeg(nnx.Module):
         self.rank_norm = rank_norm
         # One table serves the multi-label head and the pixel classifier.
         self.class_embeddings = nnx.Param(
-            linear_init(rngs.params(), (num_classes, embed_dim))
+            linear_init(rngs.params(), (num_classes, decoder.embed_dim))
         )
+        self.class_biases = None
+        if decoder.class_bias:
+            biases = linear_init(rngs.params(), (num_classes, 1))
+            self.class_biases = nnx.Param(biases)
         self.pixel_mean = pixel_mean
         self.pixel_std = pixel_std
 
@@ -82,10 +85,10 @@ class MLSeg(nnx.Module):
         rng: PRNGKeyArray | None = None,
     ) -> LabelPrediction:
         """Which labels are in the image? Nothing here depends on the selection."""
-        backbone_rng, head_rng = split_rng(rng, 2)
+        backbone_rng, decoder_rng, head_rng = split_rng(rng, 3)
         pixels = self.normalise(images, image_size)
         features = self.backbone(pixels, image_size, backbone_rng)
-        embeddings = self.decoder.embed(features)
+        embeddings = self.decoder.embed(features, decoder_rng)
         return self.multilabel_head(embeddings, self.class_embeddings[...], head_rng)
 
     def classify(
@@ -98,10 +101,17 @@ class MLSeg(nnx.Module):
         """Which of the selected labels is each pixel?"""
         class_queries = gather_classes(labels.class_queries, selection)
         scores = self.decoder.classify(
-            labels.embeddings, class_queries, selection.valid, rng
+            labels.pixels, class_queries, selection.valid, rng
         )
+        if self.class_biases is not None:
+            biases = gather_classes(self.class_biases[...], selection)
+            scores = scores + biases[:, None, None, :, 0].astype(scores.dtype)
         logits = self.rank_norm(scores, selection.valid)
-        return Output(labels.scores, selection, logits, labels.embeddings.grid_size)
+        return Output(labels.scores, selection, logits, labels.pixels.grid_size)
+
+    def grid_length(self, length: Length) -> Length:
+        """Rows (or columns) of the logits for so many pixels."""
+        return self.backbone.grid_lengths(length)[self.decoder.level]
 
     def normalise(
         self, images: Array, image_size: Int[Array, "B 2"] | None

@@ -241,7 +241,7 @@ def test_bfloat16_stays_near_float32():
 
 def test_initial_values():
     config = make_config()
-    parameters = jax.jit(lambda key: initial_parameters(config, C, key))(
+    parameters = jax.jit(lambda key: initial_parameters(config, C, key)[0])(
         jax.random.key(0)
     )
     model = FunctionalModel.build(config, C)

@@ -136,7 +136,8 @@ def test_backbone(case):
     cotangent = golden["input:cotangent"]
 
     def run(params, images, image_size=None):
-        features = model.bind(params | others).backbone(images, image_size, None)
+        bound = model.bind(params | others)
+        (features,) = bound.backbone(images, image_size, None)
         return features.grid, features.mask
 
     def loss(params):
@@ -317,10 +318,9 @@ def predict(monkeypatch, case, view_images, flips):
     """The engine's label map, with normalised float images in place of its views."""
     golden, config, model, params = set_up(case, "top_k", 4, MLSEG)
     settings = eval_settings(config, golden)
-    patch_size = config.model.backbone.patch_size
     out = int(golden["config:out_height"]), int(golden["config:out_width"])
 
-    def make_views(image, settings, patch_size):
+    def make_views(image, settings, grid_length):
         assert image.shape[:2] == out
         seen = []
         for x in view_images:
@@ -332,7 +332,8 @@ def predict(monkeypatch, case, view_images, flips):
                         settings.window[axis],
                         settings.stride[axis],
                         settings.window[axis],
-                        patch_size,
+                        grid_length(min(settings.window[axis], x.shape[axis])),
+                        grid_length(settings.window[axis]),
                         flip and axis == 1,
                     )
                     for axis in (0, 1)
@@ -341,7 +342,7 @@ def predict(monkeypatch, case, view_images, flips):
         return seen
 
     monkeypatch.setattr(inference, "make_views", make_views)
-    engine = inference.Engine(model, params, settings, patch_size=patch_size)
+    engine = inference.Engine(model, params, settings)
     picture = np.zeros((*out, 3), np.uint8)
     ((segmented,),) = engine.segment([picture], [(SelectionPolicy("top_k", 4), None)])
     return golden, segmented

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.models.interfaces import AbstractBackbone, Features
+from mlseg_jax.models.interfaces import AbstractBackbone, FeatureMap
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.resize import bicubic_matrix, resample
 from mlseg_jax.models.layers.transformer import (
@@ -12,7 +12,15 @@ from mlseg_jax.models.layers.transformer import (
     TransformerBlock,
     linear_init,
 )
-from mlseg_jax.typing import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
+from mlseg_jax.typing import (
+    Array,
+    Bool,
+    DTypeLike,
+    Float,
+    Int,
+    Length,
+    PRNGKeyArray,
+)
 
 
 class ViT(AbstractBackbone):
@@ -39,6 +47,7 @@ class ViT(AbstractBackbone):
         rngs: nnx.Rngs,
     ):
         self.patch_size = patch_size
+        self.feature_dims = (embed_dim,)
         self.table_grid = tuple(-(-side // patch_size) for side in image_size)
         self.patch_projection = nnx.Linear(
             patch_size * patch_size * 3,
@@ -77,15 +86,15 @@ class ViT(AbstractBackbone):
         images: Float[Array, "B H W 3"],
         image_size: Int[Array, "B 2"] | None = None,
         rng: PRNGKeyArray | None = None,
-    ) -> Features:
-        """Features of stride ``patch_size``; sides are padded up to a multiple of
+    ) -> tuple[FeatureMap]:
+        """One map of stride ``patch_size``; sides are padded up to a multiple of
         it.
         """
         patches = self._patchify(images)
         batch, height, width, _ = patches.shape
         grid_size = None
         if image_size is not None:
-            grid_size = -(-image_size // self.patch_size)
+            (grid_size,) = self.grid_lengths(image_size)
         grid = self.patch_projection(patches)
         grid = grid + self.positions(height, width, grid_size).astype(grid.dtype)
         table = self.position_table[...]
@@ -94,9 +103,13 @@ class ViT(AbstractBackbone):
         tokens = jnp.concatenate(
             [class_token, grid.reshape(batch, height * width, -1)], axis=1
         )
-        mask = _token_mask(Features(grid, grid_size).mask)
+        mask = _token_mask(FeatureMap(grid, grid_size).mask)
         tokens = self.norm(self.blocks(tokens, mask, rng))
-        return Features(tokens[:, 1:].reshape(batch, height, width, -1), grid_size)
+        grid = tokens[:, 1:].reshape(batch, height, width, -1)
+        return (FeatureMap(grid, grid_size),)
+
+    def grid_lengths(self, length: Length) -> tuple[Length]:
+        return (-(-length // self.patch_size),)
 
     def positions(
         self, height: int, width: int, grid_size: Int[Array, "B 2"] | None

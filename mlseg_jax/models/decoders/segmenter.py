@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.models.interfaces import AbstractDecoder, Features
+from mlseg_jax.models.interfaces import AbstractDecoder, Embeddings, FeatureMap
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.transformer import (
     BlockStack,
@@ -41,6 +41,9 @@ class SegmenterDecoder(AbstractDecoder):
                 rngs=rngs,
             )
 
+        self.embed_dim = self.image_dim = embed_dim
+        self.level = -1
+        self.class_bias = False
         self.feature_projection = nnx.Linear(
             feature_dim, embed_dim, kernel_init=linear_init, dtype=dtype, rngs=rngs
         )
@@ -63,21 +66,25 @@ class SegmenterDecoder(AbstractDecoder):
         self.patch_projection = projection(scaled_normal, use_bias=False)
         self.class_projection = projection(scaled_normal, use_bias=False)
 
-    def embed(self, features: Features) -> Features:
-        return Features(self.feature_projection(features.grid), features.grid_size)
+    def embed(
+        self, features: tuple[FeatureMap, ...], rng: PRNGKeyArray | None = None
+    ) -> Embeddings:
+        last = features[self.level]
+        pixels = FeatureMap(self.feature_projection(last.grid), last.grid_size)
+        return Embeddings(pixels, pixels)
 
     def classify(
         self,
-        embeddings: Features,
+        pixels: FeatureMap,
         class_queries: Float[Array, "B K D"],
         valid: Bool[Array, "B K"] | None = None,
         rng: PRNGKeyArray | None = None,
     ) -> Float[Array, "B h w K"]:
         """Cosines between patches and classes; invalid classes are seen by nobody."""
-        batch, height, width, _ = embeddings.grid.shape
-        patches = embeddings.grid.reshape(batch, height * width, -1)
+        batch, height, width, _ = pixels.grid.shape
+        patches = pixels.grid.reshape(batch, height * width, -1)
         tokens = jnp.concatenate([patches, class_queries.astype(patches.dtype)], axis=1)
-        mask = join_masks(embeddings.mask, valid, patches.shape, class_queries.shape)
+        mask = join_masks(pixels.mask, valid, patches.shape, class_queries.shape)
         (blocks_rng,) = split_rng(rng, 1)
         tokens = self.norm(self.blocks(tokens, mask, blocks_rng))
         patches, classes = jnp.split(tokens, [height * width], axis=1)

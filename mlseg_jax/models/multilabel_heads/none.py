@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from mlseg_jax.models.interfaces import (
     AbstractMultiLabelHead,
-    Features,
+    Embeddings,
     LabelPrediction,
 )
 from mlseg_jax.typing import Array, Float, PRNGKeyArray
@@ -15,11 +15,10 @@ class NoMultiLabelHead(AbstractMultiLabelHead):
 
     def __call__(
         self,
-        embeddings: Features,
+        embeddings: Embeddings,
         class_embeddings: Float[Array, "C D"],
         rng: PRNGKeyArray | None = None,
     ) -> LabelPrediction:
-        batch = embeddings.grid.shape[0]
+        batch = embeddings.image.grid.shape[0]
         scores = jnp.zeros((batch, class_embeddings.shape[0]))
-        queries = jnp.broadcast_to(class_embeddings, (batch, *class_embeddings.shape))
-        return LabelPrediction(scores, queries, embeddings)
+        return LabelPrediction(scores, class_embeddings, embeddings.pixels)

@@ -6,7 +6,8 @@ from flax import nnx
 
 from mlseg_jax.models.interfaces import (
     AbstractMultiLabelHead,
-    Features,
+    Embeddings,
+    FeatureMap,
     LabelPrediction,
 )
 from mlseg_jax.models.layers.norm import LayerNorm
@@ -61,12 +62,14 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
 
     def __call__(
         self,
-        embeddings: Features,
+        embeddings: Embeddings,
         class_embeddings: Float[Array, "C D"],
         rng: PRNGKeyArray | None = None,
     ) -> LabelPrediction:
         # Pooling after the decoder's projection equals pooling before it: both linear.
-        image = self._pool(embeddings) if self.downsample else embeddings
+        image, pixels = embeddings.image, embeddings.pixels
+        if self.downsample:
+            image = self._pool(image)
         batch, height, width, embed_dim = image.grid.shape
         patches = image.grid.reshape(batch, height * width, embed_dim)
         classes = jnp.broadcast_to(
@@ -78,15 +81,13 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
         patches, classes = jnp.split(tokens, [height * width], axis=1)
         if not self.downsample:
             grid = patches.reshape(batch, height, width, embed_dim)
-            embeddings = Features(grid, embeddings.grid_size)
+            pixels = FeatureMap(grid, image.grid_size)
         class_queries = over_rows(self.norm, classes)
-        return LabelPrediction(
-            self.classifier(class_queries), class_queries, embeddings
-        )
+        return LabelPrediction(self.classifier(class_queries), class_queries, pixels)
 
-    def _pool(self, embeddings: Features) -> Features:
-        _, height, width, _ = embeddings.grid.shape
-        bins, size = self.downsample, embeddings.grid_size
+    def _pool(self, image: FeatureMap) -> FeatureMap:
+        _, height, width, _ = image.grid.shape
+        bins, size = self.downsample, image.grid_size
         if size is None:
             rows = adaptive_pool_matrix(bins, height)
             columns = adaptive_pool_matrix(bins, width)
@@ -94,9 +95,9 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
             pool = adaptive_pool_matrix
             rows = jax.vmap(lambda n: pool(bins, height, n))(size[:, 0])
             columns = jax.vmap(lambda n: pool(bins, width, n))(size[:, 1])
-        dtype = embeddings.grid.dtype
-        grid = resample(rows.astype(dtype), columns.astype(dtype), embeddings.grid)
-        return Features(grid)
+        dtype = image.grid.dtype
+        grid = resample(rows.astype(dtype), columns.astype(dtype), image.grid)
+        return FeatureMap(grid)
 
 
 class GroupWiseLinear(nnx.Module):
