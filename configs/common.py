@@ -123,9 +123,17 @@ def data(
             # Share of images under which a class is rare, and images with it are
             # repeated (resample.py), such as 0.001; 0 repeats none.
             "repeat_factor": 0.0,
+            # Share of training crops that hold a pixel of a class drawn from those of
+            # the picture, rare ones more often (augment.py); 0 is the paper's recipe.
+            "rare_crop_rate": 0.0,
             # An example that cannot be read: fail, or skip (bad_examples.py).
             "on_bad_example": "fail",
+            # Threads that read pictures, in this process or in each worker; about the
+            # cores there are, up to 4.
             "num_threads": 2,
+            # Processes that make training batches; 0 is this one. Over 4 cores, take
+            # a worker for every 3 or 4 of them. The order of the data stays the same.
+            "num_workers": 0,
             # Keep decoded examples in memory; for data sets that are small or
             # procedural.
             "cache": False,

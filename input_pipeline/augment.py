@@ -7,15 +7,33 @@ import functools
 import ml_collections
 import numpy as np
 
+from input_pipeline.datasets.info import DataError
 from input_pipeline.transforms import photometric_distortion, random_resize_crop_flip
 
 
-def make_augment(data: ml_collections.ConfigDict):
+def make_augment(
+    data: ml_collections.ConfigDict, class_examples: np.ndarray | None = None
+):
     """Random resize, crop, flip and colours (method.md section 12.2).
 
-    Returns a function ``(example, generator) -> example`` whose pictures all have
-    ``data.crop_size``. ``base_size`` (0, 0) takes each picture's own size.
+    Args:
+      data: the part of a configuration.
+      class_examples: int ``[C]``, in how many training pictures each class is; needed
+        where ``data.rare_crop_rate`` is over 0. A crop that aims at a rare class draws
+        among those of its picture, each as often as one over this number says.
+
+    Returns:
+      A function ``(example, generator) -> example`` whose pictures all have
+      ``data.crop_size``. ``base_size`` (0, 0) takes each picture's own size.
     """
+    if not 0 <= data.rare_crop_rate <= 1:
+        raise DataError(
+            f"data.rare_crop_rate is {data.rare_crop_rate}; give a share of the crops "
+            "from 0 to 1."
+        )
+    class_weights = None
+    if data.rare_crop_rate > 0:
+        class_weights = 1 / np.maximum(class_examples, 1)
     apply = functools.partial(
         random_resize_crop_flip,
         crop_size=tuple(data.crop_size),
@@ -25,6 +43,8 @@ def make_augment(data: ml_collections.ConfigDict):
         # The padding becomes about zero after normalisation.
         pad_value=tuple(round(mean) for mean in data.pixel_mean),
         distortion=photometric_distortion if data.photometric else None,
+        class_weights=class_weights,
+        rare_crop_rate=data.rare_crop_rate,
     )
     base_size = tuple(data.base_size)
 

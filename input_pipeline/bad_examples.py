@@ -37,6 +37,12 @@ class Skips:
                 "skipped (and counted, without a line for each): %s", error.args[0]
             )
 
+    def add_batch(self, skipped: np.ndarray) -> None:
+        """Adds what `Replacing` says of the examples of a batch; "" is none."""
+        for kind, _, sentence in (text.partition(" ") for text in skipped.tolist()):
+            if kind:
+                self.add(DataError(sentence, kind=kind))
+
     def log(self, what: str) -> None:
         """A line about all skips so far, if there are any."""
         if self.counts:
@@ -47,14 +53,16 @@ class Skips:
 class Replacing:
     """A source without bad examples: others stand in for them, the same ones always.
 
+    Those have the fault beside the rest, as ``skipped``: they may be read in another
+    process than the one that counts, see `Skips.add_batch`.
+
     Raises:
       DataError: `MAX_TRIES` others are bad as well.
     """
 
-    def __init__(self, source, skips: Skips):
+    def __init__(self, source):
         self.info = source.info
         self._source = source
-        self._skips = skips
 
     def __len__(self) -> int:
         return len(self._source)
@@ -63,11 +71,11 @@ class Replacing:
         try:
             return self._source[index]
         except DataError as error:
-            self._skips.add(error)
+            skipped = f"{error.kind} {error}"
         rng = np.random.default_rng(index)
         for other in rng.integers(len(self), size=MAX_TRIES).tolist():
             try:
-                return self._source[other]
+                return self._source[other] | {"skipped": skipped}
             except DataError as error:
                 last = error
         raise DataError(
@@ -104,12 +112,12 @@ def check(on_bad_example: str) -> None:
         )
 
 
-def replace_bad(source, on_bad_example: str, skips: Skips | None = None):
+def replace_bad(source, on_bad_example: str):
     """The source of a training stream under ``on_bad_example``."""
     check(on_bad_example)
     if on_bad_example == "fail":
         return source
-    return Replacing(source, Skips() if skips is None else skips)
+    return Replacing(source)
 
 
 def drop_bad(source, on_bad_example: str, skips: Skips | None = None):

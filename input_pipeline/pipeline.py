@@ -1,17 +1,21 @@
-"""Batches for training and examples for evaluation, read by threads of this process.
+"""Batches for training and examples for evaluation, read by threads or processes.
 
 The order of the data is a pure function of (seed, global example index): number i of
 the training stream is the same example with the same augmentation for any number of
-processes and threads, and after any resume. To resume at step s, start at example
-``s * batch_size``; there is no further state to save.
+processes, threads and workers, and after any resume. To resume at step s, start at
+example ``s * batch_size``; there is no further state to save.
 """
 
+import ctypes
+import functools
 from collections.abc import Callable, Iterator
 
 import cv2
 import grain
 import numpy as np
+from absl import flags
 
+from input_pipeline.bad_examples import Skips
 from input_pipeline.datasets.info import DataError
 
 
@@ -25,7 +29,9 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 2,
+    num_workers: int = 0,
     prefetch: int = 4,
+    skips: Skips | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this process's part of each training batch, without end.
 
@@ -41,8 +47,12 @@ def train_batches(
         changes neither its input nor any state of its own.
       start_example: global index of the first example.
       process_index, process_count: which process this is, of how many.
-      num_threads: threads that read; 0 reads in the caller's thread.
-      prefetch: batches of this process that are made ahead.
+      num_threads: threads that read, in each worker if there are any; 0 reads in the
+        caller's thread.
+      num_workers: processes that read, each every so many-th batch; 0 is this process.
+        Threads are as fast up to about four cores; beyond, Python's lock binds them.
+      prefetch: batches of this process that are made ahead (in each worker).
+      skips: counts the examples that others stand in for, when they are reached.
 
     Returns:
       Iterator of ``image`` uint8 ``[b H W 3]`` and ``label_map`` int32 ``[b H W]``;
@@ -73,7 +83,8 @@ def train_batches(
         .slice(slice(process_index, None, process_count))
         .batch(batch_size // process_count, drop_remainder=True)
     )
-    return _iterate(dataset, num_threads, prefetch)
+    batches = _iterate(dataset, num_threads, prefetch, num_workers)
+    return _count_skips(batches, Skips() if skips is None else skips)
 
 
 def evaluation_examples(
@@ -116,7 +127,17 @@ def evaluation_examples(
 
 def _keep_arrays(example: dict) -> dict[str, np.ndarray]:
     """Drops what cannot be stacked into a batch for the device, such as the name."""
-    return {key: example[key] for key in ("image", "label_map")}
+    kept = {key: example[key] for key in ("image", "label_map")}
+    return kept | {"skipped": np.array(example.get("skipped", ""))}
+
+
+def _count_skips(batches: Iterator[dict], skips: Skips) -> Iterator[dict]:
+    try:
+        for batch in batches:
+            skips.add_batch(batch.pop("skipped"))
+            yield batch
+    finally:
+        batches.close()
 
 
 def read_some(source, num_threads: int, limit: int = 256) -> None:
@@ -134,10 +155,18 @@ def read_some(source, num_threads: int, limit: int = 256) -> None:
         pass
 
 
-def _iterate(dataset: grain.MapDataset, num_threads: int, prefetch: int) -> Iterator:
-    cv2.setNumThreads(1)
+def _iterate(
+    dataset: grain.MapDataset, num_threads: int, prefetch: int, num_workers: int = 0
+) -> Iterator:
+    _set_up_process()
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
-    iterator = iter(dataset.to_iter_dataset(options))
+    dataset = dataset.to_iter_dataset(options)
+    if num_workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads its own, also without a command.
+        options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=1)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_set_up_worker)
+    iterator = iter(dataset)
 
     def generate():
         try:
@@ -146,7 +175,36 @@ def _iterate(dataset: grain.MapDataset, num_threads: int, prefetch: int) -> Iter
             # The user needs the sentence, not the frames of grain and its threads, nor
             # the note that grain adds about them.
             raise DataError(*error.args) from error.__cause__
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise DataError(
+                "A process that reads data was killed, perhaps for want of memory; "
+                "lower data.num_workers."
+            ) from error
         finally:
             iterator.close()
 
     return generate()
+
+
+def _set_up_worker(worker_index: int, worker_count: int) -> None:
+    _set_up_process()
+
+
+@functools.cache
+def _set_up_process() -> None:
+    """One thread for each cv2 call, and memory that stays with the process.
+
+    Pictures come and go a thousand times a second. By default glibc takes fresh pages
+    for each of them and gives them back, and the page faults cost up to a quarter of
+    the time; with these limits freed memory up to 32 MB a piece is used again.
+    """
+    cv2.setNumThreads(1)
+    trim_threshold, mmap_threshold = -1, -3  # <malloc.h>
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # Not glibc.
+        return
+    mallopt(mmap_threshold, 32 << 20)
+    mallopt(trim_threshold, 256 << 20)

@@ -25,11 +25,15 @@ def random_resize_crop_flip(
     flip_rate: float = 0.5,
     pad_value: tuple[int, int, int] = (124, 116, 104),
     distortion: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+    class_weights: np.ndarray | None = None,
+    rare_crop_rate: float = 0.0,
 ) -> dict:
     """Resizes, crops, flips and pads an example to a fixed size.
 
     Image and label map are sampled at the same points: pixel centres lie at half
-    integers, the image is bilinear and the label map nearest.
+    integers, the image is bilinear and the label map nearest. The picture is resized
+    whole, as in the recipe and bit for bit the same: cv2.resize is faster than a warp
+    of the crop alone, even at twice the size.
 
     Args:
       example: ``image`` uint8 ``[H W 3]`` and ``label_map`` int32 ``[H W]``.
@@ -44,6 +48,9 @@ def random_resize_crop_flip(
       flip_rate: probability of a horizontal flip.
       pad_value: RGB of the padding right and below, where the label is IGNORE.
       distortion: changes the colours before padding, so that padding keeps its colour.
+      class_weights: float ``[C]``, how much each class is wanted in rare-class crops.
+      rare_crop_rate: probability that the crop must hold a pixel of a class drawn from
+        those of the picture by weight.
 
     Returns:
       The example with the two arrays replaced by ones of ``crop_size``.
@@ -55,16 +62,22 @@ def random_resize_crop_flip(
     rows = _nearest_indices(image.shape[0], resized[0])
     columns = _nearest_indices(image.shape[1], resized[1])
     height, width = min(crop[0], resized[0]), min(crop[1], resized[1])
+    aim = (None, None)
+    if rare_crop_rate > 0 and rng.random() < rare_crop_rate:
+        aim = _rare_pixel(label_map, class_weights, resized, rng)
     for retry in range(num_retries + 1):
-        top = rng.integers(resized[0] - height + 1)
-        left = rng.integers(resized[1] - width + 1)
+        top = _draw_offset(resized[0], height, aim[0], rng)
+        left = _draw_offset(resized[1], width, aim[1], rng)
         labels = label_map[rows[top : top + height]].take(
             columns[left : left + width], axis=1
         )
         if retry == num_retries or _is_varied(labels, max_class_share):
             break
     flip = rng.random() < flip_rate
-    window = _warp(image, resized, (top, left, height, width), flip)
+    window = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
+    window = window[top : top + height, left : left + width]
+    if flip:
+        window = cv2.flip(window, 1)
     if distortion is not None:
         window = distortion(window, rng)
     return {
@@ -79,8 +92,7 @@ def photometric_distortion(image: np.ndarray, rng: np.random.Generator) -> np.nd
 
     Brightness ±32, contrast and saturation times 0.5 to 1.5, hue ±18 of OpenCV's 180
     steps; contrast comes before or after the colours by a coin flip. Values are cut to
-    0..255 after each step, as in the recipe; saturation and hue share one round trip
-    through HSV, where the recipe makes two.
+    whole numbers in 0..255 after each step, as in the recipe.
 
     Args:
       image: uint8 ``[H W 3]``, RGB.
@@ -101,12 +113,12 @@ def photometric_distortion(image: np.ndarray, rng: np.random.Generator) -> np.nd
         table = _scale(table, contrast, 0.0)
     if not np.array_equal(table, steps):
         image = cv2.LUT(image, table)
-    if saturation != 1.0 or hue != 0:
-        # OpenCV's hue is 0..179; the rest of that table is never used.
+    if saturation != 1.0:
+        image = _map_hsv(image, 1, _scale(steps, saturation, 0.0))
+    if hue != 0:
+        # OpenCV's hue is 0..179; the rest of the table is never used.
         hues = ((steps.astype(np.int32) + hue) % 180).astype(np.uint8)
-        hsv_table = np.stack([hues, _scale(steps, saturation, 0.0), steps], axis=-1)
-        hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), hsv_table[None])
-        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+        image = _map_hsv(image, 0, hues)
     if not contrast_first and contrast != 1.0:
         image = cv2.LUT(image, _scale(steps, contrast, 0.0))
     return image
@@ -140,36 +152,60 @@ def _nearest_indices(old: int, new: int) -> np.ndarray:
     return np.minimum(centres.astype(np.int64), old - 1)
 
 
+def _draw_offset(
+    length: int, window: int, aim: int | None, rng: np.random.Generator
+) -> int:
+    """First pixel of a window along an axis; it holds the pixel ``aim`` if given."""
+    low, high = 0, length - window
+    if aim is not None:
+        low, high = max(low, aim - window + 1), min(high, aim)
+    return int(rng.integers(low, high + 1))
+
+
+def _rare_pixel(
+    label_map: np.ndarray,
+    class_weights: np.ndarray,
+    resized: tuple[int, int],
+    rng: np.random.Generator,
+) -> tuple[int | None, int | None]:
+    """Row and column, in the resized picture, of a pixel of a class drawn by weight.
+
+    Rare classes are drawn more often by their weights, and all pixels of the class that
+    is drawn are equally likely; (None, None) if the picture has no class of any weight.
+    """
+    class_ids = np.flatnonzero(_count_labels(label_map)[1:])
+    weights = class_weights[class_ids]
+    if not weights.sum() > 0:
+        return None, None
+    class_id = rng.choice(class_ids, p=weights / weights.sum())
+    pixels = np.flatnonzero(label_map == class_id)
+    row, column = divmod(int(pixels[rng.integers(len(pixels))]), label_map.shape[1])
+    return (
+        (2 * row + 1) * resized[0] // (2 * label_map.shape[0]),
+        (2 * column + 1) * resized[1] // (2 * label_map.shape[1]),
+    )
+
+
+def _count_labels(labels: np.ndarray) -> np.ndarray:
+    """Number of pixels by class id, after that of IGNORE in the first place."""
+    # Of 16 bits, because cv2 counts these three times as fast as NumPy counts 32.
+    shifted = (labels + 1).astype(np.uint16)
+    size = int(shifted.max()) + 1
+    return cv2.calcHist([shifted], [0], None, [size], [0, size]).ravel()
+
+
 def _is_varied(labels: np.ndarray, max_class_share: float) -> bool:
-    counts = np.bincount((labels + 1).ravel())[1:]  # Bin 0 is IGNORE.
+    counts = _count_labels(labels)[1:]
     return (
         np.count_nonzero(counts) > 1 and counts.max() < max_class_share * counts.sum()
     )
 
 
-def _warp(
-    image: np.ndarray,
-    resized: tuple[int, int],
-    window: tuple[int, int, int, int],
-    flip: bool,
-) -> np.ndarray:
-    """Returns the window (top, left, height, width) of the resized image."""
-    top, left, height, width = window
-    scale_y, scale_x = image.shape[0] / resized[0], image.shape[1] / resized[1]
-    # From pixel (x, y) of the window to the image; pixel centres are at +0.5.
-    first_x, step_x = (left + 0.5) * scale_x - 0.5, scale_x
-    if flip:
-        first_x, step_x = first_x + (width - 1) * scale_x, -scale_x
-    matrix = np.array(
-        [[step_x, 0.0, first_x], [0.0, scale_y, (top + 0.5) * scale_y - 0.5]]
-    )
-    return cv2.warpAffine(
-        image,
-        matrix,
-        (width, height),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+def _map_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+    """Applies a table uint8 [256] to one channel of the image in OpenCV's HSV."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
 def _pad(values: np.ndarray, size: tuple[int, int], pad_value) -> np.ndarray:

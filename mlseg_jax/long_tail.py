@@ -2,9 +2,9 @@
 
 The classes of every training example come from the preparation of a data set, or are
 counted once and kept in the work directory. From them follow the sampling of examples
-(``data.repeat_factor``), the weights and offsets of the pixel loss
-(``loss.class_weighting``, ``loss.logit_adjustment``), and mean IoU of frequent, common
-and rare classes.
+(``data.repeat_factor``) and of crops (``data.rare_crop_rate``), the weights and offsets
+of the pixel loss (``loss.class_weighting``, ``loss.logit_adjustment``), and mean IoU of
+frequent, common and rare classes.
 """
 
 import json
@@ -34,6 +34,7 @@ def is_used(config: ml_collections.ConfigDict) -> bool:
     """Whether the training itself depends on how often classes occur."""
     return bool(
         config.data.repeat_factor > 0
+        or config.data.rare_crop_rate > 0
         or config.loss.class_weighting != "none"
         or config.loss.logit_adjustment
     )

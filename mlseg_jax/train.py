@@ -55,7 +55,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     presence = long_tail.training_presence(
         config, train_source, workdir, count=long_tail.is_used(config)
     )
-    train_source = replace_bad(train_source, config.data.on_bad_example, skips)
+    train_source = replace_bad(train_source, config.data.on_bad_example)
     train_source = long_tail.resample(config, train_source, presence)
 
     model = FunctionalModel.build(config, num_classes)
@@ -64,7 +64,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     writer = MetricWriter(workdir, start=int(state["step"]))
     loop = _Loop(config, model, mesh, checkpoints, writer, eval_source, presence)
     try:
-        state = loop.run(state, train_source)
+        state = loop.run(state, train_source, skips)
         checkpoints.wait()
         skips.log("training")
         if loop.stopped_early:
@@ -109,7 +109,7 @@ class _Loop:
         self.pending = []
         self.stopped_early = False
 
-    def run(self, state, source):
+    def run(self, state, source, skips):
         settings = self.config.train
         first = step = int(state["step"])
         batches = train_batches(
@@ -117,10 +117,12 @@ class _Loop:
             seed=self.config.seed,
             batch_size=settings.batch_size,
             start_example=first * settings.batch_size,
-            augment=make_augment(self.config.data),
+            augment=make_augment(self.config.data, self.class_examples),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             num_threads=self.config.data.num_threads,
+            num_workers=self.config.data.num_workers,
+            skips=skips,
         )
         timed = self.watch.timed(batches)
         bar = progress_bar(settings.steps, first, "training")

@@ -112,12 +112,16 @@ class Faulty:
         return {"image": image, "label_map": np.zeros((4, 4), np.int32), "name": "x"}
 
 
+def keep(example, rng):
+    return example
+
+
 def stream(start, count, num_threads):
     batches = train_batches(
         replace_bad(Faulty(), "skip"),
         seed=0,
         batch_size=2,
-        augment=lambda example, rng: example,
+        augment=keep,
         start_example=start,
         num_threads=num_threads,
     )
@@ -131,6 +135,26 @@ def test_others_stand_in_for_bad_examples_in_training():
     assert not {3, 7, 8} & set(np.ravel(whole).tolist())
     assert stream(0, 20, num_threads=3) == whole
     assert stream(16, 12, num_threads=1) == whole[8:]
+
+
+def test_worker_processes_give_the_same_batches_and_their_skips_are_counted():
+    counts = []
+    for num_workers in (0, 2):
+        skips = Skips()
+        batches = train_batches(
+            replace_bad(Faulty(), "skip"),
+            seed=0,
+            batch_size=2,
+            augment=keep,
+            num_threads=1,
+            num_workers=num_workers,
+            skips=skips,
+        )
+        found = [next(batches)["image"][:, 0, 0, 0].tolist() for _ in range(10)]
+        batches.close()
+        counts.append((found, skips.counts))
+    assert counts[0] == counts[1]
+    assert counts[0][1] == {"unreadable": 4, "size": 2}
 
 
 def test_bad_examples_are_dropped_in_evaluation_and_counted(caplog):

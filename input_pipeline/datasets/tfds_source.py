@@ -8,6 +8,7 @@ classes.json gives as in a folder of masks: raw value -> class | ignore.
 import os
 import pathlib
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from input_pipeline import images
@@ -94,8 +95,9 @@ class TfdsSource:
                 f"is {image.shape[1]}x{image.shape[0]}; build the data set again.",
                 kind="size",
             )
+        label_map = self._labels(raw.astype(np.int32), where)
         name = f"{self._split}_{index:08d}"
-        return {"image": image, "label_map": self._labels(raw, where), "name": name}
+        return {"image": image, "label_map": label_map, "name": name}
 
 
 def _find(name: str, path: pathlib.Path, where: str) -> tfds.core.DatasetBuilder:

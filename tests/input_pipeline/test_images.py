@@ -196,7 +196,7 @@ def test_palette_mask_gives_indices(tmp_path):
     picture.putpalette(np.random.default_rng(0).permutation(768) % 256)
     picture.save(tmp_path / "a.png")
     values, depth = images.decode_mask(tmp_path / "a.png")
-    assert values.dtype == np.int32 and depth == 8
+    assert values.dtype == np.uint8 and depth == 8
     np.testing.assert_array_equal(values, indices)
 
 

@@ -1,5 +1,6 @@
 """Geometry against an image that encodes its own label map, and exact label ids."""
 
+import collections
 import functools
 
 import cv2
@@ -204,9 +205,12 @@ def _plain_distortion(image, rng):
     image = cut(image.astype(np.float32) + np.float32(brightness))
     if contrast_first:
         image = cut(image.astype(np.float32) * np.float32(contrast))
-    if saturation != 1.0 or hue:
-        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    if saturation != 1.0:
         hsv[..., 1] = cut(hsv[..., 1].astype(np.float32) * np.float32(saturation))
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    if hue:
         hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % 180
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if not contrast_first:
@@ -227,6 +231,76 @@ def test_photometric_distortion():
         unchanged += np.array_equal(result, image)
     np.testing.assert_array_equal(image, original)
     assert 4 <= unchanged <= 24  # One in 16 expected.
+
+
+def _slow_recipe(example, rng, *, crop, base, cap):
+    """All of method.md section 12.2 pixel by pixel, with the same draws."""
+    image, ids = example["image"].astype(float), example["label_map"]
+    ratio = rng.uniform(0.5, 2.0)
+    long, short = (int(side * ratio) for side in base)
+    old = ids.shape
+    factor = min(long / max(old), short / min(old))
+    new = [int(side * factor + 0.5) for side in old]
+    resized, labels = np.zeros((*new, 3)), np.zeros(new, int)
+    for y in range(new[0]):
+        for x in range(new[1]):
+            v, u = (y + 0.5) * old[0] / new[0], (x + 0.5) * old[1] / new[1]
+            labels[y, x] = ids[int(v), int(u)]
+            v = min(max(v - 0.5, 0), old[0] - 1)
+            u = min(max(u - 0.5, 0), old[1] - 1)
+            v0, u0 = int(v), int(u)
+            v1, u1 = min(v0 + 1, old[0] - 1), min(u0 + 1, old[1] - 1)
+            a, b = v - v0, u - u0
+            resized[y, x] = (
+                image[v0, u0] * (1 - a) * (1 - b) + image[v0, u1] * (1 - a) * b
+                + image[v1, u0] * a * (1 - b) + image[v1, u1] * a * b
+            )  # fmt: skip
+    size = [min(crop, side) for side in new]
+    for _ in range(11):
+        top = rng.integers(new[0] - size[0] + 1)
+        left = rng.integers(new[1] - size[1] + 1)
+        piece = labels[top : top + size[0], left : left + size[1]]
+        numbers = collections.Counter(piece[piece != IGNORE].tolist())
+        total, largest = sum(numbers.values()), max(numbers.values(), default=0)
+        if len(numbers) > 1 and largest / total < cap:
+            break
+    mirrored = rng.random() < 0.5
+    picture = np.round(resized[top : top + size[0], left : left + size[1]])
+    if mirrored:
+        picture, piece = picture[:, ::-1], piece[:, ::-1]
+    label_map = np.full((crop, crop), IGNORE)
+    label_map[: size[0], : size[1]] = piece
+    return picture, label_map, [mirrored, factor > 1, crop > min(size)]
+
+
+def test_whole_recipe_against_a_slow_version():
+    seen = []
+    for seed in range(12):
+        height, width = 22 + seed, 31 - seed
+        image = np.random.default_rng(seed).integers(0, 256, (height, width, 3))
+        image = cv2.GaussianBlur(image.astype(np.uint8), (0, 0), 1)
+        ids = np.full((height, width), 700, np.int32)
+        ids[:8, :8], ids[-3:], ids[4:9, -6:] = 3, IGNORE, 255
+        example = {"image": image, "label_map": ids}
+        result = transforms.random_resize_crop_flip(
+            example,
+            np.random.default_rng(seed),
+            crop_size=24,
+            base_size=(90, 24),
+            max_class_share=0.75,
+            pad_value=PAD,
+        )
+        picture, label_map, facts = _slow_recipe(
+            example, np.random.default_rng(seed), crop=24, base=(90, 24), cap=0.75
+        )
+        np.testing.assert_array_equal(result["label_map"], label_map)
+        height, width = picture.shape[:2]
+        # cv2 interpolates with weights of 11 bits.
+        assert np.abs(result["image"][:height, :width] - picture).max() <= 1
+        assert (result["image"][height:] == PAD).all()
+        assert (result["image"][:, width:] == PAD).all()
+        seen.append(facts)
+    assert all(len(set(column)) == 2 for column in zip(*seen, strict=True))
 
 
 @pytest.mark.parametrize(
