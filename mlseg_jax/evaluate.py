@@ -313,7 +313,7 @@ def evaluate(
         num_threads=config.data.num_threads,
     )
     begin = time.perf_counter()
-    for group in group_by_size(examples, config.eval.batch_size):
+    for group in group_by_size(examples, engine.batch_sizes[0]):
         evaluation.add(engine, group)
         on_progress(evaluation.num_examples, len(source))
     seconds = time.perf_counter() - begin

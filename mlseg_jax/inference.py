@@ -22,7 +22,7 @@ from mlseg_jax.label_selection import UNSELECTED_LOGIT, Selection, SelectionPoli
 from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.models.interfaces import LabelPrediction
 from mlseg_jax.rank_space import Segmented
-from mlseg_jax.sharding import batch_sharding
+from mlseg_jax.sharding import batch_sharding, on_mesh
 from mlseg_jax.typing import Bool, Float, Int
 from mlseg_jax.views import View, make_views
 
@@ -45,6 +45,12 @@ class Engine:
         self.num_classes = model.num_classes
         self.grid_length = model.grid_length
         self._sharding = None if mesh is None else batch_sharding(mesh)
+        num_devices = 1 if mesh is None else mesh.size
+        # Windows of a full batch, and of one that is far from full.
+        self.batch_sizes = (
+            -(-settings.batch_size // num_devices) * num_devices,
+            num_devices,
+        )
 
         def encode(parameters, windows, sizes, allowed) -> LabelPrediction:
             labels = model.bind(parameters).encode(windows, image_size=sizes)
@@ -65,9 +71,9 @@ class Engine:
         self.parameters = parameters
         # One program where each window selects for itself; two where something must
         # be known of all windows in between, or one encoding serves two selections.
-        self.predict = jax.jit(predict, static_argnames="policy")
-        self.encode = jax.jit(encode)
-        self.classify = jax.jit(classify, static_argnames="policy")
+        self.predict = jax.jit(on_mesh(mesh, predict), static_argnames="policy")
+        self.encode = jax.jit(on_mesh(mesh, encode))
+        self.classify = jax.jit(on_mesh(mesh, classify), static_argnames="policy")
 
     def segment(
         self,
@@ -110,7 +116,7 @@ class Engine:
         return results
 
     def _batches(self, views) -> Iterator[tuple[tuple, int]]:
-        """Windows and their real sizes, in full batches, then one by one.
+        """Windows and their real sizes, in full batches, then one per device.
 
         Yields the two, and how many windows of the batch are real.
         """
@@ -120,13 +126,13 @@ class Engine:
             for view in picture_views
             for window in view.windows()
         ]
-        full = self.settings.batch_size
+        full, few = self.batch_sizes
         # Windows of one canvas share batches; with sliding windows that is all of them.
         for canvas, run in itertools.groupby(windows, lambda item: item[0].shape[:2]):
             left = list(run)
             while left:
-                # A nearly full batch is padded; a few leftovers go one by one.
-                count = full if 2 * len(left) >= full else 1
+                # A nearly full batch is padded; leftovers go by few.
+                count = full if 2 * len(left) >= full else few
                 chosen, left = left[:count], left[count:]
                 batch = np.zeros((count, *canvas, 3), chosen[0][0].dtype)
                 real = np.tile(np.asarray([canvas]), (count, 1))
@@ -136,10 +142,10 @@ class Engine:
                 yield (self._put(batch), image_size), len(chosen)
 
     def _put(self, batch: np.ndarray):
-        """Splits a batch over the devices where it divides."""
-        if self._sharding is None or len(batch) % self._sharding.mesh.size:
-            return batch
-        return jax.device_put(batch, self._sharding)
+        """Splits a batch over the devices."""
+        return (
+            batch if self._sharding is None else jax.device_put(batch, self._sharding)
+        )
 
     def _select_per_image(self, policy, scores, owners, count: int) -> Selection:
         """One selection for all windows of a picture, from their highest scores."""

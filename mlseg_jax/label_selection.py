@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from mlseg_jax.errors import UserError
+from mlseg_jax.sharding import on_each_device
 from mlseg_jax.typing import IGNORE, Array, Bool, Float, Int
 
 UNSELECTED_LOGIT = -100.0
@@ -79,7 +80,7 @@ def select_top_k(
     """
     num_classes = label_scores.shape[1]
     scores = jax.lax.stop_gradient(label_scores)
-    best, class_ids = jax.lax.top_k(scores, min(k, num_classes))
+    best, class_ids = _top_k(scores, min(k, num_classes))
     valid = None
     if minimum_score > 0.0 or cumulative < 1.0:
         probabilities = jax.nn.sigmoid(best)
@@ -97,7 +98,7 @@ def select_oracle(histogram: Int[Array, "B C"], k: int) -> Selection:
     the largest are kept; with none present, class 0 is selected, as in the release.
     """
     num_classes = histogram.shape[1]
-    counts, class_ids = jax.lax.top_k(histogram, min(k, num_classes))
+    counts, class_ids = _top_k(histogram, min(k, num_classes))
     valid = counts > 0
     valid = valid.at[:, 0].set(True)
     order = jnp.argsort(jnp.where(valid, class_ids, num_classes), axis=1)
@@ -117,6 +118,11 @@ def select_given(
     return Selection(class_ids, valid, num_classes)
 
 
+def _top_k(scores: Array, k: int) -> tuple[Array, Array]:
+    # Left to itself, XLA may sort the whole batch on every device.
+    return on_each_device(lambda scores: tuple(jax.lax.top_k(scores, k)))(scores)
+
+
 # ------------------------------------------------------------- what a selection is for
 
 
@@ -134,15 +140,13 @@ def gather_classes(
 
 def rank_of_class(selection: Selection) -> Int[Array, "B C"]:
     """The rank of every class; ``IGNORE`` for those that were not selected."""
-    batch, num_ranks = selection.class_ids.shape
-    ranks = jnp.broadcast_to(jnp.arange(num_ranks), (batch, num_ranks))
     class_ids = selection.class_ids
     if selection.valid is not None:
         # Padding ranks write out of bounds, that is nowhere.
         class_ids = jnp.where(selection.valid, class_ids, selection.num_classes)
-    table = jnp.full((batch, selection.num_classes), IGNORE)
-    rows = jnp.arange(batch)[:, None]
-    return table.at[rows, class_ids].set(ranks, mode="drop")
+    table = jnp.full(selection.num_classes, IGNORE)
+    ranks = jnp.arange(selection.num_ranks)
+    return jax.vmap(lambda ids: table.at[ids].set(ranks, mode="drop"))(class_ids)
 
 
 def labels_to_ranks(

@@ -16,7 +16,7 @@ from mlseg_jax.compiled import Program, read_program
 from mlseg_jax.evaluate import evaluation_policy
 from mlseg_jax.flops import count_macs
 from mlseg_jax.label_selection import Selection, SelectionPolicy
-from mlseg_jax.sharding import batch_sharding
+from mlseg_jax.sharding import batch_sharding, within
 from mlseg_jax.topologies import Topology, quiet
 from mlseg_jax.train_state import (
     abstract_state,
@@ -116,10 +116,11 @@ class StepCompiler:
 
         @jax.jit
         def predict(parameters, windows, given):
-            bound = model.bind(parameters)
-            labels = bound.encode(windows)
-            selection = policy.select(given=given)(labels.scores)
-            output = bound.classify(labels, selection)
+            with within(self.mesh):
+                bound = model.bind(parameters)
+                labels = bound.encode(windows)
+                selection = policy.select(given=given)(labels.scores)
+                output = bound.classify(labels, selection)
             return labels.scores, selection, output.logits
 
         windows = self._batch((*self._window(), 3), np.uint8)

@@ -148,7 +148,7 @@ class Segmenter:
         raise UserError(f"There is no class {name!r}; {hint}")
 
     def _predict(self, arrays, policy, mask, top_labels: int) -> Iterator[Prediction]:
-        size = self._engine.settings.batch_size
+        size = self._engine.batch_sizes[0]
         for start in range(0, len(arrays), size):
             images = iter(arrays[start : start + size])
             (results,) = self._engine.segment(

@@ -1,10 +1,15 @@
 """Which device holds what: one mesh, one rule.
 
 The batch is split over both axes of the mesh; the state (parameters, optimiser moments,
-averages) over ``fsdp`` alone, by shape. Model files know nothing of this.
+averages) over ``fsdp`` alone, by shape. Model files name no axis: they only say which
+arrays are examples (`pin_examples`, `on_each_device`) and where weights are needed
+whole (`gather_weights`). Outside of `within`, those three do nothing.
 """
 
+import contextlib
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import ml_collections
@@ -42,20 +47,102 @@ def axis_sizes(config: ml_collections.ConfigDict, count: int) -> tuple[int, int]
 
 def state_sharding(mesh: Mesh, array) -> NamedSharding:
     """Splits the largest axis that ``fsdp`` divides; small arrays are copied."""
-    shards = mesh.shape["fsdp"]
-    shape = tuple(array.shape)
+    return NamedSharding(mesh, _state_spec(mesh.shape["fsdp"], array.shape))
+
+
+def _state_spec(shards: int, shape: tuple[int, ...]) -> P:
     divisible = [axis for axis, size in enumerate(shape) if size % shards == 0]
     if shards == 1 or not divisible or math.prod(shape) < MIN_SHARDED_SIZE:
-        return NamedSharding(mesh, P())
+        return P()
     largest = max(divisible, key=lambda axis: shape[axis])
-    spec = [None] * len(shape)
-    spec[largest] = "fsdp"
-    return NamedSharding(mesh, P(*spec))
+    return P(*("fsdp" if axis == largest else None for axis in range(len(shape))))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Splits the first axis over all devices."""
     return NamedSharding(mesh, P(AXES))
+
+
+def within(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """For tracing: what is called inside runs on this mesh."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def on_mesh(mesh: Mesh | None, function: Callable) -> Callable:
+    """The function, traced `within` the mesh where there is one."""
+
+    @functools.wraps(function)
+    def traced(*args, **kwargs):
+        with contextlib.nullcontext() if mesh is None else within(mesh):
+            return function(*args, **kwargs)
+
+    return traced
+
+
+def pin_examples(x: jax.Array) -> jax.Array:
+    """Keeps activations ``[B ...]`` on the devices that hold their examples.
+
+    Called where one block of a model hands over to the next. Without it XLA moves
+    activations instead of weights, and the more of them the more chips there are.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, _examples_spec(mesh, x.shape[0]))
+
+
+def _examples_spec(mesh, count: int) -> P:
+    """Batches that do not split evenly are on all devices alike."""
+    return P(AXES) if count % mesh.size == 0 else P()
+
+
+def gather_weights(weights, dtype=None):
+    """Makes weights whole on every device, at the place where they are needed.
+
+    Called on one block's weights within its rematerialisation, so that the whole ones
+    live as long as the block runs. Matrices are cast to ``dtype`` before they travel.
+    Their gradients go straight back to where the state has its shards.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return weights
+
+    def gather(weight):
+        is_matrix = dtype is not None and weight.ndim > 1
+        return _gather(weight.astype(dtype) if is_matrix else weight)
+
+    return jax.tree.map(gather, weights)
+
+
+@jax.custom_vjp
+def _gather(weight: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(weight, P())
+
+
+def _scatter(_, grad: jax.Array) -> tuple[jax.Array]:
+    shards = jax.sharding.get_abstract_mesh().shape["fsdp"]
+    spec = _state_spec(shards, grad.shape)
+    return (jax.lax.with_sharding_constraint(grad, spec),)
+
+
+_gather.defvjp(lambda weight: (_gather(weight), None), _scatter)
+
+
+def on_each_device(function: Callable) -> Callable:
+    """The function of arrays ``[B ...]``, each device seeing its own examples only.
+
+    For loops over examples, which XLA would run on all devices in turn, and for sizes
+    that are chosen by what one device holds. No result may mix examples.
+    """
+
+    def call(*arrays):
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1:
+            return function(*arrays)
+        spec = _examples_spec(mesh, jax.tree.leaves(arrays)[0].shape[0])
+        mapped = jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)
+        return mapped(*arrays)
+
+    return call
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
 from mlseg_jax.models.build import FunctionalModel, initial_parameters, statistics
 from mlseg_jax.optimizer import make_optimizer
-from mlseg_jax.sharding import state_sharding
+from mlseg_jax.sharding import state_sharding, within
 from mlseg_jax.tasks import semantic
 from mlseg_jax.typing import Array
 
@@ -106,7 +106,10 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: dict[str, Array]):
         rng = jax.random.fold_in(dropout_key, state["step"])
-        grads, metrics, stats = gradients(state["params"], state["stats"], batch, rng)
+        with within(mesh):
+            grads, metrics, stats = gradients(
+                state["params"], state["stats"], batch, rng
+            )
         updates, opt_state = optimizer.update(
             grads, state["opt_state"], state["params"]
         )

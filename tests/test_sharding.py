@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 from tiny import tiny_config, use_compilation_cache
 
 from mlseg_jax import sharding
+from mlseg_jax.compiled import read_program
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.sharding import AXES, check_batch_size, make_mesh, put_batch
@@ -32,37 +33,43 @@ def mesh_of(data: int, fsdp: int):
     )
 
 
-def run(data: int, fsdp: int):
-    """Three steps of Adam: the losses, and the state."""
-    config = tiny_config()
+def run(data: int, fsdp: int, remat: str = "none", *, scan: bool):
+    """Three steps of Adam with dropout: first weights, losses, state, collectives."""
+    config = tiny_config({"train.accumulate": 2 if scan else 1})
+    config.model.backbone.update(depth=2, drop_path_rate=0.2, scan=scan, remat=remat)
+    config.model.decoder.dropout_rate = 0.2
     mesh = mesh_of(data, fsdp)
     model = FunctionalModel.build(config, CLASSES)
     rng = np.random.default_rng(0)
     batch = {
-        "image": rng.integers(0, 256, (8, 32, 32, 3)).astype(np.uint8),
+        "image": rng.integers(0, 256, (16, 32, 32, 3)).astype(np.uint8),
         "label_map": np.repeat(
-            rng.integers(-1, CLASSES, (8, 4, 32)).astype(np.int32), 8, axis=1
+            rng.integers(-1, CLASSES, (16, 4, 32)).astype(np.int32), 8, axis=1
         ),
     }
     state = initialise(config, CLASSES, mesh)
     first = jax.device_get(state["params"])
-    step = make_train_step(config, model, mesh)
+    batch = put_batch(mesh, batch)
+    step = make_train_step(config, model, mesh).lower(state, batch).compile()
     losses = []
     for _ in range(3):
-        state, metrics = step(state, put_batch(mesh, batch))
+        state, metrics = step(state, batch)
         losses.append(float(metrics["loss/total"]))
-    return first, losses, state
+    return first, losses, state, read_program(step.as_text(), [0] * mesh.size)
 
 
 @pytest.fixture(scope="module")
 def single():
-    return run(1, 1)
+    return {scan: run(1, 1, scan=scan) for scan in (False, True)}
 
 
-@pytest.mark.parametrize("data, fsdp", [(8, 1), (2, 4), (1, 8)])
-def test_every_mesh_gives_the_same_losses(single, data, fsdp):
-    first, losses, _ = single
-    first_here, losses_here, state = run(data, fsdp)
+@pytest.mark.parametrize(
+    "data, fsdp, remat, scan",
+    [(8, 1, "none", False), (2, 4, "full", True), (1, 8, "dots", False)],
+)
+def test_every_mesh_gives_the_same_losses(single, data, fsdp, remat, scan):
+    first, losses, *_ = single[scan]
+    first_here, losses_here, state, program = run(data, fsdp, remat, scan=scan)
     for path in first:
         np.testing.assert_allclose(first_here[path], first[path], rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(losses_here, losses, rtol=1e-5)
@@ -78,6 +85,13 @@ def test_every_mesh_gives_the_same_losses(single, data, fsdp):
     large = [x for x in jax.tree.leaves(state) if x.size >= 2**9]
     assert split == (len(large) if fsdp > 1 else 0)
     assert len(large) > 20
+    # Weights travel, activations stay: what is gathered is one weight at most.
+    collectives = {each.kind: each for each in program.collectives}
+    assert set(collectives) <= {"all-reduce", "all-gather", "reduce-scatter"}
+    if "all-gather" in collectives:
+        largest = max(x.nbytes for x in state["params"].values())
+        assert collectives["all-gather"].largest <= largest
+    assert ("all-gather" in collectives) == (fsdp > 1)
 
 
 def test_the_rule():

@@ -19,6 +19,7 @@ from mlseg_jax.models.multilabel_heads.transformer_encoder import (
     TransformerEncoderHead,
 )
 from mlseg_jax.models.rank_adaptive import RankNorm
+from mlseg_jax.sharding import gather_weights
 from mlseg_jax.typing import Array
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -152,6 +153,9 @@ class FunctionalModel(NamedTuple):
         return nnx.merge(self.graph, self.abstract).grid_length(length)
 
     def bind(self, parameters: Parameters) -> MLSeg:
+        # Those of blocks are gathered block by block.
+        outside = {k: v for k, v in parameters.items() if "/blocks/" not in k}
+        parameters = parameters | gather_weights(outside)
         state = [
             (path, variable.replace(parameters["/".join(map(str, path))]))
             for path, variable in nnx.to_flat_state(self.abstract)

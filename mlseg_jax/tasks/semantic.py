@@ -16,6 +16,7 @@ from mlseg_jax.losses.pixel import upsampled_cross_entropy
 from mlseg_jax.losses.reduce import mean_over_labels, mean_over_pixels
 from mlseg_jax.metrics.label_recall import label_histogram
 from mlseg_jax.models.mlseg import MLSeg
+from mlseg_jax.sharding import on_each_device
 from mlseg_jax.typing import IGNORE, Array, Bool, Float, Int, PRNGKeyArray
 
 
@@ -46,7 +47,7 @@ def loss(
     if priors.weights is not None:
         weights = jnp.asarray(priors.weights)[jnp.maximum(label_map, 0)]
     pixel_loss = mean_over_pixels(
-        upsampled_cross_entropy(logits, ranks),
+        on_each_device(upsampled_cross_entropy)(logits, ranks),
         ranks != IGNORE,
         over=config.loss.pixel_mean,
         weights=weights,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mlseg_jax.models.layers.dropout import keep_scale
+from mlseg_jax.sharding import on_each_device
 from mlseg_jax.typing import Array, Bool, Float, PRNGKeyArray
 
 MASKED = -1e30
@@ -51,25 +52,20 @@ def attention(
     if rng is not None and dropout_rate > 0:
         seeds = jax.random.bits(rng, (batch * num_heads,))
     scaled = query * jnp.asarray(head_dim**-0.5, query.dtype)
-    out = _attend(
-        heads_first(scaled),
-        heads_first(key),
-        heads_first(value),
-        bias,
-        seeds,
-        dropout_rate,
+    out = on_each_device(functools.partial(_attend, dropout_rate))(
+        heads_first(scaled), heads_first(key), heads_first(value), bias, seeds
     )
     out = out.reshape(batch, num_heads, num_queries, head_dim)
     return out.transpose(0, 2, 1, 3)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(query, key, value, bias, seeds, dropout_rate):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(dropout_rate, query, key, value, bias, seeds):
     """Attention over ``[n, tokens, d]``, n being (example, head) pairs."""
-    return _forward(query, key, value, bias, seeds, dropout_rate)[0]
+    return _forward(dropout_rate, query, key, value, bias, seeds)[0]
 
 
-def _forward(query, key, value, bias, seeds, dropout_rate):
+def _forward(dropout_rate, query, key, value, bias, seeds):
     head = functools.partial(_forward_head, dropout_rate=dropout_rate)
     out, lse = _over_heads(head, query, key)(query, key, value, bias, seeds)
     return out, (query, key, value, bias, seeds, out, lse)

@@ -13,6 +13,7 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.models.layers.attention import attention
 from mlseg_jax.models.layers.dropout import drop_path, dropout
 from mlseg_jax.models.layers.norm import LayerNorm
+from mlseg_jax.sharding import gather_weights, pin_examples
 from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
 
 linear_init = nnx.initializers.normal(0.02)
@@ -244,13 +245,15 @@ class BlockStack(nnx.Module):
         drops = self.drop_path_rate > 0.0
 
         def run_block(tokens, weights, rate, rng):
-            block = nnx.merge(graph, weights)
-            return block(tokens, token_mask, rate if drops else 0.0, rng)
+            block = nnx.merge(graph, gather_weights(weights, tokens.dtype))
+            tokens = block(tokens, token_mask, rate if drops else 0.0, rng)
+            return pin_examples(tokens)
 
         if self.remat != "none":
             run_block = jax.checkpoint(
                 run_block, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan
             )
+        tokens = pin_examples(tokens)
         rates = np.linspace(0.0, self.drop_path_rate, self.depth, dtype=np.float32)
         block_rngs = None if rng is None else jax.random.split(rng, self.depth)
         if self.scan:
