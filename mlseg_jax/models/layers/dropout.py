@@ -48,3 +48,13 @@ def drop_path(
     shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
     kept = jax.random.bernoulli(rng, 1.0 - rate, shape)
     return branch * (kept / (1.0 - rate)).astype(branch.dtype)
+
+
+def channel_dropout(
+    grid: Float[Array, "B h w D"], rate: float, rng: PRNGKeyArray | None
+) -> Float[Array, "B h w D"]:
+    """Zeroes whole channels of an example at ``rate``; scales the rest."""
+    if rng is None or rate == 0.0:
+        return grid
+    kept = jax.random.bernoulli(rng, 1.0 - rate, (grid.shape[0], 1, 1, grid.shape[3]))
+    return grid * (kept / (1.0 - rate)).astype(grid.dtype)

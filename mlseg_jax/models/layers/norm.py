@@ -1,4 +1,4 @@
-"""Layer normalisation over the last axis."""
+"""Layer normalisation over the last axis, batch normalisation over all others."""
 
 import functools
 
@@ -64,3 +64,86 @@ def _backward(epsilon, residuals, grad):
 
 
 _layer_norm.defvjp(_forward, _backward)
+
+
+class BatchNorm(nnx.Module):
+    """Normalises every channel over the batch; PyTorch's rules.
+
+    In training by the mean and the biased variance of the whole global batch: under
+    ``jit`` a sum over a split axis is a sum over all devices, so statistics are always
+    synchronised. The running averages take ``momentum`` of each batch's mean and
+    unbiased variance; they alone count in evaluation, and in training as well where
+    ``frozen``. All statistics are float32. Training takes full canvases: padding would
+    be counted.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        epsilon: float = 1e-5,
+        momentum: float = 0.1,
+        frozen: bool = False,
+    ):
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+        self.epsilon = epsilon
+        self.momentum = momentum
+        self.frozen = frozen
+
+    def __call__(self, x: Float[Array, "*B D"], train: bool) -> Float[Array, "*B D"]:
+        rows = x.reshape(-1, x.shape[-1])
+        scale, bias, mean, var = (
+            v[...] for v in (self.scale, self.bias, self.mean, self.var)
+        )
+        if self.frozen or not train:
+            factor = scale * jax.lax.rsqrt(var + self.epsilon)
+            wide = (
+                rows.astype(jnp.float32) * factor[None] + (bias - mean * factor)[None]
+            )
+            return wide.astype(x.dtype).reshape(x.shape)
+        out, batch_mean, batch_var = _batch_norm(rows, scale, bias, mean, self.epsilon)
+        count = rows.shape[0]
+        unbiased = batch_var * (count / max(count - 1, 1))
+        self.mean[...] = mean + self.momentum * (batch_mean - mean)
+        self.var[...] = var + self.momentum * (unbiased - var)
+        return out.reshape(x.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _batch_norm(x, scale, bias, shift, epsilon):
+    """Normalises the columns of ``[n D]``; also their mean and variance, which carry no
+    gradient. Keeps nothing of the size of ``x`` for the backward pass but ``x``.
+    """
+    return _batch_forward(x, scale, bias, shift, epsilon)[0]
+
+
+def _batch_forward(x, scale, bias, shift, epsilon):
+    # Both sums at once, so devices talk once; about the running mean, so that the
+    # difference of squares is not one of large numbers.
+    centred = x.astype(jnp.float32) - shift[None]
+    mean = jnp.mean(centred, axis=0)
+    var = jnp.maximum(jnp.mean(centred * centred, axis=0) - mean * mean, 0.0)
+    inverse_std = jax.lax.rsqrt(var + epsilon)
+    factor = scale * inverse_std
+    out = (centred * factor[None] + (bias - mean * factor)[None]).astype(x.dtype)
+    mean = mean + shift
+    return (out, mean, var), (x, mean, inverse_std, scale)
+
+
+def _batch_backward(epsilon, residuals, grads):
+    del epsilon
+    x, mean, inverse_std, scale = residuals
+    grad = grads[0].astype(jnp.float32)
+    normalised = (x.astype(jnp.float32) - mean[None]) * inverse_std[None]
+    grad_sum = jnp.sum(grad, axis=0)
+    product_sum = jnp.sum(grad * normalised, axis=0)
+    mean_grad, mean_product = grad_sum / x.shape[0], product_sum / x.shape[0]
+    correction = mean_grad[None] + normalised * mean_product[None]
+    x_grad = (grad - correction) * (scale * inverse_std)[None]
+    return x_grad.astype(x.dtype), product_sum, grad_sum, jnp.zeros_like(scale)
+
+
+_batch_norm.defvjp(_batch_forward, _batch_backward)

@@ -1,0 +1,166 @@
+"""Convolutions and pooling of feature maps, exact on a padded canvas.
+
+Before a window looks at its neighbours, what lies outside the picture becomes zero, as
+the border of a picture does in PyTorch: so a picture's features do not depend on the
+canvas it lies on. What is outside *after* a layer is finite and means nothing.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mlseg_jax.models.interfaces import FeatureMap
+from mlseg_jax.models.layers.norm import BatchNorm
+from mlseg_jax.typing import Array, DTypeLike, Length
+
+kaiming_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""PyTorch's ``kaiming_normal_(mode="fan_out")``, the default of residual networks."""
+
+
+def out_length(
+    length: Length, window: int, stride: int, padding: int, dilation: int = 1
+) -> Length:
+    """Rows (or columns) after a window has slid over ``length`` of them."""
+    return (length + 2 * padding - dilation * (window - 1) - 1) // stride + 1
+
+
+def mask_outside(features: FeatureMap) -> FeatureMap:
+    """The same map with zeros on the padding of its canvas."""
+    if features.grid_size is None:
+        return features
+    return FeatureMap(_fill(features, 0.0), features.grid_size)
+
+
+def _fill(features: FeatureMap, value: float) -> Array:
+    if features.grid_size is None:
+        return features.grid
+    fill = jnp.asarray(value, features.grid.dtype)
+    return jnp.where(features.mask[..., None], features.grid, fill)
+
+
+class Conv(nnx.Module):
+    """A square convolution, NHWC, padded with zeros on all sides.
+
+    ``padding`` is by default what keeps the size at stride 1. The kernel is ``[window
+    window in/groups out]``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        window: int = 1,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        padding: int | None = None,
+        groups: int = 1,
+        use_bias: bool = True,
+        kernel_init: nnx.Initializer = kaiming_init,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        shape = (window, window, in_features // groups, out_features)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else None
+        self.window = window
+        self.stride = stride
+        self.dilation = dilation
+        self.padding = dilation * (window - 1) // 2 if padding is None else padding
+        self.groups = groups
+        self.dtype = dtype
+
+    def __call__(self, features: FeatureMap) -> FeatureMap:
+        kernel = self.kernel[...].astype(self.dtype)
+        stride = self.stride
+        if self.window == 1 and self.groups == 1 and self.padding == 0:
+            # A matrix product, which needs no zeros around the picture.
+            grid = features.grid[:, ::stride, ::stride].astype(self.dtype)
+            grid = jnp.einsum("bhwd,de->bhwe", grid, kernel[0, 0])
+        else:
+            grid = jax.lax.conv_general_dilated(
+                _fill(features, 0.0).astype(self.dtype),
+                kernel,
+                window_strides=(stride, stride),
+                padding=[(self.padding, self.padding)] * 2,
+                rhs_dilation=(self.dilation, self.dilation),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=self.groups,
+            )
+        if self.bias is not None:
+            grid = grid + self.bias[...].astype(self.dtype)[None, None, None]
+        return FeatureMap(grid, self.out_length(features.grid_size))
+
+    def out_length(self, length: Length | None) -> Length | None:
+        """Rows (or columns) of the result; ``None`` stays ``None``."""
+        if length is None:
+            return None
+        return out_length(length, self.window, self.stride, self.padding, self.dilation)
+
+
+class ConvUnit(nnx.Module):
+    """Convolution without bias, batch norm and, unless ``None``, an activation."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        window: int = 1,
+        *,
+        activation: Callable[[Array], Array] | None = jax.nn.relu,
+        frozen: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+        **conv,
+    ):
+        self.conv = Conv(
+            in_features,
+            out_features,
+            window,
+            use_bias=False,
+            dtype=dtype,
+            rngs=rngs,
+            **conv,
+        )
+        self.norm = BatchNorm(out_features, frozen=frozen)
+        self.activation = activation
+
+    def __call__(self, features: FeatureMap, train: bool) -> FeatureMap:
+        features = self.conv(features)
+        grid = self.norm(features.grid, train)
+        if self.activation is not None:
+            grid = self.activation(grid)
+        return FeatureMap(grid, features.grid_size)
+
+
+def max_pool(
+    features: FeatureMap, window: int, *, stride: int, padding: int = 0
+) -> FeatureMap:
+    """The largest value in each window; padding never is."""
+    grid = _fill(features, -math.inf)
+    grid = jax.lax.reduce_window(
+        grid,
+        jnp.asarray(-math.inf, grid.dtype),
+        jax.lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        [(0, 0), (padding, padding), (padding, padding), (0, 0)],
+    )
+    size = features.grid_size
+    if size is not None:
+        size = out_length(size, window, stride, padding)
+    # Nothing infinite stays outside, where a weight of zero would make it NaN.
+    return mask_outside(FeatureMap(grid, size))
+
+
+def average_pool(features: FeatureMap) -> FeatureMap:
+    """The mean over the real part of each picture, as a map of one cell."""
+    total = jnp.sum(_fill(features, 0.0), axis=(1, 2), keepdims=True, dtype=jnp.float32)
+    if features.grid_size is None:
+        count = jnp.float32(math.prod(features.grid.shape[1:3]))
+    else:
+        count = jnp.prod(features.grid_size, axis=1).reshape(-1, 1, 1, 1)
+    return FeatureMap((total / count).astype(features.grid.dtype))
