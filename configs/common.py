@@ -146,6 +146,8 @@ def base(name: str) -> ConfigDict:
     return ConfigDict(
         {
             "name": name,
+            # What is trained: semantic (tasks/table.py).
+            "task": "semantic",
             "seed": 0,
             "selection": {
                 # How labels are selected in training: complete, top_k, oracle, given.
@@ -210,6 +212,9 @@ def base(name: str) -> ConfigDict:
                 # per_window as in the paper, or per_image: one selection for all views.
                 "selection_scope": "per_window",
                 "batch_size": 8,
+                # average (of the steps, where there is one), latest, or better: both
+                # are evaluated and the better one is kept.
+                "weights": "average",
                 # Largest number of present labels the oracle can select.
                 "oracle_k": 64,
             },

@@ -13,10 +13,8 @@ from etils import epath
 
 from mlseg_jax.errors import UserError
 
-BEST_METRIC = "mIoU"
-
 SCORES = "scores.json"
-"""Beside the checkpoints: step -> BEST_METRIC of those that were evaluated."""
+"""Beside the checkpoints: step -> weights (``average``, ``latest``) -> how good."""
 
 
 class CheckpointError(UserError):
@@ -43,21 +41,30 @@ class Checkpoints:
             ),
         )
 
-    def save(self, step: int, state, metrics: Mapping[str, float] | None) -> None:
-        """Starts saving; ``metrics`` of an evaluation make it a candidate for best."""
-        if metrics is not None:
-            self.score(step, metrics)
+    def save(self, step: int, state, scores: Mapping[str, float] | None) -> None:
+        """Starts saving; ``scores`` of an evaluation make it a candidate for best."""
+        if scores is not None:
+            self.score(step, scores)
         if step in self._manager.all_steps():
             return
         with _saying_that_the_disk_is_full(self.path):
             self._manager.save(step, args=ocp.args.StandardSave(state))
 
-    def score(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Notes how good ``step`` is, be it saved already or about to be."""
-        self._scores[int(step)] = float(metrics[BEST_METRIC])
+    def score(self, step: int, scores: Mapping[str, float]) -> None:
+        """Notes how good the weights of ``step`` are, saved already or about to be."""
+        self._scores[int(step)] = {name: float(x) for name, x in scores.items()}
         # Orbax keeps scores in a checkpoint, where none can be added once it is saved.
         if jax.process_index() == 0:
             write_json(self.path / SCORES, self._scores)
+
+    def scores(self, step: int) -> dict[int, dict[str, float]]:
+        """How good the weights were, of all evaluations until ``step``."""
+        return {at: s for at, s in sorted(self._scores.items()) if at <= step}
+
+    def better_weights(self, step: int) -> str | None:
+        """Which weights of ``step`` scored best, if they were evaluated."""
+        scores = self._scores.get(step, {})
+        return max(scores, key=scores.get, default=None)
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -130,7 +137,7 @@ class Checkpoints:
 class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
     """Keeps the newest checkpoint and the one with the highest score."""
 
-    def __init__(self, scores: Mapping[int, float]):
+    def __init__(self, scores: "Scores"):
         self._scores = scores
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
@@ -139,17 +146,27 @@ class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
         return [step in kept for step in steps]
 
 
-def best_step(steps: list[int], scores: Mapping[int, float]) -> int | None:
+Scores = Mapping[int, Mapping[str, float]]
+"""Step -> weights -> how good they are."""
+
+
+def best_step(steps: list[int], scores: Scores) -> int | None:
     """Of the scored steps the one with the highest score, the later one of equals."""
-    scored = [step for step in steps if math.isfinite(scores.get(step, math.nan))]
-    return max(scored, key=lambda step: (scores[step], step), default=None)
+    best = {
+        step: max(filter(math.isfinite, scores.get(step, {}).values()), default=None)
+        for step in steps
+    }
+    scored = [step for step in steps if best[step] is not None]
+    return max(scored, key=lambda step: (best[step], step), default=None)
 
 
-def _read_scores(path: epath.Path) -> dict[int, float]:
+def _read_scores(path: epath.Path) -> dict[int, dict[str, float]]:
     if not path.exists():
         return {}
-    scores = json.loads(path.read_text())
-    return {int(step): score for step, score in scores.items() if score is not None}
+    return {
+        int(step): {name: x for name, x in scores.items() if x is not None}
+        for step, scores in json.loads(path.read_text()).items()
+    }
 
 
 @contextlib.contextmanager

@@ -57,11 +57,11 @@ def evaluate(flags) -> None:
             f"The data set {config.data.name!r} has other classes than {workdir} was "
             f"trained on; evaluate on data with the same classes."
         )
-    metrics = evaluate_and_write(
+    metrics, _ = evaluate_and_write(
         config,
         workdir,
         model,
-        parameters,
+        {flags.checkpoint: parameters},
         step,
         source,
         make_mesh(config),

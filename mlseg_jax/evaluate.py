@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
+from flax import nnx
 from jax.sharding import Mesh
 
 from input_pipeline.bad_examples import Skips, drop_bad
@@ -27,8 +28,9 @@ from mlseg_jax.metrics.average_precision import LabelScores
 from mlseg_jax.metrics.label_recall import LabelRecall
 from mlseg_jax.metrics.mean_iou import MeanIoU
 from mlseg_jax.models.build import FunctionalModel, Parameters
+from mlseg_jax.models.mlseg import MLSeg
 from mlseg_jax.rank_space import Segmented, tile_labels
-from mlseg_jax.typing import IGNORE, Array, Int
+from mlseg_jax.typing import IGNORE, Int
 
 NUM_REPORT_EXAMPLES = 8
 """Pictures that are kept whole for the report."""
@@ -192,8 +194,9 @@ class Evaluation:
         metrics["k"] = self.policy.k
         return metrics
 
-    def details(self, inverse_temperature: Array | None) -> dict:
+    def details(self, model: MLSeg) -> dict:
         """What ``evaluation.json`` holds: values by class and by rank."""
+        inverse_temperature = model.rank_norm.inverse_temperature(self.policy.k)
         precision = np.full(self.info.num_classes, np.nan)
         if self.config.model.multilabel_head.name != "none":
             precision = self.label_scores.per_class_average_precision()
@@ -330,10 +333,10 @@ def write_evaluation(
     workdir: str,
     evaluation: Evaluation,
     metrics: dict,
-    inverse_temperature: Array | None,
+    model: nnx.Module,
 ) -> None:
     """``metrics.json``, and beside it what the report is made of."""
     path = epath.Path(workdir)
-    write_json(path / "evaluation.json", evaluation.details(inverse_temperature))
+    write_json(path / "evaluation.json", evaluation.details(model))
     evaluation.save_pictures(path / "evaluation_examples.npz")
     write_json(path / "metrics.json", metrics)

@@ -124,7 +124,7 @@ class StepCompiler:
             return labels.scores, selection, output.logits
 
         windows = self._batch((*self._window(), 3), np.uint8)
-        parameters = evaluation_parameters(self.state)
+        (parameters,) = evaluation_parameters(self.state).values()
         sizes = Memory(
             parameters=bytes_per_chip(parameters), batch=bytes_per_chip(windows)
         )

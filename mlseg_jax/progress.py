@@ -38,7 +38,7 @@ class MetricWriter:
 
     def forget_evaluation(self, step: int) -> None:
         """Drops the scores of a step that was just evaluated once more."""
-        self._keep(lambda line: line["step"] != step or "eval/mIoU" not in line)
+        self._keep(lambda line: line["step"] != step or "eval/examples" not in line)
 
     def _keep(self, wanted: Callable[[dict], bool]) -> None:
         if not self._active or not self._path.exists():

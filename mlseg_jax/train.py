@@ -14,17 +14,13 @@ from input_pipeline.pipeline import read_some, train_batches
 from mlseg_jax import long_tail
 from mlseg_jax.checkpoint import Checkpoints, without_nan
 from mlseg_jax.errors import UserError
-from mlseg_jax.evaluate import (
-    evaluate,
-    evaluation_policy,
-    make_engine,
-    write_evaluation,
-)
+from mlseg_jax.evaluate import evaluation_policy, write_evaluation
 from mlseg_jax.flops import peak_flops, training_flops
-from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.optimizer import make_schedule
 from mlseg_jax.progress import MetricWriter, Stopwatch, log_line, progress_bar
 from mlseg_jax.sharding import check_batch_size, make_mesh, put_batch
+from mlseg_jax.tasks.table import Task, find_task
 from mlseg_jax.train_state import (
     abstract_state,
     evaluation_parameters,
@@ -69,11 +65,12 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         skips.log("training")
         if loop.stopped_early:
             return {}
-        parameters, step = evaluation_parameters(state), int(state["step"])
-        metrics = evaluate_and_write(
-            config, workdir, model, parameters, step, eval_source, mesh, presence
+        weights = evaluation_parameters(state, config.eval.weights)
+        step = int(state["step"])
+        metrics, scores = evaluate_and_write(
+            config, workdir, model, weights, step, eval_source, mesh, presence
         )
-        checkpoints.score(step, metrics)
+        checkpoints.score(step, scores)
         writer.forget_evaluation(step)
         writer.write(step, evaluation_scalars(metrics))
         return metrics
@@ -98,8 +95,9 @@ class _Loop:
         self.checkpoints = checkpoints
         self.writer = writer
         self.eval_source = eval_source
+        self.task = find_task(config)
         # One engine for all evaluations: its compiled functions stay.
-        self.engine = make_engine(config, model, {}, mesh)
+        self.engine = self.task.make_engine(config, model, {}, mesh)
         self.watch = Stopwatch()
         self.flops_per_image = training_flops(config, model.num_classes)
         self.schedule = make_schedule(config)
@@ -154,23 +152,26 @@ class _Loop:
         if not evaluates and not _is_due(step, settings.checkpoint_every):
             return
         self._check_finite()
-        metrics = None
+        scores = None
         if evaluates:
-            self.engine.parameters = evaluation_parameters(state)
-            _, metrics = evaluate(
-                self.engine,
-                self.eval_source,
-                self.config,
-                with_oracle=False,
-                class_examples=self.class_examples,
-            )
+            results = {}
+            weights = evaluation_parameters(state, self.config.eval.weights)
+            for name, self.engine.parameters in weights.items():
+                _, results[name] = self.task.evaluate(
+                    self.engine,
+                    self.eval_source,
+                    self.config,
+                    with_oracle=False,
+                    class_examples=self.class_examples,
+                )
             self.engine.parameters = {}  # the step is about to donate them
+            metrics, scores = _better(self.task, results)
             scalars = evaluation_scalars(metrics)
             log_line(
                 step, {k: scalars[k] for k in scalars if k.endswith(("mIoU", "mAP"))}
             )
             self.writer.write(step, scalars)
-        self.checkpoints.save(step, state, metrics)
+        self.checkpoints.save(step, state, scores)
 
     def _check_finite(self) -> list[dict[str, np.ndarray]]:
         """Fetches what the last steps measured; stops where it is not a number."""
@@ -209,7 +210,7 @@ class _Loop:
             scalars["train/mfu"] = achieved / (peak * jax.device_count())
         bar.set_postfix(
             loss=f"{scalars['loss/total']:.3f}",
-            recall=f"{scalars['train/pixel_recall_at_k']:.2f}",
+            recall=f"{scalars['train/image_recall_at_k']:.2f}",
             refresh=False,
         )
         log_line(step, scalars)
@@ -220,33 +221,52 @@ def evaluate_and_write(
     config,
     workdir: str,
     model: FunctionalModel,
-    parameters,
-    step,
+    weights: dict[str, Parameters],
+    step: int,
     source,
     mesh,
     presence: Presence | None = None,
-) -> dict[str, float]:
-    """An evaluation with the oracle; writes ``metrics.json`` and what the report
-    needs. ``presence``: classes of the training examples, where they are known.
+) -> tuple[dict[str, float], dict[str, float]]:
+    """An evaluation with the oracle of each of ``weights``; writes ``metrics.json`` and
+    what the report needs of the better one. ``presence``: classes of the training
+    examples, where they are known. Returns the metrics, and how good each is.
     """
-    engine = make_engine(config, model, parameters, mesh)
-    with progress_bar(len(source), 0, "evaluating") as bar:
-        evaluation, metrics = evaluate(
-            engine,
-            source,
-            config,
-            with_oracle=True,
-            class_examples=long_tail.class_examples(presence, model.num_classes),
-            on_progress=lambda done, total: bar.update(done - bar.n),
-        )
-    metrics["step"] = int(step)
+    task = find_task(config)
+    engine = task.make_engine(config, model, {}, mesh)
+    evaluations, results = {}, {}
+    for name, engine.parameters in weights.items():
+        with progress_bar(len(source), 0, "evaluating") as bar:
+            evaluations[name], results[name] = task.evaluate(
+                engine,
+                source,
+                config,
+                with_oracle=True,
+                class_examples=long_tail.class_examples(presence, model.num_classes),
+                on_progress=lambda done, total, bar=bar: bar.update(done - bar.n),
+            )
+    metrics, scores = _better(task, results)
+    metrics["step"] = step
     metrics["parameters"] = model.num_parameters
-    norm = model.bind(parameters).rank_norm
+    better = max(scores, key=scores.get)
     if jax.process_index() == 0:
-        write_evaluation(
-            workdir, evaluation, metrics, norm.inverse_temperature(metrics["k"])
-        )
-    return metrics
+        bound = model.bind(weights[better])
+        write_evaluation(workdir, evaluations[better], metrics, bound)
+    return metrics, scores
+
+
+def _better(
+    task: Task, results: dict[str, dict[str, float]]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Of the metrics by weights the better ones, and how good each is.
+
+    Where there are two, the better one's metrics also say how good both are.
+    """
+    scores = {name: metrics[task.best_metric] for name, metrics in results.items()}
+    metrics = dict(results[max(scores, key=scores.get)])
+    if len(scores) > 1:
+        for name, score in scores.items():
+            metrics[f"{task.best_metric}_{name}"] = score
+    return metrics, scores
 
 
 def evaluation_scalars(metrics: dict[str, float]) -> dict[str, float]:

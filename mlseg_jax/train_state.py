@@ -9,11 +9,12 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
+from mlseg_jax.errors import UserError
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
 from mlseg_jax.models.build import FunctionalModel, initial_parameters, statistics
 from mlseg_jax.optimizer import make_optimizer
 from mlseg_jax.sharding import state_sharding, within
-from mlseg_jax.tasks import semantic
+from mlseg_jax.tasks.table import find_task
 from mlseg_jax.typing import Array
 
 TrainState = dict[str, Any]
@@ -59,9 +60,25 @@ def initialise(
     return jax.jit(make, out_shardings=shardings)()
 
 
-def evaluation_parameters(state: TrainState) -> dict[str, Array]:
-    """The averaged weights where there are any, else the weights."""
-    return state["ema"] or state["params"] | state["stats"]
+EVALUATED_WEIGHTS = ("average", "latest", "better")
+"""Which weights ``eval.weights`` can name: of the average over steps (where there is
+one), of the last step, or whichever of the two scores better."""
+
+
+def evaluation_parameters(
+    state: TrainState, which: str = "average"
+) -> dict[str, dict[str, Any]]:
+    """The weights to evaluate, by what they are: ``average``, ``latest`` or both."""
+    if which not in EVALUATED_WEIGHTS:
+        raise UserError(
+            f"Unknown eval.weights {which!r}; choose one of "
+            f"{', '.join(EVALUATED_WEIGHTS)}."
+        )
+    latest = {"latest": state["params"] | state["stats"]}
+    if which == "latest" or not state["ema"]:
+        return latest
+    average = {"average": state["ema"]}
+    return average if which == "average" else average | latest
 
 
 def make_train_step(
@@ -71,13 +88,14 @@ def make_train_step(
     priors: ClassPriors = NO_PRIORS,
 ):
     """The jitted step: ``(state, batch) -> (state, metrics)``; the state is donated."""
+    task = find_task(config)
     optimizer = make_optimizer(config)
     num_parts = config.train.accumulate
     dropout_key = jax.random.key(config.seed + 1)
 
     def loss(params, stats, batch, rng):
         bound = model.bind(params | stats)
-        total, metrics = semantic.loss(bound, batch, config, rng, priors)
+        total, metrics = task.loss(bound, batch, config, rng, priors)
         return total, (metrics, statistics(bound))
 
     def gradients(params, stats, batch, rng):

@@ -13,7 +13,7 @@ from mlseg_jax.checkpoint import Checkpoints, write_json
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.sharding import make_mesh
-from mlseg_jax.train_state import abstract_state
+from mlseg_jax.train_state import abstract_state, evaluation_parameters
 
 FREE_TO_CHANGE = (
     "eval",
@@ -55,10 +55,13 @@ def load_parameters(
     trained = load_config(workdir)
     mesh = make_mesh(config)
     wanted = abstract_state(trained, num_classes, mesh)
-    parts = ("ema",) if wanted["ema"] else ("params", "stats")
     checkpoints = Checkpoints(workdir)
     try:
         step = checkpoints.find(checkpoint)
+        weights = evaluation_parameters(wanted, config.eval.weights)
+        better = checkpoints.better_weights(step)
+        average = (better if better in weights else next(iter(weights))) == "average"
+        parts = ("ema",) if average else ("params", "stats")
         restored = checkpoints.restore_part(
             step, {part: wanted[part] for part in parts}
         )

@@ -41,7 +41,7 @@ def fill(path, steps, scores=None):
     checkpoints = Checkpoints(str(path))
     for step in steps:
         score = (scores or {}).get(step)
-        metrics = None if score is None else {"mIoU": score, "other": 1.0}
+        metrics = None if score is None else {"average": score}
         checkpoints.save(step, make_state(step), metrics)
     checkpoints.wait()
     checkpoints.close()
@@ -87,8 +87,10 @@ def test_without_scores_the_best_is_the_newest(tmp_path):
 
 
 def test_best_step():
-    assert best_step([1, 2, 3], {1: 0.5, 2: 0.5, 9: 1.0}) == 2
-    assert best_step([1, 2], {1: float("nan")}) is None
+    half, nan = {"average": 0.5}, {"average": float("nan")}
+    assert best_step([1, 2, 3], {1: half, 2: half, 9: {"average": 1.0}}) == 2
+    assert best_step([1, 2], {1: {"latest": 0.6} | nan, 2: half}) == 1
+    assert best_step([1, 2], {1: nan}) is None
     assert best_step([], {}) is None
 
 
@@ -140,7 +142,7 @@ def test_a_half_written_checkpoint_is_ignored(saved, tmp_path):
     (half / "commit_success.txt").unlink(missing_ok=True)
     checkpoints = Checkpoints(str(tmp_path))
     assert checkpoints.steps() == [4, 6]
-    checkpoints.save(8, make_state(8), {"mIoU": 0.9})
+    checkpoints.save(8, make_state(8), {"average": 0.9})
     checkpoints.wait()
     assert checkpoints.find("best") == checkpoints.find("latest") == 8
     restored = checkpoints.restore(8, abstract(make_state()))

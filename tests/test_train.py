@@ -22,6 +22,7 @@ from mlseg_jax.checkpoint import Checkpoints
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.sharding import make_mesh, put_batch
+from mlseg_jax.tasks.table import TASKS
 from mlseg_jax.train import train
 from mlseg_jax.train_state import (
     abstract_state,
@@ -94,12 +95,13 @@ def train_steps(lines):
 def fake_scores(monkeypatch, scores):
     """Evaluations that take no time and give these scores, one after the other."""
     scores = iter(scores)
-    monkeypatch.setattr(
-        training, "evaluate", lambda *_, **__: (None, {"mIoU": next(scores)})
-    )
-    monkeypatch.setattr(
-        training, "evaluate_and_write", lambda *_, **__: {"mIoU": next(scores)}
-    )
+
+    def evaluate(*_, **__):
+        return None, {"mIoU": next(scores), "examples": 1}
+
+    faked = TASKS["semantic"]._replace(evaluate=evaluate)
+    monkeypatch.setitem(TASKS, "semantic", faked)
+    monkeypatch.setattr(training, "write_evaluation", lambda *_: None)
 
 
 # ------------------------------------------------------------------------ single steps
@@ -187,7 +189,9 @@ def test_accumulation_clipping_and_averaging():
         expected = 0.75 * before["params"][path] + 0.25 * after["params"][path]
         np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-7)
     state = setup.start()
-    assert evaluation_parameters(state) is state["ema"]
+    assert evaluation_parameters(state) == {"average": state["ema"]}
+    assert list(evaluation_parameters(state, "better")) == ["average", "latest"]
+    assert list(evaluation_parameters(state, "latest")) == ["latest"]
 
 
 # -------------------------------------------------------------------------- whole runs
@@ -279,7 +283,7 @@ def test_the_best_and_the_newest_checkpoint_are_kept(tmp_path, monkeypatch):
     train(tiny_config({**overrides, "train.stop_after": 0}), str(tmp_path))
     checkpoints = Checkpoints(str(tmp_path))
     assert (checkpoints.steps(), checkpoints.find("best")) == ([4, 10], 4)
-    checkpoints.score(10, {"mIoU": 0.9})
+    checkpoints.score(10, {"average": 0.9})
     assert checkpoints.find("best") == 10
     checkpoints.close()
 

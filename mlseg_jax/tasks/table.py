@@ -1,0 +1,41 @@
+"""What can be trained, by name: the functions that the one training loop calls."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import ml_collections
+
+from mlseg_jax import evaluate
+from mlseg_jax.errors import UserError
+from mlseg_jax.tasks import semantic
+
+
+class Task(NamedTuple):
+    """How a batch becomes a loss, and a split an evaluation.
+
+    Attributes:
+      loss: ``(model, batch, config, rng, priors) -> (loss, what to log)``.
+      make_engine: ``(config, model, parameters, mesh)`` to what predicts for pictures.
+      evaluate: ``(engine, source, config, with_oracle=, class_examples=,
+        on_progress=) -> (evaluation, metrics)``.
+      best_metric: the metric by which checkpoints are compared.
+    """
+
+    loss: Callable
+    make_engine: Callable
+    evaluate: Callable
+    best_metric: str
+
+
+TASKS = {
+    "semantic": Task(semantic.loss, evaluate.make_engine, evaluate.evaluate, "mIoU"),
+}
+
+
+def find_task(config: ml_collections.ConfigDict) -> Task:
+    """The task of a configuration."""
+    if config.task not in TASKS:
+        raise UserError(
+            f"Unknown task {config.task!r}; choose one of {', '.join(TASKS)}."
+        )
+    return TASKS[config.task]
