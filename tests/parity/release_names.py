@@ -136,7 +136,11 @@ def from_release(
             problems.append(f"{name} matches {len(rows)} rows")
             continue
         match, path, change = rows[0]
-        path = path.format(*match.groups())
+        groups = match.groups()
+        # Swin's blocks come in pairs.
+        number = int(groups[1]) if "{pair}" in path else 0
+        pair = f"blocks/{number // 2}/{('plain', 'shifted')[number % 2]}"
+        path = path.format(*groups, pair=pair)
         if path in found:
             problems.append(f"{path} is filled twice")
         found[path] = np.ascontiguousarray(change(np.asarray(array)))

@@ -6,6 +6,7 @@ from flax import nnx
 
 from mlseg_jax.models.interfaces import AbstractBackbone, FeatureMap
 from mlseg_jax.models.layers.norm import LayerNorm
+from mlseg_jax.models.layers.patches import patchify
 from mlseg_jax.models.layers.resize import bicubic_matrix, resample
 from mlseg_jax.models.layers.transformer import (
     BlockStack,
@@ -90,7 +91,7 @@ class ViT(AbstractBackbone):
         """One map of stride ``patch_size``; sides are padded up to a multiple of
         it.
         """
-        patches = self._patchify(images)
+        patches = patchify(images, self.patch_size)
         batch, height, width, _ = patches.shape
         grid_size = None
         if image_size is not None:
@@ -125,17 +126,6 @@ class ViT(AbstractBackbone):
         rows = jax.vmap(lambda n: bicubic_matrix(height, table_height, n))
         columns = jax.vmap(lambda n: bicubic_matrix(width, table_width, n))
         return resample(rows(grid_size[:, 0]), columns(grid_size[:, 1]), table)
-
-    def _patchify(self, images: Array) -> Float[Array, "B h w patch"]:
-        """Flattened patches; a convolution of stride = kernel is a product of these."""
-        size = self.patch_size
-        batch, height, width, _ = images.shape
-        images = jnp.pad(
-            images, [(0, 0), (0, -height % size), (0, -width % size), (0, 0)]
-        )
-        rows, columns = images.shape[1] // size, images.shape[2] // size
-        patches = images.reshape(batch, rows, size, columns, size, 3)
-        return patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, -1)
 
 
 def _token_mask(grid_mask: Bool[Array, "B h w"] | None) -> Bool[Array, "B L"] | None:

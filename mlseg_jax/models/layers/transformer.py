@@ -14,7 +14,7 @@ from mlseg_jax.models.layers.attention import attention
 from mlseg_jax.models.layers.dropout import drop_path, dropout
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.sharding import gather_weights, pin_examples
-from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
+from mlseg_jax.typing import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
 
 linear_init = nnx.initializers.normal(0.02)
 """PyTorch's ``trunc_normal_(std=0.02)`` truncates at +-2, a hundred deviations out."""
@@ -26,6 +26,9 @@ REMAT_POLICIES = {
 }
 """What a block keeps for its backward pass: everything, matrix products, nothing."""
 
+
+Context = Bool[Array, "B L"] | Int[Array, "B 2"] | None
+"""What an attention is told of its tokens: which are real, or the size of grids."""
 
 LONG_SEQUENCE = 4096
 """Tokens above which evaluation works in parts, so that wide arrays never exist."""
@@ -121,14 +124,21 @@ class MultiHeadAttention(nnx.Module):
         residual: Float[Array, "B L D"],
         tokens: Float[Array, "B L D"],
         token_mask: Bool[Array, "B L"] | None,
+        scale: Float[Array, "D"] | None = None,
     ) -> Float[Array, "B L D"]:
-        """Residual + attention of the tokens, with one head in memory at a time."""
+        """Residual + attention of the tokens, with one head in memory at a time.
+
+        ``scale`` is a factor on each channel of the attention (layer scale).
+        """
         width, heads = tokens.shape[-1], self.num_heads
         dtype = tokens.dtype
 
         kernel = self.query_key_value.kernel[...].reshape(width, 3, heads, -1)
         bias = self.query_key_value.bias[...].reshape(3, heads, -1)
-        out_kernel = self.out.kernel[...].reshape(heads, -1, width)
+        out_kernel, out_bias = self.out.kernel[...], self.out.bias[...]
+        if scale is not None:
+            out_kernel, out_bias = out_kernel * scale[None], out_bias * scale
+        out_kernel = out_kernel.reshape(heads, -1, width)
 
         def take(x: Array, head: Array, axis: int) -> Array:
             return jax.lax.dynamic_index_in_dim(x, head, axis, False).astype(dtype)
@@ -144,11 +154,16 @@ class MultiHeadAttention(nnx.Module):
             return over_rows(lambda rows, out: rows + out @ part, total, out)
 
         total = jax.lax.fori_loop(0, heads, add_head, residual)
-        return total + self.out.bias[...].astype(dtype)[None, None]
+        return total + out_bias.astype(dtype)[None, None]
 
 
 class TransformerBlock(nnx.Module):
-    """x += attention(norm(x)); x += mlp(norm(x)), with the exact GELU."""
+    """x += attention(norm(x)); x += mlp(norm(x)), with the exact GELU.
+
+    ``make_attention`` may be another than `MultiHeadAttention`. ``layer_scale`` is the
+    initial value of one factor for each channel of both branches. ``gated`` makes the
+    hidden layer silu(gate) x values (SwiGLU); the gate comes first.
+    """
 
     def __init__(
         self,
@@ -159,6 +174,9 @@ class TransformerBlock(nnx.Module):
         epsilon: float,
         dropout_rate: float = 0.0,
         bias_init: nnx.Initializer = nnx.initializers.zeros,
+        make_attention: Callable[..., nnx.Module] = MultiHeadAttention,
+        layer_scale: float | None = None,
+        gated: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -170,52 +188,76 @@ class TransformerBlock(nnx.Module):
             rngs=rngs,
         )
         self.attention_norm = LayerNorm(embed_dim, epsilon=epsilon)
-        self.attention = MultiHeadAttention(
+        self.attention = make_attention(
             embed_dim, num_heads, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs
         )
         self.mlp_norm = LayerNorm(embed_dim, epsilon=epsilon)
-        self.mlp_in = linear(embed_dim, mlp_dim)
+        self.mlp_in = linear(embed_dim, 2 * mlp_dim if gated else mlp_dim)
         self.mlp_out = linear(mlp_dim, embed_dim)
+        self.attention_scale = self.mlp_scale = None
+        if layer_scale is not None:
+            self.attention_scale = nnx.Param(jnp.full(embed_dim, layer_scale))
+            self.mlp_scale = nnx.Param(jnp.full(embed_dim, layer_scale))
         self.dropout_rate = dropout_rate
+        self.gated = gated
 
     def __call__(
         self,
-        tokens: Float[Array, "B L D"],
-        token_mask: Bool[Array, "B L"] | None = None,
+        tokens: Float[Array, "B *L D"],
+        context: Context = None,
         drop_path_rate: float | Float[Array, ""] = 0.0,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B L D"]:
-        """``token_mask`` hides padding tokens from all others."""
-        if rng is None and tokens.shape[1] > LONG_SEQUENCE:
+    ) -> Float[Array, "B *L D"]:
+        """``context`` goes to the attention: a mask hides padding from all others."""
+        is_long = tokens.ndim == 3 and tokens.shape[1] > LONG_SEQUENCE
+        if rng is None and is_long and isinstance(self.attention, MultiHeadAttention):
             normalised = over_rows(self.attention_norm, tokens)
-            tokens = self.attention.add_head_by_head(tokens, normalised, token_mask)
+            scale = self.attention_scale
+            scale = None if scale is None else scale[...]
+            tokens = self.attention.add_head_by_head(tokens, normalised, context, scale)
             return over_rows(lambda rows: rows + self._mlp(rows), tokens)
         attention_rng, path_rng, mlp_rng, mlp_path_rng = split_rng(rng, 4)
-        branch = self.attention(self.attention_norm(tokens), token_mask, attention_rng)
+        branch = self.attention(self.attention_norm(tokens), context, attention_rng)
+        branch = _scaled(branch, self.attention_scale)
         tokens = tokens + drop_path(branch, drop_path_rate, path_rng)
         branch = self._mlp(tokens, mlp_rng)
         return tokens + drop_path(branch, drop_path_rate, mlp_path_rng)
 
     def _mlp(self, tokens: Array, rng: PRNGKeyArray | None = None) -> Array:
         in_rng, out_rng = split_rng(rng, 2)
-        hidden = gelu(self.mlp_in(self.mlp_norm(tokens)))
+        hidden = self.mlp_in(self.mlp_norm(tokens))
+        if self.gated:
+            gate, hidden = jnp.split(hidden, 2, axis=-1)
+            hidden = jax.nn.silu(gate) * hidden
+        else:
+            hidden = gelu(hidden)
         hidden = dropout(hidden, self.dropout_rate, in_rng)
-        return dropout(self.mlp_out(hidden), self.dropout_rate, out_rng)
+        branch = dropout(self.mlp_out(hidden), self.dropout_rate, out_rng)
+        return _scaled(branch, self.mlp_scale)
+
+
+def _scaled(branch: Array, scale: nnx.Param | None) -> Array:
+    if scale is None:
+        return branch
+    return branch * scale[...].astype(branch.dtype).reshape(
+        (1,) * (branch.ndim - 1) + (-1,)
+    )
 
 
 class BlockStack(nnx.Module):
     """``depth`` equal blocks, unrolled or as one scan over stacked weights.
 
     A scan compiles once whatever the depth; unrolled, XLA may fuse across blocks.
-    Drop path rises linearly from 0 to ``drop_path_rate`` over the depth.
+    Drop path rises linearly from 0 to ``drop_path_rate`` over the depth; a tuple says
+    the rate of each block instead.
     """
 
     def __init__(
         self,
-        make_block: Callable[[nnx.Rngs], TransformerBlock],
+        make_block: Callable[[nnx.Rngs], nnx.Module],
         depth: int,
         *,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: float | tuple = 0.0,
         scan: bool = False,
         remat: str = "none",
         rngs: nnx.Rngs,
@@ -231,22 +273,36 @@ class BlockStack(nnx.Module):
         else:
             self.blocks = nnx.List([make_block(rngs) for _ in range(depth)])
         self.depth = depth
-        self.drop_path_rate = drop_path_rate
+        if isinstance(drop_path_rate, float):
+            rates = np.linspace(0.0, drop_path_rate, depth, dtype=np.float32)
+            drop_path_rate = tuple(rates.tolist())
+        self.drop_path_rates = drop_path_rate
         self.scan = scan
         self.remat = remat
 
     def __call__(
         self,
-        tokens: Float[Array, "B L D"],
-        token_mask: Bool[Array, "B L"] | None = None,
+        tokens: Float[Array, "B *L D"],
+        context: Context = None,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B L D"]:
+    ) -> Float[Array, "B *L D"]:
+        return self.after((self.depth - 1,), tokens, context, rng)[0]
+
+    def after(
+        self,
+        taps: tuple[int, ...],
+        tokens: Float[Array, "B *L D"],
+        context: Context = None,
+        rng: PRNGKeyArray | None = None,
+    ) -> list[Float[Array, "B *L D"]]:
+        """The tokens after each of the blocks ``taps``, which count from 0 and rise."""
         graph, _ = nnx.split(self.blocks if self.scan else self.blocks[0])
-        drops = self.drop_path_rate > 0.0
+        rates = np.asarray(self.drop_path_rates, np.float32)
+        drops = bool(np.any(rates > 0.0))
 
         def run_block(tokens, weights, rate, rng):
             block = nnx.merge(graph, gather_weights(weights, tokens.dtype))
-            tokens = block(tokens, token_mask, rate if drops else 0.0, rng)
+            tokens = block(tokens, context, rate if drops else 0.0, rng)
             return pin_examples(tokens)
 
         if self.remat != "none":
@@ -254,19 +310,27 @@ class BlockStack(nnx.Module):
                 run_block, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan
             )
         tokens = pin_examples(tokens)
-        rates = np.linspace(0.0, self.drop_path_rate, self.depth, dtype=np.float32)
-        block_rngs = None if rng is None else jax.random.split(rng, self.depth)
-        if self.scan:
-            tokens, _ = jax.lax.scan(
-                lambda tokens, layer: (run_block(tokens, *layer), None),
-                tokens,
-                (nnx.state(self.blocks), rates, block_rngs),
-            )
-            return tokens
-        for i, block in enumerate(self.blocks):
-            block_rng = None if rng is None else block_rngs[i]
-            tokens = run_block(tokens, nnx.state(block), float(rates[i]), block_rng)
-        return tokens
+        rngs = None if rng is None else jax.random.split(rng, self.depth)
+        outputs, start = [], 0
+        for tap in taps:
+            layers = slice(start, tap + 1)
+            start = tap + 1
+            if self.scan:
+                stacked = (nnx.state(self.blocks), rates, rngs)
+                if (layers.start, layers.stop) != (0, self.depth):
+                    stacked = jax.tree.map(lambda x, part=layers: x[part], stacked)
+                tokens, _ = jax.lax.scan(
+                    lambda tokens, layer: (run_block(tokens, *layer), None),
+                    tokens,
+                    stacked,
+                )
+            else:
+                for i in range(self.depth)[layers]:
+                    block_rng = None if rngs is None else rngs[i]
+                    weights, rate = nnx.state(self.blocks[i]), rates[i].tolist()
+                    tokens = run_block(tokens, weights, rate, block_rng)
+            outputs.append(tokens)
+        return outputs
 
 
 def split_rng(rng: PRNGKeyArray | None, count: int) -> list[PRNGKeyArray | None]:

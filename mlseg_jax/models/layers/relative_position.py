@@ -1,0 +1,71 @@
+"""Attention with a learned bias for each head and each relative position."""
+
+import jax
+import jax.numpy as jnp
+
+from mlseg_jax.models.layers.attention import MASKED
+from mlseg_jax.models.layers.resize import bicubic_matrix, resample
+from mlseg_jax.typing import Array, Float, Int
+
+
+def relative_position_bias(
+    table: Float[Array, "rows columns heads"],
+) -> Float[Array, "heads L L"]:
+    """Bias of each (query, key) pair of a grid ``h x w`` from ``[2h-1 2w-1 heads]``.
+
+    The entry for a query at (y, x) and a key at (v, u) is ``table[y - v + h - 1,
+    x - u + w - 1]``. Made by skewing alone: a gather of L x L entries would have a
+    scatter as its gradient.
+    """
+    rows = _differences(table)
+    both = _differences(rows.transpose(2, 0, 1, 3))
+    # Query column, key column, query row, key row, head.
+    height, width = both.shape[2], both.shape[0]
+    bias = both.transpose(4, 2, 0, 3, 1)
+    return bias.reshape(-1, height * width, height * width)
+
+
+def _differences(x: Array) -> Array:
+    """``[2n-1 ...]`` to ``[n n ...]``: at (i, j) stands the entry i - j + n - 1."""
+    size = (x.shape[0] + 1) // 2
+    x = jnp.pad(x, [(0, 1)] + [(0, 0)] * (x.ndim - 1))
+    # Rows of 2n entries read as rows of 2n - 1: each starts one entry later.
+    rest = x.shape[1:]
+    x = jnp.broadcast_to(x[None], (size, *x.shape)).reshape(-1, *rest)
+    x = x[: size * (2 * size - 1)].reshape(size, 2 * size - 1, *rest)
+    return x[:, size - 1 :].swapaxes(0, 1)
+
+
+def resize_relative_positions(
+    table: Float[Array, "entries heads"], size_in: int, size_out: int
+) -> Float[Array, "_ heads"]:
+    """A square window's table for a window of another side, PyTorch's bicubic."""
+    length_in, length_out = 2 * size_in - 1, 2 * size_out - 1
+    matrix = bicubic_matrix(length_out, length_in)
+    grid = jnp.asarray(table).reshape(1, length_in, length_in, -1)
+    return resample(matrix, matrix, grid).reshape(length_out**2, -1)
+
+
+@jax.checkpoint
+def biased_attention(
+    query: Float[Array, "B W L heads d"],
+    key: Float[Array, "B W L heads d"],
+    value: Float[Array, "B W L heads d"],
+    bias: Float[Array, "heads L L"],
+    groups: Int[Array, "#B #W L"] | None = None,
+) -> Float[Array, "B W L heads d"]:
+    """Attention inside each of W windows; tokens see those of their own group.
+
+    Scores exist for all windows at once, but not longer than here: the backward pass
+    makes them again.
+    """
+    scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    scores = jnp.einsum(
+        "bwqhd,bwkhd->bwhqk", scaled, key, preferred_element_type=jnp.float32
+    )
+    scores = scores + bias[None, None].astype(jnp.float32)
+    if groups is not None:
+        same = groups[..., :, None] == groups[..., None, :]
+        scores = jnp.where(same[:, :, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value)

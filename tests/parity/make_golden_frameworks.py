@@ -1,0 +1,117 @@
+"""Golden files of the backbones and decoders of other toolboxes.
+
+Run with a Python that has torch, transformers and mmsegmentation 1.2 with mmcv-lite 2
+(none of them is a requirement of the project):
+
+    python tests/parity/make_golden_frameworks.py [case ...]
+
+The modules are the toolboxes' own, in tiny sizes, with random values as
+``make_golden.py`` makes them; files look as its do.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import warnings
+
+import numpy as np
+import torch
+from make_golden import gradients, make_image, normal, write
+
+warnings.filterwarnings("ignore", message="Fail to import")
+
+
+def import_mmseg():
+    """mmsegmentation without compiled operators, which none of these modules calls."""
+    import mmcv
+
+    class Operators(types.ModuleType):
+        __path__ = []
+
+        def __getattr__(self, name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return type(name, (torch.nn.Module,), {})
+
+    mmcv.__version__ = "2.1.0"
+    for name in ("mmcv.ops", "mmcv.ops.point_sample", "mmcv.ops.carafe"):
+        sys.modules[name] = Operators(name)
+
+
+def randomise(model, rng):
+    """Trained-looking values: nothing is left at 0, at 1 or tiny."""
+    with torch.no_grad():
+        for module in model.modules():
+            is_norm = "Norm" in type(module).__name__
+            for name, param in module.named_parameters(recurse=False):
+                if is_norm and name == "weight":
+                    mean, scale = 1.0, 0.25
+                elif name.startswith("gamma") or name == "lambda1":
+                    mean, scale = 0.5, 0.2
+                elif "table" in name or "embed" in name or "token" in name:
+                    mean, scale = 0.0, 0.5
+                elif param.ndim == 1:
+                    mean, scale = 0.0, 0.2
+                else:
+                    mean, scale = 0.0, param[0].numel() ** -0.5
+                param.copy_(normal(rng, *param.shape, scale=scale, mean=mean))
+            for name, buffer in module.named_buffers(recurse=False):
+                if name == "running_mean":
+                    buffer.copy_(normal(rng, *buffer.shape, scale=0.3))
+                elif name == "running_var":
+                    buffer.copy_(normal(rng, *buffer.shape, scale=0.3).abs() + 0.5)
+
+
+def backbone_case(case, model, config, batch, height, width, seed, run=None):
+    """Maps of a backbone, and gradients of their products with random maps."""
+    rng = np.random.default_rng(seed)
+    model.double().eval()
+    randomise(model, rng)
+    image = make_image(rng, batch, height, width)
+    maps = (run or model)(image)
+    cotangents = [normal(rng, *each.shape) for each in maps]
+    loss = sum((x * y).sum() for x, y in zip(maps, cotangents, strict=True))
+    grads = dict(gradients(model, loss))
+    numbered = enumerate(cotangents)
+    write(
+        f"frameworks/{case}",
+        dict(config, batch=batch),
+        dict(image=image, **{f"cotangent{i}": x for i, x in numbered}),
+        dict(loss=loss, **{f"map{i}": x for i, x in enumerate(maps)}),
+        model.named_parameters(),
+        grads,
+    )
+
+
+# ---------------------------------------------------------------- cases
+def swin(case, batch, height, width, window, seed):
+    import_mmseg()
+    from mmseg.models.backbones.swin import SwinTransformer
+
+    config = dict(
+        embed_dim=8, depths=(2, 2, 4), num_heads=(1, 2, 4), window_size=window
+    )
+    model = SwinTransformer(
+        embed_dims=8,
+        depths=(2, 2, 4),
+        num_heads=(1, 2, 4),
+        strides=(4, 2, 2),
+        out_indices=(0, 1, 2),
+        window_size=window,
+        mlp_ratio=2,
+        drop_path_rate=0.0,
+    )
+    backbone_case(case, model, config, batch, height, width, seed)
+
+
+CASES = {
+    # Windows padded in every stage, sides that neither 4 nor 2 divides.
+    "swin": lambda case: swin(case, 3, 37, 58, 4, 1),
+    # One window larger than the last grids.
+    "swin_small": lambda case: swin(case, 1, 20, 35, 5, 2),
+}
+
+if __name__ == "__main__":
+    for case in sys.argv[1:] or CASES:
+        CASES[case](case)

@@ -1,0 +1,110 @@
+"""Backbones and decoders against the modules of other toolboxes."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from framework_names import SWIN
+from release_names import from_release
+from test_golden import assert_grads, close, nhwc, part
+
+from mlseg_jax.models.backbones.swin import Swin
+from mlseg_jax.models.build import flat_parameters
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "frameworks"
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
+@functools.cache
+def load(case):
+    with np.load(GOLDEN / f"{case}.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+class Functional:
+    """A module apart from its numbers, as ``build.FunctionalModel``."""
+
+    def __init__(self, make):
+        self.graph, self.abstract = nnx.split(nnx.eval_shape(make))
+        self.shapes = {k: v.shape for k, v in flat_parameters(self.abstract).items()}
+
+    def bind(self, params):
+        state = [
+            (path, variable.replace(params["/".join(map(str, path))]))
+            for path, variable in nnx.to_flat_state(self.abstract)
+        ]
+        return nnx.merge(self.graph, nnx.from_flat_state(state))
+
+
+def check_backbone(golden, model, table):
+    """Maps and gradients; then the same pictures on larger canvases."""
+    params = from_release(part(golden, "param"), model.shapes, table)
+    params = jax.tree.map(jnp.asarray, params)
+    maps = [golden[k] for k in sorted(golden) if k.startswith("output:map")]
+    cotangents = [golden[k] for k in sorted(golden) if k.startswith("input:cotangent")]
+    images = nhwc(golden["input:image"])
+
+    def loss(params, images):
+        features = model.bind(params)(images, None, None)
+        assert all(f.grid_size is None for f in features)
+        terms = [
+            jnp.sum(f.grid * nhwc(c)) for f, c in zip(features, cotangents, strict=True)
+        ]
+        return sum(terms), [f.grid for f in features]
+
+    (value, grids), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        params, images
+    )
+    for grid, expected in zip(grids, maps, strict=True):
+        close(grid, nhwc(expected), 5e-5)
+    close(value, golden["output:loss"], 1e-4)
+    assert_grads(from_release(part(golden, "grad"), model.shapes, table), grads)
+    return params, images, grids
+
+
+def check_canvas(model, params, images, grids, canvas):
+    """The same pictures in a corner of a canvas, and a smaller one beside them."""
+    height, width = images.shape[1:3]
+    on_canvas = np.zeros((len(images) + 1, *canvas, 3), np.float32)
+    on_canvas[:-1, :height, :width] = images
+    small = images[:1, : height // 2, : width // 3]
+    on_canvas[-1, : height // 2, : width // 3] = small[0]
+    sizes = np.full((len(on_canvas), 2), (height, width), np.int32)
+    sizes[-1] = small.shape[1:3]
+    run = jax.jit(lambda params, x, sizes=None: model.bind(params)(x, sizes, None))
+    features, alone = run(params, on_canvas, sizes), run(params, small)
+    for feature, grid, single in zip(features, grids, alone, strict=True):
+        rows, columns = grid.shape[1:3]
+        np.testing.assert_array_equal(feature.grid_size[0], (rows, columns))
+        np.testing.assert_array_equal(feature.grid_size[-1], single.grid.shape[1:3])
+        close(feature.grid[:-1, :rows, :columns], grid, 5e-5)
+        rows, columns = single.grid.shape[1:3]
+        close(feature.grid[-1:, :rows, :columns], single.grid, 5e-5)
+
+
+def make_swin(golden, **more):
+    sizes = part(golden, "config")
+    return Functional(
+        lambda: Swin(
+            embed_dim=int(sizes["embed_dim"]),
+            depths=tuple(sizes["depths"].tolist()),
+            num_heads=tuple(sizes["num_heads"].tolist()),
+            window_size=int(sizes["window_size"]),
+            mlp_ratio=2,
+            rngs=nnx.Rngs(0),
+            **more,
+        )
+    )
+
+
+@pytest.mark.parametrize("case, canvas", [("swin", (64, 72)), ("swin_small", (48, 36))])
+def test_swin(case, canvas):
+    golden = load(case)
+    model = make_swin(golden)
+    params, images, grids = check_backbone(golden, model, SWIN)
+    check_canvas(model, params, images, grids, canvas)
