@@ -26,6 +26,17 @@ VITS = {
 }
 """Sizes of vision transformers; the hidden layer of the MLP is four times the width."""
 
+SWINS = {
+    # name: width, depths, heads, window, drop path
+    "swin_t": (96, (2, 2, 6, 2), (3, 6, 12, 24), 7, 0.2),
+    "swin_s": (96, (2, 2, 18, 2), (3, 6, 12, 24), 7, 0.3),
+    "swin_b": (128, (2, 2, 18, 2), (4, 8, 16, 32), 12, 0.3),
+    "swin_l": (192, (2, 2, 18, 2), (6, 12, 24, 48), 12, 0.3),
+}
+"""Sizes of Swin transformers. Windows of 7 belong to weights trained on 224 pixels,
+windows of 12 to those trained on 384; B and L exist with both.
+"""
+
 SELECTIONS = ("complete", "top_k", "oracle", "given")
 
 
@@ -74,6 +85,26 @@ def vit(name: str, image_size: tuple[int, int]) -> ConfigDict:
             # One scan over stacked layers: compiles faster, and so must `remat`.
             "scan": False,
             # What the backward pass keeps of a block: none (= all of it), dots, full.
+            "remat": "none",
+        }
+    )
+
+
+def swin(name: str) -> ConfigDict:
+    sizes = choose(SWINS, "backbone", name)
+    embed_dim, depths, num_heads, window_size, drop_path_rate = sizes
+    return ConfigDict(
+        {
+            "name": "swin",
+            "embed_dim": embed_dim,
+            # Blocks and attention heads of each of the four stages.
+            "depths": depths,
+            "num_heads": num_heads,
+            # Tokens along a side of an attention window.
+            "window_size": window_size,
+            "drop_path_rate": drop_path_rate,
+            # As of `vit`; a scan goes over pairs of blocks.
+            "scan": False,
             "remat": "none",
         }
     )

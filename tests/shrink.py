@@ -8,6 +8,28 @@ from configs import segmenter
 NUM_CLASSES = 11
 
 
+TINY_BACKBONES = {
+    "vit": dict(
+        embed_dim=16,
+        depth=1,
+        num_heads=2,
+        mlp_dim=64,
+        patch_size=4,
+        image_size=(24, 24),
+    ),
+    "swin": dict(embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=3),
+}
+"""What each kind of backbone has in tests, beside ``scan`` and ``remat``."""
+
+
+def use_tiny_backbone(config: ml_collections.ConfigDict, name: str, **more) -> None:
+    others = {"scan": False, "remat": "none", "drop_path_rate": 0.0}
+    with config.unlocked():
+        config.model.backbone = ml_collections.ConfigDict(
+            {"name": name} | TINY_BACKBONES[name] | others | more
+        )
+
+
 def segmenter_config(
     selection: str = "top_k", k: int = 4, **backbone
 ) -> ml_collections.ConfigDict:

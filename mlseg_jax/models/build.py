@@ -11,6 +11,7 @@ import ml_collections
 from flax import nnx
 
 from mlseg_jax.errors import UserError
+from mlseg_jax.models.backbones.swin import Swin
 from mlseg_jax.models.backbones.vit import ViT
 from mlseg_jax.models.decoders.segmenter import SegmenterDecoder
 from mlseg_jax.models.mlseg import MLSeg
@@ -44,12 +45,32 @@ def _build_vit(config, **common):
     )
 
 
+def _build_swin(config, **common):
+    backbone = config.model.backbone
+    return Swin(
+        embed_dim=backbone.embed_dim,
+        depths=tuple(backbone.depths),
+        num_heads=tuple(backbone.num_heads),
+        window_size=backbone.window_size,
+        drop_path_rate=backbone.drop_path_rate,
+        scan=backbone.scan,
+        remat=backbone.remat,
+        **common,
+    )
+
+
+def _num_heads(config) -> int:
+    """Heads of the blocks after the backbone: as many as its last ones have."""
+    heads = config.model.backbone.num_heads
+    return heads if isinstance(heads, int) else heads[-1]
+
+
 def _build_segmenter(config, backbone, **common):
     return SegmenterDecoder(
         feature_dim=backbone.feature_dims[-1],
         embed_dim=backbone.feature_dims[-1],
         depth=config.model.decoder.depth,
-        num_heads=config.model.backbone.num_heads,
+        num_heads=_num_heads(config),
         dropout_rate=config.model.decoder.dropout_rate,
         remat=config.model.backbone.remat,
         **common,
@@ -60,7 +81,7 @@ def _build_transformer_encoder_head(config, decoder, num_classes, **common):
     return TransformerEncoderHead(
         num_classes=num_classes,
         embed_dim=decoder.embed_dim,
-        num_heads=config.model.backbone.num_heads,
+        num_heads=_num_heads(config),
         dropout_rate=config.model.decoder.dropout_rate,
         downsample=config.model.multilabel_head.downsample or None,
         remat=config.model.backbone.remat,
@@ -68,7 +89,7 @@ def _build_transformer_encoder_head(config, decoder, num_classes, **common):
     )
 
 
-BACKBONES = {"vit": _build_vit}
+BACKBONES = {"vit": _build_vit, "swin": _build_swin}
 DECODERS = {"segmenter": _build_segmenter}
 MULTILABEL_HEADS = {
     "transformer_encoder": _build_transformer_encoder_head,

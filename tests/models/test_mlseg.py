@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shrink import NUM_CLASSES, random_parameters, segmenter_config
+from shrink import (
+    NUM_CLASSES,
+    TINY_BACKBONES,
+    random_parameters,
+    segmenter_config,
+    use_tiny_backbone,
+)
 
 from configs import segmenter
 from mlseg_jax.errors import UserError
@@ -89,7 +95,7 @@ def test_every_combination_traces(backbone, decoder, head, selection):
     for rank_norm in RANK_NORMS if selection == "top_k" else ("affine",):
         config = make_config(head, rank_norm, selection=selection)
         with config.unlocked():
-            config.model.backbone.update(name=backbone, drop_path_rate=0.1)
+            use_tiny_backbone(config, backbone, drop_path_rate=0.1)
             config.model.decoder.update(name=decoder, dropout_rate=0.1)
         model = FunctionalModel.build(config, C)
         policy = SelectionPolicy(selection, 4)
@@ -107,9 +113,63 @@ def test_every_combination_traces(backbone, decoder, head, selection):
             jax.random.key(0),
         )
         num_ranks = {"complete": C, "given": 3}.get(selection, 4)
-        assert output.logits.shape == (2, 6, 7, num_ranks)
+        rows, columns = map(model.grid_length, (22, 27))
+        assert output.logits.shape == (2, rows, columns, num_ranks)
         assert output.logits.dtype == jnp.float32
         assert output.label_scores.shape == (2, C)
+
+
+def test_every_backbone_is_tested():
+    assert TINY_BACKBONES.keys() == BACKBONES.keys()
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+def test_a_scan_and_rematerialisation_change_nothing(backbone):
+    """The same weights, stacked; values and gradients in training mode."""
+    results = []
+    for options in ({}, {"scan": True, "remat": "dots"}):
+        config = make_config("none", selection="complete")
+        use_tiny_backbone(config, backbone, **DEEPER.get(backbone, {}), **options)
+        model = FunctionalModel.build(config, C)
+        parameters = (
+            random_parameters(model)
+            if not results
+            else _stack(parameters, model.shapes)
+        )
+
+        def run(parameters, images, model=model):
+            features = model.bind(parameters).backbone(images, None, None)
+            return sum(jnp.sum(jnp.sin(f.grid)) for f in features), features
+
+        (_, features), grads = jax.jit(jax.value_and_grad(run, has_aux=True))(
+            parameters, make_images()
+        )
+        results.append((features, grads))
+    (features, grads), (scanned, scanned_grads) = results
+    for feature, other in zip(features, scanned, strict=True):
+        np.testing.assert_allclose(other.grid, feature.grid, rtol=1e-4, atol=1e-4)
+    for path, grad in _stack(grads, scanned_grads).items():
+        scale = np.max(np.abs(grad)) + 1e-6
+        np.testing.assert_allclose(
+            scanned_grads[path] / scale, grad / scale, atol=1e-4, err_msg=path
+        )
+
+
+DEEPER = {"vit": {"depth": 3}, "swin": {"depths": (4,), "num_heads": (2,)}}
+
+
+def _stack(parameters, shapes):
+    """Those of a model that scans, out of one that does not."""
+    stacked = {}
+    for path in shapes:
+        start, between, end = path.rpartition("/blocks/")
+        layers = [
+            parameters[name]
+            for i in range(9)
+            if (name := f"{start}/blocks/{i}/{end}") in parameters
+        ]
+        stacked[path] = np.stack(layers) if between and layers else parameters[path]
+    return stacked
 
 
 def test_unknown_names():

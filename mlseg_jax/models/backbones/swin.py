@@ -1,5 +1,7 @@
 """Swin transformer (method.md 9.2 and 11.1; Liu et al., ICCV 2021)."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -57,27 +59,26 @@ class Swin(AbstractBackbone):
         )
         self.patch_norm = LayerNorm(embed_dim, epsilon=EPSILON)
         rates = np.linspace(0.0, drop_path_rate, sum(depths)).reshape(-1, 2).tolist()
-        pairs = np.cumsum([0, *depths]) // 2
-        self.stages = nnx.List(
-            BlockStack(
-                lambda rngs, width=width, heads=heads: SwinPair(
-                    width,
-                    heads,
-                    mlp_ratio * width,
-                    window_size=window_size,
-                    dtype=dtype,
-                    rngs=rngs,
-                ),
-                depth // 2,
-                drop_path_rate=tuple(map(tuple, rates[pairs[i] : pairs[i + 1]])),
+        rates = list(map(tuple, rates))
+        stages = []
+        for width, depth, heads in zip(
+            self.feature_dims, depths, num_heads, strict=True
+        ):
+            make_pair = functools.partial(
+                SwinPair, width, heads, mlp_ratio * width, window_size, dtype
+            )
+            pairs = depth // 2
+            stage = BlockStack(
+                make_pair,
+                pairs,
+                drop_path_rate=tuple(rates[:pairs]),
                 scan=scan,
                 remat=remat,
                 rngs=rngs,
             )
-            for i, (width, depth, heads) in enumerate(
-                zip(self.feature_dims, depths, num_heads, strict=True)
-            )
-        )
+            stages.append(stage)
+            rates = rates[pairs:]
+        self.stages = nnx.List(stages)
         self.mergings = nnx.List(
             PatchMerging(width, dtype=dtype, rngs=rngs)
             for width in self.feature_dims[:-1]
@@ -119,7 +120,6 @@ class SwinPair(nnx.Module):
         embed_dim: int,
         num_heads: int,
         mlp_dim: int,
-        *,
         window_size: int,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
