@@ -89,11 +89,14 @@ def compare(task: str, num_classes: int, args) -> dict[str, float]:
 def summarise(parts: list[dict], args) -> dict[str, object]:
     """The keys that the issue asks for, and the raw figures."""
     from mlseg_jax.flops import count_macs
+    from mlseg_jax.models.build import FunctionalModel
 
     result = {"matmul_gflops": max(part["matmul_gflops"] for part in parts)}
     for part in parts:
         task, num_classes = part["task"], part["C"]
-        macs = sum(count_macs(our_config(num_classes, args), num_classes).values())
+        config = our_config(num_classes, args)
+        parts = count_macs(config, FunctionalModel.build(config, num_classes))
+        macs = sum(part.exact for part in parts.values())
         flops = 2 * macs * (3 if task == "train" else 1)
         part["gflops"] = flops / part["ours_seconds"] / 1e9
         part["flops_share"] = part["gflops"] / part["matmul_gflops"]

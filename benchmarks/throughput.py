@@ -131,7 +131,7 @@ def run(config, repetitions: int, steps: int) -> dict[str, object]:
     middle = measure.medians(measure.alternate(turns, repetitions))
 
     peak = 1e9 * measure.matmul_gflops(middle["matmul"])
-    flops = 2 * sum(count_macs(config, num_classes).values())
+    flops = 2 * sum(part.exact for part in count_macs(config, model).values())
     sizes = {"predict": config.eval.batch_size, "train": config.train.batch_size}
     result = {"config": config.name, "C": num_classes, "matmul_gflops": peak / 1e9}
     for name, size in sizes.items():

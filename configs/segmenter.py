@@ -92,6 +92,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "name": "transformer_encoder" if has_head else "none",
                 # Bins a side that the image tokens are pooled to; 0 keeps them all.
                 "downsample": recipe["pool"],
+                # transformer_decoder: number of layers, their heads and hidden width.
+                "depth": 2,
+                "num_heads": 8,
+                "mlp_dim": 2048,
             },
             # affine, shared, temperature, none (rank_adaptive.py).
             "rank_norm": {"kind": "affine", "unbiased_variance": False},

@@ -18,6 +18,7 @@ from mlseg_jax import report as report_page
 from mlseg_jax.errors import UserError
 from mlseg_jax.flops import count_macs
 from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.macs import Macs
 from mlseg_jax.predict import Prediction, load_with_config
 from mlseg_jax.progress import progress_bar
 from mlseg_jax.sharding import make_mesh
@@ -112,21 +113,25 @@ def summary(flags) -> None:
     num_classes = config.data.num_classes
     if num_classes == 0:
         num_classes = open_dataset(config.data, train=True).info.num_classes
-    shapes = FunctionalModel.build(config, num_classes).learned
+    model = FunctionalModel.build(config, num_classes)
+    shapes = model.learned
     sizes = {path: math.prod(shape.shape) for path, shape in shapes.items()}
     parts = {}
     for path, size in sizes.items():
         part = path.split("/", 1)[0]
         parts[part] = parts.get(part, 0) + size
-    macs = count_macs(config, num_classes)
+    macs = count_macs(config, model)
+    total = sum(macs.values(), Macs())
     if flags.json:
         print(
             json.dumps(
                 {
                     "parameters": sum(sizes.values()),
-                    "macs": sum(macs.values()),
+                    "macs": total.exact,
+                    "paper_macs": total.paper,
                     "parameters_by_part": parts,
-                    "macs_by_part": macs,
+                    "macs_by_part": {k: part.exact for k, part in macs.items()},
+                    "paper_macs_by_part": {k: part.paper for k, part in macs.items()},
                     "num_classes": num_classes,
                     "input": list(config.data.crop_size),
                 }
@@ -136,11 +141,12 @@ def summary(flags) -> None:
     from clu import parameter_overview
 
     print(parameter_overview.get_parameter_overview(shapes, include_stats=False))
-    print(f"{'part':20}{'parameters':>16}{'multiply-accumulates':>24}")
-    for part in parts | macs:
-        print(f"{part:20}{parts.get(part, 0):16,}{macs.get(part, 0):24,}")
+    head = "part", "parameters", "multiply-accumulates", "as in the paper"
+    print("{:20}{:>16}{:>24}{:>20}".format(*head))
+    rows = [(k, parts.get(k, 0), macs.get(k, Macs())) for k in parts | macs]
+    for part, size, count in [*rows, ("total", sum(sizes.values()), total)]:
+        print(f"{part:20}{size:16,}{count.exact:24,}{count.paper:20,}")
     height, width = config.data.crop_size
-    print(f"{'total':20}{sum(sizes.values()):16,}{sum(macs.values()):24,}")
     print(f"C = {num_classes} classes, one picture of {height}x{width}")
 
 

@@ -1,12 +1,14 @@
-"""Multiply-accumulates of a model, counted from its configuration.
+"""What a configuration costs, and what a device could do.
 
-Every matrix product is counted once; elementwise work, norms and softmax are not. One
-multiply-accumulate is two floating-point operations.
+One multiply-accumulate is two floating-point operations; how they are counted is in
+``models/macs.py``, and every part of a model counts its own.
 """
 
 import ml_collections
+from flax import nnx
 
-from mlseg_jax.models.build import num_ranks
+from mlseg_jax.models.build import FunctionalModel, num_ranks
+from mlseg_jax.models.macs import Macs
 
 PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
@@ -29,40 +31,19 @@ def peak_flops(device_kind: str) -> float | None:
     return PEAK_FLOPS[max(matches, key=len)] if matches else None
 
 
-def _block(tokens: int, width: int, hidden: int) -> int:
-    """Projections, the two attention products, the MLP."""
-    linear = tokens * (4 * width * width + 2 * width * hidden)
-    return linear + 2 * tokens * tokens * width
-
-
-def count_macs(config: ml_collections.ConfigDict, num_classes: int) -> dict[str, int]:
+def count_macs(
+    config: ml_collections.ConfigDict, model: FunctionalModel
+) -> dict[str, Macs]:
     """Multiply-accumulates of one picture of ``data.crop_size``, by part."""
-    model, backbone = config.model, config.model.backbone
-    height, width = config.data.crop_size
-    patches = -(-height // backbone.patch_size) * -(-width // backbone.patch_size)
-    dim, ranks = backbone.embed_dim, num_ranks(config, num_classes)
-    per_patch = backbone.patch_size**2 * 3 * dim
-    macs = {
-        "backbone": patches * per_patch
-        + backbone.depth * _block(patches + 1, dim, backbone.mlp_dim)
-    }
-    macs["decoder"] = (
-        patches * dim * dim  # feature projection
-        + model.decoder.depth * _block(patches + ranks, dim, 4 * dim)
-        + (patches + ranks) * dim * dim  # patch and class projections
-        + patches * ranks * dim  # cosines
+    bound = nnx.merge(model.graph, model.abstract)
+    return bound.macs(
+        tuple(config.data.crop_size), num_ranks(config, model.num_classes)
     )
-    macs["multilabel_head"] = 0
-    if model.multilabel_head.name == "transformer_encoder":
-        bins = model.multilabel_head.downsample
-        tokens = (bins * bins if bins else patches) + num_classes
-        macs["multilabel_head"] = _block(tokens, dim, 4 * dim) + num_classes * dim
-    return macs
 
 
-def training_flops(config: ml_collections.ConfigDict, num_classes: int) -> int:
+def training_flops(config: ml_collections.ConfigDict, model: FunctionalModel) -> int:
     """Operations of a training step per picture: forward, and twice that backward.
 
     What rematerialisation repeats is not counted (model FLOPs, not hardware FLOPs).
     """
-    return 6 * sum(count_macs(config, num_classes).values())
+    return 6 * sum(part.exact for part in count_macs(config, model).values())

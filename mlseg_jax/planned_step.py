@@ -76,8 +76,8 @@ class StepCompiler:
         self.config, self.topology, self.mesh = config, topology, mesh
         self.model, self.batch_per_chip, self.effort = model, batch_per_chip, effort
         self.state = abstract_state(config, model.num_classes, mesh)
-        macs = count_macs(config, model.num_classes)
-        self.forward_flops = 2.0 * sum(macs.values()) * batch_per_chip
+        macs = sum(part.exact for part in count_macs(config, model).values())
+        self.forward_flops = 2.0 * macs * batch_per_chip
 
     def _batch(self, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
         size = self.batch_per_chip * self.topology.num_chips

@@ -99,7 +99,7 @@ class _Loop:
         # One engine for all evaluations: its compiled functions stay.
         self.engine = self.task.make_engine(config, model, {}, mesh)
         self.watch = Stopwatch()
-        self.flops_per_image = training_flops(config, model.num_classes)
+        self.flops_per_image = training_flops(config, model)
         self.schedule = make_schedule(config)
         priors = long_tail.loss_priors(config, presence, model.num_classes)
         self.step_function = make_train_step(config, model, mesh, priors)

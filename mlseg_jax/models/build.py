@@ -15,7 +15,14 @@ from mlseg_jax.models.backbones.swin import Swin
 from mlseg_jax.models.backbones.vit import ViT
 from mlseg_jax.models.decoders.segmenter import SegmenterDecoder
 from mlseg_jax.models.mlseg import MLSeg
+from mlseg_jax.models.multilabel_heads.global_pooling import GlobalPoolingHead
 from mlseg_jax.models.multilabel_heads.none import NoMultiLabelHead
+from mlseg_jax.models.multilabel_heads.segmentation_logits import (
+    SegmentationLogitsHead,
+)
+from mlseg_jax.models.multilabel_heads.transformer_decoder import (
+    TransformerDecoderHead,
+)
 from mlseg_jax.models.multilabel_heads.transformer_encoder import (
     TransformerEncoderHead,
 )
@@ -72,6 +79,7 @@ def _build_segmenter(config, backbone, **common):
         depth=config.model.decoder.depth,
         num_heads=_num_heads(config),
         dropout_rate=config.model.decoder.dropout_rate,
+        project_image=config.model.multilabel_head.name == "transformer_encoder",
         remat=config.model.backbone.remat,
         **common,
     )
@@ -89,10 +97,40 @@ def _build_transformer_encoder_head(config, decoder, num_classes, **common):
     )
 
 
+def _build_transformer_decoder_head(config, decoder, num_classes, **common):
+    head = config.model.multilabel_head
+    return TransformerDecoderHead(
+        num_classes=num_classes,
+        image_dim=decoder.image_dim,
+        embed_dim=decoder.embed_dim,
+        num_heads=head.num_heads,
+        mlp_dim=head.mlp_dim,
+        depth=head.depth,
+        downsample=head.downsample,
+        dropout_rate=config.model.decoder.dropout_rate,
+        remat=config.model.backbone.remat,
+        **common,
+    )
+
+
+def _build_global_pooling_head(config, decoder, num_classes, **common):
+    return GlobalPoolingHead(
+        num_classes=num_classes,
+        image_dim=decoder.image_dim,
+        downsample=config.model.multilabel_head.downsample,
+        **common,
+    )
+
+
 BACKBONES = {"vit": _build_vit, "swin": _build_swin}
 DECODERS = {"segmenter": _build_segmenter}
 MULTILABEL_HEADS = {
     "transformer_encoder": _build_transformer_encoder_head,
+    "transformer_decoder": _build_transformer_decoder_head,
+    "global_pooling": _build_global_pooling_head,
+    "segmentation_logits": lambda config, decoder, num_classes, **common: (
+        SegmentationLogitsHead(decoder, num_classes=num_classes)
+    ),
     "none": lambda config, decoder, num_classes, **common: NoMultiLabelHead(),
 }
 

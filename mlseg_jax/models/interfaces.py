@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mlseg_jax.models.macs import Macs
 from mlseg_jax.typing import Array, Bool, Float, Int, Length, PRNGKeyArray
 
 
@@ -127,6 +128,10 @@ class AbstractBackbone(nnx.Module):
     def grid_lengths(self, length: Length) -> tuple[Length, ...]:
         """Rows (or columns) of each map for so many pixels."""
 
+    @abc.abstractmethod
+    def macs(self, size: tuple[int, int]) -> Macs:
+        """Multiply-accumulates of one picture of so many rows and columns."""
+
 
 class AbstractDecoder(nnx.Module):
     """Features and class queries to scores.
@@ -135,12 +140,14 @@ class AbstractDecoder(nnx.Module):
       embed_dim: width of a class query.
       image_dim: width of what the multi-label head looks at.
       level: which of the backbone's maps has the grid of the scores.
+      image_level: which has the grid of what the multi-label head looks at.
       class_bias: whether every class also has a learned bias on its scores.
     """
 
     embed_dim: int
     image_dim: int
     level: int
+    image_level: int
     class_bias: bool
 
     @abc.abstractmethod
@@ -159,6 +166,14 @@ class AbstractDecoder(nnx.Module):
     ) -> Float[Array, "B h w K"]:
         """Scores of each pixel for each row of ``class_queries``."""
 
+    @abc.abstractmethod
+    def embed_macs(self, grids: tuple[tuple[int, int], ...]) -> Macs:
+        """Of `embed`, for one picture whose backbone maps have these grids."""
+
+    @abc.abstractmethod
+    def classify_macs(self, grid: tuple[int, int], num_ranks: int) -> Macs:
+        """Of `classify`, for pixel embeddings of so many rows and columns."""
+
 
 class AbstractMultiLabelHead(nnx.Module):
     """Embeddings and class embeddings to label scores."""
@@ -167,7 +182,11 @@ class AbstractMultiLabelHead(nnx.Module):
     def __call__(
         self,
         embeddings: Embeddings,
-        class_embeddings: Float[Array, "C D"],
+        class_embeddings: Float[Array, "C D"] | Float[Array, "B C D"],
         rng: PRNGKeyArray | None,
     ) -> LabelPrediction:
         """Scores all C labels for the whole image."""
+
+    @abc.abstractmethod
+    def macs(self, grid: tuple[int, int], num_classes: int) -> Macs:
+        """Of one picture, where the head looks at so many rows and columns."""

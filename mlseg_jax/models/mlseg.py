@@ -25,6 +25,7 @@ from mlseg_jax.models.interfaces import (
     inside_mask,
 )
 from mlseg_jax.models.layers.transformer import linear_init, split_rng
+from mlseg_jax.models.macs import Macs, norm
 from mlseg_jax.models.rank_adaptive import RankNorm
 from mlseg_jax.typing import Array, Float, Int, Length, PRNGKeyArray, UInt8
 
@@ -112,6 +113,22 @@ class MLSeg(nnx.Module):
     def grid_length(self, length: Length) -> Length:
         """Rows (or columns) of the logits for so many pixels."""
         return self.backbone.grid_lengths(length)[self.decoder.level]
+
+    def macs(self, size: tuple[int, int], num_ranks: int) -> dict[str, Macs]:
+        """Multiply-accumulates of one picture of so many rows and columns, by part."""
+        heights, widths = map(self.backbone.grid_lengths, size)
+        grids = tuple(zip(heights, widths, strict=True))
+        decoder, head = self.decoder, self.multilabel_head
+        grid = grids[decoder.level]
+        return {
+            "backbone": self.backbone.macs(size),
+            "decoder": decoder.embed_macs(grids)
+            + decoder.classify_macs(grid, num_ranks)
+            + norm(*grid, num_ranks),
+            "multilabel_head": head.macs(
+                grids[decoder.image_level], self.class_embeddings.shape[0]
+            ),
+        }
 
     def normalise(
         self, images: Array, image_size: Int[Array, "B 2"] | None

@@ -185,8 +185,8 @@ def test_unknown_names():
 
 
 @functools.cache
-def mlseg(downsample, selection="top_k"):
-    config = make_config(downsample=downsample, selection=selection)
+def mlseg(downsample, head="transformer_encoder"):
+    config = make_config(head, downsample=downsample)
     model = FunctionalModel.build(config, C)
     return config, model, random_parameters(model)
 
@@ -211,10 +211,14 @@ def test_invalid_ranks_change_nothing():
     np.testing.assert_array_equal(padded[..., 3:], UNSELECTED_LOGIT)
 
 
-@pytest.mark.parametrize("downsample", [8, 0])
-def test_the_padding_of_a_canvas_is_not_seen(downsample):
+@pytest.mark.parametrize(
+    "head, downsample",
+    [("transformer_encoder", 0)]
+    + [(head, 8) for head in MULTILABEL_HEADS if head != "none"],
+)
+def test_the_padding_of_a_canvas_is_not_seen(head, downsample):
     """One compilation for pictures of all sizes, whatever lies beside a picture."""
-    _, model, parameters = mlseg(downsample)
+    _, model, parameters = mlseg(downsample, head)
     select = SelectionPolicy("top_k", 4).select()
 
     @jax.jit
@@ -229,8 +233,8 @@ def test_the_padding_of_a_canvas_is_not_seen(downsample):
     for b, (height, width) in enumerate(sizes):
         canvas[b, :height, :width] = images[b]
     results = run(parameters, canvas, np.asarray(sizes, np.int32))
-    for b, (height, width) in enumerate(sizes[1:] if downsample else sizes[:2]):
-        b = b + 1 if downsample else b
+    for b in (0, 1) if downsample == 0 else (2,):
+        height, width = sizes[b]
         scores, class_ids, logits = run(parameters, images[b][None])
         rows, columns = -(-height // 4), -(-width // 4)
         np.testing.assert_allclose(results[0][b], scores[0], rtol=1e-4, atol=1e-4)

@@ -13,6 +13,7 @@ from mlseg_jax.models.layers.transformer import (
     TransformerBlock,
     linear_init,
 )
+from mlseg_jax.models.macs import Macs, norm, product
 from mlseg_jax.typing import (
     Array,
     Bool,
@@ -111,6 +112,14 @@ class ViT(AbstractBackbone):
 
     def grid_lengths(self, length: Length) -> tuple[Length]:
         return (-(-length // self.patch_size),)
+
+    def macs(self, size: tuple[int, int]) -> Macs:
+        (height,), (width,) = map(self.grid_lengths, size)
+        embed_dim = self.feature_dims[0]
+        num_tokens = height * width + 1
+        patches = product(height * width, self.patch_projection.in_features, embed_dim)
+        blocks = self.blocks.macs(num_tokens, attention_in_paper=False)
+        return patches + blocks + norm(num_tokens, embed_dim)
 
     def positions(
         self, height: int, width: int, grid_size: Int[Array, "B 2"] | None

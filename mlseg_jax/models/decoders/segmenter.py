@@ -13,11 +13,16 @@ from mlseg_jax.models.layers.transformer import (
     linear_init,
     split_rng,
 )
+from mlseg_jax.models.macs import Macs, norm, product
 from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
 
 
 class SegmenterDecoder(AbstractDecoder):
-    """Patches and class tokens through a few blocks, then cosines between the two."""
+    """Patches and class tokens through a few blocks, then cosines between the two.
+
+    A multi-label head that shares the blocks' space looks at the projected patches, any
+    other (``project_image=False``) at the features of the backbone.
+    """
 
     def __init__(
         self,
@@ -27,6 +32,7 @@ class SegmenterDecoder(AbstractDecoder):
         depth: int,
         num_heads: int,
         dropout_rate: float,
+        project_image: bool = True,
         remat: str = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -41,8 +47,10 @@ class SegmenterDecoder(AbstractDecoder):
                 rngs=rngs,
             )
 
-        self.embed_dim = self.image_dim = embed_dim
-        self.level = -1
+        self.embed_dim = embed_dim
+        self.image_dim = embed_dim if project_image else feature_dim
+        self.project_image = project_image
+        self.level = self.image_level = -1
         self.class_bias = False
         self.feature_projection = nnx.Linear(
             feature_dim, embed_dim, kernel_init=linear_init, dtype=dtype, rngs=rngs
@@ -71,7 +79,7 @@ class SegmenterDecoder(AbstractDecoder):
     ) -> Embeddings:
         last = features[self.level]
         pixels = FeatureMap(self.feature_projection(last.grid), last.grid_size)
-        return Embeddings(pixels, pixels)
+        return Embeddings(pixels, pixels if self.project_image else last)
 
     def classify(
         self,
@@ -94,6 +102,21 @@ class SegmenterDecoder(AbstractDecoder):
             "bld,bkd->blk", patches, classes, preferred_element_type=jnp.float32
         )
         return cosines.reshape(batch, height, width, -1)
+
+    def embed_macs(self, grids: tuple[tuple[int, int], ...]) -> Macs:
+        height, width = grids[self.level]
+        projection = self.feature_projection
+        return product(height * width, projection.in_features, self.embed_dim)
+
+    def classify_macs(self, grid: tuple[int, int], num_ranks: int) -> Macs:
+        patches, width = grid[0] * grid[1], self.embed_dim
+        tokens = patches + num_ranks
+        return (
+            self.blocks.macs(tokens, attention_in_paper=True)
+            + norm(tokens, width)
+            + product(tokens, width, width)
+            + product(patches, num_ranks, width)
+        )
 
 
 def _unit_length(x: Array) -> Array:

@@ -18,6 +18,7 @@ from mlseg_jax.models.layers.transformer import (
     over_rows,
     split_rng,
 )
+from mlseg_jax.models.macs import Macs, norm, product
 from mlseg_jax.sharding import pin_examples
 from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
 
@@ -127,6 +128,14 @@ class PostNormLayer(nnx.Module):
         branch = dropout(self.mlp_out(hidden), self.dropout_rate, out_rng)
         return self.mlp_norm(tokens + branch)
 
+    def macs(self, num_tokens: int, num_memory: int) -> Macs:
+        """The paper counted nothing of the attention."""
+        width, hidden = self.mlp_in.in_features, self.mlp_in.out_features
+        projections = 2 * (num_tokens + num_memory) * width * width
+        attention = projections + 2 * num_tokens * num_memory * width
+        mlp = 2 * product(num_tokens, width, hidden)
+        return Macs(attention) + mlp + 2 * norm(num_tokens, width)
+
 
 class PostNormTransformer(nnx.Module):
     """Class queries that look at image tokens, which may look at each other before.
@@ -205,6 +214,14 @@ class PostNormTransformer(nnx.Module):
         if rng is None:
             return over_rows(decode, tokens, queries)
         return decode(tokens, queries)
+
+    def macs(self, num_tokens: int, num_queries: int) -> Macs:
+        count = norm(num_queries, self.norm.scale.shape[0])
+        for layer in self.encoder:
+            count += layer.macs(num_tokens, num_tokens)
+        for layer in self.decoder:
+            count += layer.macs(num_queries, num_tokens)
+        return count
 
     def _run(self, layer: PostNormLayer, *args) -> Array:
         """One layer, made again in the backward pass as the configuration says."""

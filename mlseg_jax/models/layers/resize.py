@@ -16,6 +16,7 @@ the matrices are NumPy constants.
 
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -95,6 +96,21 @@ def adaptive_pool_matrix(
     samples = xp.arange(length_in)[None]
     inside = (samples >= start[:, None]) & (samples < end[:, None])
     return inside / (end - start)[:, None].astype(xp.float32)
+
+
+def adaptive_pool(
+    grid: Float[Array, "B h w D"], bins: int, grid_size: Int[Array, "B 2"] | None
+) -> Float[Array, "B bins bins D"]:
+    """Averages over ``bins`` x ``bins`` parts of each example's real cells."""
+    _, height, width, _ = grid.shape
+    if grid_size is None:
+        rows = adaptive_pool_matrix(bins, height)
+        columns = adaptive_pool_matrix(bins, width)
+    else:
+        pool = adaptive_pool_matrix
+        rows = jax.vmap(lambda n: pool(bins, height, n))(grid_size[:, 0])
+        columns = jax.vmap(lambda n: pool(bins, width, n))(grid_size[:, 1])
+    return resample(rows.astype(grid.dtype), columns.astype(grid.dtype), grid)
 
 
 def resample(

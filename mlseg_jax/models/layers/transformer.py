@@ -13,6 +13,7 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.models.layers.attention import attention
 from mlseg_jax.models.layers.dropout import drop_path, dropout
 from mlseg_jax.models.layers.norm import LayerNorm
+from mlseg_jax.models.macs import Macs, norm, product
 from mlseg_jax.sharding import gather_weights, pin_examples
 from mlseg_jax.typing import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
 
@@ -223,6 +224,15 @@ class TransformerBlock(nnx.Module):
         branch = self._mlp(tokens, mlp_rng)
         return tokens + drop_path(branch, drop_path_rate, mlp_path_rng)
 
+    def macs(self, num_tokens: int, *, attention_in_paper: bool) -> Macs:
+        """The paper counted one of the two attention products, or nothing of it."""
+        width, hidden = self.mlp_in.in_features, self.mlp_in.out_features
+        attention = product(num_tokens, num_tokens, width, in_paper=attention_in_paper)
+        attention += product(num_tokens, num_tokens, width, in_paper=False)
+        attention += product(num_tokens, width, 4 * width, in_paper=attention_in_paper)
+        mlp = 2 * product(num_tokens, width, hidden)
+        return attention + mlp + 2 * norm(num_tokens, width)
+
     def _mlp(self, tokens: Array, rng: PRNGKeyArray | None = None) -> Array:
         in_rng, out_rng = split_rng(rng, 2)
         hidden = self.mlp_in(self.mlp_norm(tokens))
@@ -331,6 +341,11 @@ class BlockStack(nnx.Module):
                     tokens = run_block(tokens, weights, rate, block_rng)
             outputs.append(tokens)
         return outputs
+
+    def macs(self, num_tokens: int, *, attention_in_paper: bool) -> Macs:
+        block = self.blocks if self.scan else self.blocks[0]
+        one = block.macs(num_tokens, attention_in_paper=attention_in_paper)
+        return self.depth * one
 
 
 def split_rng(rng: PRNGKeyArray | None, count: int) -> list[PRNGKeyArray | None]:

@@ -7,6 +7,7 @@ from mlseg_jax.models.interfaces import (
     Embeddings,
     LabelPrediction,
 )
+from mlseg_jax.models.macs import Macs
 from mlseg_jax.typing import Array, Float, PRNGKeyArray
 
 
@@ -16,9 +17,12 @@ class NoMultiLabelHead(AbstractMultiLabelHead):
     def __call__(
         self,
         embeddings: Embeddings,
-        class_embeddings: Float[Array, "C D"],
+        class_embeddings: Float[Array, "C D"] | Float[Array, "B C D"],
         rng: PRNGKeyArray | None = None,
     ) -> LabelPrediction:
         batch = embeddings.image.grid.shape[0]
-        scores = jnp.zeros((batch, class_embeddings.shape[0]))
+        scores = jnp.zeros((batch, class_embeddings.shape[-2]))
         return LabelPrediction(scores, class_embeddings, embeddings.pixels)
+
+    def macs(self, grid: tuple[int, int], num_classes: int) -> Macs:
+        return Macs()

@@ -1,6 +1,5 @@
 """The default multi-label head: one transformer block (method.md section 4.1)."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -11,13 +10,15 @@ from mlseg_jax.models.interfaces import (
     LabelPrediction,
 )
 from mlseg_jax.models.layers.norm import LayerNorm
-from mlseg_jax.models.layers.resize import adaptive_pool_matrix, resample
+from mlseg_jax.models.layers.resize import adaptive_pool
 from mlseg_jax.models.layers.transformer import (
     BlockStack,
     TransformerBlock,
     join_masks,
     over_rows,
 )
+from mlseg_jax.models.macs import Macs, norm
+from mlseg_jax.models.multilabel_heads.group_wise_linear import GroupWiseLinear
 from mlseg_jax.typing import Array, DTypeLike, Float, PRNGKeyArray
 
 
@@ -63,17 +64,20 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
     def __call__(
         self,
         embeddings: Embeddings,
-        class_embeddings: Float[Array, "C D"],
+        class_embeddings: Float[Array, "C D"] | Float[Array, "B C D"],
         rng: PRNGKeyArray | None = None,
     ) -> LabelPrediction:
         # Pooling after the decoder's projection equals pooling before it: both linear.
         image, pixels = embeddings.image, embeddings.pixels
         if self.downsample:
-            image = self._pool(image)
+            image = FeatureMap(
+                adaptive_pool(image.grid, self.downsample, image.grid_size)
+            )
         batch, height, width, embed_dim = image.grid.shape
         patches = image.grid.reshape(batch, height * width, embed_dim)
         classes = jnp.broadcast_to(
-            class_embeddings.astype(patches.dtype), (batch, *class_embeddings.shape)
+            class_embeddings.astype(patches.dtype),
+            (batch, *class_embeddings.shape[-2:]),
         )
         mask = join_masks(image.mask, None, patches.shape, classes.shape)
         tokens = jnp.concatenate([patches, classes], axis=1)
@@ -85,33 +89,11 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
         class_queries = over_rows(self.norm, classes)
         return LabelPrediction(self.classifier(class_queries), class_queries, pixels)
 
-    def _pool(self, image: FeatureMap) -> FeatureMap:
-        _, height, width, _ = image.grid.shape
-        bins, size = self.downsample, image.grid_size
-        if size is None:
-            rows = adaptive_pool_matrix(bins, height)
-            columns = adaptive_pool_matrix(bins, width)
-        else:
-            pool = adaptive_pool_matrix
-            rows = jax.vmap(lambda n: pool(bins, height, n))(size[:, 0])
-            columns = jax.vmap(lambda n: pool(bins, width, n))(size[:, 1])
-        dtype = image.grid.dtype
-        grid = resample(rows.astype(dtype), columns.astype(dtype), image.grid)
-        return FeatureMap(grid)
-
-
-class GroupWiseLinear(nnx.Module):
-    """Each class query against its own row: s_c = <W_c, q_c> + b_c."""
-
-    def __init__(self, num_classes: int, embed_dim: int, *, rngs: nnx.Rngs):
-        bound = embed_dim**-0.5
-
-        def uniform(shape):
-            return jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
-
-        self.weight = nnx.Param(uniform((num_classes, embed_dim)))
-        self.bias = nnx.Param(uniform((num_classes,)))
-
-    def __call__(self, class_queries: Float[Array, "B C D"]) -> Float[Array, "B C"]:
-        products = class_queries.astype(jnp.float32) * self.weight[...][None]
-        return jnp.sum(products, axis=-1) + self.bias[...][None]
+    def macs(self, grid: tuple[int, int], num_classes: int) -> Macs:
+        width = self.classifier.weight.shape[1]
+        patches = self.downsample**2 if self.downsample else grid[0] * grid[1]
+        count = self.blocks.macs(patches + num_classes, attention_in_paper=True)
+        if self.downsample:
+            # The release projects the pooled map once more; here it is pooled after.
+            count += Macs(0, patches * width * width)
+        return count + norm(num_classes, width) + self.classifier.macs()
