@@ -226,11 +226,11 @@ class TransformerBlock(nnx.Module):
 
     def macs(self, num_tokens: int, *, attention_in_paper: bool) -> Macs:
         """The paper counted one of the two attention products, or nothing of it."""
-        width, hidden = self.mlp_in.in_features, self.mlp_in.out_features
+        width, hidden = self.mlp_in.in_features, self.mlp_out.in_features
         attention = product(num_tokens, num_tokens, width, in_paper=attention_in_paper)
         attention += product(num_tokens, num_tokens, width, in_paper=False)
         attention += product(num_tokens, width, 4 * width, in_paper=attention_in_paper)
-        mlp = 2 * product(num_tokens, width, hidden)
+        mlp = product(num_tokens, width, self.mlp_in.out_features + hidden)
         return attention + mlp + 2 * norm(num_tokens, width)
 
     def _mlp(self, tokens: Array, rng: PRNGKeyArray | None = None) -> Array:
