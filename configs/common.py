@@ -229,8 +229,15 @@ def base(name: str) -> ConfigDict:
                 "log_every": 50,
                 "eval_every": 1000,
                 "checkpoint_every": 1000,
+                # Checkpoints with the highest mIoU to keep, beside the two newest.
+                "keep_best": 1,
                 # Stop when this many steps have run in this process; 0 never.
                 "stop_after": 0,
+                # Write all threads' stacks when no step ends for so long; 0 never.
+                "hang_minutes": 15.0,
+                # A profile of so many steps from this one on, in workdir/profile.
+                "profile_start": 10,
+                "profile_steps": 0,
             },
             "eval": {
                 # whole, or slide: windows of `window` every `stride` pixels.

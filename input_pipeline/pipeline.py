@@ -8,7 +8,7 @@ example ``s * batch_size``; there is no further state to save.
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import grain
@@ -26,8 +26,7 @@ def train_batches(
     batch_size: int,
     augment: Callable[[dict, np.random.Generator], dict],
     start_example: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     num_threads: int = 2,
     num_workers: int = 0,
     prefetch: int = 4,
@@ -35,7 +34,6 @@ def train_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this process's part of each training batch, without end.
 
-    Example i of the stream belongs to process ``(i - start_example) % process_count``.
     Order and augmentation differ from epoch to epoch. Sets cv2 to one thread in this
     process, since the examples are already spread over threads.
 
@@ -46,7 +44,8 @@ def train_batches(
       augment: makes an example of fixed size with the generator it is given, and
         changes neither its input nor any state of its own.
       start_example: global index of the first example.
-      process_index, process_count: which process this is, of how many.
+      rows: of each batch, the rows that this process needs, in rising order; all by
+        default. `sharding.own_rows` says which its devices hold.
       num_threads: threads that read, in each worker if there are any; 0 reads in the
         caller's thread.
       num_workers: processes that read, each every so many-th batch; 0 is this process.
@@ -56,35 +55,47 @@ def train_batches(
 
     Returns:
       Iterator of ``image`` uint8 ``[b H W 3]`` and ``label_map`` int32 ``[b H W]``;
-      b is batch_size / process_count. Close it to stop its threads.
+      b is the number of rows. Close it to stop its threads.
 
     Raises:
-      ValueError: batch_size is no multiple of process_count.
       DataError: the source is empty, or an example cannot be read (when it is reached).
     """
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"Batch size {batch_size} cannot be shared by {process_count} processes; "
-            "choose a multiple."
-        )
+    rows = range(batch_size) if rows is None else rows
     if len(source) == 0:
         raise DataError("The training split has no examples; add some.")
     # grain orders epoch e by seed + e: seeds 0 and 1 as given would see the same orders
     # one epoch apart.
     shuffle_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-    # random_map stands before every slice, so that it sees the global index.
-    dataset = (
+    # random_map stands before the choice, so that it sees the global index.
+    stream = (
         grain.MapDataset.source(source)
         .shuffle(seed=shuffle_seed)
         .repeat()
         .random_map(augment, seed=augment_seed)
         .map(_keep_arrays)
-        .slice(slice(start_example, None))
-        .slice(slice(process_index, None, process_count))
-        .batch(batch_size // process_count, drop_remainder=True)
+    )
+    dataset = _OwnRows(stream, start_example, batch_size, rows).batch(
+        len(rows), drop_remainder=True
     )
     batches = _iterate(dataset, num_threads, prefetch, num_workers)
     return _count_skips(batches, Skips() if skips is None else skips)
+
+
+class _OwnRows(grain.MapDataset):
+    """Of a stream that is taken in batches, some rows of each batch."""
+
+    def __init__(self, stream, start: int, batch_size: int, rows: Sequence[int]):
+        super().__init__(stream)
+        self._start, self._batch_size, self._rows = start, batch_size, rows
+
+    def __len__(self) -> int:
+        return (len(self._parent) - self._start) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        step, place = divmod(index, len(self._rows))
+        return self._parent[self._start + step * self._batch_size + self._rows[place]]
 
 
 def evaluation_examples(

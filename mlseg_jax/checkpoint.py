@@ -2,16 +2,24 @@
 
 import contextlib
 import errno
+import gc
 import json
+import logging
 import math
 import os
+import sys
+import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
 from mlseg_jax.errors import UserError
+from mlseg_jax.processes import barrier, gather
+
+logger = logging.getLogger(__name__)
 
 SCORES = "scores.json"
 """Beside the checkpoints: step -> weights (``average``, ``latest``) -> how good."""
@@ -22,13 +30,13 @@ class CheckpointError(UserError):
 
 
 class Checkpoints:
-    """The newest and the best checkpoint of ``workdir/checkpoints``.
+    """The two newest and the best checkpoints of ``workdir/checkpoints``.
 
     Writing happens in the background and is committed by a rename, so a run that is
     killed while saving leaves the checkpoint before untouched.
     """
 
-    def __init__(self, workdir: str):
+    def __init__(self, workdir: str, keep_best: int = 1):
         self.path = epath.Path(workdir).resolve() / "checkpoints"
         self._scores = _read_scores(self.path / SCORES)
         self._manager = ocp.CheckpointManager(
@@ -36,26 +44,27 @@ class Checkpoints:
             # Without it, shapes could not be read before restoring.
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_LatestAndBest(self._scores),
+                preservation_policy=_LatestAndBest(self._scores, keep_best),
                 enable_async_checkpointing=True,
             ),
         )
 
-    def save(self, step: int, state, scores: Mapping[str, float] | None) -> None:
-        """Starts saving; ``scores`` of an evaluation make it a candidate for best."""
-        if scores is not None:
-            self.score(step, scores)
+    def save(self, step: int, state) -> None:
+        """Starts saving; a step that is saved already is left alone."""
         if step in self._manager.all_steps():
             return
         with _saying_that_the_disk_is_full(self.path):
             self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def score(self, step: int, scores: Mapping[str, float]) -> None:
-        """Notes how good the weights of ``step`` are, saved already or about to be."""
+        """Notes how good the weights of ``step`` are: a candidate for best."""
         self._scores[int(step)] = {name: float(x) for name, x in scores.items()}
         # Orbax keeps scores in a checkpoint, where none can be added once it is saved.
         if jax.process_index() == 0:
             write_json(self.path / SCORES, self._scores)
+
+    def is_scored(self, step: int) -> bool:
+        return step in self._scores
 
     def scores(self, step: int) -> dict[int, dict[str, float]]:
         """How good the weights were, of all evaluations until ``step``."""
@@ -79,14 +88,58 @@ class Checkpoints:
         if which == "latest":
             return steps[-1]
         if which == "best":
-            best = best_step(steps, self._scores)
-            return steps[-1] if best is None else best
+            return next(iter(best_steps(steps, self._scores)), steps[-1])
         if not which.isdigit() or int(which) not in steps:
             raise CheckpointError(
                 f"{self.path} has no checkpoint {which!r}; there are latest, best and "
                 f"{', '.join(map(str, steps))}."
             )
         return int(which)
+
+    def restore_newest(self, abstract_state) -> tuple[int, Any]:
+        """Step and state of the newest checkpoint that can be read.
+
+        Newer ones that cannot are set aside under another name.
+
+        Raises:
+          CheckpointError: none can be read, or the newest does not fit.
+        """
+        unreadable = {}
+        for step in reversed(self.steps()):
+            state, reason = None, ""
+            with _without_unraisable():
+                try:
+                    state = self.restore(step, abstract_state)
+                except CheckpointError:
+                    raise
+                except Exception as error:  # of a library, of whatever type
+                    reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+            reason = next(filter(None, gather(reason)), "")
+            if not reason:
+                self._set_aside(unreadable, step)
+                return step, state
+            unreadable[step] = reason
+        step, reason = next(iter(unreadable.items()))
+        raise CheckpointError(
+            f"No checkpoint of {self.path} can be read ({step}: {reason}); put back a "
+            f"copy or choose another --workdir."
+        )
+
+    def _set_aside(self, unreadable: Mapping[int, str], instead: int) -> None:
+        for step, reason in unreadable.items():
+            logger.warning(
+                "Checkpoint %d of %s cannot be read (%s); taking up the run from %d. "
+                "It is kept as %d.unreadable.",
+                *(step, self.path, reason, instead, step),
+            )
+            if jax.process_index() == 0:
+                target = self.path / f"{step}.unreadable"
+                if target.exists():
+                    target = self.path / f"{step}.unreadable-{time.time_ns()}"
+                (self.path / str(step)).rename(target)
+        if unreadable:
+            barrier("unreadable checkpoints", 600.0)
+            self._manager.reload()
 
     def restore(self, step: int, abstract_state):
         """The state saved at ``step``, in the shardings of ``abstract_state``."""
@@ -135,14 +188,17 @@ class Checkpoints:
 
 
 class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the newest checkpoint and the one with the highest score."""
+    """Keeps the two newest checkpoints and those with the highest scores.
 
-    def __init__(self, scores: "Scores"):
-        self._scores = scores
+    Two, because the newest may turn out to be unreadable.
+    """
+
+    def __init__(self, scores: "Scores", keep_best: int):
+        self._scores, self._keep_best = scores, keep_best
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {max(steps, default=None), best_step(steps, self._scores)}
+        kept = {*sorted(steps)[-2:], *best_steps(steps, self._scores, self._keep_best)}
         return [step in kept for step in steps]
 
 
@@ -150,14 +206,14 @@ Scores = Mapping[int, Mapping[str, float]]
 """Step -> weights -> how good they are."""
 
 
-def best_step(steps: list[int], scores: Scores) -> int | None:
-    """Of the scored steps the one with the highest score, the later one of equals."""
+def best_steps(steps: list[int], scores: Scores, count: int = 1) -> list[int]:
+    """The scored steps with the highest scores, best first, later before equals."""
     best = {
         step: max(filter(math.isfinite, scores.get(step, {}).values()), default=None)
         for step in steps
     }
     scored = [step for step in steps if best[step] is not None]
-    return max(scored, key=lambda step: (best[step], step), default=None)
+    return sorted(scored, key=lambda step: (best[step], step))[::-1][:count]
 
 
 def _read_scores(path: epath.Path) -> dict[int, dict[str, float]]:
@@ -179,6 +235,18 @@ def _saying_that_the_disk_is_full(path: epath.Path) -> Iterator[None]:
         if reason not in str(error):
             raise
         raise OSError(errno.ENOSPC, reason, str(path)) from error
+
+
+@contextlib.contextmanager
+def _without_unraisable() -> Iterator[None]:
+    """Orbax's tasks that were under way when one failed die with pages of words."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def write_json(path: epath.Path, value) -> None:

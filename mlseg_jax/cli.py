@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -45,7 +46,19 @@ flags.DEFINE_enum(
     "on_bad_example", "fail", ["fail", "skip"], "prepare: what to do with bad examples."
 )
 
+flags.DEFINE_string(
+    "coordinator", None, "Several processes: HOST:PORT of process 0 (docs/scaling.md)."
+)
+flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
+flags.DEFINE_integer("process_id", None, "Several processes: which this is, from 0.")
+flags.DEFINE_integer(
+    "heartbeat_seconds", 60, "Several processes: silence after which one is gone."
+)
+
 LAUNCH = "python main.py"
+
+SHARED = ("train", "evaluate")
+"""Commands that several processes work on together."""
 
 COMMANDS = {
     "train": (
@@ -118,6 +131,10 @@ def run() -> None:
 
 
 def _fail(sentence: str) -> None:
+    from mlseg_jax import processes
+
+    if processes.are_connected():
+        processes.end(1, f"error: {sentence}")
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(1)
 
@@ -212,15 +229,22 @@ def _last_reason(text: str) -> str:
 
 
 def _main(argv: list[str]) -> None:
-    from mlseg_jax import commands
+    from mlseg_jax import commands, processes
     from mlseg_jax.progress import log_to_stderr
 
     command = argv[1]
     # Libraries raise what they log; Orbax logs a full disk in a hundred lines.
     logging.set_verbosity(logging.FATAL)
-    if command != "plan":  # which sets JAX up for devices that are not there
-        log_to_stderr()
     try:
+        if command in SHARED:
+            processes.connect(
+                FLAGS.coordinator,
+                FLAGS.num_processes,
+                FLAGS.process_id,
+                heartbeat_seconds=FLAGS.heartbeat_seconds,
+            )
+        if command != "plan":  # which sets JAX up for devices that are not there
+            log_to_stderr()
         commands.start()
         getattr(commands, command)(FLAGS)
     except UserError as error:
@@ -229,3 +253,14 @@ def _main(argv: list[str]) -> None:
         _fail_with_file(error)
     except KeyboardInterrupt:
         _fail("Interrupted; the same command takes the run up at its last checkpoint.")
+    except Exception as error:
+        if not processes.are_connected():
+            raise
+        # Most often another process has gone, and this one notices.
+        traceback.print_exc()
+        _fail(
+            f"Process {processes.own_index()} cannot go on "
+            f"({str(error).splitlines()[0][:200]}). If this is about the connection, "
+            f"another process has ended: its log says why. Start all processes again; "
+            f"the run is taken up at its last checkpoint."
+        )

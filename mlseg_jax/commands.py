@@ -21,7 +21,6 @@ from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.macs import Macs
 from mlseg_jax.predict import Prediction, load_with_config
 from mlseg_jax.progress import progress_bar
-from mlseg_jax.sharding import make_mesh
 from mlseg_jax.train import evaluate_and_write
 from mlseg_jax.train import train as train_model
 from mlseg_jax.workdir import load_info, load_parameters
@@ -65,7 +64,6 @@ def evaluate(flags) -> None:
         {flags.checkpoint: parameters},
         step,
         source,
-        make_mesh(config),
         _training_presence(config, workdir),
     )
     _print_scores(metrics, workdir)

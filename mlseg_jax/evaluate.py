@@ -29,6 +29,7 @@ from mlseg_jax.metrics.label_recall import LabelRecall
 from mlseg_jax.metrics.mean_iou import MeanIoU
 from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.models.mlseg import MLSeg
+from mlseg_jax.processes import gather
 from mlseg_jax.rank_space import Segmented, tile_labels
 from mlseg_jax.typing import IGNORE, Int
 
@@ -179,6 +180,19 @@ class Evaluation:
         ):
             self.pictures.append((example, prediction.astype(np.int32), scores))
 
+    def add_other_processes(self) -> None:
+        """Adds up what all processes have counted; the pictures stay this one's."""
+        names = ("mean_iou", "oracle_mean_iou", "label_scores", "recall")
+        counts = ("examples_per_class", "num_examples")
+        own = {name: getattr(self, name).to_host() for name in names}
+        own |= {name: getattr(self, name) for name in counts}
+        first, *others = gather(own)
+        for other in others:
+            first |= {name: first[name].merge(other[name]) for name in names}
+            first |= {name: first[name] + other[name] for name in counts}
+        for name, value in first.items():
+            setattr(self, name, value)
+
     def compute(self) -> dict[str, float]:
         """The flat metrics of ``metrics.json``."""
         metrics = {**self.mean_iou.compute(), **self.recall.compute()}
@@ -306,19 +320,26 @@ def evaluate(
     class_examples: Int[np.ndarray, "C"] | None = None,
     on_progress=lambda done, total: None,
 ) -> tuple[Evaluation, dict[str, float]]:
-    """One pass over ``source``; the metrics say also how long it took."""
+    """One pass over ``source``; the metrics say also how long it took.
+
+    Every process takes its share of the examples; all get the metrics of all.
+    """
     evaluation = Evaluation(
         config, source.info, with_oracle=with_oracle, class_examples=class_examples
     )
     skips = Skips()
     examples = evaluation_examples(
         drop_bad(source, config.data.on_bad_example, skips),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
         num_threads=config.data.num_threads,
     )
     begin = time.perf_counter()
     for group in group_by_size(examples, engine.batch_sizes[0]):
         evaluation.add(engine, group)
-        on_progress(evaluation.num_examples, len(source))
+        done = evaluation.num_examples * jax.process_count()
+        on_progress(min(done, len(source)), len(source))
+    evaluation.add_other_processes()
     seconds = time.perf_counter() - begin
     skips.log("evaluation")
     if not evaluation.num_examples:

@@ -44,6 +44,7 @@ class Engine:
         self.settings = settings
         self.num_classes = model.num_classes
         self.grid_length = model.grid_length
+        self.mesh = mesh
         self._sharding = None if mesh is None else batch_sharding(mesh)
         num_devices = 1 if mesh is None else mesh.size
         # Windows of a full batch, and of one that is far from full.

@@ -9,14 +9,13 @@ import math
 from typing import Any
 
 import ml_collections
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel, num_ranks
 from mlseg_jax.planned_step import EFFORT, Step, StepCompiler
-from mlseg_jax.sharding import AXES, axis_sizes
+from mlseg_jax.sharding import AXES, make_mesh
 from mlseg_jax.topologies import GIB, Topology, devices, parse_topology
 
 LARGEST_BATCH = 4096
@@ -84,7 +83,7 @@ def plan(
             f"{batch_per_chip} images per chip do not split into train.accumulate="
             f"{config.train.accumulate} parts; set --batch to a multiple of it."
         )
-    mesh = topology_mesh(config, topology)
+    mesh = make_mesh(config, devices(topology))
     model = FunctionalModel.build(config, num_classes)
     compiler = StepCompiler(config, topology, mesh, model, batch_per_chip, effort)
     train = compiler.train()
@@ -110,29 +109,6 @@ def plan(
         days=config.train.steps * seconds / 86400 if seconds else None,
         advice="" if train.fits else _advice(config, mesh, train, batch_per_chip),
     )
-
-
-def topology_mesh(config: ml_collections.ConfigDict, topology: Topology) -> Mesh:
-    """The mesh that training makes on these devices; ``data`` spans the slices."""
-    sizes = axis_sizes(config, topology.num_chips)
-    slices = topology.slices
-    if sizes[0] % slices:
-        raise UserError(
-            f"mesh.data={sizes[0]} does not split over {slices} slices; set it to "
-            f"{slices} and mesh.fsdp to -1."
-        )
-    if slices > 1:
-        array = mesh_utils.create_hybrid_device_mesh(
-            (sizes[0] // slices, sizes[1]),
-            (slices, 1),
-            devices(topology),
-            allow_split_physical_axes=True,
-        )
-    else:
-        array = mesh_utils.create_device_mesh(
-            sizes, devices(topology), allow_split_physical_axes=True
-        )
-    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def largest_batch(

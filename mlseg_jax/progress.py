@@ -78,20 +78,21 @@ def progress_bar(total: int, start: int, what: str) -> tqdm:
 
 
 class Stopwatch:
-    """Wall time since the last reading, and how much of it went on waiting for
-    input.
-    """
+    """Where the time since the last reading went, and since the beginning."""
 
     def __init__(self):
-        self._waited = 0.0
-        self._begin = time.perf_counter()
+        self._first = self._begin = time.perf_counter()
+        self._waited = self._productive = 0.0
+        self._steps = 0
+        self._compiled = False
 
     def timed(self, batches: Iterator) -> Iterator:
-        """The batches; time spent in ``next`` counts as waiting."""
+        """The batches, one for each step; time spent in ``next`` counts as waiting."""
         while True:
             begin = time.perf_counter()
             batch = next(batches)
             self._waited += time.perf_counter() - begin
+            self._steps += 1
             yield batch
 
     @contextlib.contextmanager
@@ -101,12 +102,21 @@ class Stopwatch:
         yield
         self._begin += time.perf_counter() - begin
 
-    def read(self) -> tuple[float, float]:
-        """Seconds since the last reading, and the share of them spent waiting."""
+    def read(self) -> tuple[int, float, float, float]:
+        """Steps and seconds since the last reading, the share of these that was spent
+        waiting, and goodput: the share of all time that steps took, since the
+        beginning.
+
+        What comes before the first reading (compiling) is no step.
+        """
         now = time.perf_counter()
-        seconds, waited = now - self._begin, self._waited
-        self._begin, self._waited = now, 0.0
-        return seconds, waited / max(seconds, 1e-9)
+        steps, seconds, waited = self._steps, now - self._begin, self._waited
+        if self._compiled:
+            self._productive += seconds - waited
+        self._compiled = True
+        self._begin, self._waited, self._steps = now, 0.0, 0
+        goodput = self._productive / max(now - self._first, 1e-9)
+        return steps, seconds, waited / max(seconds, 1e-9), goodput
 
 
 def log_line(step: int, scalars: dict[str, float]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import ml_collections
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -25,10 +26,65 @@ MIN_SHARDED_SIZE = 2**16
 """Elements below which an array is copied to every device instead of being split."""
 
 
-def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
-    """The mesh over all devices."""
-    sizes = axis_sizes(config, jax.device_count())
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+def make_mesh(config: ml_collections.ConfigDict, devices: list | None = None) -> Mesh:
+    """The mesh over all devices, or over those given; ``data`` spans TPU slices.
+
+    Raises:
+      UserError: the configuration's axes do not make up the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    data, fsdp = axis_sizes(config, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if data % slices:
+        raise UserError(
+            f"mesh.data={data} does not split over {slices} slices; set it to {slices} "
+            f"and mesh.fsdp to -1."
+        )
+    if slices > 1:
+        array = mesh_utils.create_hybrid_device_mesh(
+            (data // slices, fsdp),
+            (slices, 1),
+            devices,
+            allow_split_physical_axes=True,
+        )
+    else:
+        array = mesh_utils.create_device_mesh(
+            (data, fsdp), devices, allow_split_physical_axes=True
+        )
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def own_mesh(config: ml_collections.ConfigDict) -> Mesh:
+    """Of this process's devices, for work that each process does for itself."""
+    if jax.process_count() == 1:
+        return make_mesh(config)
+    _, fsdp = axis_sizes(config, jax.device_count())
+    own = config.copy_and_resolve_references()
+    with own.unlocked():
+        own.mesh.fsdp = math.gcd(fsdp, jax.local_device_count())
+        own.mesh.data = -1
+    return make_mesh(own, jax.local_devices())
+
+
+def to_own_mesh(arrays: dict[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
+    """Copies of arrays of all processes on the mesh of this one (`own_mesh`).
+
+    All processes must call it at the same time; one array after the other is whole.
+    """
+    if jax.process_count() == 1:
+        return arrays
+    return {
+        path: jax.device_put(
+            _whole(array.sharding.mesh)(array).addressable_data(0),
+            state_sharding(mesh, array),
+        )
+        for path, array in arrays.items()
+    }
+
+
+@functools.cache
+def _whole(mesh: Mesh):
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
 
 
 def axis_sizes(config: ml_collections.ConfigDict, count: int) -> tuple[int, int]:
@@ -145,13 +201,27 @@ def on_each_device(function: Callable) -> Callable:
     return call
 
 
+def own_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """The rows of a batch that this process's devices hold."""
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return sorted({row for (rows,) in held.values() for row in range(batch_size)[rows]})
+
+
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's part of a batch to the devices, as part of the global arrays."""
+    """This process's rows of a batch to the devices, as part of the global arrays."""
     sharding = batch_sharding(mesh)
-    return {
-        key: jax.make_array_from_process_local_data(sharding, value)
-        for key, value in batch.items()
-    }
+    own = len(next(iter(batch.values())))
+    size = own * mesh.size // len(mesh.local_devices)
+    place = {row: i for i, row in enumerate(own_rows(mesh, size))}
+
+    def put(value: np.ndarray) -> jax.Array:
+        def part(index) -> np.ndarray:
+            start, stop, _ = index[0].indices(size)
+            return value[place[start] : place[start] + stop - start]
+
+        return jax.make_array_from_callback((size, *value.shape[1:]), sharding, part)
+
+    return {key: put(value) for key, value in batch.items()}
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, accumulate: int) -> None:

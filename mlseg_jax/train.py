@@ -11,15 +11,23 @@ from input_pipeline.bad_examples import Skips, drop_bad, replace_bad
 from input_pipeline.datasets.class_statistics import Presence
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.pipeline import read_some, train_batches
-from mlseg_jax import long_tail
+from mlseg_jax import long_tail, preflight
 from mlseg_jax.checkpoint import Checkpoints, without_nan
 from mlseg_jax.errors import UserError
 from mlseg_jax.evaluate import evaluation_policy, write_evaluation
 from mlseg_jax.flops import peak_flops, training_flops
 from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.optimizer import make_schedule
+from mlseg_jax.processes import first_process_first
 from mlseg_jax.progress import MetricWriter, Stopwatch, log_line, progress_bar
-from mlseg_jax.sharding import check_batch_size, make_mesh, put_batch
+from mlseg_jax.sharding import (
+    check_batch_size,
+    make_mesh,
+    own_mesh,
+    own_rows,
+    put_batch,
+    to_own_mesh,
+)
 from mlseg_jax.tasks.table import Task, find_task
 from mlseg_jax.train_state import (
     abstract_state,
@@ -27,9 +35,20 @@ from mlseg_jax.train_state import (
     initialise,
     make_train_step,
 )
+from mlseg_jax.watch import (
+    ProfileWindow,
+    Stopped,
+    StopRequest,
+    Watchdog,
+    peak_memory,
+    seconds_since_start,
+)
 from mlseg_jax.workdir import claim_workdir
 
 logger = logging.getLogger(__name__)
+
+MAX_INPUT_WAIT = 0.05
+"""Share of the time waiting for data above which the run says so."""
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
@@ -37,6 +56,15 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
     Returns the metrics that are also in ``metrics.json``.
     """
+    preflight.check(config, workdir)
+    with StopRequest() as stop:
+        try:
+            return _train(config, workdir, stop)
+        except Stopped:
+            return {}
+
+
+def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
     train_source = open_dataset(config.data, train=True)
     eval_source = open_dataset(config.data, train=False)
     num_classes = train_source.info.num_classes
@@ -47,28 +75,42 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         read_some(source, config.data.num_threads)
     mesh = make_mesh(config)
     check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
-    claim_workdir(config, workdir, train_source.info)
-    presence = long_tail.training_presence(
-        config, train_source, workdir, count=long_tail.is_used(config)
-    )
+
+    def claim():
+        claim_workdir(config, workdir, train_source.info)
+        return long_tail.training_presence(
+            config, train_source, workdir, count=long_tail.is_used(config)
+        )
+
+    presence = first_process_first("claim", claim)
     train_source = replace_bad(train_source, config.data.on_bad_example)
     train_source = long_tail.resample(config, train_source, presence)
 
     model = FunctionalModel.build(config, num_classes)
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, keep_best=config.train.keep_best)
     state = _start(config, num_classes, mesh, checkpoints)
     writer = MetricWriter(workdir, start=int(state["step"]))
     loop = _Loop(config, model, mesh, checkpoints, writer, eval_source, presence)
+    profile = ProfileWindow(
+        workdir, config.train.profile_start, config.train.profile_steps
+    )
     try:
-        state = loop.run(state, train_source, skips)
+        with Watchdog(config.train.hang_minutes) as watchdog:
+            state = loop.run(state, train_source, skips, stop, watchdog, profile)
         checkpoints.wait()
         skips.log("training")
         if loop.stopped_early:
             return {}
-        weights = evaluation_parameters(state, config.eval.weights)
         step = int(state["step"])
         metrics, scores = evaluate_and_write(
-            config, workdir, model, weights, step, eval_source, mesh, presence
+            config,
+            workdir,
+            model,
+            evaluation_parameters(state, config.eval.weights),
+            step,
+            eval_source,
+            presence,
+            on_progress=stop.check,
         )
         checkpoints.score(step, scores)
         writer.forget_evaluation(step)
@@ -85,8 +127,9 @@ def _is_due(step: int, every: int) -> bool:
 
 
 class _Loop:
-    """Evaluate, save, fetch, step, log: in this order, so that an evaluation and a
-    checkpoint see the same weights, and a fetched batch is always used."""
+    """Save, evaluate, fetch, step, log: in this order, so that a checkpoint and an
+    evaluation see the same weights, a stop in the evaluation loses nothing, and a
+    fetched batch is always used."""
 
     def __init__(self, config, model, mesh, checkpoints, writer, eval_source, presence):
         self.config = config
@@ -97,7 +140,7 @@ class _Loop:
         self.eval_source = eval_source
         self.task = find_task(config)
         # One engine for all evaluations: its compiled functions stay.
-        self.engine = self.task.make_engine(config, model, {}, mesh)
+        self.engine = self.task.make_engine(config, model, {}, own_mesh(config))
         self.watch = Stopwatch()
         self.flops_per_image = training_flops(config, model)
         self.schedule = make_schedule(config)
@@ -105,9 +148,10 @@ class _Loop:
         self.step_function = make_train_step(config, model, mesh, priors)
         self.class_examples = long_tail.class_examples(presence, model.num_classes)
         self.pending = []
+        self.warned = False
         self.stopped_early = False
 
-    def run(self, state, source, skips):
+    def run(self, state, source, skips, stop, watchdog, profile):
         settings = self.config.train
         first = step = int(state["step"])
         batches = train_batches(
@@ -116,62 +160,82 @@ class _Loop:
             batch_size=settings.batch_size,
             start_example=first * settings.batch_size,
             augment=make_augment(self.config.data, self.class_examples),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=own_rows(self.mesh, settings.batch_size),
             num_threads=self.config.data.num_threads,
             num_workers=self.config.data.num_workers,
             skips=skips,
         )
         timed = self.watch.timed(batches)
         bar = progress_bar(settings.steps, first, "training")
+
+        def alive(*_):
+            watchdog.beat()
+            stop.check()
+
+        metrics = None
         try:
             while step < settings.steps:
-                if step > first:
-                    with self.watch.paused():
-                        self._evaluate_and_save(step, state)
-                if settings.stop_after and step - first >= settings.stop_after:
+                with self.watch.paused():
+                    self._save_and_evaluate(step, first, state, alive)
+                done = settings.stop_after and step - first >= settings.stop_after
+                if done or stop.is_due(step):
                     self.stopped_early = True
                     break
+                profile.at(step, metrics)
                 batch = put_batch(self.mesh, next(timed))
-                state, metrics = self.step_function(state, batch)
+                # What is copied to or from a device by mistake stops the run.
+                with jax.transfer_guard("disallow"):
+                    state, metrics = self.step_function(state, batch)
                 step += 1
+                watchdog.beat()
                 bar.update()
                 self.pending.append((step, metrics))
+                if step == first + 1:
+                    self._say_first_step(metrics)
                 if _is_due(step, settings.log_every) or step == settings.steps:
                     self._log(step, bar)
             self._check_finite()
-            self.checkpoints.save(step, state, None)
+            self.checkpoints.save(step, state)
         finally:
+            profile.close(metrics)
             bar.close()
             batches.close()
         return state
 
-    def _evaluate_and_save(self, step: int, state) -> None:
+    def _say_first_step(self, metrics) -> None:
+        """Compiling is over; from here on, time is counted."""
+        jax.block_until_ready(metrics)
+        logger.info("first step after %.1f s of this process", seconds_since_start())
+        self.watch.read()
+
+    def _save_and_evaluate(self, step: int, first: int, state, alive) -> None:
+        """Saves where it is due, then evaluates, also what a stop has prevented."""
         settings = self.config.train
-        evaluates = _is_due(step, settings.eval_every)
-        if not evaluates and not _is_due(step, settings.checkpoint_every):
+        evaluates = _is_due(step, settings.eval_every) and step > 0
+        evaluates &= not self.checkpoints.is_scored(step)
+        if step > first and (evaluates or _is_due(step, settings.checkpoint_every)):
+            self._check_finite()
+            self.checkpoints.save(step, state)
+        if not evaluates:
             return
-        self._check_finite()
-        scores = None
-        if evaluates:
-            results = {}
-            weights = evaluation_parameters(state, self.config.eval.weights)
-            for name, self.engine.parameters in weights.items():
-                _, results[name] = self.task.evaluate(
-                    self.engine,
-                    self.eval_source,
-                    self.config,
-                    with_oracle=False,
-                    class_examples=self.class_examples,
-                )
-            self.engine.parameters = {}  # the step is about to donate them
-            metrics, scores = _better(self.task, results)
-            scalars = evaluation_scalars(metrics)
-            log_line(
-                step, {k: scalars[k] for k in scalars if k.endswith(("mIoU", "mAP"))}
+        results = {}
+        weights = evaluation_parameters(state, self.config.eval.weights)
+        for name, parameters in weights.items():
+            self.engine.parameters = to_own_mesh(parameters, self.engine.mesh)
+            _, results[name] = self.task.evaluate(
+                self.engine,
+                self.eval_source,
+                self.config,
+                with_oracle=False,
+                class_examples=self.class_examples,
+                on_progress=alive,
             )
-            self.writer.write(step, scalars)
-        self.checkpoints.save(step, state, scores)
+        self.engine.parameters = {}  # the step is about to donate them
+        metrics, scores = _better(self.task, results)
+        scalars = evaluation_scalars(metrics)
+        log_line(step, {k: scalars[k] for k in scalars if k.endswith(("mIoU", "mAP"))})
+        self.writer.write(step, scalars)
+        self.checkpoints.score(step, scores)
 
     def _check_finite(self) -> list[dict[str, np.ndarray]]:
         """Fetches what the last steps measured; stops where it is not a number."""
@@ -195,19 +259,13 @@ class _Loop:
         fetched = self._check_finite()
         if not fetched:
             return
-        seconds, waiting = self.watch.read()
         scalars = {
             key: float(np.mean([metrics[key] for metrics in fetched]))
             for key in fetched[0]
         }
-        images = len(fetched) * self.config.train.batch_size
         scalars["train/learning_rate"] = float(self.schedule(step - 1))
-        scalars["train/images_per_second"] = images / seconds
-        scalars["train/input_wait"] = waiting
-        peak = peak_flops(jax.devices()[0].device_kind)
-        if peak is not None:
-            achieved = self.flops_per_image * images / seconds
-            scalars["train/mfu"] = achieved / (peak * jax.device_count())
+        scalars["train/memory_peak_gib"] = peak_memory()
+        scalars |= self._speed(step)
         bar.set_postfix(
             loss=f"{scalars['loss/total']:.3f}",
             recall=f"{scalars['train/image_recall_at_k']:.2f}",
@@ -215,6 +273,33 @@ class _Loop:
         )
         log_line(step, scalars)
         self.writer.write(step, scalars)
+
+    def _speed(self, step: int) -> dict[str, float]:
+        """How fast the steps since the last reading were; nothing after the first."""
+        steps, seconds, waiting, goodput = self.watch.read()
+        if steps == 0:
+            return {}
+        if waiting > MAX_INPUT_WAIT and not self.warned:
+            self.warned = True
+            logger.warning(
+                "The devices wait for data %.0f %% of the time: raise "
+                "data.num_threads or data.num_workers.",
+                100 * waiting,
+            )
+        images = steps * self.config.train.batch_size / seconds
+        speed = {
+            "train/step_seconds": seconds / steps,
+            "train/images_per_second": images,
+            "train/input_wait": waiting,
+            "train/goodput": goodput,
+            "train/hours_left": (self.config.train.steps - step)
+            * (seconds / steps / 3600),
+        }
+        peak = peak_flops(jax.devices()[0].device_kind)
+        if peak is not None:
+            achieved = self.flops_per_image * images
+            speed["train/mfu"] = achieved / (peak * jax.device_count())
+        return speed
 
 
 def evaluate_and_write(
@@ -224,25 +309,31 @@ def evaluate_and_write(
     weights: dict[str, Parameters],
     step: int,
     source,
-    mesh,
     presence: Presence | None = None,
+    on_progress=lambda: None,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """An evaluation with the oracle of each of ``weights``; writes ``metrics.json`` and
     what the report needs of the better one. ``presence``: classes of the training
     examples, where they are known. Returns the metrics, and how good each is.
     """
-    task = find_task(config)
+    task, mesh = find_task(config), own_mesh(config)
     engine = task.make_engine(config, model, {}, mesh)
+    weights = {name: to_own_mesh(each, mesh) for name, each in weights.items()}
     evaluations, results = {}, {}
     for name, engine.parameters in weights.items():
         with progress_bar(len(source), 0, "evaluating") as bar:
+
+            def show(done: int, total: int, bar=bar) -> None:
+                bar.update(done - bar.n)
+                on_progress()
+
             evaluations[name], results[name] = task.evaluate(
                 engine,
                 source,
                 config,
                 with_oracle=True,
                 class_examples=long_tail.class_examples(presence, model.num_classes),
-                on_progress=lambda done, total, bar=bar: bar.update(done - bar.n),
+                on_progress=show,
             )
     metrics, scores = _better(task, results)
     metrics["step"] = step
@@ -279,9 +370,9 @@ def _start(config, num_classes, mesh, checkpoints: Checkpoints):
     """A new state, or the newest one of the work directory."""
     if not checkpoints.steps():
         return initialise(config, num_classes, mesh)
-    step = checkpoints.find("latest")
+    step, state = checkpoints.restore_newest(abstract_state(config, num_classes, mesh))
     logger.info("resuming from checkpoint %d of %s", step, checkpoints.path)
-    return checkpoints.restore(step, abstract_state(config, num_classes, mesh))
+    return state
 
 
 def _check_labels(config, train_info, eval_info) -> None:

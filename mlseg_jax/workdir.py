@@ -20,6 +20,10 @@ FREE_TO_CHANGE = (
     "mesh",
     "train.log_every",
     "train.stop_after",
+    "train.keep_best",
+    "train.hang_minutes",
+    "train.profile_start",
+    "train.profile_steps",
     "data.num_threads",
     "data.on_bad_example",
 )

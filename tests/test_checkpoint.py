@@ -12,7 +12,7 @@ from etils import epath
 from mlseg_jax.checkpoint import (
     CheckpointError,
     Checkpoints,
-    best_step,
+    best_steps,
     without_nan,
     write_json,
 )
@@ -40,9 +40,9 @@ def abstract(state):
 def fill(path, steps, scores=None):
     checkpoints = Checkpoints(str(path))
     for step in steps:
-        score = (scores or {}).get(step)
-        metrics = None if score is None else {"average": score}
-        checkpoints.save(step, make_state(step), metrics)
+        checkpoints.save(step, make_state(step))
+        if step in (scores or {}):
+            checkpoints.score(step, {"average": scores[step]})
     checkpoints.wait()
     checkpoints.close()
 
@@ -50,7 +50,7 @@ def fill(path, steps, scores=None):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved")
-    fill(path, [2, 4, 6], {2: 0.1, 4: 0.8})
+    fill(path, [2, 4, 5, 6], {2: 0.1, 4: 0.8})
     return path
 
 
@@ -63,12 +63,12 @@ def checkpoints(saved):
 
 
 def test_latest_best_and_by_number(checkpoints):
-    assert checkpoints.steps() == [4, 6]
+    assert checkpoints.steps() == [4, 5, 6]
     assert checkpoints.find() == checkpoints.find("latest") == 6
     assert checkpoints.find("best") == 4
     assert checkpoints.find("4") == 4
-    for which in ("2", "5", "newest", "-1", "4.0"):
-        with pytest.raises(CheckpointError, match="latest, best and 4, 6"):
+    for which in ("2", "7", "newest", "-1", "4.0"):
+        with pytest.raises(CheckpointError, match="latest, best and 4, 5, 6"):
             checkpoints.find(which)
 
 
@@ -82,16 +82,45 @@ def test_an_empty_directory(tmp_path):
 def test_without_scores_the_best_is_the_newest(tmp_path):
     fill(tmp_path, [1, 2])
     checkpoints = Checkpoints(str(tmp_path))
-    assert (checkpoints.steps(), checkpoints.find("best")) == ([2], 2)
+    assert (checkpoints.steps(), checkpoints.find("best")) == ([1, 2], 2)
     checkpoints.close()
 
 
-def test_best_step():
+def test_best_steps():
     half, nan = {"average": 0.5}, {"average": float("nan")}
-    assert best_step([1, 2, 3], {1: half, 2: half, 9: {"average": 1.0}}) == 2
-    assert best_step([1, 2], {1: {"latest": 0.6} | nan, 2: half}) == 1
-    assert best_step([1, 2], {1: nan}) is None
-    assert best_step([], {}) is None
+    assert best_steps([1, 2, 3], {1: half, 2: half, 9: {"average": 1.0}}) == [2]
+    assert best_steps([1, 2], {1: {"latest": 0.6} | nan, 2: half}) == [1]
+    assert best_steps([1, 2, 3], {1: half, 2: half, 3: {"average": 0.7}}, 2) == [3, 2]
+    assert best_steps([1, 2], {1: nan}) == []
+    assert best_steps([], {}) == []
+
+
+def test_an_unreadable_checkpoint_is_set_aside(saved, tmp_path, caplog):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    for file in (tmp_path / "checkpoints/6").rglob("*"):
+        if file.is_file() and "/d/" in str(file):
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    checkpoints = Checkpoints(str(tmp_path))
+    step, state = checkpoints.restore_newest(abstract(make_state()))
+    assert step == int(state["step"]) == 5
+    assert "Checkpoint 6" in caplog.text and "from 5" in caplog.text
+    assert (tmp_path / "checkpoints/6.unreadable").is_dir()
+    checkpoints.save(6, make_state(6))
+    checkpoints.wait()
+    assert checkpoints.steps() == [4, 5, 6]
+    assert checkpoints.restore_newest(abstract(make_state()))[0] == 6
+    checkpoints.close()
+
+
+def test_when_nothing_can_be_read(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    for file in (tmp_path / "checkpoints").rglob("*"):
+        if file.is_file() and "/d/" in str(file):
+            file.unlink()
+    checkpoints = Checkpoints(str(tmp_path))
+    with pytest.raises(CheckpointError, match="No checkpoint of .* can be read .6: "):
+        checkpoints.restore_newest(abstract(make_state()))
+    checkpoints.close()
 
 
 def test_the_whole_state_comes_back(checkpoints):
@@ -141,8 +170,9 @@ def test_a_half_written_checkpoint_is_ignored(saved, tmp_path):
     shutil.copytree(folder / "6", half)
     (half / "commit_success.txt").unlink(missing_ok=True)
     checkpoints = Checkpoints(str(tmp_path))
-    assert checkpoints.steps() == [4, 6]
-    checkpoints.save(8, make_state(8), {"average": 0.9})
+    assert checkpoints.steps() == [4, 5, 6]
+    checkpoints.save(8, make_state(8))
+    checkpoints.score(8, {"average": 0.9})
     checkpoints.wait()
     assert checkpoints.find("best") == checkpoints.find("latest") == 8
     restored = checkpoints.restore(8, abstract(make_state()))
@@ -153,7 +183,7 @@ def test_a_half_written_checkpoint_is_ignored(saved, tmp_path):
 def test_saving_a_step_again_changes_nothing(saved, tmp_path):
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     checkpoints = Checkpoints(str(tmp_path))
-    checkpoints.save(6, make_state(99), None)
+    checkpoints.save(6, make_state(99))
     checkpoints.wait()
     assert int(checkpoints.restore(6, abstract(make_state()))["step"]) == 6
     checkpoints.close()

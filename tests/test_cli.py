@@ -467,7 +467,7 @@ def test_many_classes_are_written_with_16_bits(program, tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
     claim_workdir(config, str(run), open_dataset(config.data, train=True).info)
     checkpoints = Checkpoints(str(run))
-    checkpoints.save(0, initialise(config, 300, make_mesh(config)), None)
+    checkpoints.save(0, initialise(config, 300, make_mesh(config)))
     checkpoints.wait()
     checkpoints.close()
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)

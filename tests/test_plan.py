@@ -14,6 +14,7 @@ from mlseg_jax.compiled import read_program, replica_group, type_bytes
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.planned_step import Memory, _read_refusal
+from mlseg_jax.sharding import make_mesh
 from mlseg_jax.topologies import GIB, parse_topology
 
 ADAM = {"optimizer.name": "adamw", "model.backbone.depth": 2}
@@ -154,9 +155,7 @@ def test_no_largest_batch_where_memory_is_not_known():
 )
 def test_advice(changes, batch, word, plans):
     config = tiny_config(changes)
-    mesh = planning.topology_mesh(
-        tiny_config({"mesh.data": -1} | changes), parse_topology("cpu8")
-    )
+    mesh = make_mesh(tiny_config({"mesh.data": -1} | changes))
     memory = Memory(parameters=GIB, optimizer=2 * GIB, usable=8 * GIB)
     step = dataclasses.replace(plans[8].train, memory=memory)
     sentence = planning._advice(config, mesh, step, batch)

@@ -30,7 +30,7 @@ def workdir(tmp_path_factory):
     info = open_dataset(config.data, train=True).info
     claim_workdir(config, str(path), info)
     checkpoints = Checkpoints(str(path))
-    checkpoints.save(0, initialise(config, CLASSES, make_mesh(config)), None)
+    checkpoints.save(0, initialise(config, CLASSES, make_mesh(config)))
     checkpoints.wait()
     checkpoints.close()
     return path

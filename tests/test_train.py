@@ -122,7 +122,7 @@ def test_steps_are_repeatable_and_survive_a_checkpoint_bitwise(plain, tmp_path):
     checkpoints = Checkpoints(str(tmp_path))
     two, _ = plain.run(plain.start(), plain.batches)
     expected = jax.tree.map(np.array, jax.device_get(two))
-    checkpoints.save(2, two, None)
+    checkpoints.save(2, two)
     # The step donates its state while it is still being written in the background.
     plain.run(two, plain.batches)
     checkpoints.wait()
@@ -277,12 +277,12 @@ def test_the_best_and_the_newest_checkpoint_are_kept(tmp_path, monkeypatch):
     # The best of the first process outlives the checkpoints of the second.
     train(tiny_config({**overrides, "train.stop_after": 4}), str(tmp_path))
     checkpoints = Checkpoints(str(tmp_path))
-    assert (checkpoints.steps(), checkpoints.find("best")) == ([4, 9], 4)
+    assert (checkpoints.steps(), checkpoints.find("best")) == ([4, 8, 9], 4)
     checkpoints.close()
     # The last evaluation counts as well.
     train(tiny_config({**overrides, "train.stop_after": 0}), str(tmp_path))
     checkpoints = Checkpoints(str(tmp_path))
-    assert (checkpoints.steps(), checkpoints.find("best")) == ([4, 10], 4)
+    assert (checkpoints.steps(), checkpoints.find("best")) == ([4, 9, 10], 4)
     checkpoints.score(10, {"average": 0.9})
     assert checkpoints.find("best") == 10
     checkpoints.close()
@@ -340,6 +340,10 @@ def test_what_changes_no_weight_may_change(claimed):
         "mesh.fsdp": 4,
         "train.log_every": 7,
         "train.stop_after": 1,
+        "train.keep_best": 3,
+        "train.hang_minutes": 1.0,
+        "train.profile_start": 2,
+        "train.profile_steps": 2,
         "data.num_threads": 1,
         "data.on_bad_example": "skip",
     }

@@ -1,0 +1,183 @@
+"""Several processes that train together: how they find and hear each other.
+
+TPU pods and SLURM say by themselves who is there; elsewhere (Kubernetes, a local trial)
+``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` do, or flags.
+"""
+
+import os
+import pathlib
+import pickle
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+# What everything here rests on is not public, though Orbax uses it as well.
+from jax._src import distributed
+from jax.experimental import multihost_utils
+
+from mlseg_jax.errors import UserError
+
+START_SECONDS = 60.0
+"""How long the processes of a run wait for each other when it starts."""
+
+GOOGLE_PCI_VENDOR = "0x1ae0"
+
+
+def connect(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    heartbeat_seconds: int = 60,
+) -> None:
+    """Joins the other processes where there are any; before JAX looks for devices.
+
+    Raises:
+      UserError: half of what is needed is given, or the others do not come.
+    """
+    given = (
+        coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
+        _first(num_processes, "JAX_NUM_PROCESSES"),
+        _first(process_id, "JAX_PROCESS_ID", "JOB_COMPLETION_INDEX"),
+    )
+    if given[0] is None:
+        if num_processes is not None or process_id is not None:
+            raise UserError(
+                "--num_processes and --process_id need --coordinator=HOST:PORT as well."
+            )
+        if not _is_managed():
+            return
+        given = (None, None, None)
+    elif given[1] is None or given[2] is None:
+        raise UserError(
+            f"The coordinator {given[0]} is given, but not how many processes there "
+            f"are and which this is; add --num_processes and --process_id, or "
+            f"JAX_NUM_PROCESSES and JAX_PROCESS_ID."
+        )
+    elif not 0 <= given[2] < given[1]:
+        raise UserError(
+            f"--process_id={given[2]} is none of {given[1]} processes; count from 0."
+        )
+    try:
+        jax.distributed.initialize(
+            *given,
+            initialization_timeout=int(START_SECONDS),
+            heartbeat_timeout_seconds=heartbeat_seconds,
+            shutdown_timeout_seconds=heartbeat_seconds,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        who = "" if given[2] is None else f"Process {given[2]} of {given[1]}: "
+        raise UserError(
+            f"{who}not all processes of the run came together within "
+            f"{START_SECONDS:.0f} s ({reason}); start all of them, with the same "
+            f"coordinator address."
+        ) from error
+
+
+def _first(value: int | None, *names: str) -> int | None:
+    """The value, else that of the first environment variable which is set."""
+    found = [os.environ[name] for name in names if os.environ.get(name)]
+    if value is not None or not found:
+        return value
+    if not found[0].isdigit():
+        raise UserError(f"{names[0]}={found[0]!r} is no whole number; correct it.")
+    return int(found[0])
+
+
+def _is_managed() -> bool:
+    """Whether SLURM or a TPU machine has started this process."""
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return True
+    if "cpu" in os.environ.get("JAX_PLATFORMS", ""):
+        return False
+    vendors = pathlib.Path("/sys/bus/pci/devices").glob("*/vendor")
+    return any(path.read_text().strip() == GOOGLE_PCI_VENDOR for path in vendors)
+
+
+def are_connected() -> bool:
+    """Whether this process is one of several; looks for no device."""
+    return (distributed.global_state.num_processes or 1) > 1
+
+
+def own_index() -> int:
+    return distributed.global_state.process_id or 0
+
+
+def barrier(name: str, seconds: float) -> None:
+    """Until all processes are here. Every call needs a name of its own."""
+    if jax.process_count() > 1:
+        distributed.global_state.client.wait_at_barrier(name, int(1000 * seconds))
+
+
+def tell_all(name: str, value: str, seconds: float = START_SECONDS) -> list[str]:
+    """What every process says under a name, without a device; for short words.
+
+    Raises:
+      UserError: names the process that says nothing.
+    """
+    client, count = distributed.global_state.client, jax.process_count()
+    client.key_value_set(f"{name}/{jax.process_index()}", value)
+    words = []
+    for process in range(count):
+        try:
+            words.append(
+                client.blocking_key_value_get(f"{name}/{process}", int(1000 * seconds))
+            )
+        except RuntimeError as error:
+            raise UserError(
+                f"Process {process} of {count} is connected but did not answer within "
+                f"{seconds:.0f} s ({name}); look at its log."
+            ) from error
+    return words
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, in their order; each may have its own size."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.asarray(len(data), np.int32))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [
+        pickle.loads(row[:size].tobytes())
+        for row, size in zip(rows, sizes, strict=True)
+    ]
+
+
+def first_process_first(name: str, function: Callable[[], Any]) -> Any:
+    """Process 0 alone, then all others, which find what it has written."""
+    if jax.process_index() == 0:
+        result = function()
+        barrier(name, 86400.0)
+        return result
+    barrier(name, 86400.0)
+    return function()
+
+
+class Deadline:
+    """Ends the process with a sentence unless it gets through in time."""
+
+    def __init__(self, seconds: float, sentence: str):
+        self._timer = threading.Timer(seconds, lambda: end(1, f"error: {sentence}"))
+        self._timer.daemon = True
+
+    def __enter__(self):
+        self._timer.start()
+
+    def __exit__(self, *_):
+        self._timer.cancel()
+
+
+def end(code: int, sentence: str = "") -> None:
+    """Ends the process now: exit handlers would wait for processes that are gone."""
+    sys.stdout.flush()
+    if sentence:
+        print(sentence, file=sys.stderr, flush=True)
+    os._exit(code)

@@ -1,0 +1,147 @@
+"""Watching over a run: when to stop, what hangs, how well its time is used."""
+
+import contextlib
+import faulthandler
+import logging
+import os
+import pathlib
+import resource
+import signal
+import sys
+import threading
+import time
+
+import jax
+from jax.experimental import multihost_utils
+
+logger = logging.getLogger(__name__)
+
+_IMPORTED = time.perf_counter()
+
+
+class Stopped(Exception):  # noqa: N818
+    """The run was asked to stop while it did something that can be done again."""
+
+
+class StopRequest:
+    """SIGTERM, as a preempted machine gets it: finish the step, save, leave.
+
+    A second signal ends the process at once. Of several processes it is enough that
+    one is told; all stop after the same step.
+    """
+
+    def __init__(self):
+        self.requested = False
+        self._previous = None
+
+    def __enter__(self):
+        # Several processes: JAX listens, and agrees with the others.
+        alone = jax.process_count() == 1
+        if alone and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, *_) -> None:
+        self.requested = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        logger.info("asked to stop: saving after this step (a second time: at once)")
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save and leave now, that is before step ``step + 1``."""
+        if jax.process_count() == 1:
+            return self.requested
+        if not self.requested and multihost_utils.reached_preemption_sync_point(step):
+            self._note()
+        return self.requested
+
+    def check(self) -> None:
+        """Raises `Stopped` where a stop was asked for; for long work without steps."""
+        if self.requested:
+            raise Stopped
+
+    def __exit__(self, *_):
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+
+class Watchdog:
+    """Writes the stacks of all threads when nothing has moved for some minutes."""
+
+    def __init__(self, minutes: float, file=None):
+        self._seconds = 60.0 * minutes
+        self._file = file
+        self._last = time.monotonic()
+        self._stop = threading.Event()
+
+    def beat(self) -> None:
+        """Something moved."""
+        self._last = time.monotonic()
+
+    def __enter__(self):
+        if self._seconds > 0:
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def _watch(self) -> None:
+        reported = None
+        while not self._stop.wait(min(self._seconds / 4, 10.0)):
+            last = self._last
+            if time.monotonic() - last < self._seconds or last == reported:
+                continue
+            reported = last
+            file = self._file or sys.stderr
+            print(
+                f"No step has ended for {self._seconds / 60:.3g} minutes on process "
+                f"{jax.process_index()} (train.hang_minutes); what its threads do:",
+                file=file,
+                flush=True,
+            )
+            faulthandler.dump_traceback(file, all_threads=True)
+
+    def __exit__(self, *_):
+        self._stop.set()
+
+
+class ProfileWindow:
+    """A trace of some steps for TensorBoard or Perfetto, in ``workdir/profile``."""
+
+    def __init__(self, workdir: str, start: int, count: int):
+        self._path = os.path.join(workdir, "profile")
+        self._steps = range(start, start + count)
+        self._running = False
+
+    def at(self, step: int, arrays) -> None:
+        """Called when ``step`` steps have been started; ``arrays``: the last result."""
+        if step in self._steps and not self._running:
+            jax.block_until_ready(arrays)
+            jax.profiler.start_trace(self._path)
+            self._running = True
+        elif self._running and step >= self._steps.stop:
+            self.close(arrays)
+
+    def close(self, arrays=None) -> None:
+        if self._running:
+            jax.block_until_ready(arrays)
+            jax.profiler.stop_trace()
+            self._running = False
+            logger.info("profile of %d steps in %s", len(self._steps), self._path)
+
+
+def seconds_since_start() -> float:
+    """Since this process was started, imports included."""
+    with contextlib.suppress(OSError, AttributeError):
+        # Fields after the command, which is in brackets; the 22nd is the start.
+        fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    return time.perf_counter() - _IMPORTED
+
+
+def peak_memory() -> float:
+    """GiB that the first device has held at most; on CPU, the whole process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use")
+    if peak is None:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30
