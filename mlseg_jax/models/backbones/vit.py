@@ -1,4 +1,6 @@
-"""Vision transformer (method.md section 2)."""
+"""Vision transformer (method.md section 2), DINOv2's included."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +30,15 @@ from mlseg_jax.typing import (
 class ViT(AbstractBackbone):
     """Patch tokens through ``depth`` pre-norm blocks, then one layer norm.
 
-    A class token takes part in all blocks and is dropped at the end. ``image_size`` is
-    the training crop, whose grid is that of the position table; other grids get the
-    table resized with PyTorch's bicubic.
+    A class token, and ``num_registers`` after it, take part in all blocks and are
+    dropped at the end. ``image_size`` is the training crop, whose grid is that of the
+    position table; other grids get the table resized with PyTorch's bicubic. ``taps``
+    are the blocks (from 0) after which the normalised tokens are handed on, by default
+    the last one.
+
+    DINOv2 has a layer scale, its giant a gated MLP. As in the transformers library, the
+    table is resized with ``antialias`` where there are registers, and never with the
+    offset of 0.1 cells of DINOv2's own code.
     """
 
     def __init__(
@@ -42,6 +50,10 @@ class ViT(AbstractBackbone):
         depth: int,
         num_heads: int,
         mlp_dim: int,
+        taps: tuple[int, ...] = (),
+        num_registers: int = 0,
+        layer_scale: float | None = None,
+        gated: bool = False,
         drop_path_rate: float = 0.0,
         scan: bool = False,
         remat: str = "none",
@@ -49,7 +61,8 @@ class ViT(AbstractBackbone):
         rngs: nnx.Rngs,
     ):
         self.patch_size = patch_size
-        self.feature_dims = (embed_dim,)
+        self.taps = taps or (depth - 1,)
+        self.feature_dims = (embed_dim,) * len(self.taps)
         self.table_grid = tuple(-(-side // patch_size) for side in image_size)
         self.patch_projection = nnx.Linear(
             patch_size * patch_size * 3,
@@ -64,6 +77,10 @@ class ViT(AbstractBackbone):
         self.position_table = nnx.Param(
             linear_init(rngs.params(), (num_patches + 1, embed_dim))
         )
+        self.register_tokens = None
+        if num_registers:
+            registers = linear_init(rngs.params(), (num_registers, embed_dim))
+            self.register_tokens = nnx.Param(registers)
         self.blocks = BlockStack(
             lambda rngs: TransformerBlock(
                 embed_dim,
@@ -71,6 +88,8 @@ class ViT(AbstractBackbone):
                 mlp_dim,
                 epsilon=1e-6,
                 bias_init=nnx.initializers.normal(1e-6),
+                layer_scale=layer_scale,
+                gated=gated,
                 dtype=dtype,
                 rngs=rngs,
             ),
@@ -81,6 +100,7 @@ class ViT(AbstractBackbone):
             rngs=rngs,
         )
         self.norm = LayerNorm(embed_dim, epsilon=1e-6)
+        self.num_registers = num_registers
         self.dtype = dtype
 
     def __call__(
@@ -88,30 +108,37 @@ class ViT(AbstractBackbone):
         images: Float[Array, "B H W 3"],
         image_size: Int[Array, "B 2"] | None = None,
         rng: PRNGKeyArray | None = None,
-    ) -> tuple[FeatureMap]:
-        """One map of stride ``patch_size``; sides are padded up to a multiple of
-        it.
-        """
+    ) -> tuple[FeatureMap, ...]:
+        """Maps of stride ``patch_size``; sides are padded up to a multiple of it."""
         patches = patchify(images, self.patch_size)
         batch, height, width, _ = patches.shape
         grid_size = None
         if image_size is not None:
-            (grid_size,) = self.grid_lengths(image_size)
+            grid_size = self.grid_lengths(image_size)[0]
         grid = self.patch_projection(patches)
         grid = grid + self.positions(height, width, grid_size).astype(grid.dtype)
         table = self.position_table[...]
         class_token = (self.class_token[...] + table[0]).astype(grid.dtype)
-        class_token = jnp.broadcast_to(class_token, (batch, 1, grid.shape[-1]))
+        others = [class_token[None]]
+        if self.register_tokens is not None:
+            others.append(self.register_tokens[...].astype(grid.dtype))
+        others = jnp.concatenate(others)[None]
+        num_others = others.shape[1]
+        others = jnp.broadcast_to(others, (batch, *others.shape[1:]))
         tokens = jnp.concatenate(
-            [class_token, grid.reshape(batch, height * width, -1)], axis=1
+            [others, grid.reshape(batch, height * width, -1)], axis=1
         )
-        mask = _token_mask(FeatureMap(grid, grid_size).mask)
-        tokens = self.norm(self.blocks(tokens, mask, rng))
-        grid = tokens[:, 1:].reshape(batch, height, width, -1)
-        return (FeatureMap(grid, grid_size),)
+        mask = _token_mask(FeatureMap(grid, grid_size).mask, num_others)
+        return tuple(
+            FeatureMap(
+                self.norm(tokens)[:, num_others:].reshape(batch, height, width, -1),
+                grid_size,
+            )
+            for tokens in self.blocks.after(self.taps, tokens, mask, rng)
+        )
 
-    def grid_lengths(self, length: Length) -> tuple[Length]:
-        return (-(-length // self.patch_size),)
+    def grid_lengths(self, length: Length) -> tuple[Length, ...]:
+        return (-(-length // self.patch_size),) * len(self.taps)
 
     def macs(self, size: tuple[int, int]) -> Macs:
         (height,), (width,) = map(self.grid_lengths, size)
@@ -129,16 +156,19 @@ class ViT(AbstractBackbone):
         if grid_size is None and (height, width) == self.table_grid:
             return table
         table_height, table_width = self.table_grid
+        resize = functools.partial(bicubic_matrix, antialias=self.num_registers > 0)
         if grid_size is None:
-            rows = bicubic_matrix(height, table_height)
-            return resample(rows, bicubic_matrix(width, table_width), table)
-        rows = jax.vmap(lambda n: bicubic_matrix(height, table_height, n))
-        columns = jax.vmap(lambda n: bicubic_matrix(width, table_width, n))
+            rows = resize(height, table_height)
+            return resample(rows, resize(width, table_width), table)
+        rows = jax.vmap(lambda n: resize(height, table_height, n))
+        columns = jax.vmap(lambda n: resize(width, table_width, n))
         return resample(rows(grid_size[:, 0]), columns(grid_size[:, 1]), table)
 
 
-def _token_mask(grid_mask: Bool[Array, "B h w"] | None) -> Bool[Array, "B L"] | None:
+def _token_mask(
+    grid_mask: Bool[Array, "B h w"] | None, num_others: int
+) -> Bool[Array, "B L"] | None:
     if grid_mask is None:
         return None
     flat = grid_mask.reshape(grid_mask.shape[0], -1)
-    return jnp.pad(flat, [(0, 0), (1, 0)], constant_values=True)
+    return jnp.pad(flat, [(0, 0), (num_others, 0)], constant_values=True)

@@ -62,22 +62,40 @@ def bilinear_matrix(
 
 
 def bicubic_matrix(
-    length_out: int, length_in: int, size_out: Size | None = None
+    length_out: int,
+    length_in: int,
+    size_out: Size | None = None,
+    *,
+    antialias: bool = False,
 ) -> Float[Array | np.ndarray, "out in"]:
-    """Cubic convolution (a = -0.75, indices clamped at the borders)."""
+    """Cubic convolution (a = -0.75, indices clamped at the borders).
+
+    With ``antialias``, as PyTorch and Pillow do it: a = -0.5, a kernel as wide as an
+    output sample when shrinking, and weights normalised over what is inside.
+    """
     size_out = length_out if size_out is None else size_out
     xp = _namespace(size_out)
     position = _source_positions(xp, length_out, size_out, length_in)
+    if antialias:
+        stretch = xp.maximum(xp.float32(length_in) / xp.float32(size_out), 1.0)
+        samples = xp.arange(length_in, dtype=xp.float32)[None]
+        weights = _cubic(xp, xp.abs(samples - position[:, None]) / stretch, -0.5)
+        return weights / xp.sum(weights, axis=1, keepdims=True)
     base = xp.floor(position)
     matrix = xp.zeros((length_out, length_in), xp.float32)
     for offset in (-1, 0, 1, 2):
-        distance = xp.abs(position - (base + offset))
-        near = (1.25 * distance - 2.25) * distance**2 + 1.0
-        far = -0.75 * (((distance - 5.0) * distance + 8.0) * distance - 4.0)
+        weights = _cubic(xp, xp.abs(position - (base + offset)), -0.75)
         index = xp.clip(base.astype(xp.int32) + offset, 0, length_in - 1)
-        weights = xp.where(distance <= 1.0, near, far)
         matrix = matrix + _taps(xp, index, weights, length_in)
     return matrix
+
+
+def _cubic(xp, distance, a: float):
+    """The cubic convolution kernel, zero from a distance of 2 on."""
+    near = ((a + 2.0) * distance - (a + 3.0)) * distance**2 + 1.0
+    far = a * (((distance - 5.0) * distance + 8.0) * distance - 4.0)
+    weights = xp.where(distance <= 1.0, near, far)
+    return xp.where(distance < 2.0, weights, 0.0).astype(xp.float32)
 
 
 def adaptive_pool_matrix(
