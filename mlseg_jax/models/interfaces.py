@@ -111,9 +111,12 @@ class AbstractBackbone(nnx.Module):
 
     Attributes:
       feature_dims: width of each map.
+      any_canvas: whether a picture may fill a part of a larger canvas without any
+        change; where it may not, prediction compiles once for every size of picture.
     """
 
     feature_dims: tuple[int, ...]
+    any_canvas: bool = True
 
     @abc.abstractmethod
     def __call__(

@@ -22,6 +22,9 @@ from make_golden import gradients, make_image, normal, write
 warnings.filterwarnings("ignore", message="Fail to import")
 
 
+STATISTICS = ("running_mean", "running_var")
+
+
 def import_mmseg():
     """mmsegmentation without compiled operators, which none of these modules calls."""
     import mmcv
@@ -59,7 +62,7 @@ def randomise(model, rng):
             for name, buffer in module.named_buffers(recurse=False):
                 if name == "running_mean":
                     buffer.copy_(normal(rng, *buffer.shape, scale=0.3))
-                elif name == "running_var":
+                if name == "running_var":
                     buffer.copy_(normal(rng, *buffer.shape, scale=0.3).abs() + 0.5)
 
 
@@ -79,9 +82,14 @@ def backbone_case(case, model, config, batch, height, width, seed, run=None):
         dict(config, batch=batch),
         dict(image=image, **{f"cotangent{i}": x for i, x in numbered}),
         dict(loss=loss, **{f"map{i}": x for i, x in enumerate(maps)}),
-        model.named_parameters(),
+        [*model.named_parameters(), *statistics(model)],
         grads,
     )
+
+
+def statistics(model):
+    """Running averages of batch norms."""
+    return [(k, v) for k, v in model.named_buffers() if k.split(".")[-1] in STATISTICS]
 
 
 # ---------------------------------------------------------------- cases
@@ -105,11 +113,86 @@ def swin(case, batch, height, width, window, seed):
     backbone_case(case, model, config, batch, height, width, seed)
 
 
+def dinov2(case, batch, height, width, seed, **config):
+    """The transformers library's; ``num_register_tokens`` chooses the class."""
+    import transformers
+
+    registers = config.get("num_register_tokens", 0)
+    name = "Dinov2WithRegisters" if registers else "Dinov2"
+    sizes = dict(
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=24,
+        patch_size=4,
+        out_features=["stage2", "stage3"],
+        attn_implementation="eager",
+        **config,
+    )
+    settings = getattr(transformers, f"{name}Config")(**sizes)
+    model = getattr(transformers, f"{name}Backbone")(settings)
+    model.embeddings.mask_token = None
+    shown = dict(
+        embed_dim=16,
+        depth=3,
+        num_heads=2,
+        mlp_dim=24 if config.get("use_swiglu_ffn") else 32,
+        patch_size=4,
+        image_size=(24, 24),
+        taps=(1, 2),
+        num_registers=registers,
+        gated=bool(config.get("use_swiglu_ffn")),
+    )
+    run = lambda image: model(image).feature_maps  # noqa: E731
+    backbone_case(case, model, shown, batch, height, width, seed, run)
+
+
+def beit(case, batch, height, width, seed):
+    import transformers
+
+    sizes = dict(
+        hidden_size=12,
+        num_hidden_layers=5,
+        num_attention_heads=2,
+        intermediate_size=24,
+        image_size=20,
+        patch_size=4,
+        use_relative_position_bias=True,
+        use_mask_token=False,
+        add_fpn=True,
+        out_features=["stage1", "stage2", "stage4", "stage5"],
+        reshape_hidden_states=True,
+        drop_path_rate=0.0,
+        attn_implementation="eager",
+    )
+    model = transformers.BeitBackbone(transformers.BeitConfig(**sizes))
+    shown = dict(
+        embed_dim=12,
+        depth=5,
+        num_heads=2,
+        mlp_dim=24,
+        patch_size=4,
+        image_size=(20, 20),
+        taps=(0, 1, 3, 4),
+    )
+    run = lambda image: model(image).feature_maps  # noqa: E731
+    backbone_case(case, model, shown, batch, height, width, seed, run)
+
+
 CASES = {
     # Windows padded in every stage, sides that neither 4 nor 2 divides.
     "swin": lambda case: swin(case, 3, 37, 58, 4, 1),
     # One window larger than the last grids.
     "swin_small": lambda case: swin(case, 1, 20, 35, 5, 2),
+    # The position table grows and shrinks.
+    "dinov2": lambda case: dinov2(case, 3, 28, 20, 3),
+    "dinov2_giant": lambda case: dinov2(
+        case, 1, 16, 32, 4, num_register_tokens=3, use_swiglu_ffn=True
+    ),
+    # The grid of the tables, and another.
+    "beit": lambda case: beit(case, 3, 20, 20, 5),
+    "beit_resized": lambda case: beit(case, 1, 16, 28, 6),
 }
 
 if __name__ == "__main__":

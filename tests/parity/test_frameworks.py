@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from framework_names import SWIN
+from framework_names import BEIT, DINOV2, SWIN, fused
 from release_names import from_release
 from test_golden import assert_grads, close, nhwc, part
 
+from mlseg_jax.models.backbones.beit import Beit
 from mlseg_jax.models.backbones.swin import Swin
-from mlseg_jax.models.build import flat_parameters
+from mlseg_jax.models.backbones.vit import ViT
+from mlseg_jax.models.build import flat_parameters, statistics
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "frameworks"
 
@@ -32,6 +34,7 @@ class Functional:
     def __init__(self, make):
         self.graph, self.abstract = nnx.split(nnx.eval_shape(make))
         self.shapes = {k: v.shape for k, v in flat_parameters(self.abstract).items()}
+        self.stats = statistics(nnx.merge(self.graph, self.abstract))
 
     def bind(self, params):
         state = [
@@ -43,14 +46,16 @@ class Functional:
 
 def check_backbone(golden, model, table):
     """Maps and gradients; then the same pictures on larger canvases."""
-    params = from_release(part(golden, "param"), model.shapes, table)
+    params = from_release(fused(part(golden, "param")), model.shapes, table)
     params = jax.tree.map(jnp.asarray, params)
     maps = [golden[k] for k in sorted(golden) if k.startswith("output:map")]
     cotangents = [golden[k] for k in sorted(golden) if k.startswith("input:cotangent")]
     images = nhwc(golden["input:image"])
 
+    stats = {path: params.pop(path) for path in model.stats}
+
     def loss(params, images):
-        features = model.bind(params)(images, None, None)
+        features = model.bind(params | stats)(images, None, None)
         assert all(f.grid_size is None for f in features)
         terms = [
             jnp.sum(f.grid * nhwc(c)) for f, c in zip(features, cotangents, strict=True)
@@ -63,7 +68,8 @@ def check_backbone(golden, model, table):
     for grid, expected in zip(grids, maps, strict=True):
         close(grid, nhwc(expected), 5e-5)
     close(value, golden["output:loss"], 1e-4)
-    assert_grads(from_release(part(golden, "grad"), model.shapes, table), grads)
+    shapes = {path: model.shapes[path] for path in params}
+    assert_grads(from_release(fused(part(golden, "grad")), shapes, table), grads)
     return params, images, grids
 
 
@@ -108,3 +114,36 @@ def test_swin(case, canvas):
     model = make_swin(golden)
     params, images, grids = check_backbone(golden, model, SWIN)
     check_canvas(model, params, images, grids, canvas)
+
+
+def plain_config(golden):
+    """Sizes as the constructors take them."""
+    sizes = part(golden, "config")
+    sizes.pop("batch")
+    flags = {"gated": bool(sizes.pop("gated"))} if "gated" in sizes else {}
+    return flags | {
+        key: int(x) if x.ndim == 0 else tuple(x.tolist()) for key, x in sizes.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "case, canvas", [("dinov2", (36, 33)), ("dinov2_giant", (24, 40))]
+)
+def test_dinov2(case, canvas):
+    golden = load(case)
+    sizes = plain_config(golden) | {"layer_scale": 1.0}
+    model = Functional(lambda: ViT(**sizes, rngs=nnx.Rngs(0)))
+    params, images, grids = check_backbone(golden, model, DINOV2)
+    check_canvas(model, params, images, grids, canvas)
+
+
+@pytest.mark.parametrize("case", ["beit", "beit_resized"])
+def test_beit(case):
+    golden = load(case)
+    sizes = plain_config(golden) | {"layer_scale": 0.1}
+    model = Functional(lambda: Beit(**sizes, rngs=nnx.Rngs(0)))
+    _, images, grids = check_backbone(golden, model, BEIT)
+    backbone = nnx.merge(model.graph, model.abstract)
+    lengths = [backbone.grid_lengths(side) for side in images.shape[1:3]]
+    assert [grid.shape[1:3] for grid in grids] == list(zip(*lengths, strict=True))
+    assert not backbone.any_canvas

@@ -203,11 +203,10 @@ class WindowAttention(nnx.Module):
         grid = jnp.roll(grid, (-shift, -shift), (1, 2)) if shift else grid
         fused = self.query_key_value(_to_windows(grid, side))
         fused = fused.reshape(*fused.shape[:3], 3, self.num_heads, -1)
-        table = self.relative_position_bias_table[...]
-        table = table.reshape(2 * side - 1, 2 * side - 1, -1)
         out = biased_attention(
             *(fused[:, :, :, i] for i in range(3)),
-            relative_position_bias(table),
+            self.relative_position_bias_table[...],
+            lambda table: relative_position_bias(table, side, side),
             groups,
         )
         out = self.out(out.reshape(*out.shape[:3], embed_dim))

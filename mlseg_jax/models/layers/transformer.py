@@ -28,7 +28,7 @@ REMAT_POLICIES = {
 """What a block keeps for its backward pass: everything, matrix products, nothing."""
 
 
-Context = Bool[Array, "B L"] | Int[Array, "B 2"] | None
+Context = Bool[Array, "B L"] | Int[Array, "B 2"] | tuple[int, int] | None
 """What an attention is told of its tokens: which are real, or the size of grids."""
 
 LONG_SEQUENCE = 4096
