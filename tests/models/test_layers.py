@@ -12,11 +12,10 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.models.layers import attention as attention_module
 from mlseg_jax.models.layers import resize
 from mlseg_jax.models.layers.attention import attention
+from mlseg_jax.models.layers.block_stack import REMAT_POLICIES, BlockStack
 from mlseg_jax.models.layers.dropout import drop_path, dropout
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.transformer import (
-    REMAT_POLICIES,
-    BlockStack,
     TransformerBlock,
     join_masks,
 )

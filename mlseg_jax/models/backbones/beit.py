@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlseg_jax.models.interfaces import AbstractBackbone, FeatureMap
+from mlseg_jax.models.layers.block_stack import BlockStack
 from mlseg_jax.models.layers.conv import max_pool
 from mlseg_jax.models.layers.norm import BatchNorm
 from mlseg_jax.models.layers.patches import patchify
@@ -16,11 +17,11 @@ from mlseg_jax.models.layers.relative_position import (
 )
 from mlseg_jax.models.layers.resize import bilinear_matrix, resample
 from mlseg_jax.models.layers.transformer import (
-    BlockStack,
     TransformerBlock,
     gelu,
     linear_init,
 )
+from mlseg_jax.models.macs import Macs, norm, product
 from mlseg_jax.typing import Array, DTypeLike, Float, Int, Length, PRNGKeyArray
 
 
@@ -114,6 +115,17 @@ class Beit(AbstractBackbone):
         cells = jnp.maximum if isinstance(length, jax.Array) else max
         cells = cells(-(-length // self.patch_size), 2)
         return (4 * cells, 2 * cells, cells, cells // 2)
+
+    def macs(self, size: tuple[int, int]) -> Macs:
+        """The paper counted of the attention only the projection that follows it."""
+        heights, widths = map(self.grid_lengths, size)
+        cells, dim = heights[2] * widths[2], self.feature_dims[0]
+        blocks = self.blocks.macs(cells + 1, attention_in_paper=False)
+        out = product(cells + 1, dim, dim)
+        patches = product(cells, self.patch_projection.in_features, dim)
+        # Transposed convolutions of 1, 4 and 1 times as many cells.
+        pyramid = 6 * product(cells, 4 * dim, dim) + norm(4 * cells, dim)
+        return patches + blocks + self.blocks.depth * Macs(0, out.paper) + pyramid
 
 
 class BeitAttention(nnx.Module):

@@ -1,12 +1,14 @@
 """Swin transformer (method.md 9.2 and 11.1; Liu et al., ICCV 2021)."""
 
 import functools
+import math
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from mlseg_jax.models.interfaces import AbstractBackbone, FeatureMap, inside_mask
+from mlseg_jax.models.layers.block_stack import BlockStack
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.patches import patchify
 from mlseg_jax.models.layers.relative_position import (
@@ -14,11 +16,11 @@ from mlseg_jax.models.layers.relative_position import (
     relative_position_bias,
 )
 from mlseg_jax.models.layers.transformer import (
-    BlockStack,
     TransformerBlock,
     linear_init,
     split_rng,
 )
+from mlseg_jax.models.macs import Macs, norm, product
 from mlseg_jax.sharding import pin_examples
 from mlseg_jax.typing import Array, DTypeLike, Float, Int, Length, PRNGKeyArray
 
@@ -111,6 +113,22 @@ class Swin(AbstractBackbone):
             lengths.append(-(-lengths[-1] // 2))
         return tuple(lengths)
 
+    def macs(self, size: tuple[int, int]) -> Macs:
+        """The paper counted linear layers and norms, with the padding of windows."""
+        heights, widths = map(self.grid_lengths, size)
+        count = product(
+            heights[0] * widths[0],
+            self.patch_projection.in_features,
+            self.feature_dims[0],
+        )
+        count += norm(heights[0] * widths[0], self.feature_dims[0])
+        for i, dim in enumerate(self.feature_dims):
+            tokens = heights[i] * widths[i]
+            if i > 0:
+                count += norm(tokens, 2 * dim) + product(tokens, 2 * dim, dim)
+            count += self.stages[i].macs((heights[i], widths[i])) + norm(tokens, dim)
+        return count
+
 
 class SwinPair(nnx.Module):
     """A block with plain windows, and one with shifted windows."""
@@ -153,6 +171,16 @@ class SwinPair(nnx.Module):
         plain_rng, shifted_rng = split_rng(rng, 2)
         grid = self.plain(grid, grid_size, rates[0], plain_rng)
         return self.shifted(grid, grid_size, rates[1], shifted_rng)
+
+    def macs(self, grid: tuple[int, int]) -> Macs:
+        block = self.plain
+        tokens, (width, hidden) = math.prod(grid), block.mlp_in.kernel.shape
+        side = block.attention.window_size
+        padded = math.prod(-(-length // side) * side for length in grid)
+        linear = product(padded, width, 4 * width)
+        products = product(padded, side * side, 2 * width, in_paper=False)
+        mlp = product(tokens, width, 2 * hidden)
+        return 2 * (linear + products + mlp + 2 * norm(tokens, width))
 
 
 class WindowAttention(nnx.Module):

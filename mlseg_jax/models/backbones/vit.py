@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlseg_jax.models.interfaces import AbstractBackbone, FeatureMap
+from mlseg_jax.models.layers.block_stack import BlockStack
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.patches import patchify
 from mlseg_jax.models.layers.resize import bicubic_matrix, resample
 from mlseg_jax.models.layers.transformer import (
-    BlockStack,
     TransformerBlock,
     linear_init,
 )
@@ -77,10 +77,8 @@ class ViT(AbstractBackbone):
         self.position_table = nnx.Param(
             linear_init(rngs.params(), (num_patches + 1, embed_dim))
         )
-        self.register_tokens = None
-        if num_registers:
-            registers = linear_init(rngs.params(), (num_registers, embed_dim))
-            self.register_tokens = nnx.Param(registers)
+        registers = linear_init(rngs.params(), (num_registers, embed_dim))
+        self.register_tokens = nnx.Param(registers) if num_registers else None
         self.blocks = BlockStack(
             lambda rngs: TransformerBlock(
                 embed_dim,
@@ -141,12 +139,12 @@ class ViT(AbstractBackbone):
         return (-(-length // self.patch_size),) * len(self.taps)
 
     def macs(self, size: tuple[int, int]) -> Macs:
-        (height,), (width,) = map(self.grid_lengths, size)
+        height, width = (self.grid_lengths(side)[0] for side in size)
         embed_dim = self.feature_dims[0]
-        num_tokens = height * width + 1
+        num_tokens = height * width + 1 + self.num_registers
         patches = product(height * width, self.patch_projection.in_features, embed_dim)
         blocks = self.blocks.macs(num_tokens, attention_in_paper=False)
-        return patches + blocks + norm(num_tokens, embed_dim)
+        return patches + blocks + len(self.taps) * norm(num_tokens, embed_dim)
 
     def positions(
         self, height: int, width: int, grid_size: Int[Array, "B 2"] | None

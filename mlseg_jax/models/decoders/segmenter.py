@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlseg_jax.models.interfaces import AbstractDecoder, Embeddings, FeatureMap
+from mlseg_jax.models.layers.block_stack import BlockStack
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.transformer import (
-    BlockStack,
     TransformerBlock,
     join_masks,
     linear_init,

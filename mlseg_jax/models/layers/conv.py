@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mlseg_jax.models.interfaces import FeatureMap
@@ -143,7 +144,8 @@ def max_pool(
     grid = _fill(features, -math.inf)
     grid = jax.lax.reduce_window(
         grid,
-        jnp.asarray(-math.inf, grid.dtype),
+        # Not a traced value, or XLA's own gradient is not found.
+        np.asarray(-math.inf, grid.dtype),
         jax.lax.max,
         (1, window, window, 1),
         (1, stride, stride, 1),

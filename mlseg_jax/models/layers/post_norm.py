@@ -10,10 +10,10 @@ import numpy as np
 from flax import nnx
 
 from mlseg_jax.models.layers.attention import attention
+from mlseg_jax.models.layers.block_stack import REMAT_POLICIES
 from mlseg_jax.models.layers.dropout import dropout
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.transformer import (
-    REMAT_POLICIES,
     linear_init,
     over_rows,
     split_rng,

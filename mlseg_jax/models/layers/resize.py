@@ -80,7 +80,9 @@ def bicubic_matrix(
         stretch = xp.maximum(xp.float32(length_in) / xp.float32(size_out), 1.0)
         samples = xp.arange(length_in, dtype=xp.float32)[None]
         weights = _cubic(xp, xp.abs(samples - position[:, None]) / stretch, -0.5)
-        return weights / xp.sum(weights, axis=1, keepdims=True)
+        total = xp.sum(weights, axis=1, keepdims=True)
+        # Beyond the end of the real samples there may be none.
+        return weights / xp.where(total == 0.0, xp.float32(1.0), total)
     base = xp.floor(position)
     matrix = xp.zeros((length_out, length_in), xp.float32)
     for offset in (-1, 0, 1, 2):
