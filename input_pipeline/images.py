@@ -7,6 +7,8 @@ grey: a model would train on the padding without anybody noticing.
 import io
 import os
 import pathlib
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -138,14 +140,19 @@ def mask_from_bytes(data: bytes, path: str | os.PathLike) -> tuple[np.ndarray, i
                 "are not class numbers; save it with one channel of class numbers, as "
                 "an 8-bit or 16-bit grey PNG or as a palette PNG."
             )
+        depth = 16 if picture.mode in MODES_16_BIT else 8
+        # cv2 lets other threads run meanwhile; of palettes it would give the colours.
+        if picture.mode not in ("1", "P") and data[24] == depth:
+            raw = np.frombuffer(data, np.uint8)
+            values = cv2.imdecode(raw, cv2.IMREAD_UNCHANGED)
+            if values is not None and values.shape == picture.size[::-1]:
+                return values, depth
         values = load_pixels(picture, path)
-        if picture.mode in MODES_16_BIT:
-            return values.astype(np.uint16), 16
         if picture.mode == "L" and data[24] < 8:
             # Pillow stretches 2-bit and 4-bit grey to 0..255; the 25th byte of a PNG
             # is its bit depth, and the stretch is a whole factor (85 or 17).
             values = values // (255 // (2 ** data[24] - 1))
-        return values.astype(np.uint8), 8
+        return values.astype(np.uint8 if depth == 8 else np.uint16), depth
 
 
 def write_label_map(
@@ -202,12 +209,27 @@ def open_picture(data: bytes, path: str | os.PathLike) -> Image.Image:
     # A library may have switched this on for the whole process; Pillow would then pad
     # what is missing with grey instead of raising.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    if data.startswith(_PNG_SIGNATURE):
+        _check_png(data, path)
     try:
         return Image.open(io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path) from error
     except Exception as error:  # Pillow's plugins raise nearly every type there is.
         raise _unreadable(path, error) from error
+
+
+def _check_png(data: bytes, path: str | os.PathLike) -> None:
+    """Compares the check sums of the pixels, which Pillow does not."""
+    start = len(_PNG_SIGNATURE)
+    while start + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, start)
+        end = start + 12 + length
+        if kind == b"IDAT" and end <= len(data):
+            (expected,) = struct.unpack_from(">I", data, end - 4)
+            if zlib.crc32(data[start + 4 : end - 4]) != expected:
+                raise _unreadable(path, ValueError("its check sum is wrong"))
+        start = end
 
 
 def load_pixels(picture: Image.Image, path: str | os.PathLike) -> np.ndarray:

@@ -169,7 +169,7 @@ def read_some(source, num_threads: int, limit: int = 256) -> None:
 def _iterate(
     dataset: grain.MapDataset, num_threads: int, prefetch: int, num_workers: int = 0
 ) -> Iterator:
-    _set_up_process()
+    set_up_process()
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     dataset = dataset.to_iter_dataset(options)
     if num_workers:
@@ -200,11 +200,11 @@ def _iterate(
 
 
 def _set_up_worker(worker_index: int, worker_count: int) -> None:
-    _set_up_process()
+    set_up_process()
 
 
 @functools.cache
-def _set_up_process() -> None:
+def set_up_process() -> None:
     """One thread for each cv2 call, and memory that stays with the process.
 
     Pictures come and go a thousand times a second. By default glibc takes fresh pages

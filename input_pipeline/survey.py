@@ -6,11 +6,11 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
 
-import cv2
 import numpy as np
 
 from input_pipeline.datasets.class_statistics import Presence
 from input_pipeline.datasets.info import DataError
+from input_pipeline.pipeline import set_up_process
 from mlseg_jax.typing import IGNORE
 
 _AHEAD = 64  # Examples that are handed to the threads before their turn.
@@ -78,7 +78,7 @@ def survey(
     source, indices: Iterable[int], num_threads: int, with_hashes: bool = True
 ) -> Iterator[Reading]:
     """Facts about some examples of a source, in order, read by threads."""
-    cv2.setNumThreads(1)
+    set_up_process()
     waiting = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(max(1, num_threads)) as pool:
         for index in indices:

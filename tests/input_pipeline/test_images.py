@@ -1,5 +1,6 @@
 """Real files of every mode, whole and damaged."""
 
+import io
 import struct
 import zlib
 
@@ -238,3 +239,38 @@ def test_label_map_that_does_not_fit(tmp_path):
             images.write_label_map(path, np.array(ids), 3)
     with pytest.raises(ValueError, match="1 to 65535 classes"):
         images.write_label_map(path, np.array([[0]]), 65_536)
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_a_flipped_bit_is_found(tmp_path, mode, capfd):
+    """Pillow does not look at the check sums of a PNG."""
+    ids = (np.mgrid[:60, :80].sum(axis=0) // 7 % 30).astype(np.uint8)
+    picture = Image.fromarray(ids)
+    if mode == "P":
+        picture = picture.convert("P")
+        picture.putpalette(list(range(256)) * 3)
+    picture.save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    start = data.index(b"IDAT") + 4
+    for place in range(start, len(data) - 16, 9):
+        changed = bytearray(data)
+        changed[place] ^= 4
+        with pytest.raises(DataError, match="a.png is damaged"):
+            images.mask_from_bytes(bytes(changed), "a.png")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"subsampling": 0}, {"progressive": True}, {"restart_marker_blocks": 3}],
+)
+def test_jpeg_is_decoded_as_cv2_does(options):
+    noise = np.random.default_rng(0).integers(0, 256, (61, 83, 3), np.uint8)
+    picture = Image.fromarray(cv2.GaussianBlur(noise, (0, 0), 2))
+    for mode in ("RGB", "L"):
+        file = io.BytesIO()
+        picture.convert(mode).save(file, "JPEG", **options)
+        data = np.frombuffer(file.getvalue(), np.uint8)
+        np.testing.assert_array_equal(
+            images.decode_jpeg(file.getvalue()),
+            cv2.imdecode(data, cv2.IMREAD_COLOR_RGB),
+        )
