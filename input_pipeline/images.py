@@ -28,7 +28,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".g
 """Endings, in lower case, by which a file counts as an image."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # In a JPEG these modes need no colour management: every decoder gives the same.
 _PLAIN_JPEG_MODES = ("L", "RGB")
 # 16-bit grey. A 16-bit colour file is opened by Pillow as 8 bits (its high bytes).
@@ -69,30 +68,29 @@ def image_from_bytes(data: bytes, path: str | os.PathLike) -> np.ndarray:
                 "unknown; save it with 8 or 16 bits a channel."
             )
         if header.format in ("JPEG", "MPO") and header.mode in _PLAIN_JPEG_MODES:
-            if _is_upright(header) and (image := decode_jpeg(data)) is not None:
-                return image
-            # Of those that EXIF turns or libjpeg warns about, cv2 decodes most, but
-            # some versions pad a truncated file in silence; a file without its end
-            # marker is left to Pillow, which says so.
-            if data.rstrip(b"\0").endswith(_JPEG_END):
-                flags = cv2.IMREAD_COLOR_RGB  # turns as EXIF says
-                image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-                if image is not None:
-                    return image
+            try:
+                return _turn(decode_jpeg(data), _orientation(header))
+            except ValueError as error:
+                raise _unreadable(path, error) from error
         return _decode_with_pillow(header, path)
 
 
-def decode_jpeg(data: bytes) -> np.ndarray | None:
-    """uint8 ``[H W 3]``, RGB, not turned; None for what is no whole and plain JPEG.
+def decode_jpeg(data: bytes) -> np.ndarray:
+    """Decodes a JPEG file as cv2 does, but not turned and 1.7 times as fast.
 
-    1.7 times as fast as cv2, with equal pixels; other threads run meanwhile.
+    Returns:
+      uint8 ``[H W 3]``, RGB.
+
+    Raises:
+      ValueError: it is truncated or damaged, with libjpeg's words.
     """
-    if not data.startswith(_JPEG_START):
-        return None
     try:
         return simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError:  # Damaged, or with a colour space that needs management.
-        return None
+    except ValueError as error:
+        # Padding of careless programs; every other warning is about lost pixels.
+        if "extraneous bytes" in str(error):
+            return simplejpeg.decode_jpeg(data, "RGB", strict=False)
+        raise
 
 
 def read_mask(path: str | os.PathLike) -> np.ndarray:
@@ -153,6 +151,20 @@ def mask_from_bytes(data: bytes, path: str | os.PathLike) -> tuple[np.ndarray, i
             # is its bit depth, and the stretch is a whole factor (85 or 17).
             values = values // (255 // (2 ** data[24] - 1))
         return values.astype(np.uint8 if depth == 8 else np.uint16), depth
+
+
+def palette_colours(
+    path: str | os.PathLike,
+) -> dict[int, tuple[int, ...]] | None:
+    """RGB by value of the values in a palette PNG; None if it has no palette."""
+    with open_picture(read_bytes(path), path) as picture:
+        if picture.mode != "P":
+            return None
+        colours = np.reshape(picture.getpalette("RGB"), (-1, 3))
+        values = np.unique(load_pixels(picture, path))
+        # Files may leave out the end of the palette.
+        known = values[values < len(colours)].tolist()
+        return {value: tuple(colours[value].tolist()) for value in known}
 
 
 def write_label_map(
@@ -242,11 +254,19 @@ def load_pixels(picture: Image.Image, path: str | os.PathLike) -> np.ndarray:
         raise _unreadable(path, error) from error
 
 
-def _is_upright(picture: Image.Image) -> bool:
+def _orientation(picture: Image.Image) -> int:
     try:
-        return picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    except Exception:  # Damaged EXIF: whoever decodes it decides.
-        return False
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Damaged EXIF.
+        return 1
+
+
+def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns an image as EXIF's orientation 1..8 says."""
+    if orientation in (5, 6, 7, 8):
+        image = cv2.transpose(image)
+    axis = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+    return image if axis is None else cv2.flip(image, axis)
 
 
 def _decode_with_pillow(picture: Image.Image, path: str | os.PathLike) -> np.ndarray:

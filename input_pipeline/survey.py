@@ -28,6 +28,8 @@ class Reading:
       num_pixels: of the label map.
       image_hash: of the decoded picture, so that it is equal for two encodings.
       label_hash: of the label map.
+      colour: of all pixels of the picture, where it has only one.
+      palette: colour by raw value, of a palette mask; see `folder.Folder.palette`.
       fault: why it cannot be read.
     """
 
@@ -38,6 +40,8 @@ class Reading:
     num_pixels: int = 0
     image_hash: bytes = b""
     label_hash: bytes = b""
+    colour: tuple[int, ...] | None = None
+    palette: dict[int, tuple[int, ...]] | None = None
     fault: DataError | None = None
 
     @property
@@ -58,14 +62,22 @@ def read_facts(source, index: int, with_hashes: bool = True) -> Reading:
     label_map = example["label_map"]
     counts = np.bincount(label_map.ravel() - IGNORE)[1:]
     ids = np.flatnonzero(counts)
-    hashes = {}
+    more = {}
     if with_hashes:
-        hashes = {
+        palette = getattr(source, "palette", None)
+        more = {
             "image_hash": _hash(example["image"]),
             "label_hash": _hash(label_map),
+            "colour": _only_colour(example["image"]),
+            "palette": palette and palette(index),
         }
     name, size = example["name"], label_map.size
-    return Reading(index, name, ids, counts[ids], size, **hashes)
+    return Reading(index, name, ids, counts[ids], size, **more)
+
+
+def _only_colour(image: np.ndarray) -> tuple[int, ...] | None:
+    first = image[0, 0]
+    return tuple(first.tolist()) if (image == first).all() else None
 
 
 def _hash(array: np.ndarray) -> bytes:

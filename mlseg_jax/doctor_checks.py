@@ -101,6 +101,16 @@ def _check_labels(split) -> Iterator[Finding]:
             "is learned from them; label or remove them.",
             tuple(empty),
         )
+    blank = [f"{r.name} {r.colour}" for r in split.good if r.colour is not None]
+    if blank:
+        yield Finding(
+            "blank",
+            False,
+            f"{split.name}: {len(blank)} pictures have only one colour, so perhaps "
+            "they were exported wrongly; replace or remove them.",
+            tuple(blank),
+        )
+    yield from _check_palettes(split)
     share = split.ignored_share()
     if share > MAX_IGNORED_SHARE:
         yield Finding(
@@ -108,6 +118,32 @@ def _check_labels(split) -> Iterator[Finding]:
             False,
             f"{split.name}: {share:.1%} of the pixels are ignored; check that the "
             "ignored values are no classes.",
+        )
+
+
+def _check_palettes(split) -> Iterator[Finding]:
+    """Palette masks whose colours, and not whose indices, are the classes."""
+    users = collections.defaultdict(lambda: collections.defaultdict(list))
+    for reading in split.good:
+        for value, colour in (reading.palette or {}).items():
+            users[value][colour].append(reading.name)
+    places = []
+    for value, names_of in sorted(users.items()):
+        (common, names), *others = sorted(
+            names_of.items(), key=lambda item: -len(item[1])
+        )
+        places += [
+            f"value {value} is the colour {colour} in {', '.join(other[:3])} and "
+            f"{common} in {', '.join(names[:3])}"
+            for colour, other in others
+        ]
+    if places:
+        yield Finding(
+            "palette",
+            True,
+            f"{split.name}: palette masks number their colours differently, but the "
+            "number is the class; save all with one palette, or as grey class numbers.",
+            tuple(places),
         )
 
 

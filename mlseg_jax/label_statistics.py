@@ -19,7 +19,7 @@ SHARES = (0.99, 0.999)
 
 def image_curve(presence: Presence) -> Float[np.ndarray, "n"]:
     """Entry K: share of images with at most K classes (Figure 2)."""
-    counts = np.bincount(np.diff(presence.offsets))
+    counts = np.bincount(np.diff(presence.offsets), minlength=1)
     return np.cumsum(counts) / max(counts.sum(), 1)
 
 

@@ -120,6 +120,14 @@ class Folder:
             )
         return {"image": image, "label_map": label_map, "name": stem}
 
+    def palette(self, index: int) -> dict[int, tuple[int, ...]] | None:
+        """Colours of the raw values in a palette mask; None for a grey one.
+
+        Indices of a palette are the raw values. Where files give one index several
+        colours, the colours were meant, and each file numbers them in its own way.
+        """
+        return images.palette_colours(self._masks[self._stems[index]])
+
 
 def _find_examples(
     root: pathlib.Path, split: str, report: Callable[[DataError], None]

@@ -126,11 +126,13 @@ def _decodes_to(data: bytes, image: np.ndarray) -> bool:
 
 def decode_image(data: bytes) -> np.ndarray | None:
     """Bytes of a picture as uint8 [H W 3], RGB; None if they are damaged."""
-    image = images.decode_jpeg(data)
-    if image is None:
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    return image
+    if data.startswith(b"\xff\xd8"):
+        try:
+            return images.decode_jpeg(data)
+        except ValueError:
+            return None
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
 
 
 def decode_label(data: bytes) -> np.ndarray:
