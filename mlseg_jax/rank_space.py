@@ -16,8 +16,10 @@ import numpy as np
 from mlseg_jax.label_selection import Selection, ranks_to_labels
 from mlseg_jax.typing import Array, Float, Int, UInt
 
-TILE_BYTES = 16 * 2**20
-"""Upsampled logits that exist at a time."""
+
+def tile_bytes() -> int:
+    """Upsampled logits that exist at a time: a CPU's cache full, or work for a GPU."""
+    return 4 * 2**20 if jax.default_backend() == "cpu" else 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Segmented:
         batch, num_labels = self.selection.class_ids.shape
         height, width = self.size
         side = 128 if max(self.size) <= 128 else 512
-        budget = TILE_BYTES // (4 * batch * num_labels * side)
+        budget = tile_bytes() // (4 * batch * num_labels * side)
         tile_height = 2 ** int(np.clip(np.log2(max(budget, 1)), 3, np.log2(side)))
         views = list(zip(self.grids, self.rows, self.columns, strict=True))
         for y in range(0, height, tile_height):
@@ -139,7 +141,18 @@ def tile_labels(pieces, selection: Selection) -> Int[Array, "B S T"]:
         scores = upsampled_tile(*pieces[0])
     else:
         scores = tile_probabilities(pieces)
-    return ranks_to_labels(jnp.argmax(scores, axis=1), selection)
+    return ranks_to_labels(best_rank(scores), selection)
+
+
+def best_rank(scores: Float[Array, "B K S T"]) -> Int[Array, "B S T"]:
+    """``argmax`` over ranks, the first one on ties, in two quick reductions.
+
+    XLA on CPU runs its own, of pairs, a value at a time.
+    """
+    num_ranks = scores.shape[1]
+    is_best = scores == jnp.max(scores, axis=1, keepdims=True)
+    ranks = jnp.arange(num_ranks)[None, :, None, None]
+    return jnp.min(jnp.where(is_best, ranks, num_ranks - 1), axis=1)
 
 
 @jax.jit

@@ -258,7 +258,7 @@ def test_small_tiles_change_nothing(unchecked, monkeypatch):
     engine = unchecked(FakeModel(), make_settings())
     ((segmented,),) = engine.segment([make_image(150, 140)], [(POLICY, None)])
     labels = segmented.label_maps()
-    monkeypatch.setattr(rank_space, "TILE_BYTES", 1)
+    monkeypatch.setattr(rank_space, "tile_bytes", lambda: 1)
     np.testing.assert_array_equal(segmented.label_maps(), labels)
 
 

@@ -48,7 +48,7 @@ def slow_loss(logits, labels):
     "batch, grid, size, strip_bytes",
     [
         (1, (3, 4), (7, 9), 1),  # strips of one row
-        (3, (3, 2), (7, 5), 4 * 3 * 5 * 5 * 3),  # three rows: padded at the end
+        (3, (3, 2), (7, 5), 4 * 5 * 5 * 3),  # three rows: padded at the end
         (2, (5, 4), (8, 6), 2**20),  # one strip
         (1, (6, 7), (4, 5), 2**20),  # shrinking: no anti-aliasing
     ],

@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mlseg_jax.models.layers.dropout import keep_scale
+from mlseg_jax.models.layers.dropout import keep_scale, number_values
 from mlseg_jax.sharding import on_each_device
 from mlseg_jax.typing import Array, Bool, Float, PRNGKeyArray
 
@@ -109,13 +109,16 @@ def _scores(query, key, bias):
 def _forward_head(query, key, value, bias, seed, *, dropout_rate):
     """One head: ``[L d], [M d], [M d], [1 M]`` to the output and row log-sum-exps."""
 
+    keys = jnp.arange(key.shape[0])
+
     def block(query, rows):
         scores = _scores(query, key, bias)
         top = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         if seed is not None:
-            weights *= keep_scale(seed, rows, key.shape[0], dropout_rate)
+            index = number_values(rows[:, None], keys[None])
+            weights *= keep_scale(seed, index, dropout_rate)
         out = jnp.matmul(
             weights.astype(value.dtype), value, preferred_element_type=jnp.float32
         )
@@ -127,21 +130,27 @@ def _forward_head(query, key, value, bias, seed, *, dropout_rate):
 def _backward_head(
     query, key, value, bias, seed, lse, delta, out_grad, *, dropout_rate
 ):
+    keys = jnp.arange(key.shape[0])
+
     def block(rows, query, lse, delta, out_grad):
-        weights = jnp.exp(_scores(query, key, bias) - lse[:, None])
-        weight_grad = jnp.matmul(out_grad, value.T, preferred_element_type=jnp.float32)
+        # Keys down, queries across: two of the three gradients are then plain products
+        # and one has a transposed factor, which is slower; the other way it is two.
+        weights = jnp.exp(_scores(key, query, bias) - lse[None])
+        weight_grad = jnp.matmul(value, out_grad.T, preferred_element_type=jnp.float32)
         dropped = weights
         if seed is not None:
-            scale = keep_scale(seed, rows, key.shape[0], dropout_rate)
+            index = number_values(rows[None], keys[:, None])
+            scale = keep_scale(seed, index, dropout_rate)
             dropped, weight_grad = weights * scale, weight_grad * scale
         value_grad = jnp.matmul(
-            dropped.astype(value.dtype).T, out_grad, preferred_element_type=jnp.float32
+            dropped.astype(value.dtype), out_grad, preferred_element_type=jnp.float32
         )
-        score_grad = (weights * (weight_grad - delta[:, None])).astype(key.dtype)
-        query_grad = jnp.matmul(score_grad, key, preferred_element_type=jnp.float32)
-        key_grad = jnp.matmul(score_grad.T, query, preferred_element_type=jnp.float32)
+        score_grad = (weights * (weight_grad - delta[None])).astype(key.dtype)
+        query_grad = jnp.matmul(score_grad.T, key, preferred_element_type=jnp.float32)
+        key_grad = jnp.matmul(score_grad, query, preferred_element_type=jnp.float32)
         return query_grad.astype(query.dtype), (key_grad, value_grad)
 
+    bias = None if bias is None else bias.T
     num_queries, size = query.shape[0], _query_block(key.shape[0])
     rows = jnp.arange(num_queries)
     if num_queries <= size:

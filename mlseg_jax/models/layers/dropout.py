@@ -13,24 +13,32 @@ def dropout(
     if rng is None or rate == 0.0:
         return x
     rows = x.reshape(-1, x.shape[-1])
-    seed = jax.random.bits(rng)
-    scale = keep_scale(seed, jnp.arange(rows.shape[0]), rows.shape[1], rate)
+    down, across = (jnp.arange(size) for size in rows.shape)
+    index = number_values(down[:, None], across[None])
+    scale = keep_scale(jax.random.bits(rng), index, rate)
     return (rows * scale.astype(x.dtype)).reshape(x.shape)
 
 
-def keep_scale(
-    seed: UInt[Array, ""], rows: Int[Array, "rows"], num_columns: int, rate: float
-) -> Float[Array, "rows columns"]:
-    """What each value is multiplied with: 0 (dropped) or 1 / (1 - rate).
+def number_values(
+    rows: Int[Array, "#L #M"], columns: Int[Array, "#L #M"]
+) -> UInt[Array, "L M"]:
+    """An index for every value of a matrix, or for those in some rows (it may wrap)."""
+    return rows.astype(jnp.uint32) * jnp.uint32(columns.size) + columns.astype(
+        jnp.uint32
+    )
 
-    A hash of (seed, row, column): any block of rows can be made again in the backward
-    pass without storing a mask, and it costs a few instructions where a draw of
+
+def keep_scale(
+    seed: UInt[Array, ""], index: UInt[Array, "*shape"], rate: float
+) -> Float[Array, "*shape"]:
+    """What the value with each index is multiplied with: 0 (dropped) or 1 / (1 - rate).
+
+    A hash of (seed, index): any part of an array can be made again in the backward pass
+    without storing a mask, and it costs a few instructions where a draw of
     ``jax.random`` costs as much as the attention on CPU.
     """
-    columns = jnp.arange(num_columns, dtype=jnp.uint32)[None]
-    bits = rows.astype(jnp.uint32)[:, None] * jnp.uint32(num_columns) + columns
     # Mixed in twice: once alone, the seed would only permute one and the same sequence.
-    bits = ((bits ^ seed) ^ (bits >> 16)) * jnp.uint32(0x21F0AAAD)
+    bits = ((index ^ seed) ^ (index >> 16)) * jnp.uint32(0x21F0AAAD)
     bits = ((bits + seed) ^ (bits >> 15)) * jnp.uint32(0xD35A2D97)
     bits = bits ^ (bits >> 15)
     kept = bits >= jnp.uint32(rate * 2**32)
