@@ -17,7 +17,6 @@ from mlseg_jax import long_tail
 from mlseg_jax import report as report_page
 from mlseg_jax.errors import UserError
 from mlseg_jax.flops import count_macs
-from mlseg_jax.host_memory import keep_freed_memory
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.macs import Macs
 from mlseg_jax.predict import Prediction, load_with_config
@@ -40,7 +39,6 @@ def start() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         path = os.path.join(cache, "mlseg_jax", "xla")
         jax.config.update("jax_compilation_cache_dir", path)
-    keep_freed_memory()
 
 
 def train(flags) -> None:

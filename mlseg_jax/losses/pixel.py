@@ -12,9 +12,8 @@ from mlseg_jax.models.layers.resize import bilinear_matrix
 from mlseg_jax.typing import IGNORE, Array, Float, Int
 
 STRIP_BYTES = 2 * 2**20
-"""Upsampled logits *of one example* that exist at a time.
+"""Upsampled logits of one example that exist at a time.
 
-Not of the batch: that is split over devices, and on a pod strips would shrink to a row.
 On CPU two megabytes stay in the cache; with eight the loss takes three times as long.
 """
 
