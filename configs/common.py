@@ -81,6 +81,11 @@ def vit(name: str, image_size: tuple[int, int]) -> ConfigDict:
             "patch_size": patch_size,
             # Size of picture whose grid the position table has.
             "image_size": image_size,
+            # How it is brought to other grids: bicubic, antialiased_bicubic (timm),
+            # bilinear (official Segmenter).
+            "position_resize": "bicubic",
+            # 1e-5 in the official Segmenter.
+            "norm_epsilon": 1e-6,
             "drop_path_rate": 0.1,
             # One scan over stacked layers: compiles faster, and so must `remat`.
             "scan": False,
@@ -180,6 +185,12 @@ def base(name: str) -> ConfigDict:
             # What is trained: semantic (tasks/table.py).
             "task": "semantic",
             "seed": 0,
+            # Weights to start training from: a work directory, or a weight file of
+            # others (docs/weights.md); "" starts from random ones.
+            "init": "",
+            # Beginning of the parameters' paths to take from there, such as backbone;
+            # "" takes all that it has.
+            "init_part": "",
             "selection": {
                 # How labels are selected in training: complete, top_k, oracle, given.
                 "name": "top_k",

@@ -26,7 +26,13 @@ flags.DEFINE_list("images", [], "predict: pictures and directories of pictures."
 flags.DEFINE_string(
     "output",
     None,
-    "predict, export_dataset, doctor, statistics: directory to write to.",
+    "predict, export_dataset, doctor, statistics: directory to write to; convert --to: "
+    "file.",
+)
+flags.DEFINE_string("weights", None, "convert: file of weights to take.")
+flags.DEFINE_string("classes", None, "convert: text file with a class name a line.")
+flags.DEFINE_enum(
+    "to", None, ["safetensors", "mmseg"], "convert: what to make of --workdir instead."
 )
 flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU) or a step.")
 flags.DEFINE_string("topology", None, "plan: v5e-256, v5p-64, h100x8, cpu8, ...")
@@ -72,6 +78,10 @@ COMMANDS = {
     "predict": (
         "label maps, overlays and labels of pictures",
         "--workdir=runs/demo --images=a.jpg,pictures/ --output=out/",
+    ),
+    "convert": (
+        "take weights of others, or with --to give ours (docs/weights.md)",
+        "--config=configs/segmenter.py --weights=FILE --workdir=runs/converted",
     ),
     "summary": (
         "parameters and multiply-accumulates of a configuration",
@@ -180,7 +190,8 @@ def _complete(argv: list[str]) -> list[str]:
         elif previous in ("--config", "-config"):
             argument = _find_config(argument)
         result.append(argument)
-    if "config" not in given and "workdir" in given:
+    # `convert` makes a work directory: there is no configuration in it yet.
+    if "config" not in given and "workdir" in given and argv[1] != "convert":
         workdir = given["workdir"].partition("=")[2]
         if not workdir:
             following = argv[argv.index(given["workdir"]) + 1 :]

@@ -106,6 +106,27 @@ def predict(flags) -> None:
     print(f"{len(paths)} pictures in {output}")
 
 
+def convert(flags) -> None:
+    from mlseg_jax.pretrained import convert as conversion
+
+    if flags.to:
+        from mlseg_jax.pretrained.export import export_weights
+
+        output = _need(flags, "output")
+        print(
+            export_weights(_need(flags, "workdir"), output, flags.to, flags.checkpoint)
+        )
+        return
+    weights = _need(flags, "weights")
+    if flags.config is None:
+        print(conversion.suggestion(weights))
+        return
+    converted = conversion.convert(
+        flags.config, weights, _need(flags, "workdir"), flags.classes
+    )
+    conversion.print_converted(converted)
+
+
 def summary(flags) -> None:
     config = _need(flags, "config")
     num_classes = config.data.num_classes

@@ -18,6 +18,7 @@ from mlseg_jax.evaluate import evaluation_policy, write_evaluation
 from mlseg_jax.flops import peak_flops, training_flops
 from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.optimizer import make_schedule
+from mlseg_jax.pretrained.initialise import start_from
 from mlseg_jax.processes import first_process_first
 from mlseg_jax.progress import MetricWriter, Stopwatch, log_line, progress_bar
 from mlseg_jax.sharding import (
@@ -369,7 +370,8 @@ def evaluation_scalars(metrics: dict[str, float]) -> dict[str, float]:
 def _start(config, num_classes, mesh, checkpoints: Checkpoints):
     """A new state, or the newest one of the work directory."""
     if not checkpoints.steps():
-        return initialise(config, num_classes, mesh)
+        state = initialise(config, num_classes, mesh)
+        return start_from(config, num_classes, state)
     step, state = checkpoints.restore_newest(abstract_state(config, num_classes, mesh))
     logger.info("resuming from checkpoint %d of %s", step, checkpoints.path)
     return state

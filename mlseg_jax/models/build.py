@@ -45,6 +45,8 @@ def _build_vit(config, **common):
         depth=backbone.depth,
         num_heads=backbone.num_heads,
         mlp_dim=backbone.mlp_dim,
+        norm_epsilon=backbone.norm_epsilon,
+        position_resize=backbone.position_resize,
         drop_path_rate=backbone.drop_path_rate,
         scan=backbone.scan,
         remat=backbone.remat,

@@ -1,16 +1,15 @@
 """Vision transformer (method.md section 2), DINOv2's included."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mlseg_jax.errors import UserError
 from mlseg_jax.models.interfaces import AbstractBackbone, FeatureMap
 from mlseg_jax.models.layers.block_stack import BlockStack
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.patches import patchify
-from mlseg_jax.models.layers.resize import bicubic_matrix, resample
+from mlseg_jax.models.layers.resize import POSITION_RESIZES, resample
 from mlseg_jax.models.layers.transformer import (
     TransformerBlock,
     linear_init,
@@ -32,13 +31,12 @@ class ViT(AbstractBackbone):
 
     A class token, and ``num_registers`` after it, take part in all blocks and are
     dropped at the end. ``image_size`` is the training crop, whose grid is that of the
-    position table; other grids get the table resized with PyTorch's bicubic. ``taps``
-    are the blocks (from 0) after which the normalised tokens are handed on, by default
-    the last one.
+    position table; other grids get the table resized as PyTorch does
+    (``position_resize``, a row of `POSITION_RESIZES`). ``taps`` are the blocks (from 0)
+    after which the normalised tokens are handed on, by default the last one.
 
     DINOv2 has a layer scale, its giant a gated MLP. As in the transformers library, the
-    table is resized with ``antialias`` where there are registers, and never with the
-    offset of 0.1 cells of DINOv2's own code.
+    table is never resized with the offset of 0.1 cells of DINOv2's own code.
     """
 
     def __init__(
@@ -54,13 +52,21 @@ class ViT(AbstractBackbone):
         num_registers: int = 0,
         layer_scale: float | None = None,
         gated: bool = False,
+        norm_epsilon: float = 1e-6,
+        position_resize: str = "bicubic",
         drop_path_rate: float = 0.0,
         scan: bool = False,
         remat: str = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if position_resize not in POSITION_RESIZES:
+            raise UserError(
+                f"Unknown position_resize {position_resize!r}; choose one of "
+                f"{', '.join(POSITION_RESIZES)}."
+            )
         self.patch_size = patch_size
+        self.position_resize = position_resize
         self.taps = taps or (depth - 1,)
         self.feature_dims = (embed_dim,) * len(self.taps)
         self.table_grid = tuple(-(-side // patch_size) for side in image_size)
@@ -84,7 +90,7 @@ class ViT(AbstractBackbone):
                 embed_dim,
                 num_heads,
                 mlp_dim,
-                epsilon=1e-6,
+                epsilon=norm_epsilon,
                 bias_init=nnx.initializers.normal(1e-6),
                 layer_scale=layer_scale,
                 gated=gated,
@@ -97,7 +103,7 @@ class ViT(AbstractBackbone):
             remat=remat,
             rngs=rngs,
         )
-        self.norm = LayerNorm(embed_dim, epsilon=1e-6)
+        self.norm = LayerNorm(embed_dim, epsilon=norm_epsilon)
         self.num_registers = num_registers
         self.dtype = dtype
 
@@ -153,13 +159,13 @@ class ViT(AbstractBackbone):
         table = self.position_table[1:].reshape(1, *self.table_grid, -1)
         if grid_size is None and (height, width) == self.table_grid:
             return table
+        matrix = POSITION_RESIZES[self.position_resize]
         table_height, table_width = self.table_grid
-        resize = functools.partial(bicubic_matrix, antialias=self.num_registers > 0)
         if grid_size is None:
-            rows = resize(height, table_height)
-            return resample(rows, resize(width, table_width), table)
-        rows = jax.vmap(lambda n: resize(height, table_height, n))
-        columns = jax.vmap(lambda n: resize(width, table_width, n))
+            rows = matrix(height, table_height)
+            return resample(rows, matrix(width, table_width), table)
+        rows = jax.vmap(lambda n: matrix(height, table_height, n))
+        columns = jax.vmap(lambda n: matrix(width, table_width, n))
         return resample(rows(grid_size[:, 0]), columns(grid_size[:, 1]), table)
 
 

@@ -14,6 +14,7 @@ be traced integers, so one compilation serves every picture size; with plain int
 the matrices are NumPy constants.
 """
 
+import functools
 import types
 
 import jax
@@ -98,6 +99,15 @@ def _cubic(xp, distance, a: float):
     far = a * (((distance - 5.0) * distance + 8.0) * distance - 4.0)
     weights = xp.where(distance <= 1.0, near, far)
     return xp.where(distance < 2.0, weights, 0.0).astype(xp.float32)
+
+
+POSITION_RESIZES = {
+    "bicubic": bicubic_matrix,
+    "antialiased_bicubic": functools.partial(bicubic_matrix, antialias=True),
+    "bilinear": bilinear_matrix,
+}
+"""How position tables are brought to other grids: the release and Hugging Face; timm,
+and DINOv2 with registers; the official Segmenter."""
 
 
 def adaptive_pool_matrix(

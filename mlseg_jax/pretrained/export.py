@@ -1,0 +1,58 @@
+"""Our weights for others: safetensors with our names, or a release-like state dict."""
+
+import json
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+from safetensors.numpy import save_file
+
+from mlseg_jax.errors import UserError
+from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.pretrained import segmenter
+from mlseg_jax.pretrained.load import unscanned, unstack_blocks
+from mlseg_jax.pretrained.mapping import to_theirs
+from mlseg_jax.workdir import load_config, load_info, load_parameters
+
+
+def export_weights(workdir: str, output: str, to: str, checkpoint: str) -> str:
+    """Writes a safetensors file; the configuration and the classes are its metadata.
+
+    Args:
+      workdir: whose weights.
+      output: the file, which must not exist.
+      to: ``safetensors`` keeps our names and layouts; ``mmseg`` gives a state dict of
+        the authors' release, for `load_state_dict`.
+      checkpoint: latest, best or a step.
+    """
+    path = pathlib.Path(output)
+    if path.suffix != ".safetensors":
+        raise UserError(f"--output={output} must end with .safetensors.")
+    if path.exists():
+        raise UserError(f"{output} exists already; choose another --output.")
+    config = load_config(workdir)
+    config.mesh.update(data=-1, fsdp=1)
+    model, parameters, step = load_parameters(workdir, config, checkpoint)
+    arrays = apart(config, model, jax.device_get(parameters))
+    if to == "mmseg":
+        arrays = to_theirs(arrays, segmenter.release(config))
+    info = load_info(workdir)
+    metadata = {
+        "format": "pt" if to == "mmseg" else "mlseg_jax",
+        "step": str(step),
+        "config": config.to_json_best_effort(),
+        "classes": json.dumps(info.class_names),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    save_file(arrays, path, metadata=metadata)
+    return f"{len(arrays)} arrays in {output}"
+
+
+def apart(
+    config: ml_collections.ConfigDict, model: FunctionalModel, arrays
+) -> dict[str, np.ndarray]:
+    """Every block's arrays by themselves, whether or not training scans them."""
+    paths = FunctionalModel.build(unscanned(config), model.num_classes).shapes
+    return unstack_blocks(dict(arrays), paths)

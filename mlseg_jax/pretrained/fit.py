@@ -1,0 +1,117 @@
+"""Arrays of another size than the configuration's: what can be made to fit, and how.
+
+Everything else must have its exact shape. What is done is said in a note.
+"""
+
+import math
+import re
+
+import ml_collections
+import numpy as np
+
+from mlseg_jax.models.layers.resize import POSITION_RESIZES
+
+CLASS_ROWS = re.compile(
+    r"class_embeddings|class_biases|multilabel_head/.*classifier/\w+"
+)
+"""Our arrays that have an entry for every class (on their first or last axis)."""
+
+POSITIONS = re.compile(r"backbone/position_table")
+RANKS = re.compile(r"rank_norm/\w+")
+
+
+class Fitter:
+    """Decides and does it, and collects what there is to say."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        num_classes: int,
+        shapes: dict[str, tuple[int, ...]],
+    ):
+        self.config = config
+        self.num_classes = num_classes
+        self.shapes = shapes
+        self.notes = []
+
+    def may_differ(self, path: str, shape: tuple[int, ...]) -> bool:
+        """Whether an array of this shape can become the path's."""
+        wanted = self.shapes[path]
+        if len(shape) != len(wanted):
+            return False
+        if POSITIONS.fullmatch(path):
+            return shape[1] == wanted[1] and _side(shape[0] - 1) is not None
+        if self._has_class_rows(path):
+            return other_classes(shape, wanted, self.num_classes) is not None
+        return RANKS.fullmatch(path) is not None
+
+    def fit(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Arrays in the wanted shapes; without those that must be made anew."""
+        counts = {
+            other_classes(array.shape, self.shapes[path], self.num_classes)
+            for path, array in arrays.items()
+            if self._has_class_rows(path) and array.shape != self.shapes[path]
+        }
+        if counts:
+            (theirs,) = counts if len(counts) == 1 else (None,)
+            self.notes.append(
+                f"the file is of {theirs} classes and the configuration of "
+                f"{self.num_classes}: the rows of classes start anew"
+            )
+        fitted = {}
+        for path, array in arrays.items():
+            if counts and self._has_class_rows(path):
+                continue
+            if array.shape == self.shapes[path]:
+                fitted[path] = array
+            elif POSITIONS.fullmatch(path):
+                fitted[path] = self._resize_positions(array)
+            else:
+                fitted[path] = self._fit_ranks(path, array)
+        return fitted
+
+    def _has_class_rows(self, path: str) -> bool:
+        if RANKS.fullmatch(path):
+            # The baseline's is over classes, and that of a selection over ranks.
+            is_baseline = self.config.selection.name == "complete"
+            return is_baseline and self.config.model.rank_norm.kind == "affine"
+        return CLASS_ROWS.fullmatch(path) is not None
+
+    def _resize_positions(self, table: np.ndarray) -> np.ndarray:
+        backbone = self.config.model.backbone
+        grid = [-(-side // backbone.patch_size) for side in backbone.image_size]
+        side = _side(table.shape[0] - 1)
+        kind = backbone.position_resize
+        rows, columns = (POSITION_RESIZES[kind](n, side) for n in grid)
+        old = table[1:].astype(np.float32).reshape(side, side, -1)
+        new = np.einsum("Hh,Ww,hwd->HWd", rows, columns, old)
+        self.notes.append(
+            f"the position table is resized from {side}x{side} to {grid[0]}x{grid[1]} "
+            f"({kind})"
+        )
+        new = new.reshape(-1, table.shape[1])
+        return np.concatenate([table[:1], new]).astype(np.float32)
+
+    def _fit_ranks(self, path: str, array: np.ndarray) -> np.ndarray:
+        """The first ranks, or the last one again (method.md section 16, row 9)."""
+        wanted = self.shapes[path][0]
+        self.notes.append(f"{path} of {len(array)} ranks is made to fit {wanted}")
+        missing = max(0, wanted - len(array))
+        return np.pad(array[:wanted], (0, missing), mode="edge")
+
+
+def other_classes(
+    shape: tuple[int, ...], wanted: tuple[int, ...], num_classes: int
+) -> int | None:
+    """Entries along the class axis, where nothing else differs."""
+    for axis in (0, -1):
+        rest, rest_wanted = list(shape), list(wanted)
+        count = rest.pop(axis)
+        if rest_wanted.pop(axis) == num_classes and rest == rest_wanted:
+            return count
+    return None
+
+
+def _side(count: int) -> int | None:
+    side = math.isqrt(max(count, 0))
+    return side if side > 0 and side * side == count else None

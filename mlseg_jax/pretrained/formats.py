@@ -1,0 +1,170 @@
+"""Which files we know, by the names in them; what they are, and what fits them."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import ml_collections
+import numpy as np
+
+from mlseg_jax.errors import UserError
+from mlseg_jax.pretrained import segmenter, vit
+from mlseg_jax.pretrained.mapping import SAME, Dropped, Row
+from mlseg_jax.pretrained.read import WeightFile
+
+Arrays = dict[str, np.ndarray]
+
+
+def _as_they_are(arrays: Arrays) -> Arrays:
+    return arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """Weights of one kind of model from one source.
+
+    Attributes:
+      title: for people.
+      marks: regular expressions; a file of this format has a name for each.
+      rows: its table, given a configuration.
+      licence: of the code it comes from, and where the weights' own terms are.
+      part: beginning of our paths that it fills; "" is the whole model.
+      dropped: names it may have that we do not use.
+      rename: names as the table has them, from all that the source ever wrote.
+      facts: keys of the configuration that the source computes with.
+      classes: name of the array with a row (or [1, C, ...]) for each class.
+    """
+
+    title: str
+    marks: tuple[str, ...]
+    rows: Callable[[ml_collections.ConfigDict], list[Row]]
+    licence: str
+    part: str = ""
+    dropped: tuple[Dropped, ...] = ()
+    rename: Callable[[Arrays], Arrays] = _as_they_are
+    facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    classes: str = ""
+
+    def fits(self, names: Sequence[str]) -> bool:
+        return all(
+            any(re.fullmatch(mark, name) for name in names) for mark in self.marks
+        )
+
+    def num_classes(self, arrays: Arrays) -> int | None:
+        table = arrays.get(self.classes)
+        return None if table is None or table.ndim < 2 else table.shape[-2]
+
+
+_TERMS = "the terms of the weights themselves are with whoever published them"
+
+FORMATS = {
+    "release": Format(
+        "MLSeg (RankSeg) on Segmenter, or its baseline, of the authors' release",
+        (r"backbone\.layers\.0\.ln1\.weight", r"decode_head\.proj_patch"),
+        segmenter.release,
+        f"code: MIT (openseg-group/RankSeg); {_TERMS}",
+        dropped=segmenter.RELEASE_DROPPED,
+        classes="decode_head.cls_emb",
+    ),
+    "mmseg": Format(
+        "Segmenter of mmsegmentation",
+        (r"backbone\.layers\.0\.ln1\.weight", r"decode_head\.patch_proj\.weight"),
+        segmenter.mmsegmentation,
+        f"code: Apache 2.0 (open-mmlab/mmsegmentation); {_TERMS}",
+        dropped=segmenter.RELEASE_DROPPED,
+        classes="decode_head.cls_emb",
+    ),
+    "official_segmenter": Format(
+        "Segmenter, official",
+        (r"encoder\.blocks\.0\.norm1\.weight", r"decoder\.proj_patch"),
+        segmenter.official,
+        f"code: MIT (rstrudel/segmenter); {_TERMS}",
+        dropped=segmenter.OFFICIAL_DROPPED,
+        facts={
+            "model.backbone.norm_epsilon": 1e-5,
+            "model.backbone.position_resize": "bilinear",
+        },
+        classes="decoder.cls_emb",
+    ),
+    "augreg": Format(
+        "ViT of AugReg or big_vision",
+        (
+            r"Transformer/encoderblock_0/LayerNorm_0/scale",
+            r"embedding/kernel",
+        ),
+        vit.augreg,
+        f"code: Apache 2.0 (google-research/vision_transformer); {_TERMS}",
+        part="backbone/",
+        dropped=vit.AUGREG_DROPPED,
+        rename=vit.augreg_names,
+        facts={
+            "model.backbone.norm_epsilon": 1e-6,
+            "model.backbone.position_resize": "bicubic",
+        },
+    ),
+    "timm_vit": Format(
+        "ViT of timm",
+        (r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.weight", r"cls_token"),
+        vit.timm,
+        f"code: Apache 2.0 (huggingface/pytorch-image-models); {_TERMS}",
+        part="backbone/",
+        dropped=vit.TIMM_DROPPED,
+        facts={
+            "model.backbone.norm_epsilon": 1e-6,
+            "model.backbone.position_resize": "antialiased_bicubic",
+        },
+    ),
+    "hugging_face_vit": Format(
+        "ViT of Hugging Face",
+        (
+            r"embeddings\.position_embeddings",
+            r"layers\.0\.layernorm_before\.weight",
+        ),
+        vit.hugging_face,
+        f"code: Apache 2.0 (huggingface/transformers); {_TERMS}",
+        part="backbone/",
+        dropped=vit.HUGGING_FACE_DROPPED,
+        rename=vit.hugging_face_names,
+        facts={
+            "model.backbone.norm_epsilon": 1e-12,
+            "model.backbone.position_resize": "bicubic",
+        },
+    ),
+}
+"""In the order in which they are tried."""
+
+
+def own_format(paths: Sequence[str]) -> Format:
+    """Our own names as a format: of ``--to=safetensors`` and of work directories."""
+    rows = [Row(path, path, SAME) for path in paths]
+    return Format(
+        "weights of mlseg_jax",
+        (),
+        lambda config: rows,
+        "as the run they are of",
+        classes="class_embeddings",
+    )
+
+
+def recognise(file: WeightFile) -> tuple[str, Format, Arrays]:
+    """The format's key in FORMATS, the format, and the arrays by its names.
+
+    Raises:
+      UserError: the names are of no format.
+    """
+    arrays = file.arrays
+    if all(name.startswith("module.") for name in arrays):
+        # What torch's DataParallel puts before every name.
+        arrays = {name.removeprefix("module."): x for name, x in arrays.items()}
+    if "class_embeddings" in arrays:
+        return "own", own_format(list(arrays)), arrays
+    for key, known in FORMATS.items():
+        renamed = known.rename(arrays)
+        if known.fits(list(renamed)):
+            return key, known, renamed
+    some = ", ".join(sorted(file.arrays)[:3])
+    titles = "; ".join(known.title for known in FORMATS.values())
+    raise UserError(
+        f"{file.name} is of no known kind (its names are like {some}); known are: "
+        f"{titles}."
+    )

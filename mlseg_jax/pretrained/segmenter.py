@@ -1,0 +1,91 @@
+"""Segmenter, with and without label selection, of three sources (method.md 3 to 7)."""
+
+import ml_collections
+
+from mlseg_jax.pretrained import vit
+from mlseg_jax.pretrained.mapping import (
+    SAME,
+    UNBATCHED,
+    Dropped,
+    Row,
+    linear,
+    norm,
+)
+
+DECODER_BLOCK = "decoder/blocks/blocks/{i}"
+
+
+def _decoder(prefix: str, rank_norm: list[Row]) -> list[Row]:
+    """What the release's heads have in common with the official decoder."""
+    return [
+        *linear(f"{prefix}proj_dec", "decoder/feature_projection"),
+        # These two are multiplied from the left there: no transposition.
+        Row(f"{prefix}proj_patch", "decoder/patch_projection/kernel", SAME),
+        Row(f"{prefix}proj_classes", "decoder/class_projection/kernel", SAME),
+        *norm(f"{prefix}decoder_norm", "decoder/norm"),
+        *rank_norm,
+    ]
+
+
+def official(config: ml_collections.ConfigDict) -> list[Row]:
+    return [
+        *vit.timm(config, "encoder."),
+        Row("decoder.cls_emb", "class_embeddings", UNBATCHED),
+        *_decoder("decoder.", norm("decoder.mask_norm", "rank_norm")),
+        *vit.fused_block("decoder.blocks.{i}", DECODER_BLOCK),
+    ]
+
+
+OFFICIAL_DROPPED = (Dropped(r"encoder\.head\.(weight|bias)", vit.CLASSIFIER),)
+
+
+def mmsegmentation(config: ml_collections.ConfigDict) -> list[Row]:
+    head = "decode_head."
+    return [
+        *vit.mmcv(config),
+        Row(f"{head}cls_emb", "class_embeddings", UNBATCHED),
+        *linear(f"{head}dec_proj", "decoder/feature_projection"),
+        *linear(f"{head}patch_proj", "decoder/patch_projection"),
+        *linear(f"{head}classes_proj", "decoder/class_projection"),
+        *norm(f"{head}decoder_norm", "decoder/norm"),
+        *norm(f"{head}mask_norm", "rank_norm"),
+        *vit.mmcv_block(f"{head}layers.{{i}}", DECODER_BLOCK),
+    ]
+
+
+def release(config: ml_collections.ConfigDict) -> list[Row]:
+    """The authors' models; which of their heads follows from the configuration."""
+    head = "decode_head."
+    rank_norm = norm(f"{head}mask_norm", "rank_norm")
+    if config.model.rank_norm.unbiased_variance:
+        # The oracle's norm is one of its own.
+        rank_norm = [
+            Row(f"{head}mask_norm.gamma", "rank_norm/scale", SAME),
+            Row(f"{head}mask_norm.beta", "rank_norm/bias", SAME),
+        ]
+    return [
+        *vit.mmcv(config),
+        Row(f"{head}cls_emb", "class_embeddings", UNBATCHED),
+        *_decoder(head, rank_norm),
+        *RELEASE_HEADS[config.model.multilabel_head.name],
+    ]
+
+
+_OURS = "multilabel_head"
+_ENCODER_HEAD = [
+    # The release's first block is the multi-label head's.
+    *vit.fused_block("decode_head.blocks.0", f"{_OURS}/blocks/blocks/0"),
+    *vit.fused_block("decode_head.blocks.{i+1}", DECODER_BLOCK),
+    *norm("decode_head.decoder_norm2", f"{_OURS}/norm"),
+    Row("decode_head.ml_fc.W", f"{_OURS}/classifier/weight", UNBATCHED),
+    Row("decode_head.ml_fc.b", f"{_OURS}/classifier/bias", UNBATCHED),
+]
+_BLOCKS_ALONE = vit.fused_block("decode_head.blocks.{i}", DECODER_BLOCK)
+
+RELEASE_HEADS = {"none": _BLOCKS_ALONE, "transformer_encoder": _ENCODER_HEAD}
+"""Rows of the blocks and of the multi-label head, by the name of ours."""
+
+RELEASE_DROPPED = (
+    Dropped(r"decode_head\.conv_seg\.(weight|bias)", "never used by this head"),
+    Dropped(r".*\.num_batches_tracked", "a counter"),
+)
