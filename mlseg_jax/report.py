@@ -182,14 +182,15 @@ def _picture(pixels: np.ndarray, alt: str, side: int, photo: bool) -> Html:
 
 def _examples(archive: bytes) -> list[Html]:
     examples, names = _load(archive, MAX_EXAMPLES)
+    colours = visualise.class_colours(names)
     cards = []
     for number, e in enumerate(examples, 1):
         truth, prediction = e["truth"], e["prediction"]
         selected = set(e["label_ids"][e["label_selected"]].tolist())
         pictures = {
             "image": e["image"],
-            "truth": visualise.colourise(truth, len(names)),
-            "prediction": visualise.colourise(prediction, len(names)),
+            "truth": visualise.colourise(truth, colours),
+            "prediction": visualise.colourise(prediction, colours),
             "errors": visualise.error_map(truth, prediction, sorted(selected)),
         }
         figures = []
@@ -210,7 +211,7 @@ def _examples(archive: bytes) -> list[Html]:
 def _chips(present, prediction, selected, names) -> list[Html]:
     """The labels of the truth, largest first, then those that are only predicted."""
     predicted, chips = visualise.present_labels(prediction), []
-    colours = visualise.palette(len(names)).tolist()
+    colours = visualise.class_colours(names).tolist()
     for i in [*present, *(p for p in predicted if p not in present)]:
         note = format_percent(present.get(i))
         if i not in present:

@@ -2,7 +2,8 @@
 
 Nobody can read a legend of ten thousand classes. So a legend lists only the labels in
 its picture, and each colour is chosen as far as possible from all earlier ones: the
-first few hundred are easy to tell apart, and adding classes changes no colour.
+first few hundred are easy to tell apart, and adding classes changes no colour. Classes
+of a published data set have the colours that its pictures always have.
 """
 
 import functools
@@ -14,6 +15,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from input_pipeline.datasets.names import customary_palette
 from mlseg_jax.typing import IGNORE, Int, UInt8
 
 IGNORE_COLOUR = (22, 22, 24)
@@ -37,6 +39,12 @@ def palette(num_classes: int) -> UInt8[np.ndarray, "C 3"]:
     while size < min(num_classes, MAX_DISTINCT_COLOURS):  # few sizes, for the cache
         size = min(size * 4, MAX_DISTINCT_COLOURS)
     return _spread_colours(size)[np.arange(num_classes) % MAX_DISTINCT_COLOURS]
+
+
+def class_colours(class_names: Sequence[str]) -> UInt8[np.ndarray, "C 3"]:
+    """The customary palette of these classes where there is one, else `palette`."""
+    customary = customary_palette(tuple(class_names))
+    return palette(len(class_names)) if customary is None else np.uint8(customary)
 
 
 @functools.cache
@@ -81,17 +89,17 @@ def _oklab(rgb: np.ndarray) -> np.ndarray:
 
 
 def colourise(
-    label_map: Int[np.ndarray, "H W"], num_classes: int
+    label_map: Int[np.ndarray, "H W"], colours: UInt8[np.ndarray, "C 3"]
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Every pixel in the colour of its class; ignored pixels in ``IGNORE_COLOUR``."""
+    num_classes = len(colours)
     low, high = label_map.min(), label_map.max()
     if low < IGNORE or high >= num_classes:
         raise ValueError(
             f"label map holds values {low}..{high}, but class ids must be "
             f"0..{num_classes - 1}, or {IGNORE} for ignore."
         )
-    colours = np.concatenate([np.uint8([IGNORE_COLOUR]), palette(num_classes)])
-    return colours[label_map + 1]
+    return np.concatenate([np.uint8([IGNORE_COLOUR]), colours])[label_map + 1]
 
 
 def error_map(
@@ -148,7 +156,7 @@ def overlay(
     if factor > 1:
         image = image.repeat(factor, 0).repeat(factor, 1)
         label_map = label_map.repeat(factor, 0).repeat(factor, 1)
-    colours = colourise(label_map, len(class_names))
+    colours = colourise(label_map, class_colours(class_names))
     tinted = cv2.addWeighted(image, 1 - alpha, colours, alpha, 0)
     tinted[label_map == IGNORE] = image[label_map == IGNORE]
     # A dark line inside a rim of the pure colour, the one that the legend shows.
@@ -188,7 +196,7 @@ def _with_legend(
         left, top, size = width, 0, (width + column, max(height, panel))
     canvas = Image.new("RGB", size, _PAPER)
     canvas.paste(Image.fromarray(picture), (0, 0))
-    draw, colours = ImageDraw.Draw(canvas), palette(len(class_names))
+    draw, colours = ImageDraw.Draw(canvas), class_colours(class_names)
     heading = [(None, "label", "pixels", *(["score"] if scores else []))]
     for c in range(-(-len(rows) // per_column)):
         chunk = heading + rows[c * per_column : (c + 1) * per_column]

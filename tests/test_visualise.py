@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from input_pipeline.datasets.names import read_info
 from mlseg_jax import visualise
 from mlseg_jax.typing import IGNORE
 
@@ -38,17 +39,39 @@ def test_neighbouring_ids_differ_and_first_classes_are_far_apart():
     assert pairs[~np.eye(40, dtype=bool)].min() > 0.09
 
 
+def test_classes_of_published_data_sets_have_their_colours():
+    for name, count in (("ade20k", 150), ("coco_stuff", 171), ("coco_panoptic", 133)):
+        info = read_info(name, name)
+        colours = visualise.class_colours(info.class_names)
+        assert colours.shape == (count, 3) and colours.dtype == np.uint8
+        assert info.num_classes == count and not any(
+            "\t" in n for n in info.class_names
+        )
+    names = list(read_info("x", "ade20k").class_names)
+    colours = visualise.class_colours(names)
+    assert tuple(colours[names.index("sky")]) == (6, 230, 230)
+    context = read_info("x", "pascal_context").class_names
+    np.testing.assert_array_equal(
+        visualise.class_colours(context)[1:], visualise.class_colours(context[1:])
+    )
+    others = visualise.class_colours(names[1:])
+    np.testing.assert_array_equal(others, visualise.palette(149))
+    picture = np.zeros((60, 60, 3), np.uint8)
+    shown = visualise.overlay(picture, np.full((60, 60), 2, np.int32), names, alpha=1.0)
+    assert tuple(shown[30, 30]) == (6, 230, 230)
+
+
 def test_colourise_maps_ids_and_ignore():
     label_map = np.array([[0, 39], [IGNORE, 7]], np.int32)
     colours = visualise.palette(40)
     expected = [[colours[0], colours[39]], [visualise.IGNORE_COLOUR, colours[7]]]
-    np.testing.assert_array_equal(visualise.colourise(label_map, 40), expected)
+    np.testing.assert_array_equal(visualise.colourise(label_map, colours), expected)
 
 
 @pytest.mark.parametrize("wrong", [-2, 40, 255])
 def test_colourise_names_values_that_are_no_class(wrong):
     with pytest.raises(ValueError, match=rf"{wrong}.*0\.\.39"):
-        visualise.colourise(np.full((2, 2), wrong, np.int32), 40)
+        visualise.colourise(np.full((2, 2), wrong, np.int32), visualise.palette(40))
 
 
 def test_error_map_tells_four_kinds_apart():
