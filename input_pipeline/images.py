@@ -5,9 +5,11 @@ grey: a model would train on the padding without anybody noticing.
 """
 
 import io
+import math
 import os
 import pathlib
 import struct
+import warnings
 import zlib
 
 import cv2
@@ -30,6 +32,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".g
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # In a JPEG these modes need no colour management: every decoder gives the same.
 _PLAIN_JPEG_MODES = ("L", "RGB")
+# It is an error here, see `open_picture`.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # 16-bit grey. A 16-bit colour file is opened by Pillow as 8 bits (its high bytes).
 MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -224,7 +228,13 @@ def open_picture(data: bytes, path: str | os.PathLike) -> Image.Image:
     if data.startswith(_PNG_SIGNATURE):
         _check_png(data, path)
     try:
-        return Image.open(io.BytesIO(data))
+        picture = Image.open(io.BytesIO(data))
+        # Pillow only warns up to twice its limit, where a picture is 270 MB.
+        if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise _too_large(path)
+        return picture
+    except DataError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path) from error
     except Exception as error:  # Pillow's plugins raise nearly every type there is.

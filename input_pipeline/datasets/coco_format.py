@@ -11,12 +11,12 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from input_pipeline import masks
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.datasets.info import DataError, DatasetInfo, raise_fault
 
 # What is kept of an annotation; the rest (boxes, areas, ...) would fill the memory.
 _KEPT = (
@@ -67,7 +67,11 @@ class CocoFile:
 
 
 def read(
-    path: str | os.PathLike, *, owners: str = "images", secret: bool = False
+    path: str | os.PathLike,
+    *,
+    owners: str = "images",
+    secret: bool = False,
+    report: Callable[[DataError], None] = raise_fault,
 ) -> CocoFile:
     """Reads a file of instances, stuff or segments.
 
@@ -75,6 +79,8 @@ def read(
       path: JSON file.
       owners: what annotations belong to: "images" or "videos".
       secret: whether the annotations may be missing.
+      report: called with each annotation of an unknown image, video or category, which
+        is left out if it returns.
 
     Raises:
       DataError: the file is missing, no JSON, lacks a part, names an id twice, or has
@@ -100,34 +106,41 @@ def read(
     if has_annotations or not secret:
         # Panoptic annotations have no id of their own.
         _by_id(data, "annotations", path, required=False)
-        _group(data["annotations"], owners.rstrip("s"), grouped, categories, path)
+        for place, annotation in enumerate(data["annotations"]):
+            what = f"Annotation {annotation.get('id', f'number {place}')!r} of {path}"
+            try:
+                _group(annotation, owners.rstrip("s"), grouped, categories, what)
+            except DataError as fault:
+                report(fault)
     in_order = {number: categories[number] for number in sorted(categories)}
     return CocoFile(path, owner_of, grouped, in_order, has_annotations)
 
 
-def _group(annotations, owner, grouped, categories, path) -> None:
-    """Appends each annotation to the list of its image or video."""
-    for place, annotation in enumerate(annotations):
-        what = f"Annotation {annotation.get('id', f'number {place}')!r} of {path}"
-        number = annotation.get(f"{owner}_id")
-        if not _is_id(number) or number not in grouped:
+def _group(annotation, owner, grouped, categories, what) -> None:
+    """Appends an annotation to the list of its image or video."""
+    number = annotation.get(f"{owner}_id")
+    if not _is_id(number) or number not in grouped:
+        raise DataError(
+            f"{what} belongs to the {owner} {number!r}, which the file does not "
+            f"list; add the {owner} or remove the annotation.",
+            kind="listing",
+        )
+    segments = annotation.get("segments_info", [annotation])
+    if not isinstance(segments, list) or not all(
+        isinstance(segment, dict) for segment in segments
+    ):
+        raise DataError(
+            f'{what} has damaged "segments_info"; export it again.', kind="listing"
+        )
+    for segment in segments:
+        category = segment.get("category_id")
+        if not _is_id(category) or category not in categories:
             raise DataError(
-                f"{what} belongs to the {owner} {number!r}, which the file does not "
-                f"list; add the {owner} or remove the annotation."
+                f"{what} has the category {category!r}, which the file does not "
+                "list; add the category or remove the annotation.",
+                kind="listing",
             )
-        segments = annotation.get("segments_info", [annotation])
-        if not isinstance(segments, list) or not all(
-            isinstance(segment, dict) for segment in segments
-        ):
-            raise DataError(f'{what} has damaged "segments_info"; export it again.')
-        for segment in segments:
-            category = segment.get("category_id")
-            if not _is_id(category) or category not in categories:
-                raise DataError(
-                    f"{what} has the category {category!r}, which the file does not "
-                    "list; add the category or remove the annotation."
-                )
-        grouped[number].append(annotation)
+    grouped[number].append(annotation)
 
 
 def read_json(path: pathlib.Path) -> dict:
@@ -182,7 +195,8 @@ def image_file(root: pathlib.Path, name, path: pathlib.Path) -> pathlib.Path:
     if bad or not parts[0] or ":" in parts[0]:
         raise DataError(
             f"{path} names the image {name!r}, which is no path inside {root}; correct "
-            "the name."
+            "the name.",
+            kind="listing",
         )
     return root.joinpath(*parts)
 

@@ -17,12 +17,13 @@ Pixels without a mask are IGNORE, or a class of their own if `background` names 
 import functools
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 
 from input_pipeline import images, masks
 from input_pipeline.datasets import coco_format, instances, label_schema, panoptic
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.datasets.info import DataError, DatasetInfo, raise_fault
 from input_pipeline.datasets.prepared import RawExample
 from mlseg_jax.typing import IGNORE
 
@@ -88,6 +89,7 @@ def list_examples(
     paint_order: str = "area",
     background: str = "",
     classes: str | os.PathLike = "",
+    report: Callable[[DataError], None] = raise_fault,
 ) -> tuple[DatasetInfo, list[RawExample]]:
     """Classes and examples of a JSON file of instances, in the order of its images.
 
@@ -98,6 +100,8 @@ def list_examples(
       paint_order: "area" or "file"; see the module docstring.
       background: name of a last class for pixels without a mask; "" ignores them.
       classes: JSON file category id -> name | null; "" makes each category a class.
+      report: called with each fault of an image or annotation in the JSON, which is
+        left out if it returns.
 
     Raises:
       DataError: the JSON is damaged or contradicts itself.
@@ -107,7 +111,7 @@ def list_examples(
         raise ValueError(
             f"Paint order is {paint_order!r}; choose one of {PAINT_ORDERS}."
         )
-    file = coco_format.read(json_path)
+    file = coco_format.read(json_path, report=report)
     extra = [background] if background else []
     if classes:
         info, class_of = _join_classes(file, pathlib.Path(classes), name, extra)
@@ -117,9 +121,17 @@ def list_examples(
     raws = []
     for number, image in file.owners.items():
         where = f"Image {number!r} of {file.path}"
-        size = masks.check_image_size(image.get("width"), image.get("height"), where)
         image_name = image.get("file_name") or coco_format.lvis_image_name(image)
-        path = coco_format.image_file(pathlib.Path(image_dir), image_name, file.path)
+        try:
+            size = masks.check_image_size(
+                image.get("width"), image.get("height"), where
+            )
+            path = coco_format.image_file(
+                pathlib.Path(image_dir), image_name, file.path
+            )
+        except DataError as fault:
+            report(fault)
+            continue
         if "file_name" not in image and not path.parent.is_dir():
             path = path.parent.parent / path.name  # LVIS: the folder of one split.
         regions = [(class_of[a["category_id"]], a) for a in file.annotations[number]]
@@ -190,7 +202,11 @@ def open_coco_json(root: str | os.PathLike, split: str, **options) -> RawSource:
     return RawSource(*list_examples(json_path, image_dir, name=root.name, **options))
 
 
-def open_panoptic(root: str | os.PathLike, split: str) -> RawSource:
+def open_panoptic(
+    root: str | os.PathLike,
+    split: str,
+    report: Callable[[DataError], None] = raise_fault,
+) -> RawSource:
     """Opens a folder with a panoptic JSON, its PNG files and images."""
     root = pathlib.Path(root)
     json_path = _find_json(root, split, ("panoptic_", ""))
@@ -198,7 +214,9 @@ def open_panoptic(root: str | os.PathLike, split: str) -> RawSource:
     places += [f"annotations/{split}"]
     png_dir = coco_format.find(root, places, "folder of panoptic PNG files")
     image_dir = _find_images(root, split)
-    return RawSource(*panoptic.list_examples(json_path, png_dir, image_dir, root.name))
+    return RawSource(
+        *panoptic.list_examples(json_path, png_dir, image_dir, root.name, report)
+    )
 
 
 def _find_json(root: pathlib.Path, split: str, prefixes) -> pathlib.Path:

@@ -28,15 +28,10 @@ import numpy as np
 
 from input_pipeline import images
 from input_pipeline.datasets import label_schema
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.datasets.info import DataError, DatasetInfo, raise_fault
 
 # Of 10 parts, how many the hash of a stem sends to the split "val".
 _HASH_PARTS = 10
-
-
-def raise_fault(fault: DataError) -> None:
-    """What `Folder` does with a fault of its listing unless told otherwise."""
-    raise fault
 
 
 class Folder:

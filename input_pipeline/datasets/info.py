@@ -33,6 +33,11 @@ class DataError(UserError):
         self.values = values
 
 
+def raise_fault(fault: DataError) -> None:
+    """What sources do with a fault of their listing unless told otherwise."""
+    raise fault
+
+
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
     """Facts about a data set that models, metrics and pictures need.

@@ -7,8 +7,8 @@ import ml_collections
 
 from input_pipeline import bad_examples
 from input_pipeline.datasets.builders import BUILDERS, find_prepared
-from input_pipeline.datasets.folder import Folder, raise_fault
-from input_pipeline.datasets.info import DataError
+from input_pipeline.datasets.folder import Folder
+from input_pipeline.datasets.info import DataError, raise_fault
 from input_pipeline.datasets.sign_scenes import SignScenes
 
 TFDS_PREFIX = "tfds:"
@@ -56,6 +56,7 @@ def _open_coco_json(data: ml_collections.ConfigDict, split: str, report):
         split,
         paint_order=data.paint_order,
         background=data.background,
+        report=report,
         **options,
     )
 
@@ -64,7 +65,7 @@ def _open_coco_panoptic_json(data: ml_collections.ConfigDict, split: str, report
     from input_pipeline.datasets import coco_json
 
     return coco_json.open_panoptic(
-        _place(data, "the folder of annotations and images"), split
+        _place(data, "the folder of annotations and images"), split, report
     )
 
 
@@ -136,9 +137,9 @@ def open_dataset(
     Args:
       data: the part of a configuration.
       train: which of the splits.
-      report: called with each fault of a folder's listing, such as an image without a
-        mask; the examples it concerns are left out if it returns. By default it does
-        what ``data.on_bad_example`` says.
+      report: called with each fault of a listing, such as an image without a mask, or a
+        path in a JSON file that leaves its folder; the examples it concerns are left
+        out if it returns. By default it does what ``data.on_bad_example`` says.
 
     Raises:
       DataError: there is no such data set, its files are not as they should be, or it

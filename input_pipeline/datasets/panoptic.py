@@ -7,13 +7,13 @@ category and whether it is a crowd.
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from input_pipeline import images
 from input_pipeline.datasets import coco_format, instances
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.datasets.info import DataError, DatasetInfo, raise_fault
 from input_pipeline.datasets.prepared import RawExample
 from mlseg_jax.typing import IGNORE
 
@@ -23,6 +23,7 @@ def list_examples(
     png_dir: str | os.PathLike,
     image_dir: str | os.PathLike,
     name: str,
+    report: Callable[[DataError], None] = raise_fault,
 ) -> tuple[DatasetInfo, list[RawExample]]:
     """Classes and examples of a panoptic JSON file, in the order of its images.
 
@@ -31,6 +32,8 @@ def list_examples(
       png_dir: folder of the PNG files that the annotations name.
       image_dir: folder of the images.
       name: name of the data set.
+      report: called with each fault of an image or annotation in the JSON, which is
+        left out if it returns.
 
     Returns:
       Classes in order of category id, and examples that make `label_segments`' maps.
@@ -38,37 +41,43 @@ def list_examples(
     Raises:
       DataError: the JSON is damaged or contradicts itself.
     """
-    file = coco_format.read(json_path)
+    file = coco_format.read(json_path, report=report)
     for number, category in file.categories.items():
         if category.get("isthing") not in (0, 1):
             raise DataError(
                 f"Category {number} of {file.path} has isthing "
                 f"{category.get('isthing')!r}; write 1 for things and 0 for stuff."
             )
-    info, class_of = file.info(name), file.class_of()
+    info = file.info(name)
     raws = []
     for number, image in file.owners.items():
-        if len(file.annotations[number]) != 1:
-            raise DataError(
-                f"Image {number!r} of {file.path} has {len(file.annotations[number])} "
-                "annotations instead of one; correct the file or remove the image."
-            )
-        (annotation,) = file.annotations[number]
-        where = f"Image {number!r} of {file.path}"
-        image_name = image.get("file_name")
-        path = coco_format.image_file(pathlib.Path(image_dir), image_name, file.path)
-        png = coco_format.image_file(
-            pathlib.Path(png_dir), annotation.get("file_name"), file.path
-        )
-        segments = _segments(annotation, class_of, info, where)
-        raws.append(
-            RawExample(
-                key=str(pathlib.PurePosixPath(image_name).with_suffix("")),
-                image=path,
-                make_label=functools.partial(label_segments, png, segments),
-            )
-        )
+        try:
+            raws.append(_example(file, number, image, png_dir, image_dir, info))
+        except DataError as fault:
+            report(fault)
     return info, raws
+
+
+def _example(file, number, image, png_dir, image_dir, info) -> RawExample:
+    if len(file.annotations[number]) != 1:
+        raise DataError(
+            f"Image {number!r} of {file.path} has {len(file.annotations[number])} "
+            "annotations instead of one; correct the file or remove the image.",
+            kind="listing",
+        )
+    (annotation,) = file.annotations[number]
+    image_name = image.get("file_name")
+    path = coco_format.image_file(pathlib.Path(image_dir), image_name, file.path)
+    png = coco_format.image_file(
+        pathlib.Path(png_dir), annotation.get("file_name"), file.path
+    )
+    where = f"Image {number!r} of {file.path}"
+    segments = _segments(annotation, file.class_of(), info, where)
+    return RawExample(
+        key=str(pathlib.PurePosixPath(image_name).with_suffix("")),
+        image=path,
+        make_label=functools.partial(label_segments, png, segments),
+    )
 
 
 def _segments(annotation, class_of, info, where) -> tuple[tuple[int, int, int], ...]:

@@ -197,3 +197,27 @@ def test_annotations_stay_small(root):
     annotation = file.annotations[1][1]
     assert "bbox" not in annotation
     assert annotation["segmentation"][0].itemsize == 8
+
+
+def test_faults_of_the_listing_can_be_reported(tmp_path):
+    """A path that leaves its folder, an impossible size, annotations of nothing."""
+    content = _file()
+    content["images"] += [
+        {"id": 3, "file_name": "../../secret.png", "height": 8, "width": 10},
+        {"id": 4, "file_name": "4.png", "height": -8, "width": 10},
+    ]
+    box = coco.polygon(2, 2, 4, 4)
+    content["annotations"] += [
+        {"id": 50, "image_id": 77, "category_id": 4, "segmentation": box},
+        {"id": 51, "image_id": 1, "category_id": 77, "segmentation": box},
+    ]
+    path = coco.write_json(tmp_path / "a.json", content)
+    for name in ("1", "2"):
+        coco.write_image(tmp_path / f"{name}.png")
+    faults = []
+    _, raws = coco_json.list_examples(path, tmp_path, report=faults.append)
+    assert [raw.key for raw in raws] == ["1", "2"]
+    said = ["image 77", "category 77", "'../../secret.png'", "10x-8"]
+    assert len(faults) == 4
+    assert all(s in str(f) for s, f in zip(said, faults, strict=True))
+    assert "image 77" in coco.message_of(coco_json.list_examples, path, tmp_path)

@@ -274,3 +274,12 @@ def test_jpeg_is_decoded_as_cv2_does(options):
             images.decode_jpeg(file.getvalue()),
             cv2.imdecode(data, cv2.IMREAD_COLOR_RGB),
         )
+
+
+def test_a_hundred_megapixels_are_refused_by_the_header_alone():
+    data = bytearray(cv2.imencode(".png", np.zeros((2, 2), np.uint8))[1].tobytes())
+    data[16:24] = (10_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    for read in (images.image_from_bytes, images.mask_from_bytes):
+        with pytest.raises(DataError, match="at most 89,478,485 pixels"):
+            read(bytes(data), "a.png")
