@@ -17,6 +17,7 @@ CLASS_ROWS = re.compile(
 """Our arrays that have an entry for every class (on their first or last axis)."""
 
 POSITIONS = re.compile(r"backbone/position_table")
+RELATIVE = re.compile(r"backbone/.*relative_position_bias_table")
 RANKS = re.compile(r"rank_norm/\w+")
 
 
@@ -41,6 +42,8 @@ class Fitter:
             return False
         if POSITIONS.fullmatch(path):
             return shape[1] == wanted[1] and _side(shape[0] - 1) is not None
+        if RELATIVE.fullmatch(path):
+            return shape[1] == wanted[1] and _window(shape[0]) is not None
         if self._has_class_rows(path):
             return other_classes(shape, wanted, self.num_classes) is not None
         return RANKS.fullmatch(path) is not None
@@ -66,6 +69,8 @@ class Fitter:
                 fitted[path] = array
             elif POSITIONS.fullmatch(path):
                 fitted[path] = self._resize_positions(array)
+            elif RELATIVE.fullmatch(path):
+                fitted[path] = self._resize_relative(path, array)
             else:
                 fitted[path] = self._fit_ranks(path, array)
         return fitted
@@ -92,6 +97,30 @@ class Fitter:
         new = new.reshape(-1, table.shape[1])
         return np.concatenate([table[:1], new]).astype(np.float32)
 
+    def _resize_relative(self, path: str, table: np.ndarray) -> np.ndarray:
+        """Swin's windows as the release does it, BEiT's grids as its run time."""
+        old, rest = _window(table.shape[0])
+        new = self._relative_lengths(path)
+        kind = "bilinear" if rest else "bicubic"
+        rows, columns = (POSITION_RESIZES[kind](n, old) for n in new)
+        count = table.shape[0] - rest
+        grid = table[:count].astype(np.float32).reshape(old, old, -1)
+        resized = np.einsum("Hh,Ww,hwd->HWd", rows, columns, grid)
+        self._note_once(f"tables of relative positions are resized ({kind})")
+        flat = resized.reshape(-1, table.shape[1])
+        return np.concatenate([flat, table[count:]]).astype(np.float32)
+
+    def _relative_lengths(self, path: str) -> tuple[int, int]:
+        backbone = self.config.model.backbone
+        if "window_size" in backbone:
+            return (2 * backbone.window_size - 1,) * 2
+        grid = (-(-side // backbone.patch_size) for side in backbone.image_size)
+        return tuple(2 * cells - 1 for cells in grid)
+
+    def _note_once(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
     def _fit_ranks(self, path: str, array: np.ndarray) -> np.ndarray:
         """The first ranks, or the last one again (method.md section 16, row 9)."""
         wanted = self.shapes[path][0]
@@ -109,6 +138,18 @@ def other_classes(
         count = rest.pop(axis)
         if rest_wanted.pop(axis) == num_classes and rest == rest_wanted:
             return count
+    return None
+
+
+def _window(entries: int) -> tuple[int, int] | None:
+    """Rows of a square table of relative positions, and the entries after it.
+
+    BEiT has three more, for its class token.
+    """
+    for rest in (0, 3):
+        side = _side(entries - rest)
+        if side is not None and side % 2 == 1:
+            return side, rest
     return None
 
 

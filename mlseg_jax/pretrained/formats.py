@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.pretrained import segmenter, vit
+from mlseg_jax.pretrained import beit, segmenter, swin, vit
 from mlseg_jax.pretrained.mapping import SAME, Dropped, Row
 from mlseg_jax.pretrained.read import WeightFile
 
@@ -29,6 +29,7 @@ class Format:
       rows: its table, given a configuration.
       licence: of the code it comes from, and where the weights' own terms are.
       part: beginning of our paths that it fills; "" is the whole model.
+      optional: regular expression of our paths that such a file need not fill.
       dropped: names it may have that we do not use.
       rename: names as the table has them, from all that the source ever wrote.
       facts: keys of the configuration that the source computes with.
@@ -40,6 +41,7 @@ class Format:
     rows: Callable[[ml_collections.ConfigDict], list[Row]]
     licence: str
     part: str = ""
+    optional: str = ""
     dropped: tuple[Dropped, ...] = ()
     rename: Callable[[Arrays], Arrays] = _as_they_are
     facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
@@ -101,6 +103,55 @@ FORMATS = {
             "model.backbone.norm_epsilon": 1e-6,
             "model.backbone.position_resize": "bicubic",
         },
+    ),
+    "hugging_face_dinov2": Format(
+        "DINOv2 of Hugging Face",
+        (r"layers\.0\.layer_scale1\.lambda1",),
+        beit.dinov2,
+        f"code: Apache 2.0 (huggingface/transformers); {_TERMS}",
+        part="backbone/",
+        dropped=vit.HUGGING_FACE_DROPPED,
+        rename=beit.dinov2_names,
+        facts={"model.backbone.norm_epsilon": 1e-6},
+    ),
+    "dinov2": Format(
+        "DINOv2, its own code or timm",
+        (r"patch_embed\.proj\.weight", r"blocks\.0\.ls1\.gamma"),
+        beit.dinov2_own,
+        f"code: Apache 2.0 (facebookresearch/dinov2); {_TERMS}",
+        part="backbone/",
+        dropped=beit.DINOV2_OWN_DROPPED,
+        facts={"model.backbone.norm_epsilon": 1e-6},
+    ),
+    "hugging_face_beit": Format(
+        "BEiT of Hugging Face",
+        (r"layers\.0\.lambda_1", r"layers\.0\.attention\.q_proj\.weight"),
+        beit.beit,
+        f"code: Apache 2.0 (huggingface/transformers), MIT (microsoft/unilm); {_TERMS}",
+        part="backbone/",
+        optional=beit.BEIT_OPTIONAL,
+        dropped=beit.BEIT_DROPPED,
+        rename=vit.hugging_face_names,
+    ),
+    "hugging_face_swin": Format(
+        "Swin of Hugging Face",
+        (r"encoder\.layers\.0\.blocks\.0\.attention\.q_proj\.weight",),
+        swin.hugging_face,
+        f"code: Apache 2.0 (huggingface/transformers), MIT (microsoft); {_TERMS}",
+        part="backbone/",
+        optional=swin.OPTIONAL,
+        dropped=swin.DROPPED,
+        rename=vit.hugging_face_names,
+    ),
+    "swin": Format(
+        "Swin, its own code or timm",
+        (r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table",),
+        swin.own,
+        f"code: MIT (microsoft/Swin-Transformer); {_TERMS}",
+        part="backbone/",
+        optional=swin.OPTIONAL,
+        dropped=swin.DROPPED,
+        rename=swin.own_names,
     ),
     "timm_vit": Format(
         "ViT of timm",

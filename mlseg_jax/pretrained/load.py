@@ -14,7 +14,7 @@ from mlseg_jax.pretrained.fit import Fitter
 from mlseg_jax.pretrained.formats import Arrays, Format
 from mlseg_jax.pretrained.mapping import to_ours
 
-_BLOCK = re.compile(r"(.*blocks/blocks)/(\d+)/(.*)")
+_BLOCK = re.compile(r"(.*blocks)/(\d+)/(.*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,7 @@ def load_arrays(
         wanted,
         part=part,
         dropped=source.dropped,
+        optional=source.optional,
         may_differ=fitter.may_differ,
     )
     fitted = fitter.fit(mapped.arrays)
@@ -139,7 +140,7 @@ def unstack_blocks(arrays: Arrays, paths: Collection[str]) -> Arrays:
         if path in paths:
             result[path] = array
             continue
-        head, _, tail = path.rpartition("blocks/blocks/")
+        head, _, tail = path.rpartition("blocks/")
         for i, block in enumerate(array):
-            result[f"{head}blocks/blocks/{i}/{tail}"] = block
+            result[f"{head}blocks/{i}/{tail}"] = block
     return result

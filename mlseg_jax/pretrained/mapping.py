@@ -1,8 +1,9 @@
 """Tables between the names and layouts of others and ours, strict both ways.
 
 A table is a list of rows: a name of theirs, a path of ours, and what becomes of the
-array. ``{i}`` stands for a number on both sides, ``{i+1}`` for the next one. Every
-change is linear and can be undone, so a table also serves gradients and exports.
+array. ``{i}`` stands for a number on both sides, ``{i+1}`` for the next one, ``{i*2}``
+for its double. Every change is linear and can be undone, so a table also serves
+gradients and exports.
 """
 
 import functools
@@ -119,34 +120,42 @@ def norm(theirs: str, ours: str) -> list[Row]:
 
 # ------------------------------------------------------------------------- templates
 
-_NUMBER = re.compile(r"\{(\w)(?:\+(\d+))?\}")
+_NUMBER = re.compile(r"\{(\w)(?:\*(\d+))?(?:\+(\d+))?\}")
 
 
 @functools.cache
-def _pattern(template: str) -> tuple[re.Pattern, dict[str, int]]:
-    """A regular expression with a group a number, and what was added to each."""
-    added = {}
+def _pattern(template: str) -> tuple[re.Pattern, dict[str, tuple[int, int]]]:
+    """A regular expression with a group a number; each one's factor and summand."""
+    made = {}
     text = ""
     end = 0
     for match in _NUMBER.finditer(template):
-        name, plus = match.groups()
-        added[name] = int(plus or 0)
+        name, times, plus = match.groups()
+        made[name] = int(times or 1), int(plus or 0)
         text += re.escape(template[end : match.start()]) + rf"(?P<{name}>\d+)"
         end = match.end()
-    return re.compile(text + re.escape(template[end:])), added
+    return re.compile(text + re.escape(template[end:])), made
 
 
 def _match(template: str, name: str) -> dict[str, int] | None:
-    pattern, added = _pattern(template)
+    pattern, made = _pattern(template)
     match = pattern.fullmatch(name)
     if match is None:
         return None
-    numbers = {key: int(text) - added[key] for key, text in match.groupdict().items()}
-    return numbers if min(numbers.values(), default=0) >= 0 else None
+    numbers = {}
+    for key, text in match.groupdict().items():
+        times, plus = made[key]
+        numbers[key], rest = divmod(int(text) - plus, times)
+        if rest or numbers[key] < 0:
+            return None
+    return numbers
 
 
 def _fill(template: str, numbers: Mapping[str, int]) -> str:
-    return _NUMBER.sub(lambda m: str(numbers[m[1]] + int(m[2] or 0)), template)
+    def number(match: re.Match) -> str:
+        return str(numbers[match[1]] * int(match[2] or 1) + int(match[3] or 0))
+
+    return _NUMBER.sub(number, template)
 
 
 def row_of(rows: Iterable[Row], path: str) -> tuple[Row, dict[str, int]] | None:
@@ -177,6 +186,7 @@ def to_ours(
     *,
     part: str = "",
     dropped: Sequence[Dropped] = (),
+    optional: str = "",
     may_differ: Callable[[str, tuple[int, ...]], bool] = lambda path, shape: False,
 ) -> Mapped:
     """Renames and lays out; every array used or dropped, every path filled.
@@ -187,6 +197,7 @@ def to_ours(
       shapes: of ours, which are all to be filled.
       part: beginning of our paths that are wanted; theirs of other paths are dropped.
       dropped: theirs that may be there and are not used.
+      optional: regular expression of paths of ours that need not be in the file.
       may_differ: whether an array that becomes the path in this shape, which is not
         the one in ``shapes``, is welcome (and will be made to fit).
 
@@ -197,14 +208,17 @@ def to_ours(
     left, problems, found = dict(arrays), [], {}
     for path, shape in shapes.items():
         made = row_of(rows, path)
+        may_lack = re.fullmatch(optional, path) is not None
         if made is None:
-            problems.append(f"nothing in such a file becomes {path}")
+            if not may_lack:
+                problems.append(f"nothing in such a file becomes {path}")
             continue
         row, numbers = made
         names = [_fill(source, numbers) for source in row.sources]
         parts = [left.pop(name, None) for name in names]
         missing = [n for n, x in zip(names, parts, strict=True) if x is None]
-        problems += [f"{name} is missing (it becomes {path})" for name in missing]
+        if len(missing) < len(names) or not may_lack:
+            problems += [f"{name} is missing (it becomes {path})" for name in missing]
         if missing:
             continue
         wanted = [x.shape for x in row.undo(np.broadcast_to(np.float32(0), shape))]

@@ -4,7 +4,9 @@ import ml_collections
 
 from mlseg_jax.pretrained import vit
 from mlseg_jax.pretrained.mapping import (
+    POINTWISE,
     SAME,
+    TRANSPOSED,
     UNBATCHED,
     Dropped,
     Row,
@@ -80,12 +82,60 @@ _ENCODER_HEAD = [
     Row("decode_head.ml_fc.W", f"{_OURS}/classifier/weight", UNBATCHED),
     Row("decode_head.ml_fc.b", f"{_OURS}/classifier/bias", UNBATCHED),
 ]
+
+
+def post_norm_layer(theirs: str, ours: str) -> list[Row]:
+    """A decoder layer of DETR's kind, without its self-attention."""
+    attention = f"{theirs}.multihead_attn"
+    qkv = f"{ours}/attention/query_key_value"
+    return [
+        Row(f"{attention}.in_proj_weight", f"{qkv}/kernel", TRANSPOSED),
+        Row(f"{attention}.in_proj_bias", f"{qkv}/bias", SAME),
+        *linear(f"{attention}.out_proj", f"{ours}/attention/out"),
+        *norm(f"{theirs}.norm2", f"{ours}/attention_norm"),
+        *linear(f"{theirs}.linear1", f"{ours}/mlp_in"),
+        *linear(f"{theirs}.linear2", f"{ours}/mlp_out"),
+        *norm(f"{theirs}.norm3", f"{ours}/mlp_norm"),
+    ]
+
+
+def pointwise(theirs: str, ours: str) -> list[Row]:
+    return [
+        Row(f"{theirs}.weight", f"{ours}/kernel", POINTWISE),
+        Row(f"{theirs}.bias", f"{ours}/bias", SAME),
+    ]
+
+
 _BLOCKS_ALONE = vit.fused_block("decode_head.blocks.{i}", DECODER_BLOCK)
 
-RELEASE_HEADS = {"none": _BLOCKS_ALONE, "transformer_encoder": _ENCODER_HEAD}
+_HEAD = "decode_head.img_cls_head"
+_DECODER_HEAD = [
+    *_BLOCKS_ALONE,
+    *pointwise(f"{_HEAD}.input_proj", f"{_OURS}/image_projection"),
+    *post_norm_layer(
+        f"{_HEAD}.transformer.decoder.layers.{{i}}",
+        f"{_OURS}/transformer/decoder/{{i}}",
+    ),
+    *norm(f"{_HEAD}.transformer.decoder.norm", f"{_OURS}/transformer/norm"),
+    Row(f"{_HEAD}.fc.W", f"{_OURS}/classifier/weight", UNBATCHED),
+    Row(f"{_HEAD}.fc.b", f"{_OURS}/classifier/bias", UNBATCHED),
+]
+_POOLING_HEAD = [
+    *_BLOCKS_ALONE,
+    *pointwise(f"{_HEAD}.1.conv", f"{_OURS}/hidden"),
+    *pointwise(f"{_HEAD}.2", f"{_OURS}/classifier"),
+]
+
+RELEASE_HEADS = {
+    "none": _BLOCKS_ALONE,
+    "transformer_encoder": _ENCODER_HEAD,
+    "transformer_decoder": _DECODER_HEAD,
+    "global_pooling": _POOLING_HEAD,
+}
 """Rows of the blocks and of the multi-label head, by the name of ours."""
 
 RELEASE_DROPPED = (
     Dropped(r"decode_head\.conv_seg\.(weight|bias)", "never used by this head"),
+    Dropped(r".*\.position_embedding\.pe", "a constant that follows from the grid"),
     Dropped(r".*\.num_batches_tracked", "a counter"),
 )

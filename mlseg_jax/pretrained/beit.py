@@ -1,0 +1,159 @@
+"""BEiT and DINOv2 of Hugging Face, DINOv2's own code (method.md section 9.2)."""
+
+import ml_collections
+import numpy as np
+
+from mlseg_jax.pretrained import vit
+from mlseg_jax.pretrained.mapping import (
+    FUSED_KERNELS,
+    PATCHES,
+    SAME,
+    TOKEN,
+    UNBATCHED,
+    Change,
+    Dropped,
+    Row,
+    linear,
+    norm,
+)
+from mlseg_jax.pretrained.vit import BLOCK
+
+HALVES = Change(
+    lambda a, b: np.concatenate([a.T, b.T], axis=1),
+    lambda x: tuple(part.T for part in np.split(x, 2, axis=1)),
+)
+HALF_BIASES = Change(
+    lambda a, b: np.concatenate([a, b]), lambda x: tuple(np.split(x, 2))
+)
+
+
+def _stem(start: str) -> list[Row]:
+    projection = f"{start}patch_embeddings.projection"
+    return [
+        Row(f"{start}cls_token", "backbone/class_token", TOKEN),
+        Row(f"{projection}.weight", "backbone/patch_projection/kernel", PATCHES),
+        Row(f"{projection}.bias", "backbone/patch_projection/bias", SAME),
+    ]
+
+
+# ----------------------------------------------------------------------------- DINOv2
+
+
+def dinov2(config: ml_collections.ConfigDict) -> list[Row]:
+    """Hugging Face's."""
+    mlp = "layers.{i}.mlp"
+    hidden = linear(f"{mlp}.fc1", f"{BLOCK}/mlp_in")
+    out = linear(f"{mlp}.fc2", f"{BLOCK}/mlp_out")
+    if config.model.backbone.get("gated", False):
+        halves = ("gate_proj", "up_proj")
+        weights = tuple(f"{mlp}.{half}.weight" for half in halves)
+        biases = tuple(f"{mlp}.{half}.bias" for half in halves)
+        hidden = [
+            Row(weights, f"{BLOCK}/mlp_in/kernel", HALVES),
+            Row(biases, f"{BLOCK}/mlp_in/bias", HALF_BIASES),
+        ]
+        out = linear(f"{mlp}.down_proj", f"{BLOCK}/mlp_out")
+    return [
+        *_stem("embeddings."),
+        Row("embeddings.position_embeddings", "backbone/position_table", UNBATCHED),
+        Row("embeddings.register_tokens", "backbone/register_tokens", UNBATCHED),
+        *norm("layers.{i}.norm1", f"{BLOCK}/attention_norm"),
+        *vit.separate_attention("layers.{i}.attention", f"{BLOCK}/attention"),
+        Row("layers.{i}.layer_scale1.lambda1", f"{BLOCK}/attention_scale", SAME),
+        *norm("layers.{i}.norm2", f"{BLOCK}/mlp_norm"),
+        *hidden,
+        *out,
+        Row("layers.{i}.layer_scale2.lambda1", f"{BLOCK}/mlp_scale", SAME),
+        *norm("layernorm", "backbone/norm"),
+    ]
+
+
+def dinov2_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Files have gate and values of the giant as one projection."""
+    renamed = {}
+    for name, array in vit.hugging_face_names(arrays).items():
+        if ".mlp.weights_in." in name:
+            gate, values = np.split(array, 2)
+            renamed[name.replace("weights_in", "gate_proj")] = gate
+            renamed[name.replace("weights_in", "up_proj")] = values
+        else:
+            renamed[name.replace("weights_out", "down_proj")] = array
+    return renamed
+
+
+def dinov2_own(config: ml_collections.ConfigDict) -> list[Row]:
+    return [
+        *vit.timm(config),
+        Row("register_tokens", "backbone/register_tokens", UNBATCHED),
+        Row("blocks.{i}.ls1.gamma", f"{BLOCK}/attention_scale", SAME),
+        Row("blocks.{i}.ls2.gamma", f"{BLOCK}/mlp_scale", SAME),
+        *linear("blocks.{i}.mlp.w12", f"{BLOCK}/mlp_in"),
+        *linear("blocks.{i}.mlp.w3", f"{BLOCK}/mlp_out"),
+    ]
+
+
+DINOV2_OWN_DROPPED = (
+    *vit.TIMM_DROPPED,
+    Dropped("mask_token", "only for pretraining with masked patches"),
+)
+
+# ------------------------------------------------------------------------------- BEiT
+
+
+def _transposed_conv(x):
+    """[in out 2 2] to [2 2 in out]."""
+    return x.transpose(2, 3, 0, 1)
+
+
+DOUBLING = Change(_transposed_conv, _transposed_conv)
+
+
+def beit(config: ml_collections.ConfigDict) -> list[Row]:
+    del config
+    theirs, ours = "layers.{i}.attention", f"{BLOCK}/attention"
+    weights = tuple(f"{theirs}.{name}_proj.weight" for name in "qkv")
+    table = "relative_position_bias.relative_position_bias_table"
+    return [
+        *_stem("embeddings."),
+        *norm("layers.{i}.layernorm_before", f"{BLOCK}/attention_norm"),
+        Row(weights, f"{ours}/query_key_value/kernel", FUSED_KERNELS),
+        Row(f"{theirs}.q_proj.bias", f"{ours}/query_bias", SAME),
+        Row(f"{theirs}.v_proj.bias", f"{ours}/value_bias", SAME),
+        *linear(f"{theirs}.o_proj", f"{ours}/out"),
+        Row(f"layers.{{i}}.{table}", f"{ours}/relative_position_bias_table", SAME),
+        Row("layers.{i}.lambda_1", f"{BLOCK}/attention_scale", SAME),
+        *norm("layers.{i}.layernorm_after", f"{BLOCK}/mlp_norm"),
+        *linear("layers.{i}.mlp.fc1", f"{BLOCK}/mlp_in"),
+        *linear("layers.{i}.mlp.fc2", f"{BLOCK}/mlp_out"),
+        Row("layers.{i}.lambda_2", f"{BLOCK}/mlp_scale", SAME),
+        *_pyramid("fpn."),
+    ]
+
+
+def _pyramid(start: str) -> list[Row]:
+    ours, batch_norm = "backbone/pyramid", f"{start}fpn1.normalization"
+    ups = {
+        f"{start}fpn1.conv_transpose1": f"{ours}/up4_first",
+        f"{start}fpn1.conv_transpose2": f"{ours}/up4_second",
+        f"{start}fpn2": f"{ours}/up2",
+    }
+    rows = []
+    for theirs, path in ups.items():
+        rows.append(Row(f"{theirs}.weight", f"{path}/kernel", DOUBLING))
+        rows.append(Row(f"{theirs}.bias", f"{path}/bias", SAME))
+    return [
+        *rows,
+        *norm(batch_norm, f"{ours}/up4_norm"),
+        Row(f"{batch_norm}.running_mean", f"{ours}/up4_norm/mean", SAME),
+        Row(f"{batch_norm}.running_var", f"{ours}/up4_norm/var", SAME),
+    ]
+
+
+BEIT_OPTIONAL = r"backbone/pyramid/.*"
+"""Pretrained models have no pyramid."""
+
+BEIT_DROPPED = (
+    *vit.HUGGING_FACE_DROPPED,
+    Dropped(r"layernorm\..*|lm_head\..*", "of the pretraining's own outputs"),
+    Dropped(r".*\.num_batches_tracked", "a counter"),
+)
