@@ -108,6 +108,8 @@ def swin(name: str) -> ConfigDict:
             # Tokens along a side of an attention window.
             "window_size": window_size,
             "drop_path_rate": drop_path_rate,
+            # How many of the outputs, from the coarsest, have a layer norm.
+            "num_norms": 4,
             # As of `vit`; a scan goes over pairs of blocks.
             "scan": False,
             "remat": "none",
@@ -150,10 +152,17 @@ def data(
             # Longest and shortest side after resizing, times a random factor in
             # training; (0, 0) keeps pictures at their size.
             "base_size": base_size,
+            # crop: pieces of pictures at random scales; whole: all of a picture, for a
+            # classifier (augment.py).
+            "augmentation": "crop",
             "scale_range": (0.5, 2.0),
             "max_class_share": 0.75,
             "flip_rate": 0.5,
             "photometric": True,
+            # whole: two random operations of Pillow's, and a square of this share of
+            # the side that is painted over (0: none, as Query2Label's release does).
+            "rand_augment": True,
+            "cutout": 0.5,
             "pixel_mean": mean,
             "pixel_std": std,
             # Share of images under which a class is rare, and images with it are
@@ -182,7 +191,7 @@ def base(name: str) -> ConfigDict:
     return ConfigDict(
         {
             "name": name,
-            # What is trained: semantic (tasks/table.py).
+            # What is trained: semantic, multilabel (tasks/table.py).
             "task": "semantic",
             "seed": 0,
             # Weights to start training from: a work directory, or a weight file of
@@ -213,12 +222,16 @@ def base(name: str) -> ConfigDict:
                 "gamma_negative": 2.0,
                 "gamma_positive": 0.0,
                 "clip": 0.05,
+                # No gradient through the focusing factors of the asymmetric loss.
+                "detach_focus": False,
             },
             "optimizer": {
                 "name": "sgd",
                 "learning_rate": 1e-3,
                 # Where the schedule ends.
                 "end_learning_rate": 1e-5,
+                # poly, cosine, one_cycle (which also turns Adam's first decay and
+                # needs neither warm-up nor end), constant.
                 "schedule": "poly",
                 "poly_power": 0.9,
                 "warmup_steps": 0,
@@ -227,6 +240,8 @@ def base(name: str) -> ConfigDict:
                 # (regular expression on the parameter's path, factor); the first match
                 # counts, no match is 1.
                 "weight_decay_factors": (),
+                # Regular expressions: parameters whose path has one are not trained.
+                "frozen": (),
                 # Largest norm of the whole gradient; 0 is no limit.
                 "clip_norm": 0.0,
                 # Decay of the averaged weights that are evaluated; 0 is no average.
@@ -242,6 +257,8 @@ def base(name: str) -> ConfigDict:
                 "checkpoint_every": 1000,
                 # Checkpoints with the highest mIoU to keep, beside the two newest.
                 "keep_best": 1,
+                # Evaluations without a better score after which training ends; 0 never.
+                "patience": 0,
                 # Stop when this many steps have run in this process; 0 never.
                 "stop_after": 0,
                 # Write all threads' stacks when no step ends for so long; 0 never.

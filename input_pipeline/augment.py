@@ -8,12 +8,59 @@ import ml_collections
 import numpy as np
 
 from input_pipeline.datasets.info import DataError
+from input_pipeline.rand_augment import cutout, rand_augment, resize_exactly
 from input_pipeline.transforms import photometric_distortion, random_resize_crop_flip
 
 
 def make_augment(
-    data: ml_collections.ConfigDict, class_examples: np.ndarray | None = None
+    data: ml_collections.ConfigDict,
+    class_examples: np.ndarray | None = None,
+    num_classes: int | None = None,
 ):
+    """The augmentation that ``data.augmentation`` names.
+
+    Args:
+      data: the part of a configuration.
+      class_examples: int ``[C]``, in how many training pictures each class is.
+      num_classes: C, for ``whole``.
+
+    Returns:
+      A function ``(example, generator) -> example`` whose pictures all have
+      ``data.crop_size``.
+    """
+    if data.augmentation == "crop":
+        return _make_crop(data, class_examples)
+    if data.augmentation == "whole":
+        return _make_whole(data, num_classes)
+    raise DataError(
+        f"Unknown data.augmentation {data.augmentation!r}; choose crop or whole."
+    )
+
+
+def _make_whole(data: ml_collections.ConfigDict, num_classes: int):
+    """Whole pictures of one size, for a classifier (method.md section 8.2).
+
+    The label map, whose small classes would be lost in resizing, becomes ``presence``
+    bool ``[C]``.
+    """
+    size = tuple(data.crop_size)
+
+    def augment(example: dict, rng: np.random.Generator) -> dict:
+        image = resize_exactly(example["image"], size)
+        if data.cutout > 0:
+            image = cutout(image, rng, data.cutout)
+        if data.rand_augment:
+            image = rand_augment(image, rng)
+        counts = np.bincount(
+            example["label_map"].ravel() + 1, minlength=num_classes + 1
+        )
+        rest = {key: value for key, value in example.items() if key != "label_map"}
+        return {**rest, "image": image, "presence": counts[1:] > 0}
+
+    return augment
+
+
+def _make_crop(data: ml_collections.ConfigDict, class_examples: np.ndarray | None):
     """Random resize, crop, flip and colours (method.md section 12.2).
 
     Args:

@@ -136,9 +136,14 @@ def evaluation_examples(
     return _iterate(dataset, num_threads, prefetch)
 
 
+BATCHED = ("image", "label_map", "presence", "given")
+"""What a batch can hold: `presence` bool [B C] for classifiers of whole pictures (in
+place of `label_map`), `given` int32 [B K] labels that were selected beforehand."""
+
+
 def _keep_arrays(example: dict) -> dict[str, np.ndarray]:
     """Drops what cannot be stacked into a batch for the device, such as the name."""
-    kept = {key: example[key] for key in ("image", "label_map")}
+    kept = {key: example[key] for key in BATCHED if key in example}
     return kept | {"skipped": np.array(example.get("skipped", ""))}
 
 

@@ -104,7 +104,7 @@ class Evaluation:
     def add(self, engine: Engine, examples: list[dict]) -> None:
         """Segments and scores examples whose pictures have one size."""
         label_maps = np.stack([example["label_map"] for example in examples])
-        histogram = _histogram(label_maps, self.info.num_classes)
+        histogram = pixel_histogram(label_maps, self.info.num_classes)
         oracle = None
         if self.oracle_policy or self.policy.name == "oracle":
             oracle = self._oracle(histogram)
@@ -292,7 +292,7 @@ def count_pixels(segmented: Segmented, label_maps: Int[np.ndarray, "N H W"]) -> 
     return total.to_host()
 
 
-def _histogram(label_maps: np.ndarray, num_classes: int) -> Int[np.ndarray, "N C"]:
+def pixel_histogram(label_maps: np.ndarray, num_classes: int) -> Int[np.ndarray, "N C"]:
     """Pixels of each class in each label map."""
     return np.stack(
         [

@@ -1,20 +1,34 @@
 """Optimisers and learning-rate schedules of a configuration."""
 
 import re
+from collections.abc import Iterable
 
+import jax.numpy as jnp
 import ml_collections
 import optax
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import Parameters
 
+CYCLE_START = 0.2
+"""Share of the steps in which a one-cycle schedule rises."""
+CYCLE_BETA1 = (0.95, 0.85)
+"""Adam's first decay where the learning rate is lowest and where it is highest: PyTorch
+turns it the other way round along with the learning rate.
+"""
+
 
 def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     """Learning rate by step: a linear warm-up, then ``poly``, ``cosine`` or constant.
 
     poly: (start - end) (1 - step / steps)^power + end (method.md section 12.1).
+    ``one_cycle`` has its own warm-up (method.md section 8.2): half a cosine from a 25th
+    of the learning rate up to it, another down to a ten-thousandth of where it began.
     """
     optimizer = config.optimizer
+    if optimizer.schedule == "one_cycle":
+        peak = optimizer.learning_rate
+        return _one_cycle(config.train.steps, peak / 25, peak, peak / 25e4)
     start, end = optimizer.learning_rate, optimizer.end_learning_rate
     steps = max(1, config.train.steps - optimizer.warmup_steps)
     if optimizer.schedule == "poly":
@@ -25,13 +39,37 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
         decay = optax.constant_schedule(start)
     else:
         raise UserError(
-            f"Unknown optimizer.schedule {optimizer.schedule!r}; choose poly, cosine "
-            f"or constant."
+            f"Unknown optimizer.schedule {optimizer.schedule!r}; choose poly, cosine, "
+            f"one_cycle or constant."
         )
     if optimizer.warmup_steps == 0:
         return decay
     warmup = optax.linear_schedule(0.0, start, optimizer.warmup_steps)
     return optax.join_schedules([warmup, decay], [optimizer.warmup_steps])
+
+
+def _one_cycle(steps: int, start: float, peak: float, end: float) -> optax.Schedule:
+    """PyTorch's ``OneCycleLR``, whose last step (not the one after) is at ``end``."""
+    top, last = max(CYCLE_START * steps - 1, 1.0), max(steps - 1.0, 1.0)
+
+    def value(step):
+        up = jnp.clip(step / top, 0.0, 1.0)
+        down = jnp.clip((step - top) / max(last - top, 1e-6), 0.0, 1.0)
+        rising = peak + (start - peak) / 2 * (1 + jnp.cos(jnp.pi * up))
+        falling = end + (peak - end) / 2 * (1 + jnp.cos(jnp.pi * down))
+        return jnp.where(step <= top, rising, falling)
+
+    return value
+
+
+def _scale_by_adam(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    if config.optimizer.schedule != "one_cycle":
+        return optax.scale_by_adam()
+    low, high = CYCLE_BETA1
+    adam = optax.inject_hyperparams(
+        optax.scale_by_adam, static_args=("b2", "eps", "eps_root", "nesterov")
+    )
+    return adam(b1=_one_cycle(config.train.steps, low, high, low))
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -46,13 +84,48 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
     if optimizer.name == "sgd":
         steps += [decay, optax.trace(decay=optimizer.momentum)]
     elif optimizer.name == "adamw":
-        steps += [optax.scale_by_adam(), decay]
+        steps += [_scale_by_adam(config), decay]
     else:
         raise UserError(
             f"Unknown optimizer.name {optimizer.name!r}; choose sgd or adamw."
         )
     steps.append(optax.scale_by_learning_rate(make_schedule(config)))
-    return optax.chain(*steps)
+    update_rule = optax.chain(*steps)
+    return _train_the_rest(config, update_rule) if optimizer.frozen else update_rule
+
+
+def _train_the_rest(
+    config: ml_collections.ConfigDict, update_rule: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """The rule for what is not frozen; the rest stays as it is and has no state."""
+
+    def rest(values: Parameters) -> Parameters:
+        frozen = frozen_paths(config, values)
+        return {path: x for path, x in values.items() if path not in frozen}
+
+    def update(updates: Parameters, state, parameters: Parameters):
+        trained, state = update_rule.update(rest(updates), state, rest(parameters))
+        return {path: jnp.zeros_like(x) for path, x in updates.items()} | trained, state
+
+    return optax.GradientTransformation(lambda p: update_rule.init(rest(p)), update)
+
+
+def frozen_paths(config: ml_collections.ConfigDict, paths: Iterable[str]) -> set[str]:
+    """Of the parameters those that a pattern of ``optimizer.frozen`` matches.
+
+    Raises:
+      UserError: a pattern matches none.
+    """
+    frozen = set()
+    for pattern in config.optimizer.frozen:
+        matches = {path for path in paths if re.search(pattern, path)}
+        if not matches:
+            raise UserError(
+                f"optimizer.frozen has {pattern!r}, which is in the path of no "
+                f"parameter; `summary` lists them."
+            )
+        frozen |= matches
+    return frozen
 
 
 def _weight_decay(

@@ -13,6 +13,7 @@ from input_pipeline.datasets.open import open_dataset
 from input_pipeline.pipeline import read_some, train_batches
 from mlseg_jax import long_tail, preflight
 from mlseg_jax.checkpoint import Checkpoints, without_nan
+from mlseg_jax.early_stopping import has_converged
 from mlseg_jax.errors import UserError
 from mlseg_jax.evaluate import evaluation_policy, write_evaluation
 from mlseg_jax.flops import peak_flops, training_flops
@@ -160,7 +161,9 @@ class _Loop:
             seed=self.config.seed,
             batch_size=settings.batch_size,
             start_example=first * settings.batch_size,
-            augment=make_augment(self.config.data, self.class_examples),
+            augment=make_augment(
+                self.config.data, self.class_examples, self.model.num_classes
+            ),
             rows=own_rows(self.mesh, settings.batch_size),
             num_threads=self.config.data.num_threads,
             num_workers=self.config.data.num_workers,
@@ -178,6 +181,9 @@ class _Loop:
             while step < settings.steps:
                 with self.watch.paused():
                     self._save_and_evaluate(step, first, state, alive)
+                if has_converged(self.checkpoints.scores(step), settings.patience):
+                    log_line(step, {"evaluations without a gain": settings.patience})
+                    break
                 done = settings.stop_after and step - first >= settings.stop_after
                 if done or stop.is_due(step):
                     self.stopped_early = True
@@ -389,6 +395,8 @@ def _check_labels(config, train_info, eval_info) -> None:
             f"--config.data.crop_size=(512,512)."
         )
     selection = config.selection
+    if config.task == "multilabel":
+        return
     if selection.name == "given":
         raise UserError(
             "Training has no labels for the selection 'given'; set selection.name to "

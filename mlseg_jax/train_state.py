@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from mlseg_jax.errors import UserError
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
 from mlseg_jax.models.build import FunctionalModel, initial_parameters, statistics
-from mlseg_jax.optimizer import make_optimizer
+from mlseg_jax.optimizer import frozen_paths, make_optimizer
 from mlseg_jax.sharding import state_sharding, within
 from mlseg_jax.tasks.table import find_task
 from mlseg_jax.typing import Array
@@ -93,8 +93,11 @@ def make_train_step(
     num_parts = config.train.accumulate
     dropout_key = jax.random.key(config.seed + 1)
 
+    frozen = frozen_paths(config, model.learned)
+
     def loss(params, stats, batch, rng):
-        bound = model.bind(params | stats)
+        still = {path: jax.lax.stop_gradient(params[path]) for path in frozen}
+        bound = model.bind(params | still | stats)
         total, metrics = task.loss(bound, batch, config, rng, priors)
         return total, (metrics, statistics(bound))
 

@@ -11,7 +11,8 @@ import pytest
 from tiny import tiny_config, use_compilation_cache
 
 import mlseg_jax
-from configs import common, demo, saved, segmenter
+from configs import common, demo, query2label, saved, segmenter
+from input_pipeline.augment import make_augment
 from input_pipeline.datasets.info import DataError
 from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.flops import count_macs
@@ -46,15 +47,16 @@ def trace(config):
     mesh = make_mesh(config)
     check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
     model = FunctionalModel.build(config, num_classes)
-    has_head = config.model.multilabel_head.name != "none"
+    has_head = config.model.get("multilabel_head", {"name": ""})["name"] != "none"
     for part, macs in count_macs(config, model).items():
         assert min(macs.exact, macs.paper) > 0 or not has_head, part
     step = make_train_step(config, model, mesh)
     size = (config.train.batch_size, *config.data.crop_size)
-    batch = {
-        "image": jax.ShapeDtypeStruct((*size, 3), np.uint8),
-        "label_map": jax.ShapeDtypeStruct(size, np.int32),
-    }
+    batch = {"image": jax.ShapeDtypeStruct((*size, 3), np.uint8)}
+    if config.task == "multilabel":
+        batch["presence"] = jax.ShapeDtypeStruct((size[0], num_classes), np.bool_)
+    else:
+        batch["label_map"] = jax.ShapeDtypeStruct(size, np.int32)
     state = abstract_state(config, num_classes, mesh)
     after, metrics = jax.eval_shape(step, state, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
@@ -87,6 +89,22 @@ def test_every_combination_is_consistent(combination):
 @pytest.mark.parametrize("combination", TRACED, ids="-".join)
 def test_the_training_step_traces(combination):
     trace(segmenter.get_config(argument(*combination)))
+
+
+@pytest.mark.parametrize("backbone", query2label.BACKBONES)
+def test_classifiers_trace(backbone):
+    config = query2label.get_config(f"dataset=ade20k,backbone={backbone}")
+    config.train.batch_size = 8
+    trace(config)
+    assert config.optimizer.schedule == "one_cycle" and config.eval.weights == "better"
+
+
+def test_every_data_set_has_a_classifier():
+    assert query2label.NUM_EXAMPLES.keys() == segmenter.RECIPES.keys()
+    for dataset, count in query2label.NUM_EXAMPLES.items():
+        config = query2label.get_config(f"dataset={dataset}")
+        assert config.is_locked
+        assert config.train.steps == 80 * (count // 64)
 
 
 def test_the_demonstration_traces():
@@ -204,6 +222,10 @@ def test_every_key_is_read(tmp_path, tmp_path_factory, monkeypatch):
     make_optimizer(tiny_config({"optimizer.name": "sgd", "optimizer.schedule": "poly"}))
     other = tiny_config({"model.multilabel_head.name": "transformer_decoder"})
     FunctionalModel.build(other, 20)
+    whole = tiny_config({"data.augmentation": "whole", "data.crop_size": (9, 9)}).data
+    empty = {"image": np.zeros((9, 9, 3), np.uint8)}
+    empty["label_map"] = np.zeros((9, 9), np.int32)
+    make_augment(whole, None, 20)(empty, np.random.default_rng(0))
     with pytest.raises(DataError, match="no place"):
         open_dataset(tiny_config({"data.name": "folder"}).data, train=True)
     nowhere = {"data.path": str(tmp_path / "no"), "data.classes": str(tmp_path / "no")}

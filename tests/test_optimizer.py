@@ -52,7 +52,7 @@ def test_constant_and_unknown_schedules():
     assert float(make_schedule(configure(schedule="constant"))(77)) == pytest.approx(
         3e-3
     )
-    with pytest.raises(UserError, match="poly, cosine or constant"):
+    with pytest.raises(UserError, match="poly, cosine, one_cycle or constant"):
         make_schedule(configure(schedule="linear"))
     with pytest.raises(UserError, match="sgd or adamw"):
         make_optimizer(configure(name="lion"))
@@ -167,3 +167,59 @@ def test_the_papers_factors_meet_the_models_names():
         any(word in p for word in ("position_table", "class_token", "norm"))
         for p in undecayed
     )
+
+
+def one_cycle(start, peak, end, step, steps):
+    """PyTorch's OneCycleLR by its documentation, with cosines."""
+    top = 0.2 * steps - 1
+    if step <= top:
+        return peak + (start - peak) / 2 * (1 + np.cos(np.pi * step / top))
+    share = (step - top) / (steps - 1 - top)
+    return end + (peak - end) / 2 * (1 + np.cos(np.pi * share))
+
+
+def test_one_cycle_turns_the_learning_rate_and_the_first_decay():
+    steps = 30
+    config = configure(
+        schedule="one_cycle",
+        name="adamw",
+        learning_rate=0.5,
+        steps=steps,
+        clip_norm=0.0,
+    )
+    schedule, optimizer = make_schedule(config), make_optimizer(config)
+    assert float(schedule(steps + 5)) == pytest.approx(0.5 / 25e4, rel=1e-4)
+    parameters = {"a": jnp.asarray([1.0, -2.0])}
+    state, rng = optimizer.init(parameters), np.random.default_rng(0)
+    mean = square = np.zeros(2)
+    decay = config.optimizer.weight_decay
+    expected = np.asarray([1.0, -2.0])
+    update = jax.jit(optimizer.update)
+    for step in range(steps):
+        rate = one_cycle(0.02, 0.5, 0.02 / 1e4, step, steps)
+        assert float(schedule(step)) == pytest.approx(rate, rel=1e-4, abs=1e-8)
+        gradient = rng.standard_normal(2)
+        beta1 = one_cycle(0.95, 0.85, 0.95, step, steps)
+        mean = beta1 * mean + (1 - beta1) * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        corrected = mean / (1 - beta1 ** (step + 1))
+        deviation = np.sqrt(square / (1 - 0.999 ** (step + 1)))
+        expected = expected - rate * (corrected / (deviation + 1e-8) + decay * expected)
+        gradients = {"a": jnp.asarray(gradient, jnp.float32)}
+        updates, state = update(gradients, state, parameters)
+        parameters = optax.apply_updates(parameters, updates)
+        np.testing.assert_allclose(parameters["a"], expected, rtol=2e-4)
+
+
+def test_frozen_parameters_stay_and_cost_no_state():
+    config = configure(name="adamw", frozen=("^a/", "norm"), weight_decay=0.5)
+    parameters = {"a/kernel": jnp.ones(3), "b/norm": jnp.ones(3), "b/c": jnp.ones(3)}
+    optimizer = make_optimizer(config)
+    state = optimizer.init(parameters)
+    updates, _ = optimizer.update(parameters, state, parameters)
+    assert not updates["a/kernel"].any() and not updates["b/norm"].any()
+    assert updates["b/c"].all()
+    assert sum(x.shape == (3,) for x in jax.tree.leaves(state)) == 2  # of one parameter
+    config.optimizer.frozen = ("c$", "x")
+    with pytest.raises(UserError, match="'x', which is in the path of no parameter"):
+        make_optimizer(config).init(parameters)

@@ -20,19 +20,26 @@ def asymmetric_loss(
     gamma_negative: float = 2.0,
     gamma_positive: float = 0.0,
     clip: float = 0.05,
+    detach_focus: bool = False,
 ) -> Float[Array, "B C"]:
     """Ridnik et al. 2021: easy absent labels count little, very easy ones nothing.
 
     With p = sigmoid(s), m = clip and n = max(p - m, 0):
     present: -(1 - p)^gamma_positive log max(p, 1e-5);
     absent: -n^gamma_negative log max(1 - n, 1e-5).
-    Gradients flow through the focusing factors, as in the release.
+    Gradients flow through the focusing factors, as in the release, unless
+    ``detach_focus``, as Query2Label is trained.
     """
     probability = jax.nn.sigmoid(scores)
     shifted = jnp.maximum(probability - clip, 0.0)
-    positive = _focus(1.0 - probability, gamma_positive) * _log(probability)
-    negative = _focus(shifted, gamma_negative) * _log(1.0 - shifted)
-    return -jnp.where(presence, positive, negative)
+    focus = jnp.where(
+        presence,
+        _focus(1.0 - probability, gamma_positive),
+        _focus(shifted, gamma_negative),
+    )
+    if detach_focus:
+        focus = jax.lax.stop_gradient(focus)
+    return -focus * _log(jnp.where(presence, probability, 1.0 - shifted))
 
 
 def _log(x: Array) -> Array:

@@ -26,6 +26,7 @@ from mlseg_jax.models.multilabel_heads.transformer_decoder import (
 from mlseg_jax.models.multilabel_heads.transformer_encoder import (
     TransformerEncoderHead,
 )
+from mlseg_jax.models.query2label import Query2Label
 from mlseg_jax.models.rank_adaptive import RankNorm
 from mlseg_jax.sharding import gather_weights
 from mlseg_jax.typing import Array
@@ -62,6 +63,7 @@ def _build_swin(config, **common):
         num_heads=tuple(backbone.num_heads),
         window_size=backbone.window_size,
         drop_path_rate=backbone.drop_path_rate,
+        num_norms=backbone.num_norms,
         scan=backbone.scan,
         remat=backbone.remat,
         **common,
@@ -137,10 +139,9 @@ MULTILABEL_HEADS = {
 }
 
 
-def build_model(
+def _build_mlseg(
     config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
 ) -> MLSeg:
-    """The model of a configuration for ``num_classes`` complete labels."""
     common = {"dtype": _choose(DTYPES, "dtype", config.model.dtype), "rngs": rngs}
     choice = config.model
     make_backbone = _choose(BACKBONES, "backbone", choice.backbone.name)
@@ -164,6 +165,38 @@ def build_model(
         pixel_std=tuple(config.data.pixel_std),
         rngs=rngs,
     )
+
+
+def _build_query2label(
+    config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
+) -> Query2Label:
+    common = {"dtype": _choose(DTYPES, "dtype", config.model.dtype), "rngs": rngs}
+    transformer = config.model.transformer
+    make_backbone = _choose(BACKBONES, "backbone", config.model.backbone.name)
+    return Query2Label(
+        make_backbone(config, **common),
+        num_classes=num_classes,
+        num_heads=transformer.num_heads,
+        mlp_dim=transformer.mlp_dim,
+        num_encoder_layers=transformer.num_encoder_layers,
+        num_decoder_layers=transformer.num_decoder_layers,
+        dropout_rate=transformer.dropout_rate,
+        remat=transformer.remat,
+        pixel_mean=tuple(config.data.pixel_mean),
+        pixel_std=tuple(config.data.pixel_std),
+        **common,
+    )
+
+
+MODELS = {"semantic": _build_mlseg, "multilabel": _build_query2label}
+"""The kind of model that a task trains."""
+
+
+def build_model(
+    config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
+) -> MLSeg | Query2Label:
+    """The model of a configuration for ``num_classes`` complete labels."""
+    return _choose(MODELS, "task", config.task)(config, num_classes, rngs)
 
 
 def num_ranks(config: ml_collections.ConfigDict, num_classes: int) -> int:
@@ -213,7 +246,7 @@ class FunctionalModel(NamedTuple):
         """Rows (or columns) of the logits for so many pixels."""
         return nnx.merge(self.graph, self.abstract).grid_length(length)
 
-    def bind(self, parameters: Parameters) -> MLSeg:
+    def bind(self, parameters: Parameters) -> MLSeg | Query2Label:
         # Those of blocks are gathered block by block.
         outside = {k: v for k, v in parameters.items() if "/blocks/" not in k}
         parameters = parameters | gather_weights(outside)

@@ -87,7 +87,7 @@ class MLSeg(nnx.Module):
     ) -> LabelPrediction:
         """Which labels are in the image? Nothing here depends on the selection."""
         backbone_rng, decoder_rng, head_rng = split_rng(rng, 3)
-        pixels = self.normalise(images, image_size)
+        pixels = normalise(images, image_size, self.pixel_mean, self.pixel_std)
         features = self.backbone(pixels, image_size, backbone_rng)
         embeddings = self.decoder.embed(features, decoder_rng)
         return self.multilabel_head(embeddings, self.class_embeddings[...], head_rng)
@@ -130,14 +130,18 @@ class MLSeg(nnx.Module):
             ),
         }
 
-    def normalise(
-        self, images: Array, image_size: Int[Array, "B 2"] | None
-    ) -> Float[Array, "B H W 3"]:
-        """Subtracts the mean and divides by the deviation; the padding becomes zero."""
-        mean = jnp.asarray(self.pixel_mean, jnp.float32).reshape(1, 1, 1, 3)
-        std = jnp.asarray(self.pixel_std, jnp.float32).reshape(1, 1, 1, 3)
-        pixels = (images.astype(jnp.float32) - mean) / std
-        if image_size is None:
-            return pixels
-        inside = inside_mask(images.shape[1:3], image_size)
-        return jnp.where(inside[..., None], pixels, 0.0)
+
+def normalise(
+    images: Array,
+    image_size: Int[Array, "B 2"] | None,
+    pixel_mean: tuple[float, ...],
+    pixel_std: tuple[float, ...],
+) -> Float[Array, "B H W 3"]:
+    """Subtracts the mean and divides by the deviation; the padding becomes zero."""
+    mean = jnp.asarray(pixel_mean, jnp.float32).reshape(1, 1, 1, 3)
+    std = jnp.asarray(pixel_std, jnp.float32).reshape(1, 1, 1, 3)
+    pixels = (images.astype(jnp.float32) - mean) / std
+    if image_size is None:
+        return pixels
+    inside = inside_mask(images.shape[1:3], image_size)
+    return jnp.where(inside[..., None], pixels, 0.0)

@@ -81,6 +81,7 @@ def multilabel_losses(
             gamma_negative=config.loss.gamma_negative,
             gamma_positive=config.loss.gamma_positive,
             clip=config.loss.clip,
+            detach_focus=config.loss.detach_focus,
         )
     raise UserError(
         f"Unknown loss.multilabel {config.loss.multilabel!r}; choose asymmetric or "

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import ml_collections
 
-from mlseg_jax import evaluate
+from mlseg_jax import evaluate, evaluate_labels
 from mlseg_jax.errors import UserError
-from mlseg_jax.tasks import semantic
+from mlseg_jax.label_scores import LabelScorer
+from mlseg_jax.tasks import multilabel, semantic
 
 
 class Task(NamedTuple):
@@ -29,6 +30,7 @@ class Task(NamedTuple):
 
 TASKS = {
     "semantic": Task(semantic.loss, evaluate.make_engine, evaluate.evaluate, "mIoU"),
+    "multilabel": Task(multilabel.loss, LabelScorer, evaluate_labels.evaluate, "mAP"),
 }
 
 

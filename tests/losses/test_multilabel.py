@@ -78,3 +78,18 @@ def test_gradient_flows_through_the_focusing_factors(parameters):
             slow(score + d, PRESENCE[index], *parameters) for d in (step, -step)
         )
         np.testing.assert_allclose(found, (up - down) / (2 * step), atol=1e-5)
+
+
+def test_a_detached_focus_only_weighs_the_gradient():
+    def total(scores, detach_focus):
+        losses = asymmetric_loss(
+            scores, PRESENCE, gamma_positive=1.0, clip=0.0, detach_focus=detach_focus
+        )
+        return jnp.sum(losses)
+
+    assert total(SCORES, True) == total(SCORES, False)
+    p = 1 / (1 + np.exp(-np.float64(SCORES)))
+    expected = np.where(PRESENCE, -((1 - p) ** 2), p**2 * p)
+    gradient = jax.grad(total)(SCORES, True)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+    assert np.abs(gradient - jax.grad(total)(SCORES, False)).max() > 0.01

@@ -29,7 +29,10 @@ EPSILON = 1e-5
 
 
 class Swin(AbstractBackbone):
-    """Four stages of strides 4, 8, 16 and 32, each output with its own layer norm.
+    """Four stages of strides 4, 8, 16 and 32, the outputs with their own layer norms.
+
+    ``num_norms``: how many of the outputs, from the coarsest, have one; a classifier
+    normalises its last one only.
 
     Blocks come in pairs: attention inside windows, then inside windows shifted by half
     their side. Pictures of any size are padded as PyTorch's segmentation toolboxes do:
@@ -46,6 +49,7 @@ class Swin(AbstractBackbone):
         window_size: int,
         mlp_ratio: int = 4,
         drop_path_rate: float = 0.0,
+        num_norms: int = 4,
         scan: bool = False,
         remat: str = "none",
         dtype: DTypeLike = jnp.float32,
@@ -86,7 +90,8 @@ class Swin(AbstractBackbone):
             for width in self.feature_dims[:-1]
         )
         self.norms = nnx.List(
-            LayerNorm(width, epsilon=EPSILON) for width in self.feature_dims
+            LayerNorm(width, epsilon=EPSILON)
+            for width in self.feature_dims[len(depths) - num_norms :]
         )
 
     def __call__(
@@ -104,7 +109,9 @@ class Swin(AbstractBackbone):
             if i > 0:
                 grid = self.mergings[i - 1](grid, sizes[i - 1])
             grid = self.stages[i](grid, sizes[i], stage_rng)
-            features.append(FeatureMap(pin_examples(self.norms[i](grid)), sizes[i]))
+            norm = i - len(self.stages) + len(self.norms)
+            out = self.norms[norm](grid) if norm >= 0 else grid
+            features.append(FeatureMap(pin_examples(out), sizes[i]))
         return tuple(features)
 
     def grid_lengths(self, length: Length) -> tuple[Length, ...]:

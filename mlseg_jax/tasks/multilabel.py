@@ -1,0 +1,37 @@
+"""Multi-label classification: Query2Label of the independent scheme (method.md 8.2)."""
+
+import jax.numpy as jnp
+import ml_collections
+
+from mlseg_jax.label_selection import select_top_k
+from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
+from mlseg_jax.losses.reduce import mean_over_labels
+from mlseg_jax.models.query2label import Query2Label
+from mlseg_jax.tasks.semantic import multilabel_losses, selection_recall
+from mlseg_jax.typing import Array, Float, PRNGKeyArray
+
+
+def loss(
+    model: Query2Label,
+    batch: dict[str, Array],
+    config: ml_collections.ConfigDict,
+    rng: PRNGKeyArray | None,
+    priors: ClassPriors = NO_PRIORS,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The weighted multi-label loss, and what to log.
+
+    ``batch``: ``image`` uint8 [B H W 3], ``presence`` bool [B C], the classes of the
+    whole picture. ``priors`` are of pixels, so they count for nothing here.
+    """
+    del priors
+    presence = batch["presence"]
+    scores = model(batch["image"], rng=rng)
+    label_loss = mean_over_labels(multilabel_losses(config, scores, presence))
+    total = config.loss.multilabel_weight * label_loss
+    selection = select_top_k(scores, config.selection.k)
+    _, recall = selection_recall(presence.astype(jnp.int32), selection)
+    return total, {
+        "loss/total": total,
+        "loss/multilabel": label_loss,
+        "train/image_recall_at_k": recall,
+    }
