@@ -5,14 +5,14 @@ evaluated and used with its work directory alone.
 """
 
 import json
-import pathlib
 
+from etils import epath
 from ml_collections import ConfigDict
 
 
 def get_config(workdir: str) -> ConfigDict:
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.is_file():
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
         raise ValueError(
             f"{workdir} is not a work directory (it holds no config.json); give the "
             f"directory that `python main.py train --workdir=...` wrote."

@@ -7,7 +7,6 @@ grey: a model would train on the padding without anybody noticing.
 import io
 import math
 import os
-import pathlib
 import struct
 import warnings
 import zlib
@@ -15,6 +14,7 @@ import zlib
 import cv2
 import numpy as np
 import simplejpeg
+from etils import epath
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from input_pipeline.datasets.info import DataError
@@ -199,13 +199,13 @@ def write_label_map(
     depth = 8 if num_classes <= IGNORE_RAW[8] else 16
     raw = np.where(label_map == IGNORE, IGNORE_RAW[depth], label_map)
     _, data = cv2.imencode(".png", raw.astype(np.uint8 if depth == 8 else np.uint16))
-    pathlib.Path(path).write_bytes(data.tobytes())
+    epath.Path(path).write_bytes(data.tobytes())
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
     """The content of a file, which must have some; raises DataError."""
     try:
-        data = pathlib.Path(path).read_bytes()
+        data = epath.Path(path).read_bytes()
     except FileNotFoundError:
         raise DataError(f"There is no file {path}; check the path.") from None
     except OSError as error:

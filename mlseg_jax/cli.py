@@ -144,7 +144,7 @@ def _fail(sentence: str) -> None:
     from mlseg_jax import processes
 
     if processes.are_connected():
-        processes.end(1, f"error: {sentence}")
+        processes.fail(sentence)
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(1)
 
@@ -258,6 +258,7 @@ def _main(argv: list[str]) -> None:
             log_to_stderr()
         commands.start()
         getattr(commands, command)(FLAGS)
+        processes.leave()
     except UserError as error:
         _fail(str(error))
     except OSError as error:

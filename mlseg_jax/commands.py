@@ -9,6 +9,7 @@ import sys
 
 import jax
 import numpy as np
+from etils import epath
 
 from input_pipeline.datasets.export import export_folder
 from input_pipeline.datasets.open import open_dataset
@@ -81,7 +82,7 @@ def _training_presence(config, workdir: str):
 
 
 def predict(flags) -> None:
-    workdir, output = _need(flags, "workdir"), pathlib.Path(_need(flags, "output"))
+    workdir, output = _need(flags, "workdir"), epath.Path(_need(flags, "output"))
     paths = _picture_paths(flags.images)
     segmenter = load_with_config(workdir, flags.config, flags.checkpoint)
     output.mkdir(parents=True, exist_ok=True)
@@ -281,11 +282,11 @@ def _print_scores(metrics: dict, workdir: str) -> None:
     print(f"{workdir}/metrics.json")
 
 
-def _picture_paths(names: list[str]) -> list[pathlib.Path]:
+def _picture_paths(names: list[str]) -> list[epath.Path]:
     """Files as they are, directories as the pictures directly in them."""
     paths = []
     for name in names:
-        path = pathlib.Path(name)
+        path = epath.Path(name)
         if path.is_dir():
             inside = sorted(path.iterdir())
             found = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
@@ -301,7 +302,7 @@ def _picture_paths(names: list[str]) -> list[pathlib.Path]:
     return paths
 
 
-def _output_stems(paths: list[pathlib.Path]) -> list[str]:
+def _output_stems(paths: list[epath.Path]) -> list[str]:
     """The files' stems, longer where those are not unique."""
     stems = [path.stem for path in paths]
     full = ["_".join([*p.parts[-2:-1], p.name.replace(".", "_")]) for p in paths]
@@ -315,7 +316,7 @@ def _output_stems(paths: list[pathlib.Path]) -> list[str]:
     ]
 
 
-def _check_output(output, stems: list[str], paths: list[pathlib.Path]) -> None:
+def _check_output(output, stems: list[str], paths: list[epath.Path]) -> None:
     """Label maps are PNG files, as pictures may be: none is written over a picture."""
     given = {path.resolve() for path in paths}
     for stem in stems:
@@ -327,13 +328,14 @@ def _check_output(output, stems: list[str], paths: list[pathlib.Path]) -> None:
                 )
 
 
-def _write_picture(path: pathlib.Path, image: np.ndarray) -> None:
+def _write_picture(path: epath.Path, image: np.ndarray) -> None:
     from PIL import Image
 
-    Image.fromarray(image).save(path)
+    with path.open("wb") as file:
+        Image.fromarray(image).save(file, format="png")
 
 
-def _labels_line(path: pathlib.Path, prediction: Prediction) -> dict:
+def _labels_line(path: epath.Path, prediction: Prediction) -> dict:
     return {
         "image": str(path),
         "labels": [

@@ -4,11 +4,14 @@ TPU pods and SLURM say by themselves who is there; elsewhere (Kubernetes, a loca
 ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` do, or flags.
 """
 
+import contextlib
+import faulthandler
 import os
 import pathlib
 import pickle
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -66,10 +69,13 @@ def connect(
         jax.distributed.initialize(
             *given,
             initialization_timeout=int(START_SECONDS),
-            heartbeat_timeout_seconds=heartbeat_seconds,
+            # Later than this module's own, which says it in plain words.
+            heartbeat_timeout_seconds=2 * heartbeat_seconds + 10,
             shutdown_timeout_seconds=heartbeat_seconds,
         )
     except (RuntimeError, ValueError) as error:
+        if given[0] is None and "should be defined" in str(error):
+            return  # a machine with TPUs, but none of a pod
         reason = str(error).strip().splitlines()[0][:300]
         who = "" if given[2] is None else f"Process {given[2]} of {given[1]}: "
         raise UserError(
@@ -77,6 +83,63 @@ def connect(
             f"{START_SECONDS:.0f} s ({reason}); start all of them, with the same "
             f"coordinator address."
         ) from error
+
+    if are_connected():
+        # Where process 0 is gone, JAX itself aborts at once with a sentence, after
+        # which the stacks of all threads help nobody.
+        faulthandler.disable()
+        threading.Thread(target=_listen, args=(heartbeat_seconds,), daemon=True).start()
+
+
+_leaving = threading.Event()
+
+
+def _listen(silence: float) -> None:
+    """Tells the others that this process lives; ends it when one of them is gone."""
+    own, client = own_index(), distributed.global_state.client
+    heard: dict[str, tuple[str, float]] = {}
+    beats = 0
+    while not _leaving.wait(min(5.0, silence / 5)):
+        beats += 1
+        try:
+            client.key_value_set(f"alive/{own}", str(beats), allow_overwrite=True)
+            alive = client.key_value_dir_get("alive/")
+            gone = client.key_value_dir_get("gone/")
+        except RuntimeError:
+            if not _leaving.is_set():
+                end(1, _loss(own, 0, "cannot be reached any more"))
+            return
+        for key, sentence in gone:
+            end(1, _loss(own, key.rpartition("/")[2], f"has ended ({sentence})"))
+        now = time.monotonic()
+        for key, beat in alive:
+            if heard.get(key, ("", 0.0))[0] != beat:
+                heard[key] = beat, now
+            elif now - heard[key][1] > silence:
+                process = key.rpartition("/")[2]
+                end(1, _loss(own, process, f"has been silent for {silence:.0f} s"))
+
+
+def _loss(own: int, process: int | str, what: str) -> str:
+    return (
+        f"\nerror: Process {process} {what}, so process {own} ends as well; start all "
+        f"processes again, and the run is taken up at its last checkpoint."
+    )
+
+
+def leave() -> None:
+    """At the end of a command: all go together, so that none misses another."""
+    if are_connected():
+        barrier("leave", 86400.0)
+        _leaving.set()
+
+
+def fail(sentence: str) -> None:
+    """Ends this process, and tells the others why."""
+    with contextlib.suppress(RuntimeError):
+        client = distributed.global_state.client
+        client.key_value_set(f"gone/{own_index()}", sentence, allow_overwrite=True)
+    end(1, f"error: {sentence}")
 
 
 def _first(value: int | None, *names: str) -> int | None:
@@ -95,6 +158,8 @@ def _is_managed() -> bool:
         return True
     if "cpu" in os.environ.get("JAX_PLATFORMS", ""):
         return False
+    if "TPU_WORKER_ID" in os.environ:
+        return True
     vendors = pathlib.Path("/sys/bus/pci/devices").glob("*/vendor")
     return any(path.read_text().strip() == GOOGLE_PCI_VENDOR for path in vendors)
 

@@ -33,8 +33,13 @@ class MetricWriter:
             return
         for key, value in scalars.items():
             self._events.add_scalar(key, value, step)
+        line = json.dumps({"step": step, **scalars}) + "\n"
+        if "://" in str(self._path):  # objects cannot be added to
+            before = self._path.read_text() if self._path.exists() else ""
+            self._path.write_text(before + line)
+            return
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **scalars}) + "\n")
+            file.write(line)
 
     def forget_evaluation(self, step: int) -> None:
         """Drops the scores of a step that was just evaluated once more."""

@@ -50,14 +50,19 @@ class Accelerator:
 
 
 ACCELERATORS = {
-    # One-way link rates as sustained: per link 45 GB/s (v4, v5e) or 90 (v5p, v6e), two
-    # links for each axis of the torus.
-    "v4": Accelerator("tpu", "TPU v4", 32 * GIB, 1.23e12, 2.7e11, 6.25e9, torus=3),
-    "v5e": Accelerator("tpu", "TPU v5e", 16 * GIB, 8.2e11, 1.8e11, 3.1e9, torus=2),
-    "v5p": Accelerator("tpu", "TPU v5p", 95 * GIB, 2.77e12, 5.4e11, 6.25e9, torus=3),
-    "v6e": Accelerator("tpu", "TPU v6e", 32 * GIB, 1.64e12, 3.6e11, 1.25e10, torus=2),
+    # Memory, links and network as docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} gave
+    # them in 2026. Links: one way (half of what is given there for both: 400 GB/s v5e,
+    # 1,200 v5p, 800 v6e), of which nine tenths are reached; v4, which has no figure
+    # there, as v5e for each of its six links. Network: v5e 6.4 Tb/s for 256 chips, v5p
+    # 50 Gb/s a chip; v4 and v6e are estimates.
+    "v4": Accelerator("tpu", "TPU v4", 32 * GIB, 1.2e12, 2.7e11, 6.25e9, torus=3),
+    "v5e": Accelerator("tpu", "TPU v5e", 16 * GIB, 8.19e11, 1.8e11, 3.1e9, torus=2),
+    "v5p": Accelerator("tpu", "TPU v5p", 95 * GIB, 2.765e12, 5.4e11, 6.25e9, torus=3),
+    "v6e": Accelerator("tpu", "TPU v6e", 32 * GIB, 1.638e12, 3.6e11, 1.25e10, torus=2),
+    # SXM cards as in NVIDIA's data sheets; NVLink one way (half of 600, 900 GB/s). The
+    # network is that of DGX hosts, one adapter of 200 or 400 Gb/s for each card.
     "a100": Accelerator(
-        "cuda", "NVIDIA A100", 80 * GIB, 2.04e12, 3.0e11, 2.5e10, per_host=8
+        "cuda", "NVIDIA A100", 80 * GIB, 2.039e12, 3.0e11, 2.5e10, per_host=8
     ),
     "h100": Accelerator(
         "cuda", "NVIDIA H100", 80 * GIB, 3.35e12, 4.5e11, 5.0e10, per_host=8

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,7 +10,10 @@ import time
 
 import numpy as np
 import pytest
-from tiny import ROOT, tiny_flags
+from tiny import ROOT, tiny_config, tiny_flags
+
+from mlseg_jax import preflight, processes
+from mlseg_jax.errors import UserError
 
 CHANGES = {
     "train.steps": 6,
@@ -56,7 +60,7 @@ def start(tmp_path, workdir, count, devices=8, changes=None, extra=None):
     return running
 
 
-def finish(tmp_path, workdir, running, timeout=150) -> list[str]:
+def finish(tmp_path, workdir, running, timeout=300) -> list[str]:
     """What each process said, once all have ended."""
     deadline = time.time() + timeout
     for process in running:
@@ -103,3 +107,85 @@ def test_two_processes_are_one(alone):
         np.testing.assert_allclose(metrics_here[key], metrics[key], rtol=1e-4)
     assert "step 6" in logs[0] and "step 6" not in logs[1]
     assert not list(workdir.glob(".preflight*"))
+
+
+def test_when_one_is_killed_the_others_end_and_the_run_goes_on(alone):
+    path, workdir = alone[0], alone[0] / "killed"
+    changes = {"train.steps": 900, "train.eval_every": 0, "train.log_every": 1}
+    running = start(path, workdir, 2, changes=changes)
+    while not list(workdir.glob("checkpoints/[1-9]*")):
+        assert running[0].poll() is None, (path / "killed-0.log").read_text()
+        time.sleep(0.02)
+    running[1].kill()
+    logs = finish(path, workdir, running)
+    assert [p.returncode for p in running] == [1, -signal.SIGKILL]
+    assert "rocess 1" in logs[0] and "last checkpoint" in logs[0], logs[0]
+    # On one process, and asked to stop: it saves and leaves in peace.
+    lines = workdir / "metrics.jsonl"
+    lines.write_text("")  # so that what comes now is the second run's
+    (again,) = start(path, workdir, 1, changes=changes)
+    while len(lines.read_text().splitlines()) < 2:
+        assert again.poll() is None, (path / "killed-0.log").read_text()
+        time.sleep(0.02)
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(150) == 0
+    log = (path / "killed-0.log").read_text()
+    assert "resuming from checkpoint" in log and "asked to stop" in log
+    steps = [json.loads(line)["step"] for line in lines.read_text().splitlines()]
+    assert steps == list(range(steps[0], steps[-1] + 1)) and steps[0] > 1
+    assert (workdir / f"checkpoints/{steps[-1]}").exists()
+
+
+def facts(**changes):
+    same = {"devices": 4, "kind": "cpu", "jax": "1", "clock": 5.0}
+    return same | {"configuration": "a", "program": "b"} | changes
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"configuration": "c"}, "Process 1 has another configuration"),
+        ({"program": "c"}, "Process 1 has another source code"),
+        ({"devices": 3}, "another devices than process 0: 3 and not 4"),
+        ({"clock": 125.0}, r"clock of process 1 is \+120 s off"),
+    ],
+)
+def test_processes_that_do_not_fit_are_named(changes, sentence):
+    preflight._compare([facts(), facts()])
+    with pytest.raises(UserError, match=sentence):
+        preflight._compare([facts(), facts(**changes)])
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ((None, 2, None), "need --coordinator"),
+        (("127.0.0.1:1", None, None), "not how many processes"),
+        (("127.0.0.1:1", 2, 2), "none of 2 processes"),
+    ],
+)
+def test_half_of_what_is_needed_to_connect(given, sentence):
+    with pytest.raises(UserError, match=sentence):
+        processes.connect(*given)
+
+
+def test_the_environment_says_who_this_is(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        processes.jax.distributed, "initialize", lambda *a, **_: asked.append(a)
+    )
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "job-0.job:8476")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
+    processes.connect()
+    assert asked == [("job-0.job:8476", 4, 3)]
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    processes.connect()
+    assert asked[1] == (None, None, None)
+
+
+def test_the_hash_of_the_code_is_of_all_of_it():
+    assert preflight.code_hash() == preflight.code_hash()
+    assert len(preflight.code_hash()) == 12
+    preflight.check(tiny_config(), "/nowhere")  # alone: nothing to check
