@@ -5,10 +5,12 @@
 ViT-B/16, 512 x 512, float32, batch 1, random weights; two sizes: C = 171, K = 50 with 8
 pooled tokens a side (COCO-Stuff) and C = 1284, K = 100 without pooling (COCO+LVIS).
 
-*predict*: from a uint8 picture to a label map in NumPy. Theirs normalises, runs the
-network, scatters to C channels filled with -100, upsamples them once, softmax, argmax
-(`pytorch_reference.py`). The release also divides by window counts and resizes a second
-time; that is left out in its favour, and ``--release-windows`` puts it back.
+*predict*: from a uint8 picture to a label map in NumPy. Theirs is the release's way
+(method.md 12.3): it normalises, runs the network, scatters to C channels filled with
+-100, upsamples them to the window, adds windows up and divides by their counts, resizes
+to the size of the picture, softmax, argmax (`pytorch_reference.py`). With
+``--one-resize`` it goes from the network's grid to the pixels at once, which a window
+of the size of the picture would allow and the release does not do.
 *train*: one step with the same losses, dropout and drop path 0.1, SGD with momentum.
 
 Each side lives in a process of its own for each task. Both stay alive and take turns,
@@ -39,7 +41,7 @@ class Worker:
         command = [python, str(SIDES), f"--worker={side}", f"--task={task}"]
         command += [f"--labels={num_classes}", f"--side={args.side}"]
         command += [f"--backbone={args.backbone}"]
-        command += ["--release-windows"] * args.release_windows
+        command += ["--one-resize"] * args.one_resize
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
         self.answer()
@@ -95,8 +97,8 @@ def summarise(parts: list[dict], args) -> dict[str, object]:
     for part in parts:
         task, num_classes = part["task"], part["C"]
         config = our_config(num_classes, args)
-        parts = count_macs(config, FunctionalModel.build(config, num_classes))
-        macs = sum(part.exact for part in parts.values())
+        counts = count_macs(config, FunctionalModel.build(config, num_classes))
+        macs = sum(count.exact for count in counts.values())
         flops = 2 * macs * (3 if task == "train" else 1)
         part["gflops"] = flops / part["ours_seconds"] / 1e9
         part["flops_share"] = part["gflops"] / part["matmul_gflops"]
@@ -117,7 +119,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--labels", default="171,1284", help="sizes C, of these two")
     parser.add_argument("--tasks", default="predict,train")
-    parser.add_argument("--release-windows", action="store_true", help="slower, truer")
+    parser.add_argument(
+        "--one-resize", action="store_true", help="spare the release its second resize"
+    )
     parser.add_argument("--side", type=int, default=512, help="pixels; for a trial")
     parser.add_argument(
         "--backbone", choices=["vit_b16", "vit_ti16"], default="vit_b16"

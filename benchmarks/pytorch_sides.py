@@ -107,11 +107,11 @@ def theirs(num_classes: int, args):
 
         @torch.no_grad()
         def predict():
-            if args.release_windows:
-                window = args.side
-                return ref.predict_sliding(model, pixels(), window, window)[0].numpy()
-            logits = ref.input_logits(model, pixels())
-            return logits.softmax(dim=1).argmax(dim=1).numpy()
+            if args.one_resize:
+                logits = ref.input_logits(model, pixels())
+                return logits.softmax(dim=1).argmax(dim=1).numpy()
+            window = args.side
+            return ref.predict_sliding(model, pixels(), window, window)[0].numpy()
 
         return predict
     model.train()
@@ -173,7 +173,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--backbone", choices=["vit_b16", "vit_ti16"], default="vit_b16"
     )
-    parser.add_argument("--release-windows", action="store_true")
+    parser.add_argument("--one-resize", action="store_true")
     return parser.parse_args()
 
 
