@@ -204,11 +204,19 @@ def base(name: str) -> ConfigDict:
                 # How labels are selected in training: complete, top_k, oracle, given.
                 "name": "top_k",
                 "k": 50,
+                # Fewer than k, as many as the scores say (label_selection.py): least
+                # probability of a label; share of all probability that is enough.
+                "minimum_score": 0.0,
+                "cumulative": 1.0,
                 # The same in evaluation; "" and 0 repeat the training's.
                 "eval_name": "",
                 "eval_k": 0,
             },
             "loss": {
+                # cross_entropy, or nearest_classes: of each pixel's class and the
+                # `num_nearest` that score best there (ESSNet).
+                "pixel": "cross_entropy",
+                "num_nearest": 50,
                 # Pixels that the mean divides by: all, valid (method.md section 16.8).
                 "pixel_mean": "all",
                 # Weights of classes in the pixel loss by their pixels in training:

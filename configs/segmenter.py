@@ -5,7 +5,10 @@
 
 Arguments: ``dataset`` (rows of RECIPES), ``backbone`` (rows of ``common.VITS``),
 ``selection``: ``top_k`` is MLSeg, ``complete`` the baseline, ``oracle`` the paper's
-upper bound, ``given`` takes labels from elsewhere.
+upper bound, ``given`` takes labels from elsewhere; ``head`` (rows of HEADS) scores the
+labels; ``decoder``: with ``encnet`` and ``essnet`` the two methods of table 7, which
+need selection=complete; ``oce=1`` puts the class embeddings into the backbone.
+``configs/paper.py`` names every row of the paper.
 
 The paper trains on 8 GPUs with one image each. Its mean IoU in percent, single scale,
 baseline to MLSeg (method.md section 15; none of these was measured here): ViT-B/16
@@ -26,8 +29,8 @@ RECIPES = {
     },
     "ade20k": {
         "classes": 150, "crop": 512, "base": (2048, 512), "steps": 160_000, "k": 50,
-        "loss": "asymmetric", "weight": 10.0, "decay": 1e-6, "pixels": "half", "pool":
-        8,
+        "loss": "asymmetric", "weight": 10.0, "decay": 1e-6, "pixels": "half",
+        "pool": 8,
     },
     "coco_stuff": {
         "classes": 171, "crop": 512, "base": (2048, 512), "steps": 40_000, "k": 50,
@@ -55,66 +58,134 @@ RECIPES = {
     },
 }  # fmt: skip
 
+# How labels are scored, where they are selected: the three ways of the paper's table 6,
+# and out of the segmentation logits (end of section 4.3).
+HEADS = (
+    *("transformer_encoder", "transformer_decoder", "global_pooling"),
+    "segmentation_logits",
+)
+DECODERS = ("segmenter", "encnet", "essnet")
+
 # Weight decay: a hundredfold on the multi-label block and its classifier, none on the
 # decoder's norms and on the position table (method.md section 12.1).
 WEIGHT_DECAY_FACTORS = (
     ("multilabel_head/(blocks|classifier)", 100.0),
     ("position_table|class_token|decoder/.*norm|multilabel_head/norm|rank_norm", 0.0),
 )
+# The release finds its multi-label block by position; with the oracle there is none,
+# and the first of the decoder's stands there.
+ORACLE_DECAY_FACTORS = (("decoder/blocks/blocks/0", 100.0), WEIGHT_DECAY_FACTORS[1])
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     args = common.parse_arg(
-        arg, dataset="ade20k", backbone="vit_b16", selection="top_k"
+        arg,
+        dataset="ade20k",
+        backbone="vit_b16",
+        selection="top_k",
+        head="transformer_encoder",
+        decoder="segmenter",
+        oce=0,
     )
     recipe = common.choose(RECIPES, "data set", args.dataset)
+    common.selection_name(args.selection)
+    common.choose(HEADS, "head", args.head)
+    common.choose(DECODERS, "decoder", args.decoder)
+    if args.decoder != "segmenter" and args.selection != "complete":
+        raise ValueError(
+            f"{args.decoder} classifies all labels: add selection=complete."
+        )
     is_large = args.backbone == "vit_l16" and recipe["crop"] == 512
     side = 640 if is_large else recipe["crop"]
-    base_size = (2560, 640) if is_large else recipe["base"]
-    is_baseline = common.selection_name(args.selection) == "complete"
-    has_head = args.selection == "top_k"
 
     config = common.base("segmenter")
     config.data = common.data(
         name=args.dataset,
         crop_size=(side, side),
-        base_size=base_size,
+        base_size=(2560, 640) if is_large else recipe["base"],
         normalisation=recipe["pixels"],
     )
     config.data.num_classes = recipe["classes"]
+    config.model = _model(args, recipe, side)
+    config.selection.name = args.selection
+    config.selection.k = recipe["k"]
+    config.optimizer.weight_decay_factors = WEIGHT_DECAY_FACTORS
+    _use_losses(config, args, recipe)
+    config.train.steps = recipe["steps"]
+    config.train.eval_every = max(1000, recipe["steps"] // 10)
+    config.train.checkpoint_every = 2000
+    config.eval.window = config.eval.stride = (side, side)
+    if args.selection == "oracle":
+        _use_oracle(config, args.dataset)
+    if args.dataset == "sign_scenes":
+        common.use_sign_scenes(config)
+    config.lock()
+    return config
+
+
+def _model(args: ConfigDict, recipe: dict, side: int) -> ConfigDict:
+    head = args.head if args.selection == "top_k" else "none"
+    head = "linear" if args.decoder == "encnet" else head
+    pools = {"transformer_decoder": 16, "global_pooling": 16}
     # PASCAL-Context is trained on 480 pixels but keeps the table of 512.
     table = 512 if side == 480 else side
-    config.model = ConfigDict(
+    return ConfigDict(
         {
             "backbone": common.vit(args.backbone, (table, table)),
-            "decoder": {"name": "segmenter", "depth": 2, "dropout_rate": 0.1},
+            "decoder": {
+                # segmenter, encnet, essnet.
+                "name": args.decoder,
+                "depth": 2,
+                "dropout_rate": 0.1,
+                # encnet: code words. essnet: width in which cosines are taken.
+                "num_codes": 64,
+                "cosine_dim": 64,
+            },
             "multilabel_head": {
-                "name": "transformer_encoder" if has_head else "none",
+                "name": head,
                 # Bins a side that the image tokens are pooled to; 0 keeps them all.
-                "downsample": recipe["pool"],
+                "downsample": pools.get(head, recipe["pool"]),
                 # transformer_decoder: number of layers, their heads and hidden width.
                 "depth": 2,
                 "num_heads": 8,
                 "mlp_dim": 2048,
+            },
+            "class_embeddings": {
+                # True is the paper's OCE: they pass the last block of the backbone.
+                "in_backbone": bool(args.oce),
+                # normal; or zeros, as the release has it for OCE with a checkpoint.
+                "initial": "zeros" if args.oce else "normal",
             },
             # affine, shared, temperature, none (rank_adaptive.py).
             "rank_norm": {"kind": "affine", "unbiased_variance": False},
             "dtype": "float32",
         }
     )
-    config.selection.name = args.selection
-    config.selection.k = recipe["k"]
-    config.loss.multilabel = recipe["loss"]
-    if is_large and args.dataset == "coco_stuff":
-        config.loss.multilabel = "asymmetric"
-    config.loss.multilabel_weight = recipe["weight"] if has_head else 0.0
-    config.optimizer.weight_decay = 0.0 if is_baseline else recipe["decay"]
-    config.optimizer.weight_decay_factors = WEIGHT_DECAY_FACTORS
-    config.train.steps = recipe["steps"]
-    config.train.eval_every = max(1000, recipe["steps"] // 10)
-    config.train.checkpoint_every = 2000
-    config.eval.window = config.eval.stride = (side, side)
-    if args.dataset == "sign_scenes":
-        common.use_sign_scenes(config)
-    config.lock()
-    return config
+
+
+def _use_losses(config: ConfigDict, args: ConfigDict, recipe: dict) -> None:
+    """Losses and weight decay (method.md sections 4.4, 10 and 12.1)."""
+    loss, head = config.loss, config.model.multilabel_head.name
+    loss.multilabel = recipe["loss"]
+    if args.dataset == "coco_stuff" and args.backbone == "vit_l16":
+        loss.multilabel = "asymmetric"
+    if args.selection == "top_k":
+        loss.multilabel_weight = recipe["weight"]
+        config.optimizer.weight_decay = recipe["decay"]
+    else:
+        loss.multilabel_weight = 0.0
+    if head in ("transformer_decoder", "global_pooling"):
+        loss.update(multilabel="asymmetric", gamma_negative=0.0)
+    if args.decoder == "encnet":
+        loss.update(multilabel="binary_cross_entropy", multilabel_weight=0.2)
+    if args.decoder == "essnet":
+        loss.update(pixel="nearest_classes", num_nearest=recipe["k"])
+
+
+def _use_oracle(config: ConfigDict, dataset: str) -> None:
+    """The release's ground-truth head (method.md 7.1), with a limit on its labels."""
+    config.selection.k = min(config.eval.oracle_k, config.data.num_classes or 10**6)
+    config.model.rank_norm.unbiased_variance = True
+    if dataset == "ade20k":
+        config.optimizer.weight_decay = RECIPES[dataset]["decay"]
+        config.optimizer.weight_decay_factors = ORACLE_DECAY_FACTORS

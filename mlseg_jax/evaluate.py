@@ -31,7 +31,7 @@ from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.models.mlseg import MLSeg
 from mlseg_jax.processes import gather
 from mlseg_jax.rank_space import Segmented, tile_labels
-from mlseg_jax.typing import IGNORE, Int
+from mlseg_jax.typing import IGNORE, Bool, Int
 
 NUM_REPORT_EXAMPLES = 8
 """Pictures that are kept whole for the report."""
@@ -60,7 +60,8 @@ def evaluation_policy(
     k = {"complete": num_classes, "oracle": config.eval.oracle_k}.get(
         name, selection.eval_k or selection.k
     )
-    return SelectionPolicy(name, min(k, num_classes))
+    k = min(k, num_classes)
+    return SelectionPolicy(name, k, selection.minimum_score, selection.cumulative)
 
 
 def evaluation_settings(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -155,20 +156,24 @@ class Evaluation:
             LabelScores.from_batch(segmented.scores, presence, mask)
         )
         if given is None:
-            class_ids, valid = self._ranked(segmented), None
+            class_ids, valid = self._ranked(segmented)
         else:
             class_ids, valid = given.class_ids, given.valid
         self.recall = self.recall.merge(
             LabelRecall.from_batch(class_ids, valid, histogram, mask)
         )
 
-    def _ranked(self, segmented: Segmented) -> Int[np.ndarray, "N K"]:
-        """The labels that count as selected for the whole picture, best first."""
+    def _ranked(
+        self, segmented: Segmented
+    ) -> tuple[Int[np.ndarray, "N K"], Bool[np.ndarray, "N K"] | None]:
+        """The labels that count as selected for the whole picture, best first, and
+        which of them are valid.
+        """
         if self.policy.name == "complete":
             all_classes = np.arange(self.info.num_classes, dtype=np.int32)
-            return np.tile(all_classes, (segmented.count, 1))
-        order = np.argsort(-segmented.scores, axis=1, kind="stable")
-        return order[:, : self.policy.k].astype(np.int32)
+            return np.tile(all_classes, (segmented.count, 1)), None
+        selection = self.policy.select()(jnp.asarray(segmented.scores))
+        return jax.device_get((selection.class_ids, selection.valid))
 
     def _keep_pictures(self, segmented: Segmented, examples: list[dict]) -> None:
         missing = NUM_REPORT_EXAMPLES - len(self.pictures)

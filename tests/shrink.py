@@ -57,6 +57,8 @@ def random_parameters(model, seed: int = 0) -> dict[str, np.ndarray]:
         values = rng.standard_normal(leaf.shape)
         if path.endswith("scale"):
             values = 1.0 + 0.25 * values
+        elif path.endswith("/var"):
+            values = 0.5 + np.abs(values)
         elif path.endswith("kernel"):
             values = values * leaf.shape[-2] ** -0.5
         elif leaf.ndim == 1:

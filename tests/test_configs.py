@@ -19,6 +19,7 @@ from mlseg_jax.flops import count_macs
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.optimizer import make_optimizer
 from mlseg_jax.sharding import check_batch_size, make_mesh
+from mlseg_jax.tasks import semantic
 from mlseg_jax.train import train
 from mlseg_jax.train_state import abstract_state, make_train_step
 from mlseg_jax.workdir import claim_workdir, load_config
@@ -115,11 +116,17 @@ def test_the_demonstration_traces():
     "arg, sentence",
     [
         ("datset=ade20k", "not 'datset=ade20k'; did you mean 'dataset'"),
-        ("dataset", "takes dataset=..., backbone=..., selection=... after the colon"),
+        (
+            "dataset",
+            "takes dataset=..., backbone=..., selection=..., head=..., decoder=...",
+        ),
         ("dataset=ade2k", "no data set 'ade2k'; did you mean 'ade20k'"),
         ("backbone=vit_b61", "no backbone 'vit_b61'; did you mean 'vit_b16'"),
         ("selection=topk", "no selection 'topk'; did you mean 'top_k'"),
         ("selection=xyz", "choose one of complete, top_k, oracle, given"),
+        ("head=pool", "no head 'pool'"),
+        ("decoder=enc", "no decoder 'enc'; did you mean 'encnet'"),
+        ("decoder=essnet", "essnet classifies all labels: add selection=complete"),
     ],
 )
 def test_arguments_that_are_wrong(arg, sentence):
@@ -218,14 +225,23 @@ def test_every_key_is_read(tmp_path, tmp_path_factory, monkeypatch):
     assert {"mIoU_frequent", "mIoU_common", "mIoU_rare"} <= metrics.keys()
     assert load_config(str(tmp_path)).train.steps == 2
     mlseg_jax.load(str(tmp_path))(np.zeros((32, 32, 3), np.uint8))
+    model = FunctionalModel.build(config, config.data.num_classes)
     # What only another optimiser, multi-label head, schedule or data set reads.
     make_optimizer(tiny_config({"optimizer.name": "sgd", "optimizer.schedule": "poly"}))
-    other = tiny_config({"model.multilabel_head.name": "transformer_decoder"})
-    FunctionalModel.build(other, 20)
     whole = tiny_config({"data.augmentation": "whole", "data.crop_size": (9, 9)}).data
     empty = {"image": np.zeros((9, 9, 3), np.uint8)}
     empty["label_map"] = np.zeros((9, 9), np.int32)
     make_augment(whole, None, 20)(empty, np.random.default_rng(0))
+    for part, name in (
+        ("multilabel_head", "transformer_decoder"),
+        *(("decoder", name) for name in ("encnet", "essnet")),
+    ):
+        FunctionalModel.build(tiny_config({f"model.{part}.name": name}), 20)
+    batch = {"image": np.zeros((1, 8, 8, 3)), "label_map": np.zeros((1, 8, 8), int)}
+    essnet = tiny_config({"loss.pixel": "nearest_classes"})
+    jax.eval_shape(
+        lambda p: semantic.loss(model.bind(p), batch, essnet, None), model.shapes
+    )
     with pytest.raises(DataError, match="no place"):
         open_dataset(tiny_config({"data.name": "folder"}).data, train=True)
     nowhere = {"data.path": str(tmp_path / "no"), "data.classes": str(tmp_path / "no")}

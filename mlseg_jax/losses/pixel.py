@@ -1,4 +1,4 @@
-"""Cross-entropy of pixels, fused with the upsampling of the logits.
+"""Cross-entropies of pixels, fused with the upsampling of the logits.
 
 Logits live on the feature grid; labels on the pixels. The upsampled logits, the largest
 array of a usual implementation, exist for a strip of rows at a time. The backward pass
@@ -28,6 +28,38 @@ def upsampled_cross_entropy(
     """
     grid = logits.astype(jnp.float32).transpose(0, 3, 1, 2)
     return _cross_entropy(grid, labels)
+
+
+def nearest_class_cross_entropy(
+    logits: Float[Array, "B h w C"], labels: Int[Array, "B H W"], num_nearest: int
+) -> Float[Array, "B H W"]:
+    """ESSNet's: each pixel's class among those that score best there (method.md 10.2).
+
+    The pixel's class and the ``num_nearest`` best are compared. Where the class is one
+    of these, the class before it takes that place, as in the release, even if it is
+    one of them too (and then counts twice); before class 0 stands class 0.
+    """
+    grid = logits.astype(jnp.float32).transpose(0, 3, 1, 2)
+    columns, strips = _strips(grid, labels)
+    classes = jnp.arange(grid.shape[1])[None, :, None, None]
+
+    def strip(grid: Array, rows: Array, labels: Array) -> Array:
+        pixels = _upsample(grid, rows, columns)
+        fixed = jax.lax.stop_gradient(pixels)
+        count = min(num_nearest, pixels.shape[1])
+        least = jax.lax.top_k(jnp.moveaxis(fixed, 1, -1), count)[0][..., -1]
+        near = fixed >= least[:, None]
+        truth = labels[:, None] == classes
+        before = jnp.maximum(labels - 1, 0)[:, None] == classes
+        found = jnp.any(near & truth, axis=1, keepdims=True)
+        # How often each class is compared with.
+        times = (truth | near).astype(jnp.float32) + (found & before)
+        picked = jnp.sum(jnp.where(truth, pixels, 0.0), axis=1)
+        loss = jax.nn.logsumexp(pixels, axis=1, b=times) - picked
+        return jnp.where(labels == IGNORE, 0.0, loss)
+
+    made_again = jax.checkpoint(strip, prevent_cse=False)
+    return _join(jax.lax.map(lambda part: made_again(grid, *part), strips), labels)
 
 
 @jax.custom_vjp

@@ -14,8 +14,10 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.models.backbones.swin import Swin
 from mlseg_jax.models.backbones.vit import ViT
 from mlseg_jax.models.decoders.segmenter import SegmenterDecoder
+from mlseg_jax.models.layers.context_encoding import ContextEncoding
 from mlseg_jax.models.mlseg import MLSeg
 from mlseg_jax.models.multilabel_heads.global_pooling import GlobalPoolingHead
+from mlseg_jax.models.multilabel_heads.linear import LinearHead
 from mlseg_jax.models.multilabel_heads.none import NoMultiLabelHead
 from mlseg_jax.models.multilabel_heads.segmentation_logits import (
     SegmentationLogitsHead,
@@ -76,17 +78,34 @@ def _num_heads(config) -> int:
     return heads if isinstance(heads, int) else heads[-1]
 
 
-def _build_segmenter(config, backbone, **common):
+def _build_segmenter(config, backbone, encoding=None, cosine_dim=None, **common):
+    head = config.model.multilabel_head.name
     return SegmenterDecoder(
         feature_dim=backbone.feature_dims[-1],
         embed_dim=backbone.feature_dims[-1],
         depth=config.model.decoder.depth,
         num_heads=_num_heads(config),
         dropout_rate=config.model.decoder.dropout_rate,
-        project_image=config.model.multilabel_head.name == "transformer_encoder",
+        # What the head looks at; features, where it is not said here.
+        image={"transformer_encoder": "projected", "linear": "encoding"}.get(
+            head, "features"
+        ),
+        encoding=encoding,
+        cosine_dim=cosine_dim,
         remat=config.model.backbone.remat,
         **common,
     )
+
+
+def _build_encnet(config, backbone, **common):
+    num_codes = config.model.decoder.num_codes
+    encoding = ContextEncoding(backbone.feature_dims[-1], num_codes, **common)
+    return _build_segmenter(config, backbone, encoding=encoding, **common)
+
+
+def _build_essnet(config, backbone, **common):
+    cosine_dim = config.model.decoder.cosine_dim
+    return _build_segmenter(config, backbone, cosine_dim=cosine_dim, **common)
 
 
 def _build_transformer_encoder_head(config, decoder, num_classes, **common):
@@ -127,11 +146,18 @@ def _build_global_pooling_head(config, decoder, num_classes, **common):
 
 
 BACKBONES = {"vit": _build_vit, "swin": _build_swin}
-DECODERS = {"segmenter": _build_segmenter}
+DECODERS = {
+    "encnet": _build_encnet,
+    "essnet": _build_essnet,
+    "segmenter": _build_segmenter,
+}
 MULTILABEL_HEADS = {
     "transformer_encoder": _build_transformer_encoder_head,
     "transformer_decoder": _build_transformer_decoder_head,
     "global_pooling": _build_global_pooling_head,
+    "linear": lambda config, decoder, num_classes, **common: LinearHead(
+        num_classes=num_classes, image_dim=decoder.image_dim, **common
+    ),
     "segmentation_logits": lambda config, decoder, num_classes, **common: (
         SegmentationLogitsHead(decoder, num_classes=num_classes)
     ),
@@ -157,10 +183,12 @@ def _build_mlseg(
         make_head(config, decoder, num_classes, **common),
         RankNorm(
             choice.rank_norm.kind,
-            num_ranks(config, num_classes),
+            _norm_size(config, num_classes),
             unbiased_variance=choice.rank_norm.unbiased_variance,
         ),
         num_classes=num_classes,
+        classes_in_backbone=_classes_in_backbone(config),
+        zero_classes=choice.class_embeddings.initial == "zeros",
         pixel_mean=tuple(config.data.pixel_mean),
         pixel_std=tuple(config.data.pixel_std),
         rngs=rngs,
@@ -204,6 +232,28 @@ def num_ranks(config: ml_collections.ConfigDict, num_classes: int) -> int:
     if config.selection.name == "complete":
         return num_classes
     return min(config.selection.k, num_classes)
+
+
+def _norm_size(config: ml_collections.ConfigDict, num_classes: int) -> int:
+    """Scales of the rank norm; the oracle's norm has C and uses the first ones."""
+    if config.selection.name == "oracle":
+        return num_classes
+    return num_ranks(config, num_classes)
+
+
+def _classes_in_backbone(config: ml_collections.ConfigDict) -> bool:
+    choice = config.model.class_embeddings
+    if choice.initial not in ("normal", "zeros"):
+        raise UserError(
+            f"Unknown model.class_embeddings.initial {choice.initial!r}; choose normal "
+            f"or zeros."
+        )
+    if choice.in_backbone and config.model.backbone.name != "vit":
+        raise UserError(
+            "model.class_embeddings.in_backbone puts the classes before the last block "
+            "of a ViT; set it to False, or model.backbone to a ViT."
+        )
+    return choice.in_backbone
 
 
 def _choose(table: Mapping, what: str, name: str):

@@ -41,6 +41,8 @@ class MLSeg(nnx.Module):
         rank_norm: RankNorm,
         *,
         num_classes: int,
+        classes_in_backbone: bool = False,
+        zero_classes: bool = False,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
         rngs: nnx.Rngs,
@@ -49,10 +51,14 @@ class MLSeg(nnx.Module):
         self.decoder = decoder
         self.multilabel_head = multilabel_head
         self.rank_norm = rank_norm
-        # One table serves the multi-label head and the pixel classifier.
+        # One table serves the multi-label head and the pixel classifier. The paper's
+        # OCE sends it through the backbone's last block first; as released it starts
+        # at zero where the backbone starts from a checkpoint (method.md 6).
+        initial = nnx.initializers.zeros if zero_classes else linear_init
         self.class_embeddings = nnx.Param(
-            linear_init(rngs.params(), (num_classes, decoder.embed_dim))
+            initial(rngs.params(), (num_classes, decoder.embed_dim))
         )
+        self.classes_in_backbone = classes_in_backbone
         self.class_biases = None
         if decoder.class_bias:
             biases = linear_init(rngs.params(), (num_classes, 1))
@@ -88,9 +94,15 @@ class MLSeg(nnx.Module):
         """Which labels are in the image? Nothing here depends on the selection."""
         backbone_rng, decoder_rng, head_rng = split_rng(rng, 3)
         pixels = normalise(images, image_size, self.pixel_mean, self.pixel_std)
-        features = self.backbone(pixels, image_size, backbone_rng)
+        classes = self.class_embeddings[...]
+        if self.classes_in_backbone:
+            features, classes = self.backbone.with_classes(
+                pixels, classes, image_size, backbone_rng
+            )
+        else:
+            features = self.backbone(pixels, image_size, backbone_rng)
         embeddings = self.decoder.embed(features, decoder_rng)
-        return self.multilabel_head(embeddings, self.class_embeddings[...], head_rng)
+        return self.multilabel_head(embeddings, classes, head_rng)
 
     def classify(
         self,
@@ -119,15 +131,14 @@ class MLSeg(nnx.Module):
         heights, widths = map(self.backbone.grid_lengths, size)
         grids = tuple(zip(heights, widths, strict=True))
         decoder, head = self.decoder, self.multilabel_head
-        grid = grids[decoder.level]
+        grid, num_classes = grids[decoder.level], self.class_embeddings.shape[0]
+        extra = (num_classes,) if self.classes_in_backbone else ()
         return {
-            "backbone": self.backbone.macs(size),
+            "backbone": self.backbone.macs(size, *extra),
             "decoder": decoder.embed_macs(grids)
             + decoder.classify_macs(grid, num_ranks)
             + norm(*grid, num_ranks),
-            "multilabel_head": head.macs(
-                grids[decoder.image_level], self.class_embeddings.shape[0]
-            ),
+            "multilabel_head": head.macs(grids[decoder.image_level], num_classes),
         }
 
 

@@ -1,5 +1,8 @@
 """Semantic segmentation: a batch to a loss (paper section 3.3, method.md 4.3)."""
 
+import functools
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import ml_collections
 
@@ -12,7 +15,10 @@ from mlseg_jax.label_selection import (
 )
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
 from mlseg_jax.losses.multilabel import asymmetric_loss, binary_cross_entropy
-from mlseg_jax.losses.pixel import upsampled_cross_entropy
+from mlseg_jax.losses.pixel import (
+    nearest_class_cross_entropy,
+    upsampled_cross_entropy,
+)
 from mlseg_jax.losses.reduce import mean_over_labels, mean_over_pixels
 from mlseg_jax.metrics.label_recall import label_histogram
 from mlseg_jax.models.mlseg import MLSeg
@@ -35,7 +41,10 @@ def loss(
     label_map = batch["label_map"]
     num_classes = model.class_embeddings.shape[0]
     histogram = label_histogram(label_map, num_classes)
-    policy = SelectionPolicy(config.selection.name, config.selection.k)
+    selection = config.selection
+    policy = SelectionPolicy(
+        selection.name, selection.k, selection.minimum_score, selection.cumulative
+    )
     select = policy.select(histogram=histogram)
     output = model(batch["image"], select, rng=rng)
 
@@ -47,7 +56,7 @@ def loss(
     if priors.weights is not None:
         weights = jnp.asarray(priors.weights)[jnp.maximum(label_map, 0)]
     pixel_loss = mean_over_pixels(
-        on_each_device(upsampled_cross_entropy)(logits, ranks),
+        on_each_device(_pixel_losses(config))(logits, ranks),
         ranks != IGNORE,
         over=config.loss.pixel_mean,
         weights=weights,
@@ -64,6 +73,22 @@ def loss(
         "train/pixel_recall_at_k": pixel_recall,
         "train/image_recall_at_k": image_recall,
     }
+
+
+def _pixel_losses(
+    config: ml_collections.ConfigDict,
+) -> Callable[[Array, Array], Float[Array, "B H W"]]:
+    """The configured loss of logits over ranks and ranks of pixels, unreduced."""
+    if config.loss.pixel == "cross_entropy":
+        return upsampled_cross_entropy
+    if config.loss.pixel == "nearest_classes":
+        return functools.partial(
+            nearest_class_cross_entropy, num_nearest=config.loss.num_nearest
+        )
+    raise UserError(
+        f"Unknown loss.pixel {config.loss.pixel!r}; choose cross_entropy or "
+        f"nearest_classes."
+    )
 
 
 def multilabel_losses(

@@ -114,6 +114,39 @@ class ViT(AbstractBackbone):
         rng: PRNGKeyArray | None = None,
     ) -> tuple[FeatureMap, ...]:
         """Maps of stride ``patch_size``; sides are padded up to a multiple of it."""
+        grid, tokens, mask = self._tokens(images, image_size)
+        outputs = self.blocks.after(self.taps, tokens, mask, rng)
+        return tuple(self._map(self.norm(tokens), grid) for tokens in outputs)
+
+    def with_classes(
+        self,
+        images: Float[Array, "B H W 3"],
+        class_embeddings: Float[Array, "C D"],
+        image_size: Int[Array, "B 2"] | None = None,
+        rng: PRNGKeyArray | None = None,
+    ) -> tuple[tuple[FeatureMap, ...], Float[Array, "B C D"]]:
+        """The maps, and what became of class tokens that joined for the last block."""
+        grid, tokens, mask = self._tokens(images, image_size)
+        last = self.blocks.depth - 1
+        taps = (*self.taps[:-1], last - 1)
+        *outputs, tokens = self.blocks.after(taps, tokens, mask, rng)
+        batch, num_tokens, embed_dim = tokens.shape
+        num_classes = class_embeddings.shape[0]
+        classes = jnp.broadcast_to(
+            class_embeddings.astype(tokens.dtype), (batch, num_classes, embed_dim)
+        )
+        if mask is not None:
+            mask = jnp.pad(mask, [(0, 0), (0, num_classes)], constant_values=True)
+        tokens = jnp.concatenate([tokens, classes], axis=1)
+        outputs += self.blocks.after((last,), tokens, mask, rng, first=last)
+        outputs = [self.norm(tokens) for tokens in outputs]
+        maps = tuple(self._map(tokens, grid) for tokens in outputs)
+        return maps, outputs[-1][:, num_tokens:]
+
+    def _tokens(
+        self, images: Array, image_size: Array | None
+    ) -> tuple[FeatureMap, Array, Array | None]:
+        """The grid of patches, all tokens (others first) and which of them are real."""
         patches = patchify(images, self.patch_size)
         batch, height, width, _ = patches.shape
         grid_size = None
@@ -132,24 +165,29 @@ class ViT(AbstractBackbone):
         tokens = jnp.concatenate(
             [others, grid.reshape(batch, height * width, -1)], axis=1
         )
-        mask = _token_mask(FeatureMap(grid, grid_size).mask, num_others)
-        return tuple(
-            FeatureMap(
-                self.norm(tokens)[:, num_others:].reshape(batch, height, width, -1),
-                grid_size,
-            )
-            for tokens in self.blocks.after(self.taps, tokens, mask, rng)
+        grid = FeatureMap(grid, grid_size)
+        return grid, tokens, _token_mask(grid.mask, num_others)
+
+    def _map(self, tokens: Array, grid: FeatureMap) -> FeatureMap:
+        """The patches among the tokens, after the class token and the registers."""
+        batch, height, width, embed_dim = grid.grid.shape
+        patches = tokens[:, 1 + self.num_registers :][:, : height * width]
+        return FeatureMap(
+            patches.reshape(batch, height, width, embed_dim), grid.grid_size
         )
 
     def grid_lengths(self, length: Length) -> tuple[Length, ...]:
         return (-(-length // self.patch_size),) * len(self.taps)
 
-    def macs(self, size: tuple[int, int]) -> Macs:
+    def macs(self, size: tuple[int, int], num_classes: int = 0) -> Macs:
+        """``num_classes`` join for the last block (`with_classes`)."""
         height, width = (self.grid_lengths(side)[0] for side in size)
         embed_dim = self.feature_dims[0]
         num_tokens = height * width + 1 + self.num_registers
         patches = product(height * width, self.patch_projection.in_features, embed_dim)
-        blocks = self.blocks.macs(num_tokens, attention_in_paper=False)
+        blocks = self.blocks.macs(num_tokens, depth=-1, attention_in_paper=False)
+        num_tokens += num_classes
+        blocks += self.blocks.macs(num_tokens, depth=1, attention_in_paper=False)
         return patches + blocks + len(self.taps) * norm(num_tokens, embed_dim)
 
     def positions(

@@ -6,6 +6,7 @@ from flax import nnx
 
 from mlseg_jax.models.interfaces import AbstractDecoder, Embeddings, FeatureMap
 from mlseg_jax.models.layers.block_stack import BlockStack
+from mlseg_jax.models.layers.context_encoding import ContextEncoding
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.transformer import (
     TransformerBlock,
@@ -20,8 +21,10 @@ from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
 class SegmenterDecoder(AbstractDecoder):
     """Patches and class tokens through a few blocks, then cosines between the two.
 
-    A multi-label head that shares the blocks' space looks at the projected patches, any
-    other (``project_image=False``) at the features of the backbone.
+    With an ``encoding``, which gates the features first, this is the paper's EncNet;
+    with a small ``cosine_dim`` it is their ESSNet. ``image`` says what a multi-label
+    head looks at: ``projected`` patches, where it shares the space of the blocks, the
+    vector of the ``encoding``, or the ``features`` before any projection.
     """
 
     def __init__(
@@ -32,24 +35,27 @@ class SegmenterDecoder(AbstractDecoder):
         depth: int,
         num_heads: int,
         dropout_rate: float,
-        project_image: bool = True,
+        image: str = "projected",
+        encoding: ContextEncoding | None = None,
+        cosine_dim: int | None = None,
         remat: str = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        def projection(initial, use_bias):
+        def cosine_projection():
             return nnx.Linear(
                 embed_dim,
-                embed_dim,
-                use_bias=use_bias,
-                kernel_init=initial,
+                cosine_dim or embed_dim,
+                use_bias=False,
+                kernel_init=nnx.initializers.normal(embed_dim**-0.5),
                 dtype=dtype,
                 rngs=rngs,
             )
 
+        self.encoding = encoding
         self.embed_dim = embed_dim
-        self.image_dim = embed_dim if project_image else feature_dim
-        self.project_image = project_image
+        self.image_dim = embed_dim if image == "projected" else feature_dim
+        self.image = image
         self.level = self.image_level = -1
         self.class_bias = False
         self.feature_projection = nnx.Linear(
@@ -70,16 +76,19 @@ class SegmenterDecoder(AbstractDecoder):
             rngs=rngs,
         )
         self.norm = LayerNorm(embed_dim, epsilon=1e-5)
-        scaled_normal = nnx.initializers.normal(embed_dim**-0.5)
-        self.patch_projection = projection(scaled_normal, use_bias=False)
-        self.class_projection = projection(scaled_normal, use_bias=False)
+        self.patch_projection = cosine_projection()
+        self.class_projection = cosine_projection()
 
     def embed(
         self, features: tuple[FeatureMap, ...], rng: PRNGKeyArray | None = None
     ) -> Embeddings:
         last = features[self.level]
+        maps = {}
+        if self.encoding is not None:
+            last, maps["encoding"] = self.encoding(last, rng is not None)
         pixels = FeatureMap(self.feature_projection(last.grid), last.grid_size)
-        return Embeddings(pixels, pixels if self.project_image else last)
+        maps["projected"] = pixels
+        return Embeddings(pixels, maps.get(self.image, last))
 
     def classify(
         self,
@@ -106,16 +115,21 @@ class SegmenterDecoder(AbstractDecoder):
     def embed_macs(self, grids: tuple[tuple[int, int], ...]) -> Macs:
         height, width = grids[self.level]
         projection = self.feature_projection
-        return product(height * width, projection.in_features, self.embed_dim)
+        count = product(height * width, projection.in_features, self.embed_dim)
+        if self.encoding is not None:
+            count += self.encoding.macs(height * width)
+        return count
 
     def classify_macs(self, grid: tuple[int, int], num_ranks: int) -> Macs:
         patches, width = grid[0] * grid[1], self.embed_dim
+        cosine_dim = self.patch_projection.out_features
         tokens = patches + num_ranks
         return (
             self.blocks.macs(tokens, attention_in_paper=True)
             + norm(tokens, width)
-            + product(tokens, width, width)
-            + product(patches, num_ranks, width)
+            # The paper left ESSNet's two small projections out.
+            + product(tokens, width, cosine_dim, in_paper=cosine_dim == width)
+            + product(patches, num_ranks, cosine_dim)
         )
 
 

@@ -70,8 +70,13 @@ class BlockStack(nnx.Module):
         tokens: Float[Array, "B *L D"],
         context: Context = None,
         rng: PRNGKeyArray | None = None,
+        *,
+        first: int = 0,
     ) -> list[Float[Array, "B *L D"]]:
-        """The tokens after each of the blocks ``taps``, which count from 0 and rise."""
+        """The tokens after each of the blocks ``taps``, which count from 0 and rise.
+
+        ``first`` is the block that sees ``tokens``.
+        """
         graph, _ = nnx.split(self.blocks if self.scan else self.blocks[0])
         rates = np.asarray(self.drop_path_rates, np.float32)
         drops = bool(np.any(rates > 0.0))
@@ -87,7 +92,7 @@ class BlockStack(nnx.Module):
             )
         tokens = pin_examples(tokens)
         rngs = None if rng is None else jax.random.split(rng, self.depth)
-        outputs, start = [], 0
+        outputs, start = [], first
         for tap in taps:
             layers = slice(start, tap + 1)
             start = tap + 1
@@ -108,6 +113,7 @@ class BlockStack(nnx.Module):
             outputs.append(tokens)
         return outputs
 
-    def macs(self, *size, **rules) -> Macs:
+    def macs(self, *size, depth: int = 0, **rules) -> Macs:
+        """Of ``depth`` blocks; of all with 0, of all but one with -1."""
         block = self.blocks if self.scan else self.blocks[0]
-        return self.depth * block.macs(*size, **rules)
+        return (depth if depth > 0 else self.depth + depth) * block.macs(*size, **rules)
