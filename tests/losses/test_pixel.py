@@ -103,3 +103,24 @@ def test_bfloat16_logits_are_widened():
     losses = pixel.upsampled_cross_entropy(logits, labels)
     assert losses.dtype == jnp.float32
     np.testing.assert_allclose(losses, np.log(3.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_nearest", [3, 40])
+def test_nearest_classes(num_nearest):
+    """One pixel at a time, with the places filled as the release does."""
+    rng = np.random.default_rng(4)
+    logits = rng.normal(size=(2, 3, 4, 9)).astype(np.float32)
+    labels = rng.integers(-1, 9, (2, 7, 6)).astype(np.int32)
+    expected = np.zeros(labels.shape)
+    pixels = np.asarray(slow_upsample(logits, 7, 6))
+    for where in np.ndindex(labels.shape):
+        label, values = int(labels[where]), pixels[where]
+        if label == IGNORE:
+            continue
+        best = np.argsort(-values)[:num_nearest].tolist()
+        ids = [label, *(max(label - 1, 0) if c == label else c for c in best)]
+        expected[where] = np.log(np.sum(np.exp(values[ids]))) - values[label]
+    losses = jax.jit(
+        lambda *args: pixel.nearest_class_cross_entropy(*args, num_nearest)
+    )(logits, labels)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
