@@ -15,6 +15,8 @@ TINY_BACKBONES = {
         num_heads=2,
         mlp_dim=64,
         patch_size=4,
+        norm_epsilon=1e-6,
+        position_resize="bicubic",
         image_size=(24, 24),
     ),
     "swin": dict(embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=3),
