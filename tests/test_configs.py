@@ -237,10 +237,15 @@ def test_every_key_is_read(tmp_path, tmp_path_factory, monkeypatch):
         *(("decoder", name) for name in ("encnet", "essnet")),
     ):
         FunctionalModel.build(tiny_config({f"model.{part}.name": name}), 20)
-    batch = {"image": np.zeros((1, 8, 8, 3)), "label_map": np.zeros((1, 8, 8), int)}
+    batch = {
+        "image": jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32),
+        "label_map": jax.ShapeDtypeStruct((1, 8, 8), np.int32),
+    }
     essnet = tiny_config({"loss.pixel": "nearest_classes"})
     jax.eval_shape(
-        lambda p: semantic.loss(model.bind(p), batch, essnet, None), model.shapes
+        lambda p, b: semantic.loss(model.bind(p), b, essnet, None),
+        model.shapes,
+        batch,
     )
     with pytest.raises(DataError, match="no place"):
         open_dataset(tiny_config({"data.name": "folder"}).data, train=True)
