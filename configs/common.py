@@ -16,27 +16,6 @@ NORMALISATIONS = {
 }
 """Mean and standard deviation of uint8 pixels, by name (method.md section 3.1)."""
 
-VITS = {
-    # name: width, depth, heads, patch
-    "vit_demo": (128, 4, 4, 12),
-    "vit_ti16": (192, 12, 3, 16),
-    "vit_s16": (384, 12, 6, 16),
-    "vit_b16": (768, 12, 12, 16),
-    "vit_l16": (1024, 24, 16, 16),
-}
-"""Sizes of vision transformers; the hidden layer of the MLP is four times the width."""
-
-SWINS = {
-    # name: width, depths, heads, window, drop path
-    "swin_t": (96, (2, 2, 6, 2), (3, 6, 12, 24), 7, 0.2),
-    "swin_s": (96, (2, 2, 18, 2), (3, 6, 12, 24), 7, 0.3),
-    "swin_b": (128, (2, 2, 18, 2), (4, 8, 16, 32), 12, 0.3),
-    "swin_l": (192, (2, 2, 18, 2), (6, 12, 24, 48), 12, 0.3),
-}
-"""Sizes of Swin transformers. Windows of 7 belong to weights trained on 224 pixels,
-windows of 12 to those trained on 384; B and L exist with both.
-"""
-
 SELECTIONS = ("complete", "top_k", "oracle", "given")
 
 
@@ -69,50 +48,40 @@ def did_you_mean(name: str, known) -> str:
     return f"; choose one of {', '.join(known)}."
 
 
-def vit(name: str, image_size: tuple[int, int]) -> ConfigDict:
-    embed_dim, depth, num_heads, patch_size = choose(VITS, "backbone", name)
+def projected_encoder(
+    downsample: int,
+    *,
+    num_heads: int,
+    share_embeddings: bool = True,
+    class_projection: bool = False,
+) -> ConfigDict:
+    """The multi-label head beside convolutional decoders (method.md section 9.1)."""
     return ConfigDict(
         {
-            "name": "vit",
-            "embed_dim": embed_dim,
-            "depth": depth,
+            "name": "projected_encoder",
+            # Bins a side that the backbone's map is pooled to; 0 keeps it as it is.
+            "downsample": downsample,
             "num_heads": num_heads,
-            "mlp_dim": 4 * embed_dim,
-            "patch_size": patch_size,
-            # Size of picture whose grid the position table has.
-            "image_size": image_size,
-            # How it is brought to other grids: bicubic, antialiased_bicubic (timm),
-            # bilinear (official Segmenter).
-            "position_resize": "bicubic",
-            # 1e-5 in the official Segmenter.
-            "norm_epsilon": 1e-6,
-            "drop_path_rate": 0.1,
-            # One scan over stacked layers: compiles faster, and so must `remat`.
-            "scan": False,
-            # What the backward pass keeps of a block: none (= all of it), dots, full.
-            "remat": "none",
+            "dropout_rate": 0.1,
+            # The pixel classifier's rows are the class tokens, or else own rows.
+            "share_embeddings": share_embeddings,
+            # A matrix between them that only the published counts have.
+            "class_projection": bool(class_projection),
         }
     )
 
 
-def swin(name: str) -> ConfigDict:
-    sizes = choose(SWINS, "backbone", name)
-    embed_dim, depths, num_heads, window_size, drop_path_rate = sizes
+def fcn_head(level: int) -> ConfigDict:
+    """The auxiliary head: a pixel loss over all C classes on an earlier map."""
     return ConfigDict(
         {
-            "name": "swin",
-            "embed_dim": embed_dim,
-            # Blocks and attention heads of each of the four stages.
-            "depths": depths,
-            "num_heads": num_heads,
-            # Tokens along a side of an attention window.
-            "window_size": window_size,
-            "drop_path_rate": drop_path_rate,
-            # How many of the outputs, from the coarsest, have a layer norm.
-            "num_norms": 4,
-            # As of `vit`; a scan goes over pairs of blocks.
-            "scan": False,
-            "remat": "none",
+            # none or fcn (decoders/auxiliary.py).
+            "name": "fcn",
+            # Which of the backbone's maps.
+            "level": level,
+            "embed_dim": 256,
+            # Of its loss.
+            "weight": 0.4,
         }
     )
 

@@ -13,7 +13,7 @@ measured here): COCO-Stuff ResNet-101 55.17, TResNet-L 60.10, Swin-L 64.79; COCO
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import backbones, common
 from configs.segmenter import RECIPES
 
 # Side of the pictures, heads and hidden layer of the transformer, encoder layers. Those
@@ -38,11 +38,11 @@ NUM_EPOCHS = 80
 
 
 def _backbone(name: str, size: tuple[int, int]) -> ConfigDict:
-    if name in common.SWINS:
-        backbone = common.swin(name)
+    if name in backbones.SWINS:
+        backbone = backbones.swin(name)
         backbone.num_norms = 1
         return backbone
-    return common.vit(name, size)
+    return backbones.vit(name, size)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -3,7 +3,7 @@
     python main.py train --workdir=runs/coco_stuff \
         --config=configs/segmenter.py:dataset=coco_stuff,backbone=vit_b16,selection=top_k
 
-Arguments: ``dataset`` (rows of RECIPES), ``backbone`` (rows of ``common.VITS``),
+Arguments: ``dataset`` (rows of RECIPES), ``backbone`` (rows of ``backbones.VITS``),
 ``selection``: ``top_k`` is MLSeg, ``complete`` the baseline, ``oracle`` the paper's
 upper bound, ``given`` takes labels from elsewhere; ``head`` (rows of HEADS) scores the
 labels; ``decoder``: with ``encnet`` and ``essnet`` the two methods of table 7, which
@@ -18,7 +18,7 @@ ADE20K-Full 17.93 to 18.78, COCO+LVIS 19.41 to 21.26.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import backbones, common
 
 # Recipes of method.md section 12.1 and 4.4. ``short``: shortest side in pixels for
 # ViT-B and smaller; ViT-L takes 640 for crop and resizing.
@@ -131,7 +131,7 @@ def _model(args: ConfigDict, recipe: dict, side: int) -> ConfigDict:
     table = 512 if side == 480 else side
     return ConfigDict(
         {
-            "backbone": common.vit(args.backbone, (table, table)),
+            "backbone": backbones.vit(args.backbone, (table, table)),
             "decoder": {
                 # segmenter, encnet, essnet.
                 "name": args.decoder,
@@ -156,6 +156,8 @@ def _model(args: ConfigDict, recipe: dict, side: int) -> ConfigDict:
                 # normal; or zeros, as the release has it for OCE with a checkpoint.
                 "initial": "zeros" if args.oce else "normal",
             },
+            # A pixel loss on an earlier map: none, fcn (decoders/auxiliary.py).
+            "auxiliary_head": {"name": "none"},
             # affine, shared, temperature, none (rank_adaptive.py).
             "rank_norm": {"kind": "affine", "unbiased_variance": False},
             "dtype": "float32",

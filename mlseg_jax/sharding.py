@@ -187,16 +187,20 @@ def on_each_device(function: Callable) -> Callable:
     """The function of arrays ``[B ...]``, each device seeing its own examples only.
 
     For loops over examples, which XLA would run on all devices in turn, and for sizes
-    that are chosen by what one device holds. No result may mix examples.
+    that are chosen by what one device holds. No result may mix examples. ``shared``
+    are arrays without examples, which come last; their gradients are summed once.
     """
 
-    def call(*arrays):
+    def call(*arrays, shared=()):
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
-            return function(*arrays)
+            return function(*arrays, *shared)
         spec = _examples_spec(mesh, jax.tree.leaves(arrays)[0].shape[0])
-        mapped = jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)
-        return mapped(*arrays)
+        specs = (spec,) * len(arrays) + (P(),) * len(shared)
+        mapped = jax.shard_map(
+            function, in_specs=specs, out_specs=spec, check_vma=False
+        )
+        return mapped(*arrays, *shared)
 
     return call
 

@@ -1,9 +1,11 @@
 """Shipped configurations made small enough to test."""
 
+import math
+
 import ml_collections
 import numpy as np
 
-from configs import segmenter
+from configs import deeplabv3, segmenter
 
 NUM_CLASSES = 11
 
@@ -19,7 +21,18 @@ TINY_BACKBONES = {
         position_resize="bicubic",
         image_size=(24, 24),
     ),
-    "swin": dict(embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=3),
+    "swin": dict(
+        embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=3, num_norms=2
+    ),
+    "resnet": dict(
+        embed_dim=2,
+        depths=(1, 3),
+        strides=(1, 1),
+        dilations=(1, 2),
+        contract_dilation=True,
+        stem="deep",
+        freeze_norms=False,
+    ),
 }
 """What each kind of backbone has in tests, beside ``scan`` and ``remat``."""
 
@@ -29,6 +42,24 @@ def use_tiny_backbone(config: ml_collections.ConfigDict, name: str, **more) -> N
     with config.unlocked():
         config.model.backbone = ml_collections.ConfigDict(
             {"name": name} | TINY_BACKBONES[name] | others | more
+        )
+
+
+TINY_DECODERS = {
+    "segmenter": dict(depth=1),
+    "encnet": dict(depth=1, num_codes=3),
+    "essnet": dict(depth=1, cosine_dim=8),
+    "deeplabv3": dict(embed_dim=16, dilations=(1, 2, 3)),
+}
+"""What each kind of decoder has in tests, beside ``dropout_rate``. All are as wide as
+the last map of `TINY_BACKBONES`, so that every head fits every one of them.
+"""
+
+
+def use_tiny_decoder(config: ml_collections.ConfigDict, name: str, **more) -> None:
+    with config.unlocked():
+        config.model.decoder = ml_collections.ConfigDict(
+            {"name": name, "dropout_rate": 0.0} | TINY_DECODERS[name] | more
         )
 
 
@@ -51,6 +82,32 @@ def segmenter_config(
     return config
 
 
+def deeplabv3_config(
+    selection: str = "top_k", k: int = 4, **backbone
+) -> ml_collections.ConfigDict:
+    """``configs/deeplabv3.py`` for pictures of 32 pixels, without dropout."""
+    config = deeplabv3.get_config(f"dataset=sign_scenes,selection={selection}")
+    with config.unlocked():
+        config.data.update(
+            num_classes=NUM_CLASSES,
+            crop_size=(32, 32),
+            pixel_mean=(100.0,) * 3,
+            pixel_std=(50.0,) * 3,
+        )
+        config.selection.k = k
+        sizes = dict(embed_dim=4, depths=(1, 3), strides=(1, 2), dilations=(1, 2))
+        config.model.backbone.update(sizes | {"stem": "plain"} | backbone)
+        config.model.decoder.update(embed_dim=16, dilations=(1, 2, 3), dropout_rate=0.0)
+        config.model.auxiliary_head.update(level=0, embed_dim=8)
+        if selection == "top_k":
+            config.model.multilabel_head.update(
+                num_heads=2, downsample=3, dropout_rate=0.0
+            )
+        config.optimizer.update(schedule="constant", learning_rate=3e-3, warmup_steps=0)
+        config.train.batch_size = 8
+    return config
+
+
 def random_parameters(model, seed: int = 0) -> dict[str, np.ndarray]:
     """Values as of a trained model: nothing is left at 0, at 1 or tiny."""
     rng = np.random.default_rng(seed)
@@ -62,7 +119,11 @@ def random_parameters(model, seed: int = 0) -> dict[str, np.ndarray]:
         elif path.endswith("/var"):
             values = 0.5 + np.abs(values)
         elif path.endswith("kernel"):
-            values = values * leaf.shape[-2] ** -0.5
+            # Matrices, kernels of convolutions, stacks of either.
+            fan_in = leaf.shape[-4:-1] if leaf.ndim > 3 else leaf.shape[-2:-1]
+            values = values * math.prod(fan_in) ** -0.5
+        elif path.endswith("/var"):
+            values = 0.5 + values**2
         elif leaf.ndim == 1:
             values = 0.2 * values
         parameters[path] = values.astype(np.float32)

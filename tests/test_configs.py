@@ -11,7 +11,7 @@ import pytest
 from tiny import tiny_config, use_compilation_cache
 
 import mlseg_jax
-from configs import common, demo, query2label, saved, segmenter
+from configs import backbones, common, demo, query2label, saved, segmenter
 from input_pipeline.augment import make_augment
 from input_pipeline.datasets.info import DataError
 from input_pipeline.datasets.open import open_dataset
@@ -24,7 +24,7 @@ from mlseg_jax.train import train
 from mlseg_jax.train_state import abstract_state, make_train_step
 from mlseg_jax.workdir import claim_workdir, load_config
 
-ALL = list(itertools.product(segmenter.RECIPES, common.VITS, common.SELECTIONS))
+ALL = list(itertools.product(segmenter.RECIPES, backbones.VITS, common.SELECTIONS))
 
 # Every data set, every backbone and every selection that can be trained.
 TRACED = [
@@ -67,9 +67,9 @@ def trace(config):
 
 
 def test_the_traced_combinations_cover_all_rows():
-    datasets, backbones, selections = map(set, zip(*TRACED, strict=True))
+    datasets, names, selections = map(set, zip(*TRACED, strict=True))
     assert datasets == set(segmenter.RECIPES)
-    assert backbones == set(common.VITS)
+    assert names == set(backbones.VITS)
     # Nothing can be trained on labels that are not there: see train._check_labels.
     assert selections == set(common.SELECTIONS) - {"given"}
 

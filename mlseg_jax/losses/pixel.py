@@ -128,3 +128,43 @@ def _join(strips, labels):
     """``[strips B S W]`` to ``[B H W]``."""
     batch, height, width = labels.shape
     return strips.swapaxes(0, 1).reshape(batch, -1, width)[:, :height]
+
+
+def classified_cross_entropy(
+    embeddings: Float[Array, "B h w D"],
+    labels: Int[Array, "B H W"],
+    class_weights: Float[Array, "C D"],
+    class_biases: Float[Array, "C"],
+) -> Float[Array, "B H W"]:
+    """`upsampled_cross_entropy` of embeddings x weights + biases, for many classes.
+
+    Those logits, with C channels for each cell of the grid, exist for a strip of rows
+    at a time as well. Embeddings are upsampled along columns before they are
+    classified: both are linear.
+    """
+    batch, height, width = labels.shape
+    grid_height, grid_width = embeddings.shape[1:3]
+    row_bytes = 4 * len(class_weights) * grid_width
+    size = max(1, min(height, STRIP_BYTES // row_bytes))
+    num_strips = -(-height // size)
+    size = -(-height // num_strips)
+    padding = num_strips * size - height
+
+    def strip(rows: Array, labels: Array) -> Array:
+        lines = jnp.einsum("Sh,bhwd->bSwd", rows.astype(embeddings.dtype), embeddings)
+        logits = jnp.einsum(
+            "bSwd,cd->bSwc",
+            lines,
+            class_weights.astype(embeddings.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return upsampled_cross_entropy(logits + class_biases[None, None, None], labels)
+
+    rows = jnp.pad(bilinear_matrix(height, grid_height), [(0, padding), (0, 0)])
+    padded = jnp.pad(labels, [(0, 0), (0, padding), (0, 0)], constant_values=IGNORE)
+    strips = padded.reshape(batch, num_strips, size, width).swapaxes(0, 1)
+    losses = jax.lax.map(
+        lambda args: jax.checkpoint(strip, prevent_cse=False)(*args),
+        (rows.reshape(num_strips, size, grid_height), strips),
+    )
+    return losses.swapaxes(0, 1).reshape(batch, -1, width)[:, :height]

@@ -11,22 +11,12 @@ import ml_collections
 from flax import nnx
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.models.backbones.swin import Swin
-from mlseg_jax.models.backbones.vit import ViT
-from mlseg_jax.models.decoders.segmenter import SegmenterDecoder
-from mlseg_jax.models.layers.context_encoding import ContextEncoding
 from mlseg_jax.models.mlseg import MLSeg
-from mlseg_jax.models.multilabel_heads.global_pooling import GlobalPoolingHead
-from mlseg_jax.models.multilabel_heads.linear import LinearHead
-from mlseg_jax.models.multilabel_heads.none import NoMultiLabelHead
-from mlseg_jax.models.multilabel_heads.segmentation_logits import (
-    SegmentationLogitsHead,
-)
-from mlseg_jax.models.multilabel_heads.transformer_decoder import (
-    TransformerDecoderHead,
-)
-from mlseg_jax.models.multilabel_heads.transformer_encoder import (
-    TransformerEncoderHead,
+from mlseg_jax.models.parts import (
+    AUXILIARY_HEADS,
+    BACKBONES,
+    DECODERS,
+    MULTILABEL_HEADS,
 )
 from mlseg_jax.models.query2label import Query2Label
 from mlseg_jax.models.rank_adaptive import RankNorm
@@ -39,132 +29,6 @@ Parameters = dict[str, Array]
 """Flat: the path of an array in the model, joined by ``/``, to the array."""
 
 
-def _build_vit(config, **common):
-    backbone = config.model.backbone
-    return ViT(
-        image_size=tuple(backbone.image_size),
-        patch_size=backbone.patch_size,
-        embed_dim=backbone.embed_dim,
-        depth=backbone.depth,
-        num_heads=backbone.num_heads,
-        mlp_dim=backbone.mlp_dim,
-        norm_epsilon=backbone.norm_epsilon,
-        position_resize=backbone.position_resize,
-        drop_path_rate=backbone.drop_path_rate,
-        scan=backbone.scan,
-        remat=backbone.remat,
-        **common,
-    )
-
-
-def _build_swin(config, **common):
-    backbone = config.model.backbone
-    return Swin(
-        embed_dim=backbone.embed_dim,
-        depths=tuple(backbone.depths),
-        num_heads=tuple(backbone.num_heads),
-        window_size=backbone.window_size,
-        drop_path_rate=backbone.drop_path_rate,
-        num_norms=backbone.num_norms,
-        scan=backbone.scan,
-        remat=backbone.remat,
-        **common,
-    )
-
-
-def _num_heads(config) -> int:
-    """Heads of the blocks after the backbone: as many as its last ones have."""
-    heads = config.model.backbone.num_heads
-    return heads if isinstance(heads, int) else heads[-1]
-
-
-def _build_segmenter(config, backbone, encoding=None, cosine_dim=None, **common):
-    head = config.model.multilabel_head.name
-    return SegmenterDecoder(
-        feature_dim=backbone.feature_dims[-1],
-        embed_dim=backbone.feature_dims[-1],
-        depth=config.model.decoder.depth,
-        num_heads=_num_heads(config),
-        dropout_rate=config.model.decoder.dropout_rate,
-        # What the head looks at; features, where it is not said here.
-        image={"transformer_encoder": "projected", "linear": "encoding"}.get(
-            head, "features"
-        ),
-        encoding=encoding,
-        cosine_dim=cosine_dim,
-        remat=config.model.backbone.remat,
-        **common,
-    )
-
-
-def _build_encnet(config, backbone, **common):
-    num_codes = config.model.decoder.num_codes
-    encoding = ContextEncoding(backbone.feature_dims[-1], num_codes, **common)
-    return _build_segmenter(config, backbone, encoding=encoding, **common)
-
-
-def _build_essnet(config, backbone, **common):
-    cosine_dim = config.model.decoder.cosine_dim
-    return _build_segmenter(config, backbone, cosine_dim=cosine_dim, **common)
-
-
-def _build_transformer_encoder_head(config, decoder, num_classes, **common):
-    return TransformerEncoderHead(
-        num_classes=num_classes,
-        embed_dim=decoder.embed_dim,
-        num_heads=_num_heads(config),
-        dropout_rate=config.model.decoder.dropout_rate,
-        downsample=config.model.multilabel_head.downsample or None,
-        remat=config.model.backbone.remat,
-        **common,
-    )
-
-
-def _build_transformer_decoder_head(config, decoder, num_classes, **common):
-    head = config.model.multilabel_head
-    return TransformerDecoderHead(
-        num_classes=num_classes,
-        image_dim=decoder.image_dim,
-        embed_dim=decoder.embed_dim,
-        num_heads=head.num_heads,
-        mlp_dim=head.mlp_dim,
-        depth=head.depth,
-        downsample=head.downsample,
-        dropout_rate=config.model.decoder.dropout_rate,
-        remat=config.model.backbone.remat,
-        **common,
-    )
-
-
-def _build_global_pooling_head(config, decoder, num_classes, **common):
-    return GlobalPoolingHead(
-        num_classes=num_classes,
-        image_dim=decoder.image_dim,
-        downsample=config.model.multilabel_head.downsample,
-        **common,
-    )
-
-
-BACKBONES = {"vit": _build_vit, "swin": _build_swin}
-DECODERS = {
-    "encnet": _build_encnet,
-    "essnet": _build_essnet,
-    "segmenter": _build_segmenter,
-}
-MULTILABEL_HEADS = {
-    "transformer_encoder": _build_transformer_encoder_head,
-    "transformer_decoder": _build_transformer_decoder_head,
-    "global_pooling": _build_global_pooling_head,
-    "linear": lambda config, decoder, num_classes, **common: LinearHead(
-        num_classes=num_classes, image_dim=decoder.image_dim, **common
-    ),
-    "segmentation_logits": lambda config, decoder, num_classes, **common: (
-        SegmentationLogitsHead(decoder, num_classes=num_classes)
-    ),
-    "none": lambda config, decoder, num_classes, **common: NoMultiLabelHead(),
-}
-
-
 def _build_mlseg(
     config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
 ) -> MLSeg:
@@ -174,6 +38,9 @@ def _build_mlseg(
     make_decoder = _choose(DECODERS, "decoder", choice.decoder.name)
     make_head = _choose(
         MULTILABEL_HEADS, "multi-label head", choice.multilabel_head.name
+    )
+    make_auxiliary = _choose(
+        AUXILIARY_HEADS, "auxiliary head", choice.auxiliary_head.name
     )
     backbone = make_backbone(config, **common)
     decoder = make_decoder(config, backbone, **common)
@@ -189,6 +56,7 @@ def _build_mlseg(
         num_classes=num_classes,
         classes_in_backbone=_classes_in_backbone(config),
         zero_classes=choice.class_embeddings.initial == "zeros",
+        auxiliary_head=make_auxiliary(config, backbone, num_classes, **common),
         pixel_mean=tuple(config.data.pixel_mean),
         pixel_std=tuple(config.data.pixel_std),
         rngs=rngs,

@@ -95,6 +95,7 @@ class Output:
       selection: the labels that pixels were classified among (`Selection`).
       logits: logits over ranks on the feature grid.
       grid_size: real rows and columns of it per example; ``None`` when all are real.
+      auxiliary: embeddings of the auxiliary head, in training where there is one.
     """
 
     # Leaves may be anything while JAX transforms it.
@@ -104,6 +105,7 @@ class Output:
     selection: object
     logits: Float[Array, "B h w K"]
     grid_size: Int[Array, "B 2"] | None
+    auxiliary: FeatureMap | None = None
 
 
 class AbstractBackbone(nnx.Module):

@@ -12,14 +12,18 @@ Which backbone, decoder and multi-label head these are is configuration (``build
 so is the selection: with the complete one, in class order, this is the baseline.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 from flax import nnx
 
 from mlseg_jax.label_selection import Select, Selection, gather_classes
+from mlseg_jax.models.decoders.auxiliary import FCNHead
 from mlseg_jax.models.interfaces import (
     AbstractBackbone,
     AbstractDecoder,
     AbstractMultiLabelHead,
+    FeatureMap,
     LabelPrediction,
     Output,
     inside_mask,
@@ -43,6 +47,7 @@ class MLSeg(nnx.Module):
         num_classes: int,
         classes_in_backbone: bool = False,
         zero_classes: bool = False,
+        auxiliary_head: FCNHead | None = None,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
         rngs: nnx.Rngs,
@@ -51,6 +56,7 @@ class MLSeg(nnx.Module):
         self.decoder = decoder
         self.multilabel_head = multilabel_head
         self.rank_norm = rank_norm
+        self.auxiliary_head = auxiliary_head
         # One table serves the multi-label head and the pixel classifier. The paper's
         # OCE sends it through the backbone's last block first; as released it starts
         # at zero where the backbone starts from a checkpoint (method.md 6).
@@ -59,10 +65,8 @@ class MLSeg(nnx.Module):
             initial(rngs.params(), (num_classes, decoder.embed_dim))
         )
         self.classes_in_backbone = classes_in_backbone
-        self.class_biases = None
-        if decoder.class_bias:
-            biases = linear_init(rngs.params(), (num_classes, 1))
-            self.class_biases = nnx.Param(biases)
+        biases = linear_init(rngs.params(), (num_classes, 1))
+        self.class_biases = nnx.Param(biases) if decoder.class_bias else None
         self.pixel_mean = pixel_mean
         self.pixel_std = pixel_std
 
@@ -79,10 +83,14 @@ class MLSeg(nnx.Module):
         ``image_size`` is the real height and width where images only fill the upper
         left of a padded canvas. ``rng`` switches dropout on (training).
         """
-        encode_rng, classify_rng = split_rng(rng, 2)
-        labels = self.encode(images, image_size=image_size, rng=encode_rng)
+        encode_rng, classify_rng, auxiliary_rng = split_rng(rng, 3)
+        features, labels = self._encode(images, image_size, encode_rng)
         selection = select(labels.scores)
-        return self.classify(labels, selection, rng=classify_rng)
+        output = self.classify(labels, selection, rng=classify_rng)
+        if self.auxiliary_head is None or rng is None:
+            return output
+        auxiliary = self.auxiliary_head(features, auxiliary_rng)
+        return dataclasses.replace(output, auxiliary=auxiliary)
 
     def encode(
         self,
@@ -92,6 +100,11 @@ class MLSeg(nnx.Module):
         rng: PRNGKeyArray | None = None,
     ) -> LabelPrediction:
         """Which labels are in the image? Nothing here depends on the selection."""
+        return self._encode(images, image_size, rng)[1]
+
+    def _encode(
+        self, images, image_size, rng
+    ) -> tuple[tuple[FeatureMap, ...], LabelPrediction]:
         backbone_rng, decoder_rng, head_rng = split_rng(rng, 3)
         pixels = normalise(images, image_size, self.pixel_mean, self.pixel_std)
         classes = self.class_embeddings[...]
@@ -102,7 +115,7 @@ class MLSeg(nnx.Module):
         else:
             features = self.backbone(pixels, image_size, backbone_rng)
         embeddings = self.decoder.embed(features, decoder_rng)
-        return self.multilabel_head(embeddings, classes, head_rng)
+        return features, self.multilabel_head(embeddings, classes, head_rng)
 
     def classify(
         self,
@@ -137,7 +150,7 @@ class MLSeg(nnx.Module):
             "backbone": self.backbone.macs(size, *extra),
             "decoder": decoder.embed_macs(grids)
             + decoder.classify_macs(grid, num_ranks)
-            + norm(*grid, num_ranks),
+            + (Macs() if self.rank_norm.kind == "none" else norm(*grid, num_ranks)),
             "multilabel_head": head.macs(grids[decoder.image_level], num_classes),
         }
 

@@ -3,7 +3,7 @@
 import math
 import re
 
-from configs import common, segmenter
+from configs import backbones, segmenter
 from mlseg_jax.pretrained.formats import Arrays, Format, recognise
 from mlseg_jax.pretrained.read import WeightFile
 
@@ -20,14 +20,14 @@ _PATCHES = re.compile(r"(.*patch_embed.*|embedding/kernel)")
 
 
 def _vit(arrays: Arrays) -> str | None:
-    """The row of ``common.VITS`` with this width, depth and patch."""
+    """The row of ``backbones.VITS`` with this width, depth and patch."""
     (kernel,) = (x for n, x in arrays.items() if _PATCHES.fullmatch(n) and x.ndim == 4)
     if "embedding/kernel" in arrays:
         kernel = kernel.transpose(3, 2, 0, 1)
     matches = [_BLOCK.fullmatch(n) or _FLAX_BLOCK.fullmatch(n) for n in arrays]
     depth = len({match[1] for match in matches if match})
     size = kernel.shape[0], depth, kernel.shape[2]
-    for name, (embed_dim, depth, _, patch_size) in common.VITS.items():
+    for name, (embed_dim, depth, _, patch_size) in backbones.VITS.items():
         if (embed_dim, depth, patch_size) == size:
             return name
     return None

@@ -16,11 +16,14 @@ from mlseg_jax.label_selection import (
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
 from mlseg_jax.losses.multilabel import asymmetric_loss, binary_cross_entropy
 from mlseg_jax.losses.pixel import (
+    classified_cross_entropy,
     nearest_class_cross_entropy,
     upsampled_cross_entropy,
 )
 from mlseg_jax.losses.reduce import mean_over_labels, mean_over_pixels
 from mlseg_jax.metrics.label_recall import label_histogram
+from mlseg_jax.models.decoders.auxiliary import FCNHead
+from mlseg_jax.models.interfaces import FeatureMap
 from mlseg_jax.models.mlseg import MLSeg
 from mlseg_jax.sharding import on_each_device
 from mlseg_jax.typing import IGNORE, Array, Bool, Float, Int, PRNGKeyArray
@@ -65,11 +68,17 @@ def loss(
         multilabel_losses(config, output.label_scores, histogram > 0)
     )
     total = pixel_loss + config.loss.multilabel_weight * label_loss
+    parts = {"loss/pixel": pixel_loss, "loss/multilabel": label_loss}
+    if output.auxiliary is not None:
+        auxiliary = auxiliary_loss(
+            model.auxiliary_head, output.auxiliary, label_map, config
+        )
+        total = total + config.model.auxiliary_head.weight * auxiliary
+        parts["loss/auxiliary"] = auxiliary
     pixel_recall, image_recall = selection_recall(histogram, output.selection)
     return total, {
         "loss/total": total,
-        "loss/pixel": pixel_loss,
-        "loss/multilabel": label_loss,
+        **parts,
         "train/pixel_recall_at_k": pixel_recall,
         "train/image_recall_at_k": image_recall,
     }
@@ -89,6 +98,21 @@ def _pixel_losses(
         f"Unknown loss.pixel {config.loss.pixel!r}; choose cross_entropy or "
         f"nearest_classes."
     )
+
+
+def auxiliary_loss(
+    head: FCNHead,
+    pixels: FeatureMap,
+    label_map: Int[Array, "B H W"],
+    config: ml_collections.ConfigDict,
+) -> Float[Array, ""]:
+    """Pixel loss of the auxiliary head, among all C classes whatever is selected."""
+    losses = on_each_device(classified_cross_entropy)(
+        pixels.grid,
+        label_map,
+        shared=(head.class_weights[...], head.class_biases[...]),
+    )
+    return mean_over_pixels(losses, label_map != IGNORE, over=config.loss.pixel_mean)
 
 
 def multilabel_losses(

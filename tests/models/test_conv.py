@@ -57,13 +57,15 @@ CONVS = {
     "7x7": dict(window=7, stride=2),
     "groups": dict(window=3, groups=3),
     "depthwise": dict(window=1, groups=6),
+    "scaled": dict(window=1, groups=12, stride=2),
     "1x1": dict(window=1, stride=2),
     "valid": dict(window=2, stride=2, padding=0),
 }
 
 
 def make_conv(use_bias=True, **settings):
-    conv = Conv(6, 12, use_bias=use_bias, rngs=nnx.Rngs(0), **settings)
+    inputs = max(6, settings.get("groups", 0))
+    conv = Conv(inputs, 12, use_bias=use_bias, rngs=nnx.Rngs(0), **settings)
     if use_bias:
         conv.bias[...] = jnp.asarray(normal(1, 12))
     return conv
@@ -73,7 +75,7 @@ def make_conv(use_bias=True, **settings):
 def test_convolutions_on_pictures_and_on_canvases(case):
     conv = make_conv(**CONVS[case])
     size = np.asarray([[9, 12], [8, 5], [1, 1]], np.int32)
-    canvas = 100 * normal(2, 3, 12, 14, 6)
+    canvas = 100 * normal(2, 3, 12, 14, max(6, conv.groups))
     outs = jax.jit(lambda x, n: conv(FeatureMap(x, n)))(canvas, size)
     whole = jax.jit(lambda x: conv(FeatureMap(x)))(canvas)
     assert whole.grid_size is None

@@ -5,14 +5,17 @@ import re
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from shrink import (
     NUM_CLASSES,
     TINY_BACKBONES,
+    TINY_DECODERS,
     random_parameters,
     segmenter_config,
     use_tiny_backbone,
+    use_tiny_decoder,
 )
 
 from configs import segmenter
@@ -40,10 +43,22 @@ C = NUM_CLASSES
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
+HEADS = {
+    "projected_encoder": dict(
+        dropout_rate=0.0, share_embeddings=False, class_projection=True
+    )
+}
+"""What heads need beside what ``configs/segmenter.py`` has."""
+
+
 def make_config(head="transformer_encoder", rank_norm="affine", downsample=8, **more):
     config = segmenter_config(**({"depth": 1} | more))
     with config.unlocked():
-        config.model.multilabel_head.update(name=head, downsample=downsample)
+        config.model.multilabel_head = ml_collections.ConfigDict(
+            config.model.multilabel_head.to_dict()
+            | HEADS.get(head, {})
+            | {"name": head, "downsample": downsample}
+        )
         config.model.rank_norm.kind = rank_norm
         config.model.decoder.depth = 1
     return config
@@ -62,8 +77,7 @@ def make_images(batch=2, height=22, width=27, seed=0):
 def test_a_permuted_complete_selection_is_the_baseline(decoder, head):
     """With K = C and no rank norm, ranks are only another order of the classes."""
     config = make_config(head, rank_norm="none", selection="complete")
-    with config.unlocked():
-        config.model.decoder.name = decoder
+    use_tiny_decoder(config, decoder)
     model = FunctionalModel.build(config, C)
     parameters = random_parameters(model)
     permuted = np.stack([np.random.default_rng(b).permutation(C) for b in range(2)])
@@ -105,9 +119,8 @@ def test_every_combination_traces(combination):
     papers = combination == ("vit", "segmenter", "transformer_encoder", "top_k")
     for rank_norm in RANK_NORMS if papers else ("affine",):
         config = make_config(head, rank_norm, selection=selection)
-        with config.unlocked():
-            use_tiny_backbone(config, backbone, drop_path_rate=0.1)
-            config.model.decoder.update(name=decoder, dropout_rate=0.1)
+        use_tiny_backbone(config, backbone, drop_path_rate=0.1)
+        use_tiny_decoder(config, decoder, dropout_rate=0.1)
         model = FunctionalModel.build(config, C)
         policy = SelectionPolicy(selection, 4)
 
@@ -130,8 +143,9 @@ def test_every_combination_traces(combination):
         assert output.label_scores.shape == (2, C)
 
 
-def test_every_backbone_is_tested():
+def test_every_part_is_tested():
     assert TINY_BACKBONES.keys() == BACKBONES.keys()
+    assert TINY_DECODERS.keys() == DECODERS.keys()
 
 
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))

@@ -15,6 +15,7 @@ from flax import nnx
 
 from mlseg_jax.models.interfaces import FeatureMap
 from mlseg_jax.models.layers.norm import BatchNorm
+from mlseg_jax.models.macs import Macs, activation, product
 from mlseg_jax.typing import Array, DTypeLike, Length
 
 kaiming_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -75,12 +76,14 @@ class Conv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, features: FeatureMap) -> FeatureMap:
-        kernel = self.kernel[...].astype(self.dtype)
-        stride = self.stride
-        if self.window == 1 and self.groups == 1 and self.padding == 0:
+        kernel, stride = self.kernel[...].astype(self.dtype), self.stride
+        if self.window == 1 and self.padding == 0 and self.groups == 1:
             # A matrix product, which needs no zeros around the picture.
             grid = features.grid[:, ::stride, ::stride].astype(self.dtype)
             grid = jnp.einsum("bhwd,de->bhwe", grid, kernel[0, 0])
+        elif kernel.shape == (1, 1, 1, self.groups) and self.padding == 0:
+            grid = features.grid[:, ::stride, ::stride].astype(self.dtype)
+            grid = grid * kernel
         else:
             grid = jax.lax.conv_general_dilated(
                 _fill(features, 0.0).astype(self.dtype),
@@ -100,6 +103,12 @@ class Conv(nnx.Module):
         if length is None:
             return None
         return out_length(length, self.window, self.stride, self.padding, self.dilation)
+
+    def macs(self, size: tuple[int, int]) -> Macs:
+        """For a map of so many rows and columns."""
+        rows, columns = map(self.out_length, size)
+        # The kernel may be a stack of them.
+        return product(rows, columns, *self.kernel.shape[-4:])
 
 
 class ConvUnit(nnx.Module):
@@ -135,6 +144,14 @@ class ConvUnit(nnx.Module):
         if self.activation is not None:
             grid = self.activation(grid)
         return FeatureMap(grid, features.grid_size)
+
+    def macs(self, size: tuple[int, int]) -> Macs:
+        count = self.conv.macs(size)
+        if self.activation is None:
+            return count
+        # The paper's counter knew no synchronised batch norm.
+        shape = (*map(self.conv.out_length, size), self.conv.kernel.shape[-1])
+        return count + activation(*shape)
 
 
 def max_pool(

@@ -1,0 +1,109 @@
+"""Tables of backbones, and the part of a configuration that says which one."""
+
+from ml_collections import ConfigDict
+
+from configs.common import choose
+
+VITS = {
+    # name: width, depth, heads, patch
+    "vit_demo": (128, 4, 4, 12),
+    "vit_ti16": (192, 12, 3, 16),
+    "vit_s16": (384, 12, 6, 16),
+    "vit_b16": (768, 12, 12, 16),
+    "vit_l16": (1024, 24, 16, 16),
+}
+"""Sizes of vision transformers; the hidden layer of the MLP is four times the width."""
+
+SWINS = {
+    # name: width, depths, heads, window, drop path
+    "swin_t": (96, (2, 2, 6, 2), (3, 6, 12, 24), 7, 0.2),
+    "swin_s": (96, (2, 2, 18, 2), (3, 6, 12, 24), 7, 0.3),
+    "swin_b": (128, (2, 2, 18, 2), (4, 8, 16, 32), 12, 0.3),
+    "swin_l": (192, (2, 2, 18, 2), (6, 12, 24, 48), 12, 0.3),
+}
+"""Sizes of Swin transformers. Windows of 7 belong to weights trained on 224 pixels,
+windows of 12 to those trained on 384; B and L exist with both.
+"""
+
+RESNETS = {
+    # name: blocks of each stage, dilated
+    "resnet50": ((3, 4, 6, 3), False),
+    "resnet101": ((3, 4, 23, 3), False),
+    "resnet50_v1c": ((3, 4, 6, 3), True),
+    "resnet101_v1c": ((3, 4, 23, 3), True),
+}
+"""Residual networks: torchvision's of stride 32; V1c of Open-MMLab, whose last two
+stages are dilated instead of coarser (stride 8, method.md section 9.2).
+"""
+
+
+def vit(name: str, image_size: tuple[int, int]) -> ConfigDict:
+    embed_dim, depth, num_heads, patch_size = choose(VITS, "backbone", name)
+    return ConfigDict(
+        {
+            "name": "vit",
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_dim": 4 * embed_dim,
+            "patch_size": patch_size,
+            # Size of picture whose grid the position table has.
+            "image_size": image_size,
+            # How it is brought to other grids: bicubic, antialiased_bicubic (timm),
+            # bilinear (official Segmenter).
+            "position_resize": "bicubic",
+            # 1e-5 in the official Segmenter.
+            "norm_epsilon": 1e-6,
+            "drop_path_rate": 0.1,
+            # One scan over stacked layers: compiles faster, and so must `remat`.
+            "scan": False,
+            # What the backward pass keeps of a block: none (= all of it), dots, full.
+            "remat": "none",
+        }
+    )
+
+
+def swin(name: str) -> ConfigDict:
+    sizes = choose(SWINS, "backbone", name)
+    embed_dim, depths, num_heads, window_size, drop_path_rate = sizes
+    return ConfigDict(
+        {
+            "name": "swin",
+            "embed_dim": embed_dim,
+            # Blocks and attention heads of each of the four stages.
+            "depths": depths,
+            "num_heads": num_heads,
+            # Tokens along a side of an attention window.
+            "window_size": window_size,
+            "drop_path_rate": drop_path_rate,
+            # How many of the outputs, from the coarsest, have a layer norm.
+            "num_norms": 4,
+            # As of `vit`; a scan goes over pairs of blocks.
+            "scan": False,
+            "remat": "none",
+        }
+    )
+
+
+def resnet(name: str) -> ConfigDict:
+    depths, dilated = choose(RESNETS, "backbone", name)
+    return ConfigDict(
+        {
+            "name": "resnet",
+            # Width of the stem's result; the four maps are 4, 8, 16, 32 times as wide.
+            "embed_dim": 64,
+            # Blocks, stride and dilation of each stage.
+            "depths": depths,
+            "strides": (1, 2, 1, 1) if dilated else (1, 2, 2, 2),
+            "dilations": (1, 1, 2, 4) if dilated else (1, 1, 1, 1),
+            # Half the dilation in the first block of a stage.
+            "contract_dilation": dilated,
+            # plain (7 x 7) or deep (three times 3 x 3).
+            "stem": "deep" if dilated else "plain",
+            # Keep the imported batch statistics in training.
+            "freeze_norms": False,
+            # As of `vit`; a scan goes over the equal blocks of a stage.
+            "scan": False,
+            "remat": "none",
+        }
+    )

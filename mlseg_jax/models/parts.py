@@ -1,0 +1,223 @@
+"""The tables of parts: a name in a configuration to a function that makes the module.
+
+A builder gets the configuration, what it stands on (a backbone nothing, a decoder the
+backbone, a multi-label head the decoder and the number of classes) and the keywords
+``dtype`` and ``rngs``.
+"""
+
+from mlseg_jax.errors import UserError
+from mlseg_jax.models.backbones.resnet import ResNet
+from mlseg_jax.models.backbones.swin import Swin
+from mlseg_jax.models.backbones.vit import ViT
+from mlseg_jax.models.decoders.auxiliary import FCNHead
+from mlseg_jax.models.decoders.deeplabv3 import DeepLabV3Decoder
+from mlseg_jax.models.decoders.segmenter import SegmenterDecoder
+from mlseg_jax.models.layers.context_encoding import ContextEncoding
+from mlseg_jax.models.multilabel_heads.global_pooling import GlobalPoolingHead
+from mlseg_jax.models.multilabel_heads.linear import LinearHead
+from mlseg_jax.models.multilabel_heads.none import NoMultiLabelHead
+from mlseg_jax.models.multilabel_heads.projected_encoder import ProjectedEncoderHead
+from mlseg_jax.models.multilabel_heads.segmentation_logits import (
+    SegmentationLogitsHead,
+)
+from mlseg_jax.models.multilabel_heads.transformer_decoder import (
+    TransformerDecoderHead,
+)
+from mlseg_jax.models.multilabel_heads.transformer_encoder import (
+    TransformerEncoderHead,
+)
+
+
+def _build_vit(config, **common):
+    backbone = config.model.backbone
+    return ViT(
+        image_size=tuple(backbone.image_size),
+        patch_size=backbone.patch_size,
+        embed_dim=backbone.embed_dim,
+        depth=backbone.depth,
+        num_heads=backbone.num_heads,
+        mlp_dim=backbone.mlp_dim,
+        norm_epsilon=backbone.norm_epsilon,
+        position_resize=backbone.position_resize,
+        drop_path_rate=backbone.drop_path_rate,
+        scan=backbone.scan,
+        remat=backbone.remat,
+        **common,
+    )
+
+
+def _build_swin(config, **common):
+    backbone = config.model.backbone
+    return Swin(
+        embed_dim=backbone.embed_dim,
+        depths=tuple(backbone.depths),
+        num_heads=tuple(backbone.num_heads),
+        window_size=backbone.window_size,
+        drop_path_rate=backbone.drop_path_rate,
+        num_norms=backbone.num_norms,
+        scan=backbone.scan,
+        remat=backbone.remat,
+        **common,
+    )
+
+
+def _build_resnet(config, **common):
+    backbone = config.model.backbone
+    return ResNet(
+        embed_dim=backbone.embed_dim,
+        depths=tuple(backbone.depths),
+        stem=backbone.stem,
+        strides=tuple(backbone.strides),
+        dilations=tuple(backbone.dilations),
+        contract_dilation=backbone.contract_dilation,
+        freeze_norms=backbone.freeze_norms,
+        scan=backbone.scan,
+        remat=backbone.remat,
+        **common,
+    )
+
+
+def _num_heads(config, embed_dim: int) -> int:
+    """Heads of the blocks after the backbone: as many as its last ones have, or else
+    one for every 64 values.
+    """
+    heads = config.model.backbone.get("num_heads", max(1, embed_dim // 64))
+    return heads if isinstance(heads, int) else heads[-1]
+
+
+def _build_segmenter(config, backbone, encoding=None, cosine_dim=None, **common):
+    head = config.model.multilabel_head.name
+    return SegmenterDecoder(
+        feature_dim=backbone.feature_dims[-1],
+        embed_dim=backbone.feature_dims[-1],
+        depth=config.model.decoder.depth,
+        num_heads=_num_heads(config, backbone.feature_dims[-1]),
+        dropout_rate=config.model.decoder.dropout_rate,
+        # What the head looks at; features, where it is not said here.
+        image={"transformer_encoder": "projected", "linear": "encoding"}.get(
+            head, "features"
+        ),
+        encoding=encoding,
+        cosine_dim=cosine_dim,
+        remat=config.model.backbone.remat,
+        **common,
+    )
+
+
+def _build_encnet(config, backbone, **common):
+    num_codes = config.model.decoder.num_codes
+    encoding = ContextEncoding(backbone.feature_dims[-1], num_codes, **common)
+    return _build_segmenter(config, backbone, encoding=encoding, **common)
+
+
+def _build_essnet(config, backbone, **common):
+    cosine_dim = config.model.decoder.cosine_dim
+    return _build_segmenter(config, backbone, cosine_dim=cosine_dim, **common)
+
+
+def _build_deeplabv3(config, backbone, **common):
+    return DeepLabV3Decoder(
+        feature_dim=backbone.feature_dims[-1],
+        embed_dim=config.model.decoder.embed_dim,
+        dilations=tuple(config.model.decoder.dilations),
+        dropout_rate=config.model.decoder.dropout_rate,
+        **common,
+    )
+
+
+def _build_transformer_encoder_head(config, decoder, num_classes, **common):
+    if decoder.image_dim != decoder.embed_dim:
+        raise UserError(
+            f"The multi-label head 'transformer_encoder' needs features as wide as the "
+            f"class embeddings ({decoder.embed_dim}), but model.decoder.name="
+            f"{config.model.decoder.name!r} hands it {decoder.image_dim}; set "
+            f"model.multilabel_head.name to projected_encoder."
+        )
+    return TransformerEncoderHead(
+        num_classes=num_classes,
+        embed_dim=decoder.embed_dim,
+        num_heads=_num_heads(config, decoder.embed_dim),
+        dropout_rate=config.model.decoder.dropout_rate,
+        downsample=config.model.multilabel_head.downsample or None,
+        remat=config.model.backbone.remat,
+        **common,
+    )
+
+
+def _build_transformer_decoder_head(config, decoder, num_classes, **common):
+    head = config.model.multilabel_head
+    return TransformerDecoderHead(
+        num_classes=num_classes,
+        image_dim=decoder.image_dim,
+        embed_dim=decoder.embed_dim,
+        num_heads=head.num_heads,
+        mlp_dim=head.mlp_dim,
+        depth=head.depth,
+        downsample=head.downsample,
+        dropout_rate=config.model.decoder.dropout_rate,
+        remat=config.model.backbone.remat,
+        **common,
+    )
+
+
+def _build_global_pooling_head(config, decoder, num_classes, **common):
+    return GlobalPoolingHead(
+        num_classes=num_classes,
+        image_dim=decoder.image_dim,
+        downsample=config.model.multilabel_head.downsample,
+        **common,
+    )
+
+
+def _build_projected_encoder_head(config, decoder, num_classes, **common):
+    head = config.model.multilabel_head
+    return ProjectedEncoderHead(
+        num_classes=num_classes,
+        image_dim=decoder.image_dim,
+        embed_dim=decoder.embed_dim,
+        num_heads=head.num_heads,
+        dropout_rate=head.dropout_rate,
+        downsample=head.downsample or None,
+        share_embeddings=head.share_embeddings,
+        class_projection=head.class_projection,
+        remat=config.model.backbone.remat,
+        **common,
+    )
+
+
+def _build_fcn_head(config, backbone, num_classes, **common):
+    head = config.model.auxiliary_head
+    return FCNHead(
+        num_classes,
+        level=head.level,
+        feature_dim=backbone.feature_dims[head.level],
+        embed_dim=head.embed_dim,
+        dropout_rate=config.model.decoder.dropout_rate,
+        **common,
+    )
+
+
+BACKBONES = {"vit": _build_vit, "swin": _build_swin, "resnet": _build_resnet}
+DECODERS = {
+    "deeplabv3": _build_deeplabv3,
+    "encnet": _build_encnet,
+    "essnet": _build_essnet,
+    "segmenter": _build_segmenter,
+}
+MULTILABEL_HEADS = {
+    "transformer_encoder": _build_transformer_encoder_head,
+    "transformer_decoder": _build_transformer_decoder_head,
+    "projected_encoder": _build_projected_encoder_head,
+    "global_pooling": _build_global_pooling_head,
+    "linear": lambda config, decoder, num_classes, **common: LinearHead(
+        num_classes=num_classes, image_dim=decoder.image_dim, **common
+    ),
+    "segmentation_logits": lambda config, decoder, num_classes, **common: (
+        SegmentationLogitsHead(decoder, num_classes=num_classes)
+    ),
+    "none": lambda config, decoder, num_classes, **common: NoMultiLabelHead(),
+}
+AUXILIARY_HEADS = {
+    "fcn": _build_fcn_head,
+    "none": lambda config, backbone, num_classes, **common: None,
+}
