@@ -4,6 +4,7 @@ import ml_collections
 
 from mlseg_jax.pretrained import vit
 from mlseg_jax.pretrained.mapping import (
+    CONV,
     POINTWISE,
     SAME,
     TRANSPOSED,
@@ -65,9 +66,10 @@ def release(config: ml_collections.ConfigDict) -> list[Row]:
             Row(f"{head}mask_norm.gamma", "rank_norm/scale", SAME),
             Row(f"{head}mask_norm.beta", "rank_norm/bias", SAME),
         ]
+    owner = "backbone." if config.model.class_embeddings.in_backbone else head
     return [
         *vit.mmcv(config),
-        Row(f"{head}cls_emb", "class_embeddings", UNBATCHED),
+        Row(f"{owner}cls_emb", "class_embeddings", UNBATCHED),
         *_decoder(head, rank_norm),
         *RELEASE_HEADS[config.model.multilabel_head.name],
     ]
@@ -126,11 +128,33 @@ _POOLING_HEAD = [
     *pointwise(f"{_HEAD}.2", f"{_OURS}/classifier"),
 ]
 
+_ENCODING = "decoder/encoding"
+_ENCNET = [
+    *_BLOCKS_ALONE,
+    *linear("decode_head.se_layer", f"{_OURS}/classifier"),
+    Row("decode_head.bottleneck.conv.weight", f"{_ENCODING}/bottleneck/kernel", CONV),
+    Row("decode_head.bottleneck.conv.bias", f"{_ENCODING}/bottleneck/bias", SAME),
+    *(
+        Row(f"decode_head.enc_module.{theirs}", f"{_ENCODING}/{ours}", change)
+        for theirs, ours, change in (
+            ("encoding_project.conv.weight", "reduction/kernel", CONV),
+            ("encoding_project.conv.bias", "reduction/bias", SAME),
+            ("encoding.0.codewords", "codes", SAME),
+            ("encoding.0.scale", "code_scales", SAME),
+            ("encoding.1.running_mean", "norm/mean", SAME),
+            ("encoding.1.running_var", "norm/var", SAME),
+        )
+    ),
+    *norm("decode_head.enc_module.encoding.1", f"{_ENCODING}/norm"),
+    *linear("decode_head.enc_module.fc.0", f"{_ENCODING}/gate"),
+]
+
 RELEASE_HEADS = {
     "none": _BLOCKS_ALONE,
     "transformer_encoder": _ENCODER_HEAD,
     "transformer_decoder": _DECODER_HEAD,
     "global_pooling": _POOLING_HEAD,
+    "linear": _ENCNET,
 }
 """Rows of the blocks and of the multi-label head, by the name of ours."""
 

@@ -114,6 +114,8 @@ def test_every_golden_file_is_used():
     assert set(CASES) == {
         *("vit_even", "vit_odd", "segmenter", "mlseg_pool8", "mlseg_pool_none"),
         *("mlseg_batch3", "oracle", "losses", "sliding", "multi_scale"),
+        # test_heads.py
+        *("head_decoder", "head_pooling", "oce", "encnet", "essnet"),
     }
 
 

@@ -1,0 +1,93 @@
+"""The paper's other heads, OCE, EncNet and ESSNet against plain PyTorch versions."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_golden import assert_grads, batch_of, close, load, make_config, nhwc, part
+
+from mlseg_jax.label_selection import SelectionPolicy
+from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.pretrained import segmenter
+from mlseg_jax.pretrained.mapping import to_ours
+from mlseg_jax.tasks import semantic
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+# What a case has besides the default: parts of the model, and losses.
+CASES = {
+    "head_decoder": {"multilabel_head": "transformer_decoder", "gamma_negative": 0.0},
+    "head_pooling": {"multilabel_head": "global_pooling", "gamma_negative": 0.0},
+    "oce": {},
+    "encnet": {"decoder": "encnet", "multilabel_head": "linear",
+               "multilabel": "binary_cross_entropy", "multilabel_weight": 0.2},
+    "essnet": {"decoder": "essnet", "multilabel_head": "none", "num_nearest": 3,
+               "pixel": "nearest_classes", "multilabel_weight": 0.0},
+}  # fmt: skip
+
+
+def set_up(case):
+    golden, choice = load(case), dict(CASES[case])
+    selection = "complete" if "decoder" in choice else "top_k"
+    config = make_config(golden, selection, 4)
+    with config.unlocked():
+        model = config.model
+        model.class_embeddings.in_backbone = case == "oce"
+        model.decoder.update(
+            name=choice.pop("decoder", "segmenter"), num_codes=5, cosine_dim=6
+        )
+        model.multilabel_head.update(
+            name=choice.pop("multilabel_head", "transformer_encoder"),
+            num_heads=4,
+            mlp_dim=24,
+        )
+        config.loss.update({"multilabel_weight": 10.0} | choice)
+    return golden, config, FunctionalModel.build(config, 11)
+
+
+def converted(golden, config, kind, shapes):
+    shapes = {path: leaf.shape for path, leaf in shapes.items()}
+    rows = [
+        row
+        for row in segmenter.release(config)
+        if kind == "param" or ".running_" not in row.theirs
+    ]
+    mapped = to_ours(part(golden, kind), rows, shapes)
+    assert not mapped.dropped
+    return {path: jnp.asarray(x.copy()) for path, x in mapped.arrays.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_head(case):
+    golden, config, model = set_up(case)
+    everything = converted(golden, config, "param", model.shapes)
+    params = {path: everything[path] for path in model.learned}
+    stats = {k: v for k, v in everything.items() if k not in params}
+    batch = batch_of(golden)
+    select = SelectionPolicy(config.selection.name, 4).select()
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(params, batch, rng):
+        total, logs = semantic.loss(model.bind(params | stats), batch, config, rng)
+        output = model.bind(params | stats)(batch["image"], select, rng=rng)
+        return total, (logs, output)
+
+    # A key means training; nothing is dropped at rates of 0.
+    (total, (logs, output)), grads = jax.jit(loss)(params, batch, jax.random.key(0))
+    close(output.logits, nhwc(golden["output:logits"]))
+    close(logs["loss/pixel"], golden["output:loss_pixel"])
+    close(total, golden["output:loss"])
+    if "output:scores" in golden:
+        close(output.label_scores, golden["output:scores"])
+        close(logs["loss/multilabel"], golden["output:loss_multi_label"])
+    if "output:indices" in golden:
+        ids = output.selection.class_ids
+        np.testing.assert_array_equal(ids, golden["output:indices"])
+    assert_grads(converted(golden, config, "grad", model.learned), grads)
+    if "output:eval_logits" in golden:
+        evaluate = jax.jit(lambda params, x: model.bind(params)(x, select))
+        output = evaluate(everything, batch["image"])
+        close(output.logits, nhwc(golden["output:eval_logits"]))
+        close(output.label_scores, golden["output:eval_scores"])
