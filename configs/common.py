@@ -217,6 +217,11 @@ def base(name: str) -> ConfigDict:
                 # (regular expression on the parameter's path, factor); the first match
                 # counts, no match is 1.
                 "weight_decay_factors": (),
+                # The same for learning rates.
+                "learning_rate_factors": (),
+                # Factor of the learning rate from each block of the backbone to the one
+                # before it (optimizer.depth_factors); 1 is none.
+                "layer_decay": 1.0,
                 # Regular expressions: parameters whose path has one are not trained.
                 "frozen": (),
                 # Largest norm of the whole gradient; 0 is no limit.

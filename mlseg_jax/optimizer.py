@@ -9,6 +9,11 @@ import optax
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import Parameters
+from mlseg_jax.typing import Array
+
+BLOCKS = r"backbone/blocks/blocks/(?:(\d+)/)?"
+BEFORE_BLOCKS = r"backbone/(patch_projection|.*_tokens?$|position_table)"
+"""Paths that layer-wise decay of the learning rate knows."""
 
 CYCLE_START = 0.2
 """Share of the steps in which a one-cycle schedule rises."""
@@ -89,6 +94,9 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
         raise UserError(
             f"Unknown optimizer.name {optimizer.name!r}; choose sgd or adamw."
         )
+    factors = tuple(map(tuple, optimizer.learning_rate_factors))
+    if factors or optimizer.layer_decay != 1.0:
+        steps.append(_scale_by_path(factors, optimizer.layer_decay))
     steps.append(optax.scale_by_learning_rate(make_schedule(config)))
     update_rule = optax.chain(*steps)
     return _train_the_rest(config, update_rule) if optimizer.frozen else update_rule
@@ -133,15 +141,65 @@ def _weight_decay(
 ) -> optax.GradientTransformation:
     """Adds strength x factor x parameter; the first pattern in the path decides."""
 
-    def factor(path: str) -> float:
-        return next((f for pattern, f in factors if re.search(pattern, path)), 1.0)
-
     def add(updates: Parameters, parameters: Parameters) -> Parameters:
         if strength == 0.0:
             return updates
         return {
-            path: update + strength * factor(path) * parameters[path]
+            path: update + strength * _first(factors, path) * parameters[path]
             for path, update in updates.items()
         }
 
     return optax.stateless(add)
+
+
+def _first(factors: tuple[tuple[str, float], ...], path: str) -> float:
+    """The factor of the first pattern in the path; 1 without any."""
+    return next((f for pattern, f in factors if re.search(pattern, path)), 1.0)
+
+
+def _scale_by_path(
+    factors: tuple[tuple[str, float], ...], layer_decay: float
+) -> optax.GradientTransformation:
+    """Learning rates that differ: by pattern, times by depth in the backbone."""
+
+    def scale(updates: Parameters, parameters: Parameters) -> Parameters:
+        by_depth = depth_factors(updates, layer_decay)
+        return {
+            path: update * _first(factors, path) * by_depth.get(path, 1.0)
+            for path, update in updates.items()
+        }
+
+    return optax.stateless(scale)
+
+
+def depth_factors(parameters: Parameters, decay: float) -> dict[str, float | Array]:
+    """Layer-wise decay of the learning rate, BEiT's rule (method.md section 12.1).
+
+    Of n blocks, block i has decay^(n - i), what comes before them decay^(n + 1), and
+    everything else, which is not named here, 1. Blocks under a scan are one array with
+    a factor for each entry of its first axis.
+    """
+    if decay == 1.0:
+        return {}
+    blocks = {p: m[1] for p in parameters if (m := re.match(BLOCKS, p))}
+    if not blocks and any(path.startswith("backbone/") for path in parameters):
+        raise UserError(
+            f"optimizer.layer_decay={decay} needs a backbone that is one stack of "
+            f"blocks, such as a ViT; set it to 1."
+        )
+    depths = [
+        parameters[path].shape[0] if number is None else int(number) + 1
+        for path, number in blocks.items()
+    ]
+    depth = max(depths, default=0)
+
+    def factor(path: str) -> float | Array:
+        if path not in blocks:
+            return decay ** (depth + 1)
+        if blocks[path] is not None:
+            return decay ** (depth - int(blocks[path]))
+        shape = (-1,) + (1,) * (parameters[path].ndim - 1)
+        return (decay ** (depth - jnp.arange(depth, dtype=jnp.float32))).reshape(shape)
+
+    before = [path for path in parameters if re.match(BEFORE_BLOCKS, path)]
+    return {path: factor(path) for path in [*before, *blocks]}

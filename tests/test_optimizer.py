@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from shrink import deeplabv3_config, segmenter_config
 from tiny import tiny_config
 
 from configs import segmenter
@@ -223,3 +224,56 @@ def test_frozen_parameters_stay_and_cost_no_state():
     config.optimizer.frozen = ("c$", "x")
     with pytest.raises(UserError, match="'x', which is in the path of no parameter"):
         make_optimizer(config).init(parameters)
+
+
+def steps_of(config, shapes):
+    """How far one step of a gradient of ones goes, by path."""
+    config.unlock()
+    config.optimizer.update(
+        name="sgd", momentum=0.0, learning_rate=1.0, schedule="constant",
+        weight_decay=0.0, clip_norm=0.0,
+    )  # fmt: skip
+    optimizer = make_optimizer(config)
+    ones = {path: jnp.ones(shape.shape) for path, shape in shapes.items()}
+    updates, _ = optimizer.update(ones, optimizer.init(ones), ones)
+    return {path: -np.asarray(update) for path, update in updates.items()}
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_layer_decay_is_beits(scan):
+    """method.md 12.1: 0.95^(L - id - 1), L = blocks + 2; heads keep their rate."""
+    config = segmenter_config(depth=3, scan=scan)
+    with config.unlocked():
+        config.optimizer.layer_decay = 0.95
+        config.optimizer.learning_rate_factors = (
+            ("multilabel_head/norm", 0.5), ("multilabel_head", 0.1)
+        )  # fmt: skip
+    shapes = FunctionalModel.build(config, 7).shapes
+    rates = {0: 0.95**4, 1: 0.95**3, 2: 0.95**2, 3: 0.95}
+    seen = set()
+    for path, step in steps_of(config, shapes).items():
+        parts = path.split("/")
+        if path.startswith("backbone/blocks/blocks/"):
+            ids = [1, 2, 3] if scan else [int(parts[3]) + 1]
+            expected = np.asarray([rates[i] for i in ids])
+            step = step.reshape(len(ids), -1)
+            expected = np.broadcast_to(expected[:, None], step.shape)
+        elif parts[:2] == ["backbone", "norm"]:
+            expected = 1.0
+        elif parts[0] == "backbone":
+            expected = rates[0]
+        else:
+            expected = {"multilabel_head": 0.1}.get(parts[0], 1.0)
+            expected = 0.5 if path.startswith("multilabel_head/norm") else expected
+        np.testing.assert_allclose(step, expected, rtol=1e-5, err_msg=path)
+        seen |= set(np.round(np.ravel(step), 5).tolist())
+    assert len(seen) == 7
+
+
+def test_layer_decay_of_a_backbone_in_stages():
+    config = deeplabv3_config()
+    with config.unlocked():
+        config.optimizer.layer_decay = 0.9
+    shapes = FunctionalModel.build(config, 7).learned
+    with pytest.raises(UserError, match="needs a backbone that is one stack"):
+        steps_of(config, shapes)
