@@ -1,5 +1,6 @@
 """Commands: from flags to functions, and from exceptions to one sentence."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -37,6 +38,9 @@ flags.DEFINE_enum(
 flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU) or a step.")
 flags.DEFINE_string("topology", None, "plan: v5e-256, v5p-64, h100x8, cpu8, ...")
 flags.DEFINE_integer("batch", None, "plan: images per chip.")
+flags.DEFINE_float(
+    "effort", -1.0, "plan: how hard the compiler tries, -1 (quick) to 0 (as in train)."
+)
 flags.DEFINE_bool("largest_batch", False, "plan: find the most images that fit.")
 flags.DEFINE_bool("label_table", False, "plan: also a table of C against K.")
 flags.DEFINE_bool(
@@ -240,10 +244,13 @@ def _last_reason(text: str) -> str:
 
 
 def _main(argv: list[str]) -> None:
-    from mlseg_jax import commands, processes
-    from mlseg_jax.progress import log_to_stderr
+    from mlseg_jax.chatter import quiet
 
     command = argv[1]
+    with quiet() if command == "plan" else contextlib.nullcontext():
+        from mlseg_jax import commands, processes
+        from mlseg_jax.progress import log_to_stderr
+
     # Libraries raise what they log; Orbax logs a full disk in a hundred lines.
     logging.set_verbosity(logging.FATAL)
     try:

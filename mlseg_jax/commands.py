@@ -180,13 +180,15 @@ def plan(flags) -> None:
     topologies.prepare(topology)
     batch = flags.batch
     if flags.largest_batch:
-        batch = planning.largest_batch(config, topology, batch or 1)
+        batch = planning.largest_batch(
+            config, topology, batch or 1, effort=flags.effort
+        )
         if batch == 0:
             raise UserError(f"Not even one image per chip fits on {topology.name}.")
-    made = planning.plan(config, topology, batch)
+    made = planning.plan(config, topology, batch, effort=flags.effort)
     rows = []
     if flags.label_table:
-        rows = planning.label_table(config, topology, batch)
+        rows = planning.label_table(config, topology, batch, effort=flags.effort)
     if flags.json:
         print(json.dumps(made.as_json() | {"label_table": rows}))
         return

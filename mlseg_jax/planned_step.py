@@ -12,12 +12,13 @@ import time
 import jax
 import numpy as np
 
+from mlseg_jax.chatter import quiet
 from mlseg_jax.compiled import Program, read_program
 from mlseg_jax.evaluate import evaluation_policy
 from mlseg_jax.flops import count_macs
 from mlseg_jax.label_selection import Selection, SelectionPolicy
 from mlseg_jax.sharding import batch_sharding, within
-from mlseg_jax.topologies import Topology, quiet
+from mlseg_jax.topologies import Topology
 from mlseg_jax.train_state import (
     abstract_state,
     evaluation_parameters,

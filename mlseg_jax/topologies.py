@@ -6,18 +6,16 @@ are two such slices; ``h100x8`` is 8 GPUs, ``h100x16`` two hosts of 8; ``cpu8`` 
 devices of this computer's processor.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import math
 import os
 import re
-import sys
-import tempfile
 
 import jax
 from jax.experimental import topologies
 
+from mlseg_jax.chatter import quiet
 from mlseg_jax.errors import UserError
 from mlseg_jax.flops import peak_flops
 
@@ -194,6 +192,8 @@ def prepare(topology: Topology) -> None:
     if topology.accelerator == "cpu":
         flag = f"--xla_force_host_platform_device_count={topology.num_chips}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+    with quiet():  # the GPU's plugin looks for drivers and says that there are none
+        jax.devices()
 
 
 def devices(topology: Topology) -> list:
@@ -271,22 +271,3 @@ def _describe_gpu(topology: Topology):
         target_config=target,
         topology=f"1x{hosts}x{per_host}",
     )
-
-
-@contextlib.contextmanager
-def quiet():
-    """Drops what C++ code writes; exceptions still carry what went wrong."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-        try:
-            os.dup2(sink.fileno(), 1)
-            os.dup2(sink.fileno(), 2)
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for target, copy in enumerate(saved, start=1):
-                os.dup2(copy, target)
-                os.close(copy)
