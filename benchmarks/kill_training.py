@@ -67,7 +67,7 @@ def run_to_the_end(workdir, steps, devices, cache) -> None:
 
 def kill_often(workdir, steps, kills, devices, cache, rng) -> dict[str, int]:
     """Kills until it has done so often enough; then lets the run end."""
-    during_saves = early = 0
+    during_saves = early = real = 0
     for number in range(kills):
         before = saved_steps(workdir)
         with (workdir.parent / f"{workdir.name}.log").open("a") as log:
@@ -81,12 +81,13 @@ def kill_often(workdir, steps, kills, devices, cache, rng) -> dict[str, int]:
                     time.sleep(0.001)
                 time.sleep(rng.choice([0.0, rng.uniform(0.0, 0.6)]))
             process.kill()
-            process.wait()
+            # One that has ended by itself was not killed.
+            real += process.wait() != 0
         during_saves += any("tmp" in name for name in saved_steps(workdir))
         done = [int(name) for name in saved_steps(workdir) if name.isdigit()]
         print(f"kill {number + 1}: newest {max(done, default=0)}", file=sys.stderr)
     run_to_the_end(workdir, steps, devices[kills % len(devices)], cache)
-    return {"kills": kills, "in_a_save": during_saves, "while_starting": early}
+    return {"kills": real, "in_a_save": during_saves, "while_starting": early}
 
 
 def read(workdir):

@@ -156,17 +156,19 @@ def gather_weights(weights, dtype=None):
     """Makes weights whole on every device, at the place where they are needed.
 
     Called on one block's weights within its rematerialisation, so that the whole ones
-    live as long as the block runs. Matrices are cast to ``dtype`` before they travel.
-    Their gradients go straight back to where the state has its shards.
+    live as long as the block runs. Kernels are cast to ``dtype``, in which the layers
+    use them, before they travel. Gradients go straight back to where the state has its
+    shards.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return weights
 
-    def gather(weight):
-        is_matrix = dtype is not None and weight.ndim > 1
-        return _gather(weight.astype(dtype) if is_matrix else weight)
+    def gather(path, weight):
+        if dtype is not None and "kernel" in jax.tree_util.keystr(path):
+            weight = weight.astype(dtype)
+        return _gather(weight)
 
-    return jax.tree.map(gather, weights)
+    return jax.tree_util.tree_map_with_path(gather, weights)
 
 
 @jax.custom_vjp
