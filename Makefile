@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 DEMO := runs/demo
+PARITY ?= .venv-parity
 
 .PHONY: setup demo test lint parity
 
@@ -26,6 +27,15 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Against the public PyTorch implementations; their packages stay out of $(VENV).
+parity: $(PARITY)/.installed
+	PYTHONPATH=. JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/live.py
+
+$(PARITY)/.installed: requirements.txt requirements-parity.txt
+	$(if $(UV),$(UV) venv --quiet --allow-existing --python $(PY) $(PARITY),$(PY) -m venv $(PARITY))
+	$(subst $(BIN),$(PARITY)/bin,$(INSTALL)) -r requirements.txt -r requirements-parity.txt
+	@touch $@
 
 lint: setup
 	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check .

@@ -15,6 +15,9 @@ from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.sharding import make_mesh
 from mlseg_jax.train_state import abstract_state, evaluation_parameters
 
+CARD = "model_card.json"
+"""In work directories that `convert` wrote: where the weights are from."""
+
 FREE_TO_CHANGE = (
     "eval",
     "mesh",
@@ -88,6 +91,11 @@ def claim_workdir(
       written.
     """
     path = epath.Path(workdir) / "config.json"
+    if (path.parent / CARD).exists():
+        raise UserError(
+            f"{workdir} holds converted weights and no run; train from them with "
+            f"--config.init={workdir} and another --workdir."
+        )
     wanted = json.loads(config.to_json_best_effort())
     if not path.exists() or not _holds_checkpoint(path.parent):
         try:

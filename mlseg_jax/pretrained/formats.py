@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.pretrained import beit, segmenter, swin, vit
+from mlseg_jax.pretrained import beit, query2label, resnet, segmenter, swin, vit
 from mlseg_jax.pretrained.mapping import SAME, Dropped, Row
 from mlseg_jax.pretrained.read import WeightFile
 
@@ -33,7 +33,7 @@ class Format:
       dropped: names it may have that we do not use.
       rename: names as the table has them, from all that the source ever wrote.
       facts: keys of the configuration that the source computes with.
-      classes: name of the array with a row (or [1, C, ...]) for each class.
+      classes: possible names of the array [C, D] or [1, C, D] of the classes.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Format:
     dropped: tuple[Dropped, ...] = ()
     rename: Callable[[Arrays], Arrays] = _as_they_are
     facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    classes: str = ""
+    classes: tuple[str, ...] = ()
 
     def fits(self, names: Sequence[str]) -> bool:
         return all(
@@ -53,8 +53,10 @@ class Format:
         )
 
     def num_classes(self, arrays: Arrays) -> int | None:
-        table = arrays.get(self.classes)
-        return None if table is None or table.ndim < 2 else table.shape[-2]
+        for name in self.classes:
+            if name in arrays and arrays[name].ndim >= 2:
+                return arrays[name].shape[-2]
+        return None
 
 
 _TERMS = "the terms of the weights themselves are with whoever published them"
@@ -66,7 +68,7 @@ FORMATS = {
         segmenter.release,
         f"code: MIT (openseg-group/RankSeg); {_TERMS}",
         dropped=segmenter.RELEASE_DROPPED,
-        classes="decode_head.cls_emb",
+        classes=("decode_head.cls_emb", "backbone.cls_emb"),
     ),
     "mmseg": Format(
         "Segmenter of mmsegmentation",
@@ -74,7 +76,7 @@ FORMATS = {
         segmenter.mmsegmentation,
         f"code: Apache 2.0 (open-mmlab/mmsegmentation); {_TERMS}",
         dropped=segmenter.RELEASE_DROPPED,
-        classes="decode_head.cls_emb",
+        classes=("decode_head.cls_emb",),
     ),
     "official_segmenter": Format(
         "Segmenter, official",
@@ -86,7 +88,19 @@ FORMATS = {
             "model.backbone.norm_epsilon": 1e-5,
             "model.backbone.position_resize": "bilinear",
         },
-        classes="decoder.cls_emb",
+        classes=("decoder.cls_emb",),
+    ),
+    "query2label": Format(
+        "Query2Label on Swin",
+        (
+            r"query_embed\.weight",
+            r"backbone\.0\.layers\.0\.blocks\.0\.attn\..*",
+            r"fc\.W",
+        ),
+        query2label.query2label,
+        f"code: MIT (SlongLiu/query2labels); {_TERMS}",
+        dropped=query2label.DROPPED,
+        classes=("query_embed.weight",),
     ),
     "augreg": Format(
         "ViT of AugReg or big_vision",
@@ -165,6 +179,15 @@ FORMATS = {
             "model.backbone.position_resize": "antialiased_bicubic",
         },
     ),
+    "resnet": Format(
+        "residual network of torchvision or OpenMMLab",
+        (r"stem\.0\.weight", r"layer1\.0\.conv3\.weight"),
+        resnet.resnet,
+        f"code: BSD 3-clause (pytorch/vision), Apache 2.0 (open-mmlab); {_TERMS}",
+        part="backbone/",
+        dropped=resnet.DROPPED,
+        rename=resnet.names,
+    ),
     "hugging_face_vit": Format(
         "ViT of Hugging Face",
         (
@@ -193,7 +216,7 @@ def own_format(paths: Sequence[str]) -> Format:
         (),
         lambda config: rows,
         "as the run they are of",
-        classes="class_embeddings",
+        classes=("class_embeddings",),
     )
 
 

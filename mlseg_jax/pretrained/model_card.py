@@ -9,9 +9,9 @@ from input_pipeline.datasets.info import DatasetInfo
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.pretrained.formats import Format
 from mlseg_jax.pretrained.read import WeightFile
+from mlseg_jax.workdir import CARD
 
-CARD = "model_card.md"
-FACTS = "model_card.json"
+TEXT = "model_card.md"
 
 
 def write_card(
@@ -24,17 +24,15 @@ def write_card(
     notes: list[str],
 ) -> None:
     """Writes ``model_card.md``, and the same facts as ``model_card.json``."""
-    parts = config.model
     facts = {
         "source_file": file.name,
         "sha256": file.sha256,
         "source": source.title,
         "licence": source.licence,
         "architecture": {
-            "backbone": parts.backbone.to_dict(),
-            "decoder": parts.decoder.to_dict(),
-            "multilabel_head": parts.multilabel_head.to_dict(),
-            "rank_norm": parts.rank_norm.to_dict(),
+            name: part.to_dict()
+            for name, part in config.model.items()
+            if isinstance(part, ml_collections.ConfigDict)
         },
         "parameters": model.num_parameters,
         "input": {
@@ -49,8 +47,8 @@ def write_card(
         "notes": notes,
     }
     folder = pathlib.Path(workdir)
-    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
-    (folder / CARD).write_text(_as_text(facts))
+    (folder / CARD).write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / TEXT).write_text(_as_text(facts))
 
 
 def _as_text(facts: dict) -> str:

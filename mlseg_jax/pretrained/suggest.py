@@ -47,29 +47,34 @@ def _suggest_backbone(source: Format, arrays: Arrays) -> str:
     return f"--config=configs/segmenter.py:dataset=ade20k,backbone={name}"
 
 
+HEAD_MARKS = {
+    "decode_head.ml_fc.W": "transformer_encoder",
+    "decode_head.img_cls_head.fc.W": "transformer_decoder",
+    "decode_head.img_cls_head.2.weight": "global_pooling",
+}
+"""What only the release's models with the head have."""
+
+
 def _suggest_segmenter(source: Format, arrays: Arrays) -> str:
     name = _vit(arrays)
     if not name:
         return ""
     num_classes = source.num_classes(arrays)
-    head = "none"
-    selection, norm = "complete", arrays.get("decode_head.mask_norm.weight")
+    parts = {"dataset": _recipe(num_classes), "backbone": name, "selection": "complete"}
+    norm = arrays.get("decode_head.mask_norm.weight")
     if "decode_head.mask_norm.gamma" in arrays:
-        selection = "oracle"
-    elif "decode_head.ml_fc.W" in arrays:
-        selection, head = "top_k", "transformer_encoder"
-    dataset = _recipe(num_classes)
-    argument = f"dataset={dataset},backbone={name},selection={selection}"
+        parts["selection"] = "oracle"
+    for mark, head in HEAD_MARKS.items():
+        if mark in arrays:
+            parts |= {"selection": "top_k", "head": head}
+    if "backbone.cls_emb" in arrays:
+        parts["oce"] = "1"
+    argument = ",".join(f"{key}={value}" for key, value in parts.items())
     config = segmenter.get_config(argument)
     more = {}
-    if config.data.num_classes != num_classes and config.data.num_classes:
-        more["data.num_classes"] = num_classes
-    if selection == "oracle":
-        more["model.rank_norm.unbiased_variance"] = True
-    if selection == "top_k" and norm is not None and config.selection.k != len(norm):
+    is_mlseg = parts["selection"] == "top_k"
+    if is_mlseg and norm is not None and config.selection.k != len(norm):
         more["selection.k"] = len(norm)
-    if config.model.multilabel_head.name != head:
-        more["model.multilabel_head.name"] = head
     table = next(x for n, x in arrays.items() if n.endswith("pos_embed"))
     side = math.isqrt(table.shape[1] - 1) * config.model.backbone.patch_size
     if tuple(config.model.backbone.image_size) != (side, side):

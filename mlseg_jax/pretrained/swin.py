@@ -50,7 +50,7 @@ def _merging(theirs: str) -> list[Row]:
 
 
 def hugging_face(config: ml_collections.ConfigDict) -> list[Row]:
-    last = len(config.model.backbone.depths) - 1
+    last = config.model.backbone.get("num_norms", 4) - 1
     rows = _stem("embeddings.patch_embeddings.projection", "embeddings.norm")
     for number, which in PAIRS:
         block, ours = f"encoder.layers.{{s}}.blocks.{number}", _ours(which)
@@ -75,7 +75,7 @@ def hugging_face(config: ml_collections.ConfigDict) -> list[Row]:
 
 
 def own(config: ml_collections.ConfigDict) -> list[Row]:
-    last = len(config.model.backbone.depths) - 1
+    last = config.model.backbone.get("num_norms", 4) - 1
     rows = _stem("patch_embed.proj", "patch_embed.norm")
     for number, which in PAIRS:
         block, ours = f"layers.{{s}}.blocks.{number}", _ours(which)

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from shrink import segmenter_config
+from shrink import segmenter_config, use_tiny_backbone
 
-from mlseg_jax.checkpoint import Checkpoints
+from configs import query2label as query2label_config
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.layers.resize import POSITION_RESIZES
@@ -18,13 +18,19 @@ from mlseg_jax.pretrained.export import export_weights
 from mlseg_jax.pretrained.initialise import start_from
 from mlseg_jax.pretrained.load import stack_blocks, unstack_blocks
 from mlseg_jax.pretrained.mapping import to_theirs
-from mlseg_jax.pretrained.model_card import FACTS
+from mlseg_jax.pretrained.query2label import query2label
 from mlseg_jax.pretrained.read import read_weights
 from mlseg_jax.pretrained.segmenter import mmsegmentation, official, release
 from mlseg_jax.pretrained.vit import augreg, hugging_face, timm
 from mlseg_jax.sharding import make_mesh
 from mlseg_jax.train_state import initialise
-from mlseg_jax.workdir import load_config, load_info, load_parameters
+from mlseg_jax.workdir import (
+    CARD,
+    claim_workdir,
+    load_config,
+    load_info,
+    load_parameters,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -89,7 +95,7 @@ def test_a_released_checkpoint(converted):
 
 def test_its_model_card(converted):
     workdir, _ = converted
-    facts = json.loads((workdir / FACTS).read_text())
+    facts = json.loads((workdir / CARD).read_text())
     assert facts["source_file"] == "mlseg.pth"
     assert facts["sha256"] == read_weights(MLSEG).sha256
     assert "MIT" in facts["licence"]
@@ -270,6 +276,51 @@ def test_every_table_is_recognised_and_undone(tmp_path, name, rows, selection, p
     assert (backbone.norm_epsilon, backbone.position_resize) == expected
 
 
+@pytest.mark.parametrize(
+    "head, mark",
+    [
+        ("transformer_decoder", "decode_head.img_cls_head.input_proj.weight"),
+        ("global_pooling", "decode_head.img_cls_head.1.conv.weight"),
+        ("oracle", "decode_head.mask_norm.gamma"),
+        ("oce", "backbone.cls_emb"),
+    ],
+)
+def test_the_releases_other_heads(tmp_path, head, mark):
+    config = config_of(selection="oracle" if head == "oracle" else "top_k")
+    with config.unlocked():
+        if head == "oce":
+            config.model.class_embeddings.in_backbone = True
+        elif head != "oracle":
+            config.model.multilabel_head.name = head
+    ours, theirs = random_arrays(config, release)
+    assert mark in theirs
+    arrays = {key: np.ascontiguousarray(x) for key, x in theirs.items()}
+    save_file(arrays, tmp_path / "x.safetensors")
+    convert(config, str(tmp_path / "x.safetensors"), str(tmp_path / "w"))
+    parameters = parameters_of(tmp_path / "w")
+    assert set(parameters) == set(ours)
+    for key, array in ours.items():
+        np.testing.assert_array_equal(parameters[key], array)
+
+
+def test_query2label(tmp_path):
+    config = query2label_config.get_config("dataset=ade20k,backbone=swin_l")
+    use_tiny_backbone(config, "swin", num_norms=1)
+    with config.unlocked():
+        config.data.num_classes = 11
+        config.model.transformer.update(num_heads=2, mlp_dim=16, num_encoder_layers=1)
+    ours, theirs = random_arrays(config, query2label)
+    theirs["backbone.1.pe"] = np.zeros((1, 2), np.float32)
+    arrays = {f"module.{k}": np.ascontiguousarray(x) for k, x in theirs.items()}
+    save_file(arrays, tmp_path / "x.safetensors")
+    result = convert(config, str(tmp_path / "x.safetensors"), str(tmp_path / "w"))
+    assert any("not used: backbone.1.pe" in note for note in result.notes)
+    parameters = parameters_of(tmp_path / "w")
+    assert set(parameters) == set(ours)
+    for key, array in ours.items():
+        np.testing.assert_array_equal(parameters[key], array)
+
+
 def test_big_vision_has_no_position_for_its_class_token(tmp_path):
     config = config_of()
     ours, theirs = random_arrays(config, augreg, part="backbone/")
@@ -350,11 +401,12 @@ def test_a_configuration_is_suggested(tmp_path):
     text = suggestion(str(tmp_path / "x.safetensors"))
     assert (
         "--config=configs/segmenter.py:dataset=coco_stuff,backbone=vit_ti16,"
-        "selection=top_k --config.selection.k=25 " in text
+        "selection=top_k,head=transformer_encoder --config.selection.k=25 " in text
     )
     assert "no shipped configuration" in suggestion(str(MLSEG))
 
 
 def test_converted_weights_are_no_run_to_take_up(converted):
     workdir, _ = converted
-    assert Checkpoints(str(workdir)).steps() == [0]
+    info = load_info(str(workdir))
+    assert "--config.init=" in said(claim_workdir, config_of(), str(workdir), info)

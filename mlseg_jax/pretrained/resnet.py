@@ -1,0 +1,52 @@
+"""Residual networks of torchvision and of OpenMMLab (method.md section 9.2)."""
+
+import re
+
+import ml_collections
+import numpy as np
+
+from mlseg_jax.pretrained.mapping import CONV, SAME, Dropped, Row, norm
+from mlseg_jax.pretrained.vit import CLASSIFIER
+
+
+def _unit(conv: str, batch_norm: str, ours: str) -> list[Row]:
+    return [
+        Row(f"{conv}.weight", f"{ours}/conv/kernel", CONV),
+        *norm(batch_norm, f"{ours}/norm"),
+        Row(f"{batch_norm}.running_mean", f"{ours}/norm/mean", SAME),
+        Row(f"{batch_norm}.running_var", f"{ours}/norm/var", SAME),
+    ]
+
+
+def resnet(config: ml_collections.ConfigDict) -> list[Row]:
+    """A stem of one convolution, or of three as OpenMMLab's V1c has it."""
+    del config
+    rows = []
+    for i in range(3):
+        rows += _unit(f"stem.{3 * i}", f"stem.{3 * i + 1}", f"backbone/stem/{i}")
+    # The first block of a stage has another shape and stands apart.
+    pairs = (("layer{s+1}.0", "first"), ("layer{s+1}.{b+1}", "blocks/{b}"))
+    for theirs, which in pairs:
+        ours = f"backbone/stages/{{s}}/{which}"
+        for i in (1, 2, 3):
+            rows += _unit(f"{theirs}.conv{i}", f"{theirs}.bn{i}", f"{ours}/conv{i}")
+        shortcut = f"{theirs}.downsample"
+        rows += _unit(f"{shortcut}.0", f"{shortcut}.1", f"{ours}/shortcut")
+    return rows
+
+
+def names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without OpenMMLab's prefix; torchvision's stem as the first of V1c's units."""
+    pairs = ((r"^backbone\.", ""), (r"^conv1\.", "stem.0."), (r"^bn1\.", "stem.1."))
+    renamed = {}
+    for name, array in arrays.items():
+        for pattern, new in pairs:
+            name = re.sub(pattern, new, name)
+        renamed[name] = array
+    return renamed
+
+
+DROPPED = (
+    Dropped(r"(head\.)?fc\.(weight|bias)", CLASSIFIER),
+    Dropped(r".*\.num_batches_tracked", "a counter"),
+)
