@@ -98,7 +98,7 @@ def deeplabv3_config(
         sizes = dict(embed_dim=4, depths=(1, 3), strides=(1, 2), dilations=(1, 2))
         config.model.backbone.update(sizes | {"stem": "plain"} | backbone)
         config.model.decoder.update(embed_dim=16, dilations=(1, 2, 3), dropout_rate=0.0)
-        config.model.auxiliary_head.update(level=0, embed_dim=8)
+        config.model.auxiliary_head.update(level=0, embed_dim=8, dropout_rate=0.0)
         if selection == "top_k":
             config.model.multilabel_head.update(
                 num_heads=2, downsample=3, dropout_rate=0.0
