@@ -199,6 +199,12 @@ class SelectionPolicy:
             raise UserError(
                 f"selection.k is {self.k}; at least one label must be selected."
             )
+        for key in ("minimum_score", "cumulative"):
+            if not 0.0 <= getattr(self, key) <= 1.0:
+                raise UserError(
+                    f"selection.{key} is {getattr(self, key)}; it is a probability, "
+                    f"from 0 to 1."
+                )
 
     def select(
         self,

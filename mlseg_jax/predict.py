@@ -85,7 +85,8 @@ class Segmenter:
         *,
         k: int | None = None,
         allowed: Sequence[str] | None = None,
-        minimum_score: float = 0.0,
+        minimum_score: float | None = None,
+        cumulative: float | None = None,
         top_labels: int = 0,
     ) -> Prediction | list[Prediction]:
         """Segments one picture, or a list of pictures of different sizes.
@@ -95,6 +96,8 @@ class Segmenter:
           k: most labels to select; the training's by default.
           allowed: names of the only classes to consider.
           minimum_score: labels with a lower probability are not selected.
+          cumulative: only the best labels that together hold this share of all labels'
+            probability are. Both are the configuration's by default.
           top_labels: how many of the likeliest classes of each pixel to return with
             their probabilities; 0 for none.
 
@@ -104,7 +107,7 @@ class Segmenter:
         """
         single = isinstance(images, np.ndarray | str | os.PathLike)
         arrays = [_as_picture(image) for image in ([images] if single else images)]
-        policy, mask = self._policy(k, allowed, minimum_score)
+        policy, mask = self._policy(k, allowed, minimum_score, cumulative)
         predictions = list(self._predict(arrays, policy, mask, top_labels))
         return predictions[0] if single else predictions
 
@@ -117,7 +120,7 @@ class Segmenter:
         (results,) = self._engine.segment([_as_picture(image)], [(self.policy, None)])
         write_probabilities(results[0], path)
 
-    def _policy(self, k, allowed, minimum_score):
+    def _policy(self, k, allowed, minimum_score, cumulative):
         policy = self.policy
         if k is not None:
             policy = dataclasses.replace(policy, k=k)
@@ -132,8 +135,9 @@ class Segmenter:
             if policy.name == "complete":
                 policy = SelectionPolicy("top_k", count)
             policy = dataclasses.replace(policy, k=min(policy.k, count))
-        if minimum_score > 0.0:
-            policy = dataclasses.replace(policy, minimum_score=minimum_score)
+        dynamic = {"minimum_score": minimum_score, "cumulative": cumulative}
+        given = {key: value for key, value in dynamic.items() if value is not None}
+        policy = dataclasses.replace(policy, **given)
         return policy, mask
 
     def class_id(self, name: str) -> int:

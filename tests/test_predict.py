@@ -4,15 +4,18 @@ import dataclasses
 import json
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import tiny_config, use_compilation_cache
 
 import mlseg_jax
-from input_pipeline.datasets.info import DataError
+from input_pipeline.datasets.info import DataError, DatasetInfo
 from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.checkpoint import Checkpoints
 from mlseg_jax.errors import UserError
+from mlseg_jax.evaluate import Evaluation, evaluation_policy
+from mlseg_jax.rank_space import Segmented
 from mlseg_jax.sharding import make_mesh
 from mlseg_jax.train_state import initialise
 from mlseg_jax.workdir import claim_workdir
@@ -143,6 +146,34 @@ def test_minimum_score(segmenter):
     assert len(prediction.labels) == 2
     # The best label always stays: every pixel must have one.
     assert len(segmenter(image, minimum_score=0.999999).labels) == 1
+    assert len(segmenter(image, cumulative=0.0).labels) == 1
+    few, all_labels = segmenter(image, cumulative=0.1), segmenter(image)
+    assert 1 <= len(few.labels) <= len(all_labels.labels)
+    with pytest.raises(UserError, match="minimum_score is 1.5"):
+        segmenter(image, minimum_score=1.5)
+
+
+def test_dynamic_k_of_a_configuration():
+    """Evaluation selects, and counts as selected, what the probabilities allow."""
+    config = tiny_config()
+    config.selection.minimum_score = 0.5
+    policy = evaluation_policy(config, CLASSES)
+    assert policy.minimum_score == 0.5
+    scores = np.full((2, CLASSES), -3.0, np.float32)
+    scores[0, [4, 2, 7]] = 3.0, 2.0, 1.0
+    info = DatasetInfo("made up", tuple(map(str, range(CLASSES))), (False,) * CLASSES)
+    evaluation = Evaluation(config, info, with_oracle=False)
+    histogram = np.zeros((2, CLASSES), np.int32)
+    histogram[0, 4] = histogram[1, 5] = 10
+    selection = policy.select()(jnp.asarray(scores))
+    segmented = Segmented((4, 4), (), (), (), selection, scores, 2)
+    evaluation._add_labels(segmented, histogram, None)
+    # The first picture's label is kept; of the second, only class 0 is.
+    recall = evaluation.recall.compute()
+    assert recall["pixel_recall_at_k"] == 0.5
+    class_ids, valid = evaluation._ranked(segmented)
+    np.testing.assert_array_equal(np.sum(valid, axis=1), [3, 1])
+    np.testing.assert_array_equal(class_ids[0][:3], [4, 2, 7])
 
 
 def test_an_unknown_class_names_the_nearest(segmenter):
