@@ -14,6 +14,22 @@ VITS = {
 }
 """Sizes of vision transformers; the hidden layer of the MLP is four times the width."""
 
+DINOV2S = {
+    # name: width, depth, heads, hidden layer of the MLP, gated
+    "dinov2_s14": (384, 12, 6, 1536, False),
+    "dinov2_b14": (768, 12, 12, 3072, False),
+    "dinov2_l14": (1024, 24, 16, 4096, False),
+    "dinov2_g14": (1536, 40, 24, 4096, True),
+}
+"""Vision transformers of DINOv2; ``_reg`` behind a name adds its four registers."""
+
+BEITS = {
+    # name: width, depth, heads, blocks whose tokens are used, layer scale, drop path
+    "beit_b16": (768, 12, 12, (3, 5, 7, 11), 0.1, 0.1),
+    "beit_l16": (1024, 24, 16, (7, 11, 15, 23), 1e-6, 0.2),
+}
+"""BEiT; the hidden layer of the MLP is four times the width (method.md section 9.2)."""
+
 SWINS = {
     # name: width, depths, heads, window, drop path
     "swin_t": (96, (2, 2, 6, 2), (3, 6, 12, 24), 7, 0.2),
@@ -54,10 +70,63 @@ def vit(name: str, image_size: tuple[int, int]) -> ConfigDict:
             "position_resize": "bicubic",
             # 1e-5 in the official Segmenter.
             "norm_epsilon": 1e-6,
+            # Blocks (from 0) whose tokens are handed on; () is the last.
+            "taps": (),
+            # Extra tokens, initial factor of branches (0: none), SwiGLU (DINOv2).
+            "num_registers": 0,
+            "layer_scale": 0.0,
+            "gated": False,
             "drop_path_rate": 0.1,
             # One scan over stacked layers: compiles faster, and so must `remat`.
             "scan": False,
             # What the backward pass keeps of a block: none (= all of it), dots, full.
+            "remat": "none",
+        }
+    )
+
+
+def dinov2(name: str) -> ConfigDict:
+    """A `vit` with DINOv2's parts and its position table of 37 x 37 cells."""
+    start, registers_given, _ = name.partition("_reg")
+    names = [*DINOV2S, *(f"{each}_reg" for each in DINOV2S)]
+    choose(names, "backbone", name)
+    embed_dim, depth, num_heads, mlp_dim, gated = DINOV2S[start]
+    config = vit("vit_b16", (518, 518))
+    config.update(
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_dim=mlp_dim,
+        patch_size=14,
+        num_registers=4 if registers_given else 0,
+        position_resize="antialiased_bicubic" if registers_given else "bicubic",
+        layer_scale=1.0,
+        gated=gated,
+        drop_path_rate=0.0,
+    )
+    return config
+
+
+def beit(name: str, image_size: tuple[int, int]) -> ConfigDict:
+    sizes = choose(BEITS, "backbone", name)
+    embed_dim, depth, num_heads, taps, layer_scale, drop_path_rate = sizes
+    return ConfigDict(
+        {
+            "name": "beit",
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_dim": 4 * embed_dim,
+            "patch_size": 16,
+            # Size of picture whose grid the tables of relative positions have.
+            "image_size": image_size,
+            # Blocks (from 0) whose tokens become the four maps.
+            "taps": taps,
+            # Initial factor of every branch.
+            "layer_scale": layer_scale,
+            "drop_path_rate": drop_path_rate,
+            # As of `vit`.
+            "scan": False,
             "remat": "none",
         }
     )

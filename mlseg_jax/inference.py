@@ -44,6 +44,7 @@ class Engine:
         self.settings = settings
         self.num_classes = model.num_classes
         self.grid_length = model.grid_length
+        self.any_canvas = model.any_canvas
         self.mesh = mesh
         self._sharding = None if mesh is None else batch_sharding(mesh)
         num_devices = 1 if mesh is None else mesh.size
@@ -88,7 +89,10 @@ class Engine:
         the score -inf. Returns, per policy, one `Segmented` for each batch of pictures
         where a picture is a single window, else one for each picture.
         """
-        views = [make_views(image, self.settings, self.grid_length) for image in images]
+        views = [
+            make_views(image, self.settings, self.grid_length, self.any_canvas)
+            for image in images
+        ]
         owners = np.repeat(
             np.arange(len(images)), [sum(v.num_windows for v in vs) for vs in views]
         )

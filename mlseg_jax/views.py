@@ -105,18 +105,21 @@ def make_views(
     image: np.ndarray,
     settings: ml_collections.ConfigDict,
     grid_length: Callable[[int], int],
+    any_canvas: bool = True,
 ) -> list[View]:
     """All views of a picture uint8 ``[H W 3]`` under ``eval`` settings.
 
     ``grid_length``: cells of the logits for so many pixels. ``settings`` also carries
-    ``base_size`` of the data; (0, 0) keeps pictures as they are.
+    ``base_size`` of the data; (0, 0) keeps pictures as they are. Without ``any_canvas``
+    windows have no padding, and there are as many shapes as sizes of pictures.
     """
     views = []
+    plan = functools.partial(_plan, settings, grid_length, any_canvas)
     for scale in settings.scales:
         picture = _at_scale(image, settings.base_size, scale)
         for flip in (False, True) if settings.flip else (False,):
-            rows = _plan(image, picture, settings, grid_length, axis=0, flip=False)
-            columns = _plan(image, picture, settings, grid_length, axis=1, flip=flip)
+            rows = plan(image, picture, axis=0, flip=False)
+            columns = plan(image, picture, axis=1, flip=flip)
             seen = np.ascontiguousarray(picture[:, ::-1]) if flip else picture
             views.append(View(seen, rows, columns))
     return views
@@ -130,7 +133,9 @@ def _at_scale(image: np.ndarray, base_size, scale: float) -> np.ndarray:
     return cv2.resize(image, [max(1, round(s * scale)) for s in image.shape[1::-1]])
 
 
-def _plan(image, picture, settings, grid_length, *, axis: int, flip: bool) -> Axis:
+def _plan(
+    settings, grid_length, any_canvas, image, picture, *, axis: int, flip: bool
+) -> Axis:
     length = picture.shape[axis]
     if settings.mode == "whole":
         window, stride, canvas = length, length, round_up(length)
@@ -139,5 +144,7 @@ def _plan(image, picture, settings, grid_length, *, axis: int, flip: bool) -> Ax
         canvas = window
     else:
         raise UserError(f"Unknown eval.mode {settings.mode!r}; choose whole or slide.")
+    if not any_canvas:
+        canvas = min(window, length)
     cells = grid_length(min(window, length)), grid_length(canvas)
     return plan_axis(image.shape[axis], length, window, stride, canvas, *cells, flip)

@@ -5,7 +5,7 @@ import math
 import ml_collections
 import numpy as np
 
-from configs import deeplabv3, segmenter
+from configs import deeplabv3, linear, segmenter, upernet
 
 NUM_CLASSES = 11
 
@@ -20,6 +20,20 @@ TINY_BACKBONES = {
         norm_epsilon=1e-6,
         position_resize="bicubic",
         image_size=(24, 24),
+        taps=(),
+        num_registers=0,
+        layer_scale=0.0,
+        gated=False,
+    ),
+    "beit": dict(
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        mlp_dim=32,
+        patch_size=4,
+        image_size=(24, 24),
+        taps=(0, 0, 1, 1),
+        layer_scale=0.1,
     ),
     "swin": dict(
         embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=3, num_norms=2
@@ -49,6 +63,8 @@ TINY_DECODERS = {
     "segmenter": dict(depth=1),
     "encnet": dict(depth=1, num_codes=3),
     "essnet": dict(depth=1, cosine_dim=8),
+    "linear": {},
+    "upernet": dict(embed_dim=16),
     "deeplabv3": dict(embed_dim=16, dilations=(1, 2, 3)),
 }
 """What each kind of decoder has in tests, beside ``dropout_rate``. All are as wide as
@@ -98,11 +114,52 @@ def deeplabv3_config(
         sizes = dict(embed_dim=4, depths=(1, 3), strides=(1, 2), dilations=(1, 2))
         config.model.backbone.update(sizes | {"stem": "plain"} | backbone)
         config.model.decoder.update(embed_dim=16, dilations=(1, 2, 3), dropout_rate=0.0)
-        config.model.auxiliary_head.update(level=0, embed_dim=8, dropout_rate=0.0)
+        config.model.auxiliary_head.update(level=0, embed_dim=8)
         if selection == "top_k":
             config.model.multilabel_head.update(
                 num_heads=2, downsample=3, dropout_rate=0.0
             )
+        config.optimizer.update(schedule="constant", learning_rate=3e-3, warmup_steps=0)
+        config.train.batch_size = 8
+    return config
+
+
+def upernet_config(
+    selection: str = "top_k", k: int = 4, backbone: str = "swin_t", **more
+) -> ml_collections.ConfigDict:
+    """``configs/upernet.py`` for pictures of 48 pixels, without dropout."""
+    config = upernet.get_config(
+        f"dataset=sign_scenes,backbone={backbone},selection={selection}"
+    )
+    use_tiny_backbone(config, config.model.backbone.name, **more)
+    return _use_tiny_data(config, selection, k)
+
+
+def linear_config(
+    selection: str = "top_k", k: int = 4, **backbone
+) -> ml_collections.ConfigDict:
+    """``configs/linear.py`` for pictures of 48 pixels, all of it trained."""
+    config = linear.get_config(f"dataset=sign_scenes,selection={selection},frozen=0")
+    more = dict(num_registers=2, gated=True, layer_scale=1.0) | backbone
+    use_tiny_backbone(config, "vit", **more)
+    return _use_tiny_data(config, selection, k)
+
+
+def _use_tiny_data(config, selection, k):
+    with config.unlocked():
+        config.data.update(
+            num_classes=NUM_CLASSES,
+            crop_size=(48, 48),
+            pixel_mean=(100.0,) * 3,
+            pixel_std=(50.0,) * 3,
+        )
+        config.selection.k = k
+        config.model.decoder.update(dropout_rate=0.0)
+        if "embed_dim" in config.model.decoder:
+            config.model.decoder.embed_dim = 16
+            config.model.auxiliary_head.update(embed_dim=8, level=1)
+        if selection == "top_k":
+            config.model.multilabel_head.update(num_heads=2, dropout_rate=0.0)
         config.optimizer.update(schedule="constant", learning_rate=3e-3, warmup_steps=0)
         config.train.batch_size = 8
     return config

@@ -27,6 +27,8 @@ class FakeModel:
     Stands in for `FunctionalModel` as well: ``bind`` gives itself.
     """
 
+    any_canvas = True
+
     def __init__(self, num_classes=C, seed=0):
         rng = np.random.default_rng(seed)
         self.num_classes = num_classes

@@ -164,6 +164,10 @@ class FunctionalModel(NamedTuple):
         """Rows (or columns) of the logits for so many pixels."""
         return nnx.merge(self.graph, self.abstract).grid_length(length)
 
+    @property
+    def any_canvas(self) -> bool:
+        return nnx.merge(self.graph, self.abstract).any_canvas
+
     def bind(self, parameters: Parameters) -> MLSeg | Query2Label:
         # Those of blocks are gathered block by block.
         outside = {k: v for k, v in parameters.items() if "/blocks/" not in k}

@@ -139,6 +139,11 @@ class MLSeg(nnx.Module):
         """Rows (or columns) of the logits for so many pixels."""
         return self.backbone.grid_lengths(length)[self.decoder.level]
 
+    @property
+    def any_canvas(self) -> bool:
+        """Whether pictures may lie on larger canvases (`AbstractBackbone`)."""
+        return self.backbone.any_canvas
+
     def macs(self, size: tuple[int, int], num_ranks: int) -> dict[str, Macs]:
         """Multiply-accumulates of one picture of so many rows and columns, by part."""
         heights, widths = map(self.backbone.grid_lengths, size)

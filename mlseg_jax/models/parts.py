@@ -6,12 +6,15 @@ backbone, a multi-label head the decoder and the number of classes) and the keyw
 """
 
 from mlseg_jax.errors import UserError
+from mlseg_jax.models.backbones.beit import Beit
 from mlseg_jax.models.backbones.resnet import ResNet
 from mlseg_jax.models.backbones.swin import Swin
 from mlseg_jax.models.backbones.vit import ViT
 from mlseg_jax.models.decoders.auxiliary import FCNHead
 from mlseg_jax.models.decoders.deeplabv3 import DeepLabV3Decoder
+from mlseg_jax.models.decoders.linear import LinearDecoder
 from mlseg_jax.models.decoders.segmenter import SegmenterDecoder
+from mlseg_jax.models.decoders.upernet import UPerNetDecoder
 from mlseg_jax.models.layers.context_encoding import ContextEncoding
 from mlseg_jax.models.multilabel_heads.global_pooling import GlobalPoolingHead
 from mlseg_jax.models.multilabel_heads.linear import LinearHead
@@ -39,6 +42,28 @@ def _build_vit(config, **common):
         mlp_dim=backbone.mlp_dim,
         norm_epsilon=backbone.norm_epsilon,
         position_resize=backbone.position_resize,
+        taps=tuple(backbone.taps),
+        num_registers=backbone.num_registers,
+        layer_scale=backbone.layer_scale or None,
+        gated=backbone.gated,
+        drop_path_rate=backbone.drop_path_rate,
+        scan=backbone.scan,
+        remat=backbone.remat,
+        **common,
+    )
+
+
+def _build_beit(config, **common):
+    backbone = config.model.backbone
+    return Beit(
+        image_size=tuple(backbone.image_size),
+        patch_size=backbone.patch_size,
+        embed_dim=backbone.embed_dim,
+        depth=backbone.depth,
+        num_heads=backbone.num_heads,
+        mlp_dim=backbone.mlp_dim,
+        taps=tuple(backbone.taps),
+        layer_scale=backbone.layer_scale,
         drop_path_rate=backbone.drop_path_rate,
         scan=backbone.scan,
         remat=backbone.remat,
@@ -125,6 +150,23 @@ def _build_deeplabv3(config, backbone, **common):
     )
 
 
+def _build_upernet(config, backbone, **common):
+    return UPerNetDecoder(
+        feature_dims=backbone.feature_dims,
+        embed_dim=config.model.decoder.embed_dim,
+        dropout_rate=config.model.decoder.dropout_rate,
+        **common,
+    )
+
+
+def _build_linear(config, backbone, **common):
+    return LinearDecoder(
+        feature_dims=backbone.feature_dims,
+        dropout_rate=config.model.decoder.dropout_rate,
+        **common,
+    )
+
+
 def _build_transformer_encoder_head(config, decoder, num_classes, **common):
     if decoder.image_dim != decoder.embed_dim:
         raise UserError(
@@ -192,17 +234,24 @@ def _build_fcn_head(config, backbone, num_classes, **common):
         level=head.level,
         feature_dim=backbone.feature_dims[head.level],
         embed_dim=head.embed_dim,
-        dropout_rate=head.dropout_rate,
+        dropout_rate=config.model.decoder.dropout_rate,
         **common,
     )
 
 
-BACKBONES = {"vit": _build_vit, "swin": _build_swin, "resnet": _build_resnet}
+BACKBONES = {
+    "beit": _build_beit,
+    "resnet": _build_resnet,
+    "swin": _build_swin,
+    "vit": _build_vit,
+}
 DECODERS = {
     "deeplabv3": _build_deeplabv3,
     "encnet": _build_encnet,
     "essnet": _build_essnet,
+    "linear": _build_linear,
     "segmenter": _build_segmenter,
+    "upernet": _build_upernet,
 }
 MULTILABEL_HEADS = {
     "transformer_encoder": _build_transformer_encoder_head,

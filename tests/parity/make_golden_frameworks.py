@@ -178,6 +178,47 @@ def beit(case, batch, height, width, seed):
     backbone_case(case, model, shown, batch, height, width, seed, run)
 
 
+def upernet(case, seed):
+    """mmsegmentation's head without its classifier, in evaluation and in training."""
+    import_mmseg()
+    from mmseg.models.decode_heads.uper_head import UPerHead
+
+    rng = np.random.default_rng(seed)
+    model = UPerHead(
+        in_channels=[4, 6, 8, 10],
+        in_index=[0, 1, 2, 3],
+        channels=8,
+        num_classes=5,
+        dropout_ratio=0.0,
+        norm_cfg=dict(type="BN"),
+        align_corners=False,
+    )
+    model.double()
+    randomise(model, rng)
+    grids = [(13, 18), (7, 9), (4, 5), (2, 3)]
+    maps = [
+        normal(rng, 3, dim, *grid)
+        for dim, grid in zip((4, 6, 8, 10), grids, strict=True)
+    ]
+    params = [*model.named_parameters(), *statistics(model)]
+    params = {k: v.detach().clone() for k, v in params if "conv_seg" not in k}
+    model.eval()
+    evaluated = model._forward_feature(maps)
+    model.train()
+    trained = model._forward_feature(maps)
+    cotangent = normal(rng, *trained.shape)
+    loss = (trained * cotangent).sum()
+    del model.conv_seg
+    write(
+        f"frameworks/{case}",
+        dict(feature_dims=(4, 6, 8, 10), embed_dim=8),
+        dict(cotangent=cotangent, **{f"map{i}": x for i, x in enumerate(maps)}),
+        dict(loss=loss, evaluated=evaluated, trained=trained),
+        params,
+        dict(gradients(model, loss)),
+    )
+
+
 CASES = {
     # Windows padded in every stage, sides that neither 4 nor 2 divides.
     "swin": lambda case: swin(case, 3, 37, 58, 4, (2, 4), 1),
@@ -191,6 +232,7 @@ CASES = {
     # The grid of the tables, and another.
     "beit": lambda case: beit(case, 3, 20, 20, 5),
     "beit_resized": lambda case: beit(case, 1, 16, 28, 6),
+    "upernet": lambda case: upernet(case, 7),
 }
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from mlseg_jax.models.backbones.beit import Beit
 from mlseg_jax.models.backbones.swin import Swin
 from mlseg_jax.models.backbones.vit import ViT
 from mlseg_jax.models.build import flat_parameters
-from mlseg_jax.pretrained import beit, swin, vit
+from mlseg_jax.models.decoders.upernet import UPerNetDecoder
+from mlseg_jax.models.interfaces import FeatureMap
+from mlseg_jax.pretrained import beit, swin, upernet, vit
 from mlseg_jax.pretrained.mapping import to_ours
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "frameworks"
@@ -29,16 +31,16 @@ def load(case):
         return {key: file[key] for key in file.files}
 
 
-def ours(arrays, shapes, rows, rename):
+def ours(arrays, shapes, rows, rename, part="backbone"):
     """By the tables that convert published weights, which are of whole models."""
     mapped = to_ours(
         rename(arrays),
         rows,
-        {f"backbone/{path}": shape for path, shape in shapes.items()},
+        {f"{part}/{path}": shape for path, shape in shapes.items()},
         dropped=beit.BEIT_DROPPED,
     )
     return {
-        path.removeprefix("backbone/"): np.ascontiguousarray(array)
+        path.removeprefix(f"{part}/"): np.ascontiguousarray(array)
         for path, array in mapped.arrays.items()
     }
 
@@ -53,6 +55,11 @@ SWIN = swin.mmsegmentation(PLAIN), mmsegmentation_names
 DINOV2 = beit.dinov2(PLAIN), beit.dinov2_names
 DINOV2_GIANT = beit.dinov2(GATED), beit.dinov2_names
 BEIT = beit.beit(PLAIN), vit.hugging_face_names
+UPERNET = (
+    upernet.mmsegmentation(PLAIN),
+    lambda arrays: {f"decode_head.{name}": array for name, array in arrays.items()},
+    "decoder",
+)
 
 
 class Functional:
@@ -178,3 +185,40 @@ def test_beit(case):
     lengths = [backbone.grid_lengths(side) for side in images.shape[1:3]]
     assert [grid.shape[1:3] for grid in grids] == list(zip(*lengths, strict=True))
     assert not backbone.any_canvas
+
+
+def test_upernet():
+    """In evaluation, in training with gradients, and on canvases."""
+    golden = load("upernet")
+    sizes = plain_config(golden | {"config:batch": np.int32(3)})
+    make = functools.partial(UPerNetDecoder, **sizes, dropout_rate=0.0)
+    model = Functional(lambda: make(rngs=nnx.Rngs(0)))
+    params = ours(part(golden, "param"), model.shapes, *UPERNET)
+    params = jax.tree.map(jnp.asarray, params)
+    stats = {path: params.pop(path) for path in model.stats}
+    maps = [nhwc(golden[f"input:map{i}"]) for i in range(4)]
+
+    def embed(params, maps, sizes, rng=None):
+        sizes = [None] * 4 if sizes is None else sizes
+        features = tuple(map(FeatureMap, maps, sizes))
+        return model.bind(params | stats).embed(features, rng)
+
+    def loss(params):
+        inputs = list(map(jnp.asarray, maps))
+        grid = embed(params, inputs, None, jax.random.key(0)).pixels.grid
+        return jnp.sum(grid * nhwc(golden["input:cotangent"])), grid
+
+    (value, trained), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    close(trained, nhwc(golden["output:trained"]), 5e-5)
+    close(value, golden["output:loss"], 1e-4)
+    shapes = {path: model.shapes[path] for path in params}
+    assert_grads(ours(part(golden, "grad"), shapes, *UPERNET), grads)
+
+    canvases = [
+        np.pad(x, [(0, 0), (0, 3), (0, 2), (0, 0)], constant_values=9.0) for x in maps
+    ]
+    sizes = [np.tile(np.asarray([x.shape[1:3]], np.int32), (3, 1)) for x in maps]
+    for inputs, real in ((maps, None), (canvases, sizes)):
+        found = jax.jit(embed)(params, inputs, real).pixels.grid
+        expected = nhwc(golden["output:evaluated"])
+        close(found[:, : expected.shape[1], : expected.shape[2]], expected, 5e-5)

@@ -317,7 +317,7 @@ def predict(monkeypatch, case, view_images, flips):
     settings = eval_settings(config, golden)
     out = int(golden["config:out_height"]), int(golden["config:out_width"])
 
-    def make_views(image, settings, grid_length):
+    def make_views(image, settings, grid_length, any_canvas):
         assert image.shape[:2] == out
         seen = []
         for x in view_images:

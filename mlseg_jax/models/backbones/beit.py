@@ -21,7 +21,7 @@ from mlseg_jax.models.layers.transformer import (
     gelu,
     linear_init,
 )
-from mlseg_jax.models.macs import Macs, norm, product
+from mlseg_jax.models.macs import Macs, product
 from mlseg_jax.typing import Array, DTypeLike, Float, Int, Length, PRNGKeyArray
 
 
@@ -124,7 +124,7 @@ class Beit(AbstractBackbone):
         out = product(cells + 1, dim, dim)
         patches = product(cells, self.patch_projection.in_features, dim)
         # Transposed convolutions of 1, 4 and 1 times as many cells.
-        pyramid = 6 * product(cells, 4 * dim, dim) + norm(4 * cells, dim)
+        pyramid = 6 * product(cells, 4 * dim, dim)
         return patches + blocks + self.blocks.depth * Macs(0, out.paper) + pyramid
 
 

@@ -181,7 +181,8 @@ class SwinPair(nnx.Module):
 
     def macs(self, grid: tuple[int, int]) -> Macs:
         block = self.plain
-        tokens, (width, hidden) = math.prod(grid), block.mlp_in.kernel.shape
+        tokens = math.prod(grid)
+        width, hidden = block.mlp_in.in_features, block.mlp_out.in_features
         side = block.attention.window_size
         padded = math.prod(-(-length // side) * side for length in grid)
         linear = product(padded, width, 4 * width)

@@ -73,7 +73,7 @@ class BlockStack(nnx.Module):
         *,
         first: int = 0,
     ) -> list[Float[Array, "B *L D"]]:
-        """The tokens after each of the blocks ``taps``, which count from 0 and rise.
+        """The tokens after each of the blocks ``taps``, from 0 and not falling.
 
         ``first`` is the block that sees ``tokens``.
         """

@@ -5,6 +5,7 @@ the border of a picture does in PyTorch: so a picture's features do not depend o
 canvas it lies on. What is outside *after* a layer is finite and means nothing.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from flax import nnx
 
 from mlseg_jax.models.interfaces import FeatureMap
 from mlseg_jax.models.layers.norm import BatchNorm
+from mlseg_jax.models.layers.resize import bilinear_matrix, resample
 from mlseg_jax.models.macs import Macs, activation, product
 from mlseg_jax.typing import Array, DTypeLike, Length
 
@@ -173,6 +175,31 @@ def max_pool(
         size = out_length(size, window, stride, padding)
     # Nothing infinite stays outside, where a weight of zero would make it NaN.
     return mask_outside(FeatureMap(grid, size))
+
+
+def resize_like(features: FeatureMap, like: FeatureMap) -> FeatureMap:
+    """The features, interpolated bilinearly to the grid of another map."""
+    same_grid = features.grid.shape[1:3] == like.grid.shape[1:3]
+    if same_grid and features.grid_size is like.grid_size:
+        return features
+    lengths = zip(like.grid.shape[1:3], features.grid.shape[1:3], strict=True)
+    matrices = [
+        _resize_matrix(*length, axis, features.grid_size, like.grid_size)
+        for axis, length in enumerate(lengths)
+    ]
+    grid = features.grid
+    matrices = [matrix.astype(grid.dtype) for matrix in matrices]
+    return FeatureMap(resample(*matrices, grid), like.grid_size)
+
+
+def _resize_matrix(length_out, length_in, axis, size_in, size_out):
+    """One matrix for all examples, or one for each where they fill canvases."""
+    if size_out is None:
+        return bilinear_matrix(length_out, length_in)
+    if size_in is None:
+        size_in = jnp.full_like(size_out, length_in)
+    make = functools.partial(bilinear_matrix, length_out, length_in)
+    return jax.vmap(make)(size_out[:, axis], size_in[:, axis])
 
 
 def average_pool(features: FeatureMap) -> FeatureMap:
