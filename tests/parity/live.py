@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import timm
 import torch
+import torchvision
 import transformers
 from flax import nnx
 from ml_collections import ConfigDict
 
 from mlseg_jax.models.backbones.beit import Beit
+from mlseg_jax.models.backbones.resnet import ResNet
 from mlseg_jax.models.backbones.swin import Swin
 from mlseg_jax.models.backbones.vit import ViT
 from mlseg_jax.models.build import flat_parameters
@@ -74,6 +76,11 @@ def randomise(model: torch.nn.Module) -> None:
             else:
                 noise = noise * param[0].numel() ** -0.5
             param.copy_(noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(0.3 * torch.randn_like(buffer))
+            if name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand_like(buffer))
 
 
 class Functional:
@@ -175,6 +182,7 @@ def gradient_difference(functional, model, grads) -> float:
         name: torch.zeros_like(p) if p.grad is None else p.grad
         for name, p in model.named_parameters()
     }
+    state |= {name: torch.zeros_like(b) for name, b in model.named_buffers()}
     theirs = functional.take(state)
     # Where the table is resized on loading, ours is of the resized one.
     given = [path for path in grads if np.any(theirs[path]) and np.any(grads[path])]
@@ -293,7 +301,26 @@ def swin_timm() -> Case:
                 (64, 64))  # fmt: skip
 
 
+def resnet_torchvision() -> Case:
+    model = torchvision.models.resnet.ResNet(
+        torchvision.models.resnet.Bottleneck, [2, 1, 1, 1], num_classes=5
+    )
+
+    def run(model, images):
+        x = model.maxpool(model.relu(model.bn1(model.conv1(images))))
+        maps = []
+        for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+            x = stage(x)
+            maps.append(x.permute(0, 2, 3, 1))
+        return maps
+
+    sizes = {"depths": (2, 1, 1, 1)}
+    return Case("ResNet (torchvision)", model, run, ResNet, sizes, (53, 71),
+                pick=(0, 1, 2, 3))  # fmt: skip
+
+
 CASES = (
+    resnet_torchvision,
     timm_vit,
     hugging_face_vit,
     lambda: dinov2("DINOv2 (transformers)", "Dinov2", 0, False),
@@ -308,12 +335,14 @@ CASES = (
 
 
 def main() -> int:
-    packages = ("torch", "timm", "transformers", "jax")
+    packages = ("torch", "torchvision", "timm", "transformers", "jax")
     print(", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages))
     print("\n| model | block | whole | gradient |\n|---|---|---|---|")
     failed = 0
     for make in CASES:
         case = make()
+        if not all(word in case.title for word in sys.argv[1:]):
+            continue
         block, whole, gradient = compare(case)
         shown = f"{block:.1e}" if case.blocks else "-"
         good = block <= BLOCK_LIMIT and whole <= WHOLE_LIMIT and gradient <= WHOLE_LIMIT

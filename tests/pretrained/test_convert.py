@@ -13,13 +13,15 @@ from configs import query2label as query2label_config
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.layers.resize import POSITION_RESIZES
+from mlseg_jax.pretrained import resnet, swin
 from mlseg_jax.pretrained.convert import convert, suggestion
 from mlseg_jax.pretrained.export import export_weights
+from mlseg_jax.pretrained.formats import recognise
 from mlseg_jax.pretrained.initialise import start_from
-from mlseg_jax.pretrained.load import stack_blocks, unstack_blocks
+from mlseg_jax.pretrained.load import load_arrays, stack_blocks, unstack_blocks
 from mlseg_jax.pretrained.mapping import to_theirs
 from mlseg_jax.pretrained.query2label import query2label
-from mlseg_jax.pretrained.read import read_weights
+from mlseg_jax.pretrained.read import WeightFile, read_weights
 from mlseg_jax.pretrained.segmenter import mmsegmentation, official, release
 from mlseg_jax.pretrained.vit import augreg, hugging_face, timm
 from mlseg_jax.sharding import make_mesh
@@ -250,7 +252,7 @@ def _older(name):
     return name
 
 
-@pytest.mark.parametrize("name, rows, selection, part", FORMATS, ids=lambda x: str(x))
+@pytest.mark.parametrize("name, rows, selection, part", FORMATS)
 def test_every_table_is_recognised_and_undone(tmp_path, name, rows, selection, part):
     config = config_of(selection=selection)
     ours, theirs = random_arrays(config, rows, part=part)
@@ -319,6 +321,30 @@ def test_query2label(tmp_path):
     assert set(parameters) == set(ours)
     for key, array in ours.items():
         np.testing.assert_array_equal(parameters[key], array)
+
+
+BACKBONES = [
+    ("swin", "hugging_face_swin", swin.hugging_face, "encoder.layers.0"),
+    ("swin", "swin", swin.own, "layers.0.blocks.1.attn.qkv.bias"),
+    ("resnet", "resnet", resnet.resnet, "layer1.0.conv3.weight"),
+]
+
+
+@pytest.mark.parametrize("kind, key, rows, mark", BACKBONES)
+def test_tables_of_other_backbones(kind, key, rows, mark):
+    config = config_of()
+    use_tiny_backbone(config, kind, **({"num_norms": 1} if kind == "swin" else {}))
+    with config.unlocked():
+        config.model.multilabel_head.update(num_heads=2)
+    ours, theirs = random_arrays(config, rows, part="backbone/")
+    assert any(name.startswith(mark) for name in theirs)
+    theirs["a.num_batches_tracked" if kind == "resnet" else "head.fc.bias"] = np.ones(3)
+    found, source, arrays = recognise(WeightFile("x", "", theirs))
+    assert found == key
+    loaded = load_arrays(config, 11, source, arrays)
+    assert set(loaded.arrays) == set(ours) and len(loaded.dropped) == 1
+    for path, array in ours.items():
+        np.testing.assert_array_equal(loaded.arrays[path], array)
 
 
 def test_big_vision_has_no_position_for_its_class_token(tmp_path):
