@@ -384,11 +384,16 @@ def test_a_scanned_model_gets_the_same(converted, tmp_path):
 # ------------------------------------------------------------------- a training's start
 
 
-def started(init, num_classes=11, part="", **kwargs):
+def config_from(init, num_classes=11, part="", **kwargs):
     config = config_of(num_classes, **kwargs)
     with config.unlocked():
         config.init, config.init_part = str(init), part
         config.optimizer.ema_decay = 0.9
+    return config
+
+
+def started(init, num_classes=11, part=""):
+    config = config_from(init, num_classes, part)
     state = initialise(config, num_classes, make_mesh(config))
     return state, start_from(config, num_classes, state)
 
@@ -407,8 +412,10 @@ def test_training_starts_from_a_directory_or_a_file(converted):
     for path, array in after["params"].items():
         source = parameters if path.startswith("backbone/") else before["params"]
         np.testing.assert_array_equal(array, source[path])
-    assert "no part" in said(started, MLSEG, part="spine").lower()
-    assert "does not fit" in said(started, MLSEG, embed_dim=32)
+    sentence = said(start_from, config_from(MLSEG, part="spine"), 11, {})
+    assert "No part of the model begins with 'spine'" in sentence
+    sentence = said(start_from, config_from(MLSEG, embed_dim=32), 11, {})
+    assert "does not fit" in sentence
 
 
 # --------------------------------------------------------------------------- commands
