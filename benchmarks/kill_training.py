@@ -147,7 +147,9 @@ def main(kills: int, steps: int, seed: int, folder: str) -> dict:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=0, help="default: 12 for each kill")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="default: 12 for each kill"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as path:

@@ -46,6 +46,12 @@ flags.DEFINE_bool("label_table", False, "plan: also a table of C against K.")
 flags.DEFINE_bool(
     "json", False, "summary, plan, doctor, statistics: print one JSON object."
 )
+flags.DEFINE_enum(
+    "study",
+    None,
+    ["toy", "small", "full"],
+    "report: train and tabulate the paper's ablations (configs/study.py).",
+)
 flags.DEFINE_integer("sample", 0, "doctor: examples of each split to read; 0 is all.")
 flags.DEFINE_string("dataset", None, "prepare: name, perhaps with a variant after '/'.")
 flags.DEFINE_string("manual_dir", None, "prepare: directory of the raw files.")
@@ -195,7 +201,9 @@ def _complete(argv: list[str]) -> list[str]:
             argument = _find_config(argument)
         result.append(argument)
     # `convert` makes a work directory: there is no configuration in it yet.
-    if "config" not in given and "workdir" in given and argv[1] != "convert":
+    # Neither does a study have one.
+    own = argv[1] == "convert" or "study" in given
+    if "config" not in given and "workdir" in given and not own:
         workdir = given["workdir"].partition("=")[2]
         if not workdir:
             following = argv[argv.index(given["workdir"]) + 1 :]

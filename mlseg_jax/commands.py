@@ -198,9 +198,36 @@ def plan(flags) -> None:
 
 
 def report(flags) -> None:
+    if flags.study:
+        _study(flags)
+        return
     path = report_page.write_report(_need(flags, "workdir"))
     _print_scores(json.loads((path.parent / "metrics.json").read_text()), flags.workdir)
     print(path)
+
+
+def _study(flags) -> None:
+    from configs import study as rows
+    from mlseg_jax import study
+
+    workdir = pathlib.Path(_need(flags, "workdir"))
+    with progress_bar(1, 0, f"study {flags.study}") as bar:
+
+        def show(name: str, done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.set_postfix_str(name)
+
+        results = study.run_study(
+            "configs/study.py",
+            flags.study,
+            list(rows.ROWS),
+            str(workdir),
+            on_run=show,
+        )
+    text = study.study_text(rows.TABLES, results)
+    (workdir / "study.md").write_text(text)
+    print(text)
+    print(workdir / "study.md")
 
 
 def prepare(flags) -> None:

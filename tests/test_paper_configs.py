@@ -1,0 +1,82 @@
+"""Every row of ``configs/paper.py`` traces and has its recipe (method.md 4.4, 12)."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import paper
+from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.tasks import semantic
+
+# Crop, steps, K, loss (negative focus), weight, weight decay, mean of pixels.
+HALF, IMAGENET = 127.5, 123.675
+RECIPES = {
+    "pascal_context_mlseg": (480, 80_000, 25, 2.0, 5.0, 1e-6, HALF),
+    "ade20k_mlseg": (512, 160_000, 50, 2.0, 10.0, 1e-6, HALF),
+    "ade20k_large_mlseg": (640, 160_000, 50, 2.0, 10.0, 1e-6, HALF),
+    "ade20k_mlseg_oce": (512, 160_000, 50, 2.0, 10.0, 1e-6, HALF),
+    "ade20k_oracle": (512, 160_000, 64, None, 0.0, 1e-6, HALF),
+    "coco_stuff_mlseg": (512, 40_000, 50, "bce", 10.0, 0.0, IMAGENET),
+    "coco_stuff_80k_mlseg": (512, 80_000, 50, "bce", 5.0, 0.0, IMAGENET),
+    "coco_stuff_large_mlseg": (640, 40_000, 50, 2.0, 10.0, 0.0, IMAGENET),
+    "coco_stuff_mlseg_oce": (512, 40_000, 50, "bce", 10.0, 0.0, IMAGENET),
+    "coco_stuff_transformer_decoder": (512, 40_000, 50, 0.0, 10.0, 0.0, IMAGENET),
+    "coco_stuff_global_pooling": (512, 40_000, 50, 0.0, 10.0, 0.0, IMAGENET),
+    "coco_stuff_encnet": (512, 40_000, 171, "bce", 0.2, 0.0, IMAGENET),
+    "coco_stuff_essnet": (512, 40_000, 171, None, 0.0, 0.0, IMAGENET),
+    "coco_stuff_mt": (512, 40_000, 171, "bce", 10.0, 0.0, IMAGENET),
+    "ade20k_full_mlseg": (512, 160_000, 100, 2.0, 100.0, 0.0, IMAGENET),
+    "coco_lvis_mlseg": (512, 320_000, 100, 2.0, 300.0, 1e-6, IMAGENET),
+    "coco_lvis_baseline": (512, 320_000, 1284, None, 0.0, 0.0, IMAGENET),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes(name):
+    crop, steps, k, focus, weight, decay, mean = RECIPES[name]
+    config = paper.get_config(name)
+    assert config.data.crop_size == config.eval.window == config.eval.stride
+    assert (config.data.crop_size, config.train.steps) == ((crop, crop), steps)
+    complete = config.selection.name == "complete"
+    assert (config.data.num_classes if complete else config.selection.k) == k
+    assert config.loss.multilabel_weight == weight
+    if focus == "bce":
+        assert config.loss.multilabel == "binary_cross_entropy"
+    elif focus is not None:
+        assert config.loss.multilabel == "asymmetric"
+        assert (config.loss.gamma_negative, config.loss.gamma_positive) == (focus, 0.0)
+        assert config.loss.clip == 0.05
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.learning_rate) == ("sgd", 1e-3)
+    assert (optimizer.momentum, optimizer.end_learning_rate) == (0.9, 1e-5)
+    assert (optimizer.schedule, optimizer.poly_power) == ("poly", 0.9)
+    assert (optimizer.weight_decay, config.data.pixel_mean[0]) == (decay, mean)
+    assert config.train.batch_size == 8 and config.loss.pixel_mean == "all"
+    assert config.model.backbone.drop_path_rate == config.model.decoder.dropout_rate
+    assert (config.eval.mode, config.eval.selection_scope) == ("slide", "per_window")
+
+
+@pytest.mark.parametrize("name", paper.EXPERIMENTS)
+def test_every_row_traces(name):
+    config = paper.get_config(name)
+    assert config.is_locked
+    with config.unlocked():
+        config.model.backbone.scan = True
+    model = FunctionalModel.build(config, config.data.num_classes)
+    size = (1, *config.data.crop_size)
+    batch = {
+        "image": jax.ShapeDtypeStruct((*size, 3), np.uint8),
+        "label_map": jax.ShapeDtypeStruct(size, np.int32),
+    }
+    total, _ = jax.eval_shape(
+        lambda params, batch, rng: semantic.loss(
+            model.bind(params), batch, config, rng
+        ),
+        *(model.shapes, batch, jax.random.key(0)),
+    )
+    assert total.shape == ()
+
+
+def test_a_row_that_is_not_there():
+    with pytest.raises(ValueError, match="did you mean 'coco_stuff_mlseg'"):
+        paper.get_config("coco_stuff_mlsg")
