@@ -80,6 +80,7 @@ def fcn_head(level: int) -> ConfigDict:
             # Which of the backbone's maps.
             "level": level,
             "embed_dim": 256,
+            "dropout_rate": 0.1,
             # Of its loss.
             "weight": 0.4,
         }

@@ -234,7 +234,7 @@ def _build_fcn_head(config, backbone, num_classes, **common):
         level=head.level,
         feature_dim=backbone.feature_dims[head.level],
         embed_dim=head.embed_dim,
-        dropout_rate=config.model.decoder.dropout_rate,
+        dropout_rate=head.dropout_rate,
         **common,
     )
 
