@@ -11,14 +11,14 @@ import pytest
 from tiny import tiny_config, use_compilation_cache
 
 import mlseg_jax
-from configs import backbones, common, demo, query2label, saved, segmenter
+from configs import backbones, common, deeplabv3, demo, query2label, saved, segmenter
 from input_pipeline.augment import make_augment
 from input_pipeline.datasets.info import DataError
 from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.flops import count_macs
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.optimizer import make_optimizer
-from mlseg_jax.sharding import check_batch_size, make_mesh
+from mlseg_jax.sharding import AXES, check_batch_size, make_mesh
 from mlseg_jax.tasks import semantic
 from mlseg_jax.train import train
 from mlseg_jax.train_state import abstract_state, make_train_step
@@ -42,10 +42,10 @@ def argument(dataset, backbone, selection):
     return f"dataset={dataset},backbone={backbone},selection={selection}"
 
 
-def trace(config):
+def trace(config, mesh=None):
     """The real training step with the real shapes; no array is made."""
     num_classes = config.data.num_classes or 7
-    mesh = make_mesh(config)
+    mesh = mesh or make_mesh(config)
     check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
     model = FunctionalModel.build(config, num_classes)
     has_head = config.model.get("multilabel_head", {"name": ""})["name"] != "none"
@@ -106,6 +106,48 @@ def test_every_data_set_has_a_classifier():
         config = query2label.get_config(f"dataset={dataset}")
         assert config.is_locked
         assert config.train.steps == 80 * (count // 64)
+
+
+def devices(data, fsdp):
+    types = (jax.sharding.AxisType.Auto,) * 2
+    chosen = jax.devices()[: data * fsdp]
+    return jax.make_mesh((data, fsdp), AXES, axis_types=types, devices=chosen)
+
+
+def unread_of_model(config, mesh, monkeypatch):
+    """Keys of the model that neither building nor a training step reads."""
+    reads = Reads(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(ml_collections.ConfigDict, "__getitem__", noting(reads))
+        trace(config, mesh)
+    return {key for key in reads.unread(config) if key.startswith("model.")}
+
+
+@pytest.mark.parametrize(
+    "arg, mesh",
+    [
+        ("dataset=coco_lvis,backbone=resnet101_v1c,selection=top_k", (2, 4)),
+        ("dataset=ade20k,backbone=resnet50,selection=complete", (1, 1)),
+    ],
+)
+def test_deeplabv3_traces(arg, mesh, monkeypatch):
+    config = deeplabv3.get_config(arg)
+    config.model.backbone.scan = True  # the same step, traced sooner
+    assert unread_of_model(config, devices(*mesh), monkeypatch) == set()
+
+
+def test_every_deeplabv3_is_consistent():
+    for combination in itertools.product(
+        deeplabv3.RECIPES, backbones.RESNETS, common.SELECTIONS
+    ):
+        config = deeplabv3.get_config(argument(*combination))
+        assert config.is_locked and config.eval.mode == "whole"
+        assert config.selection.k <= (config.data.num_classes or 10**6)
+        has_head = config.model.multilabel_head.name != "none"
+        assert has_head == (config.selection.name == "top_k")
+        assert has_head == (config.loss.multilabel_weight > 0)
+        is_baseline = config.selection.name == "complete"
+        assert is_baseline == (config.model.rank_norm.kind == "none")
 
 
 def test_the_demonstration_traces():
@@ -199,15 +241,8 @@ class Reads:
         }
 
 
-def test_every_key_is_read(tmp_path, tmp_path_factory, monkeypatch):
-    use_compilation_cache(tmp_path_factory.mktemp("xla"))
-    long_tail = {
-        "data.repeat_factor": 0.3,
-        "loss.class_weighting": "inverse_sqrt",
-        "loss.logit_adjustment": 0.5,
-    }
-    config = tiny_config({"train.steps": 2, **long_tail})
-    reads = Reads(config)
+def noting(reads):
+    """``ConfigDict.__getitem__`` that notes what is read."""
     get = ml_collections.ConfigDict.__getitem__
 
     def get_and_note(self, key):
@@ -220,7 +255,19 @@ def test_every_key_is_read(tmp_path, tmp_path_factory, monkeypatch):
             reads.note(self, key)
         return get(self, key)
 
-    monkeypatch.setattr(ml_collections.ConfigDict, "__getitem__", get_and_note)
+    return get_and_note
+
+
+def test_every_key_is_read(tmp_path, tmp_path_factory, monkeypatch):
+    use_compilation_cache(tmp_path_factory.mktemp("xla"))
+    long_tail = {
+        "data.repeat_factor": 0.3,
+        "loss.class_weighting": "inverse_sqrt",
+        "loss.logit_adjustment": 0.5,
+    }
+    config = tiny_config({"train.steps": 2, **long_tail})
+    reads = Reads(config)
+    monkeypatch.setattr(ml_collections.ConfigDict, "__getitem__", noting(reads))
     metrics = train(config, str(tmp_path))
     assert {"mIoU_frequent", "mIoU_common", "mIoU_rare"} <= metrics.keys()
     assert load_config(str(tmp_path)).train.steps == 2
