@@ -114,7 +114,7 @@ def deeplabv3_config(
         sizes = dict(embed_dim=4, depths=(1, 3), strides=(1, 2), dilations=(1, 2))
         config.model.backbone.update(sizes | {"stem": "plain"} | backbone)
         config.model.decoder.update(embed_dim=16, dilations=(1, 2, 3), dropout_rate=0.0)
-        config.model.auxiliary_head.update(level=0, embed_dim=8)
+        config.model.auxiliary_head.update(level=0, embed_dim=8, dropout_rate=0.0)
         if selection == "top_k":
             config.model.multilabel_head.update(
                 num_heads=2, downsample=3, dropout_rate=0.0
@@ -157,7 +157,7 @@ def _use_tiny_data(config, selection, k):
         config.model.decoder.update(dropout_rate=0.0)
         if "embed_dim" in config.model.decoder:
             config.model.decoder.embed_dim = 16
-            config.model.auxiliary_head.update(embed_dim=8, level=1)
+            config.model.auxiliary_head.update(embed_dim=8, level=1, dropout_rate=0.0)
         if selection == "top_k":
             config.model.multilabel_head.update(num_heads=2, dropout_rate=0.0)
         config.optimizer.update(schedule="constant", learning_rate=3e-3, warmup_steps=0)

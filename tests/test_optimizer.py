@@ -234,8 +234,9 @@ def steps_of(config, shapes):
         weight_decay=0.0, clip_norm=0.0,
     )  # fmt: skip
     optimizer = make_optimizer(config)
-    ones = {path: jnp.ones(shape.shape) for path, shape in shapes.items()}
-    updates, _ = optimizer.update(ones, optimizer.init(ones), ones)
+    ones = {path: np.ones(s.shape, np.float32) for path, s in shapes.items()}
+    update = jax.jit(lambda x: optimizer.update(x, optimizer.init(x), x)[0])
+    updates = update(ones)
     return {path: -np.asarray(update) for path, update in updates.items()}
 
 
