@@ -12,10 +12,16 @@ from tiny import use_compilation_cache
 from input_pipeline.augment import make_augment
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.pipeline import train_batches
+from mlseg_jax.checkpoint import Checkpoints
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.mlseg import normalise
 from mlseg_jax.sharding import AXES, put_batch
-from mlseg_jax.train_state import evaluation_parameters, initialise, make_train_step
+from mlseg_jax.train_state import (
+    abstract_state,
+    evaluation_parameters,
+    initialise,
+    make_train_step,
+)
 from mlseg_jax.typing import IGNORE
 
 C = NUM_CLASSES
@@ -87,6 +93,19 @@ def test_statistics_count_in_evaluation(trained):
     np.testing.assert_allclose(run(parameters, image[1:])[0], scores[1], rtol=1e-4)
     other = parameters | {k: 2 * v + 0.5 for k, v in after["stats"].items()}
     assert np.abs(run(other, image) - scores).max() > 1e-4
+
+
+def test_statistics_are_saved(trained, tmp_path):
+    _, after, _ = trained
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(1, jax.tree.map(jnp.asarray, after))
+    checkpoints.wait()
+    abstract = abstract_state(deeplabv3_config(), C, make_devices(1, 1))
+    restored = checkpoints.restore(1, abstract)
+    checkpoints.close()
+    assert after["stats"] and restored["stats"].keys() == after["stats"].keys()
+    for path, value in after["stats"].items():
+        np.testing.assert_array_equal(restored["stats"][path], value, err_msg=path)
 
 
 def test_scan_and_rematerialisation_keep_the_statistics(trained):
