@@ -11,10 +11,12 @@ from shrink import NUM_CLASSES, deeplabv3_config, random_parameters
 from configs import deeplabv3
 from mlseg_jax.errors import UserError
 from mlseg_jax.flops import count_macs
+from mlseg_jax.inference import Engine
 from mlseg_jax.label_selection import SelectionPolicy
 from mlseg_jax.losses import pixel
 from mlseg_jax.losses.pixel import classified_cross_entropy, upsampled_cross_entropy
 from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.layers.resize import bilinear_matrix
 from mlseg_jax.tasks import semantic
 from mlseg_jax.typing import IGNORE
 
@@ -106,6 +108,40 @@ def test_the_padding_of_a_canvas_is_not_seen(stem, head):
         np.testing.assert_allclose(
             logits[b, :rows, :columns], alone[2][0], rtol=1e-3, atol=2e-4
         )
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_pictures_as_a_whole_and_in_windows(mode):
+    """The engine, against one plain call of the model for each window."""
+    config = deeplabv3_config("complete", **{"depths": (1, 1)})
+    with config.unlocked():
+        config.eval.update(mode=mode, window=(32, 32), stride=(20, 20), batch_size=2)
+        config.eval.base_size = (0, 0)
+    model = FunctionalModel.build(config, C)
+    parameters = jax.tree.map(jnp.asarray, random_parameters(model))
+    height, width = 37, 50
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    engine = Engine(model, parameters, config.eval)
+    ((result,),) = engine.segment([image], [(SelectionPolicy("complete", C), None)])
+    (rows,), (columns,), (grid,) = result.rows, result.columns, result.grids
+    found = np.einsum("Hh,Ww,hwk->HWk", rows, columns, np.asarray(grid)[0])
+
+    select = SelectionPolicy("complete", C).select()
+    run = jax.jit(lambda x: model.bind(parameters)(x, select).logits)
+    total, count = np.zeros((height, width, C)), np.zeros((height, width, 1))
+    side = 32 if mode == "slide" else 64
+    for top in (0, 5) if mode == "slide" else (0,):
+        for left in (0, 18) if mode == "slide" else (0,):
+            part = np.s_[top : top + side, left : left + side]
+            logits = np.asarray(run(image[part][None]))[0]
+            shape = image[part].shape[:2]
+            up = [
+                bilinear_matrix(n, m)
+                for n, m in zip(shape, logits.shape[:2], strict=True)
+            ]
+            total[part] += np.einsum("Hh,Ww,hwk->HWk", *up, logits)
+            count[part] += 1
+    np.testing.assert_allclose(found, total / count, rtol=1e-3, atol=1e-3)
 
 
 # ------------------------------------------------------------------ the auxiliary loss
