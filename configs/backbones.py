@@ -53,6 +53,14 @@ stages are dilated instead of coarser (stride 8, method.md section 9.2).
 """
 
 
+TRESNETS = {
+    # name: width, blocks of each stage, which stages have bottlenecks
+    "tresnet_l": (76, (4, 5, 18, 3), (False, False, True, True)),
+    "tresnet_l_v2": (64, (3, 4, 23, 3), (True, True, True, True)),
+}
+"""TResNet-L, and the one of which there are weights of ImageNet-21k."""
+
+
 def vit(name: str, image_size: tuple[int, int]) -> ConfigDict:
     embed_dim, depth, num_heads, patch_size = choose(VITS, "backbone", name)
     return ConfigDict(
@@ -173,6 +181,21 @@ def resnet(name: str) -> ConfigDict:
             "freeze_norms": False,
             # As of `vit`; a scan goes over the equal blocks of a stage.
             "scan": False,
+            "remat": "none",
+        }
+    )
+
+
+def tresnet(name: str) -> ConfigDict:
+    embed_dim, depths, bottlenecks = choose(TRESNETS, "backbone", name)
+    return ConfigDict(
+        {
+            "name": "tresnet",
+            "embed_dim": embed_dim,
+            # Blocks of each of the four stages, and whether they are bottlenecks.
+            "depths": depths,
+            "bottlenecks": bottlenecks,
+            # As of `vit`.
             "remat": "none",
         }
     )

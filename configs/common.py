@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 NORMALISATIONS = {
     "half": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "unit": ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
 }
 """Mean and standard deviation of uint8 pixels, by name (method.md section 3.1)."""
 
@@ -181,6 +182,10 @@ def base(name: str) -> ConfigDict:
                 # The same in evaluation; "" and 0 repeat the training's.
                 "eval_name": "",
                 "eval_k": 0,
+                # given: the work directory of a trained classifier (query2label.py), or
+                # a folder of scores that `predict --scores` wrote.
+                "classifier": "",
+                "scores": "",
             },
             "loss": {
                 # cross_entropy, or nearest_classes: of each pixel's class and the

@@ -16,13 +16,22 @@ from ml_collections import ConfigDict
 from configs import backbones, common
 from configs.segmenter import RECIPES
 
-# Side of the pictures, heads and hidden layer of the transformer, encoder layers. Those
-# of Swin-L are the ones that give the paper's number of parameters (method.md 8.1); the
-# others are the defaults of Query2Label's release.
+# Side of the pictures, hidden layer of the transformer, normalisation of the pixels,
+# parameters that are not trained. Hidden layers: Swin-L's gives the paper's number of
+# parameters (method.md 8.1), 8192 is the default of Query2Label's release, which also
+# freezes what comes before the second stage of a convolutional network.
+FROZEN = ("^backbone/stem/", "^backbone/stages/0/")
 BACKBONES = {
-    "swin_l": {"side": 384, "heads": 4, "mlp": 6144, "encoder": 0},
-    "vit_demo": {"side": 96, "heads": 4, "mlp": 512, "encoder": 0},
-}
+    "swin_l": {"side": 384, "mlp": 6144, "pixels": "imagenet", "frozen": ()},
+    "resnet101": {
+        "side": 448, "mlp": 8192, "pixels": "imagenet",
+        # Its batch norms are those of ImageNet, weights and statistics.
+        "frozen": (*FROZEN, "^backbone/.*norm/"),
+    },
+    "tresnet_l": {"side": 448, "mlp": 8192, "pixels": "unit", "frozen": FROZEN},
+    "tresnet_l_v2": {"side": 448, "mlp": 8192, "pixels": "unit", "frozen": FROZEN},
+    "vit_demo": {"side": 96, "mlp": 512, "pixels": "half", "frozen": ()},
+}  # fmt: skip
 
 # Pictures of a data set's training split, for steps of an epoch (method.md 12.5).
 NUM_EXAMPLES = {
@@ -42,6 +51,12 @@ def _backbone(name: str, size: tuple[int, int]) -> ConfigDict:
         backbone = backbones.swin(name)
         backbone.num_norms = 1
         return backbone
+    if name in backbones.TRESNETS:
+        return backbones.tresnet(name)
+    if name in backbones.RESNETS:
+        backbone = backbones.resnet(name)
+        backbone.freeze_norms = True
+        return backbone
     return backbones.vit(name, size)
 
 
@@ -54,7 +69,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = common.base("query2label")
     config.task = "multilabel"
     config.data = common.data(
-        name=args.dataset, crop_size=size, base_size=(0, 0), normalisation="imagenet"
+        name=args.dataset,
+        crop_size=size,
+        base_size=(0, 0),
+        normalisation=choice["pixels"],
     )
     config.data.augmentation = "whole"
     config.data.num_classes = recipe["classes"]
@@ -62,11 +80,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {
             "backbone": _backbone(args.backbone, size),
             "transformer": {
-                "num_heads": choice["heads"],
+                "num_heads": 4,
                 "mlp_dim": choice["mlp"],
                 # Layers in which image tokens look at each other; in those of the
                 # decoder class queries look at them.
-                "num_encoder_layers": choice["encoder"],
+                "num_encoder_layers": 0,
                 "num_decoder_layers": 2,
                 "dropout_rate": 0.1,
                 "remat": "none",
@@ -86,6 +104,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         schedule="one_cycle",
         weight_decay=0.01,
         ema_decay=0.9997,
+        frozen=choice["frozen"],
     )
     config.train.update(
         steps=NUM_EPOCHS * epoch,

@@ -35,6 +35,9 @@ flags.DEFINE_string("classes", None, "convert: text file with a class name a lin
 flags.DEFINE_enum(
     "to", None, ["safetensors", "mmseg"], "convert: what to make of --workdir instead."
 )
+flags.DEFINE_string(
+    "scores", None, "predict: folder for label scores of both splits of the data set."
+)
 flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU) or a step.")
 flags.DEFINE_string("topology", None, "plan: v5e-256, v5p-64, h100x8, cpu8, ...")
 flags.DEFINE_integer("batch", None, "plan: images per chip.")

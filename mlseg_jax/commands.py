@@ -18,9 +18,11 @@ from mlseg_jax import long_tail
 from mlseg_jax import report as report_page
 from mlseg_jax.errors import UserError
 from mlseg_jax.flops import count_macs
+from mlseg_jax.given_selection import add_given_labels
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.macs import Macs
 from mlseg_jax.predict import Prediction, load_with_config
+from mlseg_jax.predict_labels import write_label_scores, write_labels
 from mlseg_jax.progress import progress_bar
 from mlseg_jax.train import evaluate_and_write
 from mlseg_jax.train import train as train_model
@@ -58,6 +60,7 @@ def evaluate(flags) -> None:
             f"The data set {config.data.name!r} has other classes than {workdir} was "
             f"trained on; evaluate on data with the same classes."
         )
+    source = add_given_labels(config, workdir, source, train=False)
     metrics, _ = evaluate_and_write(
         config,
         workdir,
@@ -82,8 +85,17 @@ def _training_presence(config, workdir: str):
 
 
 def predict(flags) -> None:
-    workdir, output = _need(flags, "workdir"), epath.Path(_need(flags, "output"))
-    paths = _picture_paths(flags.images)
+    workdir, config = _need(flags, "workdir"), flags.config
+    if flags.scores:
+        checkpoint = flags.checkpoint if flags["checkpoint"].present else "best"
+        write_label_scores(config, workdir, checkpoint, flags.scores)
+        print(flags.scores)
+        return
+    output, paths = epath.Path(_need(flags, "output")), _picture_paths(flags.images)
+    if config.task == "multilabel":
+        write_labels(config, workdir, flags.checkpoint, paths, output)
+        print(f"labels of {len(paths)} pictures in {output}/labels.jsonl")
+        return
     segmenter = load_with_config(workdir, flags.config, flags.checkpoint)
     output.mkdir(parents=True, exist_ok=True)
     stems = _output_stems(paths)

@@ -48,10 +48,7 @@ def evaluation_policy(
     selection = config.selection
     name = selection.eval_name or selection.name
     if name == "given":
-        raise UserError(
-            "An evaluation has no labels for the selection 'given'; set "
-            "selection.eval_name to top_k, oracle or complete."
-        )
+        check_given(config)
     if name == "top_k" and config.model.multilabel_head.name == "none":
         raise UserError(
             "The selection 'top_k' needs label scores, but model.multilabel_head.name "
@@ -62,6 +59,16 @@ def evaluation_policy(
     )
     k = min(k, num_classes)
     return SelectionPolicy(name, k, selection.minimum_score, selection.cumulative)
+
+
+def check_given(config: ml_collections.ConfigDict) -> None:
+    """Whether it is said where given labels come from."""
+    if not config.selection.classifier and not config.selection.scores:
+        raise UserError(
+            "The selection 'given' needs labels; set selection.classifier to the work "
+            "directory of a trained classifier, or selection.scores to a folder that "
+            "`predict --scores` wrote."
+        )
 
 
 def evaluation_settings(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -112,6 +119,10 @@ class Evaluation:
         policies = [(self.policy, None)]
         if self.policy.name == "oracle":
             policies = [(SelectionPolicy("given", self.policy.k), oracle)]
+        elif self.policy.name == "given":
+            class_ids = np.stack([example["given"] for example in examples])
+            given = Selection(class_ids, None, self.info.num_classes)
+            policies = [(self.policy, given)]
         if self.oracle_policy:
             policies.append((self.oracle_policy, oracle))
         images = [example["image"] for example in examples]
@@ -357,7 +368,7 @@ def evaluate(
 
 def write_evaluation(
     workdir: str,
-    evaluation: Evaluation,
+    evaluation,
     metrics: dict,
     model: nnx.Module,
 ) -> None:

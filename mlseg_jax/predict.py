@@ -13,12 +13,14 @@ from input_pipeline.images import read_image
 from mlseg_jax import visualise
 from mlseg_jax.errors import UserError
 from mlseg_jax.evaluate import evaluation_policy, make_engine
+from mlseg_jax.given_selection import load_classifier
 from mlseg_jax.inference import Engine
+from mlseg_jax.label_scores import LabelScorer
 from mlseg_jax.label_selection import SelectionPolicy
 from mlseg_jax.probabilities import write_probabilities
 from mlseg_jax.rank_space import Segmented
 from mlseg_jax.sharding import make_mesh
-from mlseg_jax.typing import Float, UInt, UInt8
+from mlseg_jax.typing import Bool, Float, UInt, UInt8
 from mlseg_jax.workdir import load_config, load_info, load_parameters
 
 Picture = np.ndarray | str | os.PathLike
@@ -74,10 +76,18 @@ class Prediction:
 class Segmenter:
     """A trained model, ready for pictures of any size."""
 
-    def __init__(self, engine: Engine, info: DatasetInfo, policy: SelectionPolicy):
+    def __init__(
+        self,
+        engine: Engine,
+        info: DatasetInfo,
+        policy: SelectionPolicy,
+        classifier: LabelScorer | None = None,
+    ):
+        """``classifier``: what selects, where the policy is ``given``."""
         self.info = info
         self.policy = policy
         self._engine = engine
+        self._classifier = classifier
 
     def __call__(
         self,
@@ -117,8 +127,30 @@ class Segmenter:
 
         The only way to the C-wide result; it exists on disk alone (`probabilities`).
         """
-        (results,) = self._engine.segment([_as_picture(image)], [(self.policy, None)])
+        results = self._segment([_as_picture(image)], self.policy, None)
         write_probabilities(results[0], path)
+
+    def _segment(
+        self,
+        images: list[UInt8[np.ndarray, "H W 3"]],
+        policy: SelectionPolicy,
+        mask: Bool[np.ndarray, "C"] | None,
+    ) -> list[Segmented]:
+        """Segments among the labels that the model, or the classifier, selects."""
+        if policy.name != "given":
+            return self._engine.segment(images, [(policy, None)], mask)[0]
+        scores = self._classifier(images)
+        if mask is not None:
+            scores = np.where(mask[None], scores, -np.inf)
+        select = dataclasses.replace(policy, name="top_k").select()
+        given = jax.device_get(select(jax.numpy.asarray(scores)))
+        (results,) = self._engine.segment(images, [(policy, given)], mask)
+        # The scores are the classifier's: the model has none.
+        ends = np.cumsum([segmented.count for segmented in results])
+        return [
+            dataclasses.replace(segmented, scores=scores[end - segmented.count : end])
+            for segmented, end in zip(results, ends, strict=True)
+        ]
 
     def _policy(self, k, allowed, minimum_score, cumulative):
         policy = self.policy
@@ -155,10 +187,7 @@ class Segmenter:
         size = self._engine.batch_sizes[0]
         for start in range(0, len(arrays), size):
             images = iter(arrays[start : start + size])
-            (results,) = self._engine.segment(
-                arrays[start : start + size], [(policy, None)], mask
-            )
-            for segmented in results:
+            for segmented in self._segment(arrays[start : start + size], policy, mask):
                 maps = segmented.label_maps()
                 top = segmented.top_labels(top_labels) if top_labels else None
                 selection = jax.device_get(segmented.selection)
@@ -225,7 +254,21 @@ def load(workdir: str | os.PathLike, checkpoint: str = "latest") -> Segmenter:
 
 def load_with_config(workdir: str, config, checkpoint: str) -> Segmenter:
     """As `load`, with changes to the ``eval`` and ``selection`` parts."""
+    info = load_info(workdir)
+    if config.task == "multilabel":
+        raise UserError(
+            f"{workdir} holds a classifier, which segments nothing; its labels come "
+            f"from `python main.py predict --workdir={workdir} --images=...`."
+        )
+    policy = evaluation_policy(config, info.num_classes)
+    classifier = None
+    if policy.name == "given":
+        if not config.selection.classifier:
+            raise UserError(
+                "The labels of new pictures are in no folder of scores; set "
+                "selection.classifier to the work directory of the classifier."
+            )
+        classifier = load_classifier(config.selection.classifier, info)
     model, parameters, _ = load_parameters(workdir, config, checkpoint)
     engine = make_engine(config, model, parameters, make_mesh(config))
-    info = load_info(workdir)
-    return Segmenter(engine, info, evaluation_policy(config, info.num_classes))
+    return Segmenter(engine, info, policy, classifier)

@@ -15,8 +15,9 @@ from mlseg_jax import long_tail, preflight
 from mlseg_jax.checkpoint import Checkpoints, without_nan
 from mlseg_jax.early_stopping import has_converged
 from mlseg_jax.errors import UserError
-from mlseg_jax.evaluate import evaluation_policy, write_evaluation
+from mlseg_jax.evaluate import check_given, evaluation_policy, write_evaluation
 from mlseg_jax.flops import peak_flops, training_flops
+from mlseg_jax.given_selection import add_given_labels
 from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.optimizer import make_schedule
 from mlseg_jax.pretrained.initialise import start_from
@@ -86,7 +87,9 @@ def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
 
     presence = first_process_first("claim", claim)
     train_source = replace_bad(train_source, config.data.on_bad_example)
+    train_source = add_given_labels(config, workdir, train_source, train=True)
     train_source = long_tail.resample(config, train_source, presence)
+    eval_source = add_given_labels(config, workdir, eval_source, train=False)
 
     model = FunctionalModel.build(config, num_classes)
     checkpoints = Checkpoints(workdir, keep_best=config.train.keep_best)
@@ -398,10 +401,7 @@ def _check_labels(config, train_info, eval_info) -> None:
     if config.task == "multilabel":
         return
     if selection.name == "given":
-        raise UserError(
-            "Training has no labels for the selection 'given'; set selection.name to "
-            "top_k, oracle or complete."
-        )
+        check_given(config)
     if selection.name == "top_k" and config.model.multilabel_head.name == "none":
         raise UserError(
             "The selection 'top_k' needs label scores, but model.multilabel_head.name "

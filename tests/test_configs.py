@@ -15,6 +15,8 @@ from configs import backbones, common, deeplabv3, demo, query2label, saved, segm
 from input_pipeline.augment import make_augment
 from input_pipeline.datasets.info import DataError
 from input_pipeline.datasets.open import open_dataset
+from mlseg_jax.errors import UserError
+from mlseg_jax.evaluate import check_given
 from mlseg_jax.flops import count_macs
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.optimizer import make_optimizer
@@ -35,6 +37,7 @@ TRACED = [
     ("coco_lvis", "vit_ti16", "top_k"),
     ("folder", "vit_demo", "complete"),
     ("sign_scenes", "vit_demo", "top_k"),
+    ("coco_stuff", "vit_b16", "given"),
 ]
 
 
@@ -58,6 +61,9 @@ def trace(config, mesh=None):
         batch["presence"] = jax.ShapeDtypeStruct((size[0], num_classes), np.bool_)
     else:
         batch["label_map"] = jax.ShapeDtypeStruct(size, np.int32)
+    if config.selection.name == "given":
+        shape = (size[0], config.selection.k)
+        batch["given"] = jax.ShapeDtypeStruct(shape, np.int32)
     state = abstract_state(config, num_classes, mesh)
     after, metrics = jax.eval_shape(step, state, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
@@ -70,8 +76,7 @@ def test_the_traced_combinations_cover_all_rows():
     datasets, names, selections = map(set, zip(*TRACED, strict=True))
     assert datasets == set(segmenter.RECIPES)
     assert names == set(backbones.VITS)
-    # Nothing can be trained on labels that are not there: see train._check_labels.
-    assert selections == set(common.SELECTIONS) - {"given"}
+    assert selections == set(common.SELECTIONS)
 
 
 @pytest.mark.parametrize("combination", ALL, ids="-".join)
@@ -294,6 +299,8 @@ def test_every_key_is_read(tmp_path, tmp_path_factory, monkeypatch):
         model.shapes,
         batch,
     )
+    with pytest.raises(UserError, match="needs labels"):
+        check_given(tiny_config())
     with pytest.raises(DataError, match="no place"):
         open_dataset(tiny_config({"data.name": "folder"}).data, train=True)
     nowhere = {"data.path": str(tmp_path / "no"), "data.classes": str(tmp_path / "no")}

@@ -373,9 +373,9 @@ def test_a_directory_that_cannot_be_written(tmp_path):
 @pytest.mark.parametrize(
     "overrides, sentence",
     [
-        ({"selection.name": "given"}, "selection 'given'"),
+        ({"selection.name": "given"}, "selection 'given' needs labels"),
         ({"model.multilabel_head.name": "none"}, "needs label scores"),
-        ({"selection.eval_name": "given"}, "eval_name to"),
+        ({"selection.eval_name": "given"}, "selection 'given' needs labels"),
         ({"train.batch_size": 12}, "multiple of 8"),
         ({"selection.k": 0}, "selection.k is 0"),
         ({"selection.name": "tpo_k"}, "Unknown selection 'tpo_k'"),

@@ -9,6 +9,7 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.models.backbones.beit import Beit
 from mlseg_jax.models.backbones.resnet import ResNet
 from mlseg_jax.models.backbones.swin import Swin
+from mlseg_jax.models.backbones.tresnet import TResNet
 from mlseg_jax.models.backbones.vit import ViT
 from mlseg_jax.models.decoders.auxiliary import FCNHead
 from mlseg_jax.models.decoders.deeplabv3 import DeepLabV3Decoder
@@ -81,6 +82,17 @@ def _build_swin(config, **common):
         drop_path_rate=backbone.drop_path_rate,
         num_norms=backbone.num_norms,
         scan=backbone.scan,
+        remat=backbone.remat,
+        **common,
+    )
+
+
+def _build_tresnet(config, **common):
+    backbone = config.model.backbone
+    return TResNet(
+        embed_dim=backbone.embed_dim,
+        depths=tuple(backbone.depths),
+        bottlenecks=tuple(backbone.bottlenecks),
         remat=backbone.remat,
         **common,
     )
@@ -243,6 +255,7 @@ BACKBONES = {
     "beit": _build_beit,
     "resnet": _build_resnet,
     "swin": _build_swin,
+    "tresnet": _build_tresnet,
     "vit": _build_vit,
 }
 DECODERS = {

@@ -12,6 +12,7 @@ from mlseg_jax.label_selection import (
     SelectionPolicy,
     labels_to_ranks,
     rank_of_class,
+    select_given,
 )
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
 from mlseg_jax.losses.multilabel import asymmetric_loss, binary_cross_entropy
@@ -48,7 +49,10 @@ def loss(
     policy = SelectionPolicy(
         selection.name, selection.k, selection.minimum_score, selection.cumulative
     )
-    select = policy.select(histogram=histogram)
+    given = None
+    if "given" in batch:
+        given = select_given(batch["given"], None, num_classes)
+    select = policy.select(histogram=histogram, given=given)
     output = model(batch["image"], select, rng=rng)
 
     ranks = labels_to_ranks(label_map, output.selection)

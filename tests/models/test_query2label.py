@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from shrink import random_parameters
 
-from configs import query2label
+from configs import query2label, segmenter
+from mlseg_jax.flops import count_macs
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.tasks import multilabel
 
@@ -91,3 +92,21 @@ def test_the_loss_and_its_gradient():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
     dropped, _ = jax.jit(loss)(parameters, jax.random.key(0))
     assert abs(dropped - total) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "dataset, k, params, macs",
+    [("coco_stuff", 50, 343.21, 182.6), ("coco_lvis", 100, 347.33, 233.4)],
+)
+def test_the_papers_sizes_of_the_two_models_together(dataset, k, params, macs):
+    """Table 3 adds a classifier in units of 2^20 and a Segmenter in those of 10^6."""
+    classifier = query2label.get_config(f"dataset={dataset},backbone=swin_l")
+    given = segmenter.get_config(f"dataset={dataset},backbone=vit_b16,selection=given")
+    given.selection.k = k
+    count = classifier.data.num_classes
+    one, other = (FunctionalModel.build(c, count) for c in (classifier, given))
+    found = one.num_parameters / 2**20 + other.num_parameters / 1e6
+    assert found == pytest.approx(params, abs=0.006)
+    exact = sum(part.exact for part in count_macs(classifier, one).values())
+    paper = sum(part.paper for part in count_macs(given, other).values())
+    assert exact / 2**30 + paper / 1e9 == pytest.approx(macs, rel=0.005)

@@ -151,3 +151,32 @@ def resample(
     """Applies a pair of resampling matrices to a feature grid."""
     grid = jnp.einsum("...Hh,...hwd->...Hwd", rows, grid)
     return jnp.einsum("...Ww,...Hwd->...HWd", columns, grid)
+
+
+def blur_matrix(
+    length_in: int, size_in: Size | None = None
+) -> Float[Array | np.ndarray, "out in"]:
+    """Every other sample after a blur of (1, 2, 1) / 4, reflected at the borders."""
+    size_in = length_in if size_in is None else size_in
+    xp = _namespace(size_in)
+    centre = 2 * xp.arange(-(-length_in // 2))
+    left = xp.abs(centre - 1)
+    right = xp.minimum(centre + 1, 2 * size_in - centre - 3)
+    matrix = xp.zeros((len(centre), length_in), xp.float32)
+    for index, weight in ((left, 0.25), (centre, 0.5), (right, 0.25)):
+        index = xp.clip(index, 0, size_in - 1)
+        weights = xp.full(len(centre), weight, xp.float32)
+        matrix = matrix + _taps(xp, index, weights, length_in)
+    return matrix
+
+
+def pair_matrix(
+    length_in: int, size_in: Size | None = None
+) -> Float[Array | np.ndarray, "out in"]:
+    """Means of pairs of samples; an odd last one stays as it is."""
+    size_in = length_in if size_in is None else size_in
+    xp = _namespace(size_in)
+    first = 2 * xp.arange(-(-length_in // 2))[:, None]
+    samples = xp.arange(length_in)[None]
+    inside = (samples >= first) & (samples <= first + 1) & (samples < size_in)
+    return inside / xp.maximum(inside.sum(axis=1, keepdims=True), 1).astype(xp.float32)
