@@ -8,7 +8,15 @@ import ml_collections
 import numpy as np
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.pretrained import beit, query2label, resnet, segmenter, swin, vit
+from mlseg_jax.pretrained import (
+    beit,
+    query2label,
+    resnet,
+    segmenter,
+    swin,
+    tresnet,
+    vit,
+)
 from mlseg_jax.pretrained.mapping import SAME, Dropped, Row
 from mlseg_jax.pretrained.read import WeightFile
 
@@ -91,15 +99,12 @@ FORMATS = {
         classes=("decoder.cls_emb",),
     ),
     "query2label": Format(
-        "Query2Label on Swin",
-        (
-            r"query_embed\.weight",
-            r"backbone\.0\.layers\.0\.blocks\.0\.attn\..*",
-            r"fc\.W",
-        ),
+        "Query2Label",
+        (r"query_embed\.weight", r"backbone\.0\..*", r"fc\.W"),
         query2label.query2label,
         f"code: MIT (SlongLiu/query2labels); {_TERMS}",
         dropped=query2label.DROPPED,
+        rename=query2label.names,
         classes=("query_embed.weight",),
     ),
     "augreg": Format(
@@ -187,6 +192,15 @@ FORMATS = {
         part="backbone/",
         dropped=resnet.DROPPED,
         rename=resnet.names,
+    ),
+    "tresnet": Format(
+        "TResNet of MIIL or timm",
+        (r"body\.conv1\.conv\.weight", r"body\.layer1\.0\.se\.fc1\.weight"),
+        tresnet.tresnet,
+        f"code: Apache 2.0 (Alibaba-MIIL/TResNet, huggingface); {_TERMS}",
+        part="backbone/",
+        dropped=tresnet.DROPPED,
+        rename=tresnet.names,
     ),
     "hugging_face_vit": Format(
         "ViT of Hugging Face",

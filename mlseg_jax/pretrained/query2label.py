@@ -1,8 +1,9 @@
-"""Query2Label's release (method.md section 8.1), of which we have the Swin models."""
+"""Query2Label's release (method.md section 8.1), on Swin, ResNet and TResNet."""
 
 import ml_collections
+import numpy as np
 
-from mlseg_jax.pretrained import swin
+from mlseg_jax.pretrained import resnet, swin, tresnet
 from mlseg_jax.pretrained.mapping import (
     SAME,
     TRANSPOSED,
@@ -15,12 +16,20 @@ from mlseg_jax.pretrained.mapping import (
 from mlseg_jax.pretrained.segmenter import post_norm_layer
 
 BACKBONE = "backbone.0."
+BODY = f"{BACKBONE}body."
+"""Of convolutional backbones."""
+
+TABLES = {
+    "swin": (BACKBONE, swin.own),
+    "resnet": (BODY, resnet.resnet),
+    "tresnet": (BODY, tresnet.tresnet),
+}
+"""By `model.backbone.name`."""
 
 
 def query2label(config: ml_collections.ConfigDict) -> list[Row]:
-    backbone = [
-        row._replace(theirs=f"{BACKBONE}{row.theirs}") for row in swin.own(config)
-    ]
+    start, table = TABLES.get(config.model.backbone.name, ("", lambda config: []))
+    backbone = [row._replace(theirs=f"{start}{row.theirs}") for row in table(config)]
     theirs, ours = "transformer.encoder.layers.{i}", "transformer/encoder/{i}"
     qkv = f"{ours}/attention/query_key_value"
     encoder = [
@@ -43,7 +52,19 @@ def query2label(config: ml_collections.ConfigDict) -> list[Row]:
     ]
 
 
+def names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The backbone's arrays by the names of its own table."""
+    body = {n.removeprefix(BODY): x for n, x in arrays.items() if n.startswith(BODY)}
+    if not body:
+        return arrays
+    rename = tresnet.names if "body.conv1.0.weight" in body else resnet.names
+    rest = {n: x for n, x in arrays.items() if not n.startswith(BODY)}
+    return rest | {f"{BODY}{n}": x for n, x in rename(body).items()}
+
+
 DROPPED = (
     *swin.DROPPED,
+    Dropped(r".*\.num_batches_tracked", "a counter"),
+    Dropped(r".*\.filt", "a constant: the blur"),
     Dropped(r"backbone\.1\..*", "a constant: positions of the grid"),
 )

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from mlseg_jax.models.backbones.beit import Beit
 from mlseg_jax.models.backbones.resnet import ResNet
 from mlseg_jax.models.backbones.swin import Swin
+from mlseg_jax.models.backbones.tresnet import TResNet
 from mlseg_jax.models.backbones.vit import ViT
 from mlseg_jax.models.build import flat_parameters
 from mlseg_jax.pretrained.fit import Fitter
@@ -319,8 +320,27 @@ def resnet_torchvision() -> Case:
                 pick=(0, 1, 2, 3))  # fmt: skip
 
 
+def tresnet_timm(v2: bool) -> Case:
+    depths = (1, 2, 2, 1)
+    model = timm.models.tresnet.TResNet(
+        layers=list(depths), num_classes=5, width_factor=0.125, v2=v2
+    )
+
+    def run(model, images):
+        maps = model.forward_intermediates(
+            images, indices=[1, 2, 3, 4], intermediates_only=True
+        )
+        return [x.permute(0, 2, 3, 1) for x in maps]
+
+    sizes = {"embed_dim": 8, "depths": depths, "bottlenecks": (v2, v2, True, True)}
+    title = f"TResNet{' v2' if v2 else ''} (timm), 52x68"
+    return Case(title, model, run, TResNet, sizes, (52, 68), pick=(0, 1, 2, 3))
+
+
 CASES = (
     resnet_torchvision,
+    lambda: tresnet_timm(False),
+    lambda: tresnet_timm(True),
     timm_vit,
     hugging_face_vit,
     lambda: dinov2("DINOv2 (transformers)", "Dinov2", 0, False),

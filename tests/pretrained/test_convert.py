@@ -1,75 +1,30 @@
 """Weight files to work directories and back; what does not fit is said at once."""
 
 import json
-import pathlib
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from shrink import segmenter_config, use_tiny_backbone
+from shrink import segmenter_config
+from weight_files import MLSEG, config_of, parameters_of, random_arrays, said
 
-from configs import query2label as query2label_config
-from mlseg_jax.errors import UserError
-from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.layers.resize import POSITION_RESIZES
-from mlseg_jax.pretrained import resnet, swin
 from mlseg_jax.pretrained.convert import convert, suggestion
 from mlseg_jax.pretrained.export import export_weights
-from mlseg_jax.pretrained.formats import recognise
 from mlseg_jax.pretrained.initialise import start_from
-from mlseg_jax.pretrained.load import load_arrays, stack_blocks, unstack_blocks
-from mlseg_jax.pretrained.mapping import to_theirs
-from mlseg_jax.pretrained.query2label import query2label
-from mlseg_jax.pretrained.read import WeightFile, read_weights
-from mlseg_jax.pretrained.segmenter import mmsegmentation, official, release
-from mlseg_jax.pretrained.vit import augreg, hugging_face, timm
+from mlseg_jax.pretrained.load import stack_blocks, unstack_blocks
+from mlseg_jax.pretrained.read import read_weights
+from mlseg_jax.pretrained.segmenter import release
 from mlseg_jax.sharding import make_mesh
 from mlseg_jax.train_state import initialise
 from mlseg_jax.workdir import (
     CARD,
     claim_workdir,
-    load_config,
     load_info,
-    load_parameters,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
-
-MLSEG = pathlib.Path(__file__).parent / "files" / "mlseg.pth"
-
-
-def config_of(num_classes=11, k=4, selection="top_k", **backbone):
-    config = segmenter_config(selection, k, **backbone)
-    with config.unlocked():
-        config.data.num_classes = num_classes
-    return config
-
-
-def random_arrays(config, rows, num_classes=11, part=""):
-    """A file of the format that the table describes, for exactly this configuration."""
-    shapes = FunctionalModel.build(config, num_classes).shapes
-    rng = np.random.default_rng(0)
-    ours = {
-        path: rng.standard_normal(leaf.shape).astype(np.float32)
-        for path, leaf in shapes.items()
-        if path.startswith(part)
-    }
-    return ours, to_theirs(ours, rows(config))
-
-
-def parameters_of(workdir):
-    _, parameters, step = load_parameters(str(workdir), load_config(str(workdir)))
-    assert step == 0
-    return jax.device_get(parameters)
-
-
-def said(function, *args, **kwargs) -> str:
-    with pytest.raises(UserError) as caught:
-        function(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
 
 # -------------------------------------------------------------- a released checkpoint
 
@@ -220,152 +175,7 @@ def test_names_of_classes(tmp_path):
     assert "each class once" in sentence
 
 
-# --------------------------------------------------------------------- other formats
-
-FORMATS = [
-    ("official", official, "complete", ""), ("mmseg", mmsegmentation, "complete", ""),
-    ("baseline", release, "complete", ""), ("augreg", augreg, "top_k", "backbone/"),
-    ("timm", timm, "top_k", "backbone/"), ("hf", hugging_face, "top_k", "backbone/"),
-]  # fmt: skip
-
-EXTRA = {
-    "official": {"encoder.head.weight": np.zeros((3, 16), np.float32)},
-    "timm": {"head.weight": np.zeros((3, 16), np.float32)},
-    "augreg": {"opt/target/head/kernel": np.zeros((16, 3), np.float32)},
-    "hf": {"embeddings.mask_token": np.zeros((1, 1, 16), np.float32)},
-}
-
-
-OLDER = (
-    ("layers.", "encoder.layer."), ("mlp.fc1", "intermediate.dense"),
-    ("mlp.fc2", "output.dense"), ("attention.o_proj", "attention.output.dense"),
-    ("attention.q_proj", "attention.attention.query"),
-    ("attention.k_proj", "attention.attention.key"),
-    ("attention.v_proj", "attention.attention.value"),
-)  # fmt: skip
-
-
-def _older(name):
-    """As files of Hugging Face have it."""
-    for new, old in OLDER:
-        name = name.replace(new, old)
-    return name
-
-
-@pytest.mark.parametrize("name, rows, selection, part", FORMATS)
-def test_every_table_is_recognised_and_undone(tmp_path, name, rows, selection, part):
-    config = config_of(selection=selection)
-    ours, theirs = random_arrays(config, rows, part=part)
-    if name == "augreg":
-        theirs = {f"opt/target/{key}": x for key, x in theirs.items()}
-    if name == "hf":
-        theirs = {_older(key): x for key, x in theirs.items()}
-        theirs = {f"vit.{key}": x for key, x in theirs.items()}
-    path = tmp_path / "x.npz"
-    np.savez(path, **theirs, **EXTRA.get(name, {}))
-    result = convert(config, str(path), str(tmp_path / "w"))
-    parameters = parameters_of(tmp_path / "w")
-    for key, array in ours.items():
-        np.testing.assert_array_equal(parameters[key], array)
-    assert set(parameters) >= set(ours)
-    dropped = [note for note in result.notes if "not used" in note]
-    assert len(dropped) == (name in EXTRA)
-    assert any("new: " in note for note in result.notes) == bool(part)
-    wanted = {"official": (1e-5, "bilinear"), "hf": (1e-12, "bicubic"),
-              "timm": (1e-6, "antialiased_bicubic")}  # fmt: skip
-    backbone = load_config(str(tmp_path / "w")).model.backbone
-    expected = wanted.get(name, (1e-6, "bicubic"))
-    assert (backbone.norm_epsilon, backbone.position_resize) == expected
-
-
-@pytest.mark.parametrize(
-    "head, mark",
-    [
-        ("transformer_decoder", "decode_head.img_cls_head.input_proj.weight"),
-        ("global_pooling", "decode_head.img_cls_head.1.conv.weight"),
-        ("oracle", "decode_head.mask_norm.gamma"),
-        ("oce", "backbone.cls_emb"),
-    ],
-)
-def test_the_releases_other_heads(tmp_path, head, mark):
-    config = config_of(selection="oracle" if head == "oracle" else "top_k")
-    with config.unlocked():
-        if head == "oce":
-            config.model.class_embeddings.in_backbone = True
-        elif head != "oracle":
-            config.model.multilabel_head.name = head
-    ours, theirs = random_arrays(config, release)
-    assert mark in theirs
-    arrays = {key: np.ascontiguousarray(x) for key, x in theirs.items()}
-    save_file(arrays, tmp_path / "x.safetensors")
-    convert(config, str(tmp_path / "x.safetensors"), str(tmp_path / "w"))
-    parameters = parameters_of(tmp_path / "w")
-    assert set(parameters) == set(ours)
-    for key, array in ours.items():
-        np.testing.assert_array_equal(parameters[key], array)
-
-
-def test_query2label(tmp_path):
-    config = query2label_config.get_config("dataset=ade20k,backbone=swin_l")
-    use_tiny_backbone(config, "swin", num_norms=1)
-    with config.unlocked():
-        config.data.num_classes = 11
-        config.model.transformer.update(num_heads=2, mlp_dim=16, num_encoder_layers=1)
-    ours, theirs = random_arrays(config, query2label)
-    theirs["backbone.1.pe"] = np.zeros((1, 2), np.float32)
-    arrays = {f"module.{k}": np.ascontiguousarray(x) for k, x in theirs.items()}
-    save_file(arrays, tmp_path / "x.safetensors")
-    result = convert(config, str(tmp_path / "x.safetensors"), str(tmp_path / "w"))
-    assert any("not used: backbone.1.pe" in note for note in result.notes)
-    parameters = parameters_of(tmp_path / "w")
-    assert set(parameters) == set(ours)
-    for key, array in ours.items():
-        np.testing.assert_array_equal(parameters[key], array)
-
-
-BACKBONES = [
-    ("swin", "hugging_face_swin", swin.hugging_face, "encoder.layers.0"),
-    ("swin", "swin", swin.own, "layers.0.blocks.1.attn.qkv.bias"),
-    ("resnet", "resnet", resnet.resnet, "layer1.0.conv3.weight"),
-]
-
-
-@pytest.mark.parametrize("kind, key, rows, mark", BACKBONES)
-def test_tables_of_other_backbones(kind, key, rows, mark):
-    config = config_of()
-    use_tiny_backbone(config, kind, **({"num_norms": 1} if kind == "swin" else {}))
-    with config.unlocked():
-        config.model.multilabel_head.update(num_heads=2)
-    ours, theirs = random_arrays(config, rows, part="backbone/")
-    assert any(name.startswith(mark) for name in theirs)
-    theirs["a.num_batches_tracked" if kind == "resnet" else "head.fc.bias"] = np.ones(3)
-    found, source, arrays = recognise(WeightFile("x", "", theirs))
-    assert found == key
-    loaded = load_arrays(config, 11, source, arrays)
-    assert set(loaded.arrays) == set(ours) and len(loaded.dropped) == 1
-    for path, array in ours.items():
-        np.testing.assert_array_equal(loaded.arrays[path], array)
-
-
-def test_big_vision_has_no_position_for_its_class_token(tmp_path):
-    config = config_of()
-    ours, theirs = random_arrays(config, augreg, part="backbone/")
-    names = (
-        ("LayerNorm_2", "LayerNorm_1"), ("MlpBlock_3", "MlpBlock_0"),
-        ("MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0"),
-    )  # fmt: skip
-    for old, new in names:
-        theirs = {key.replace(old, new): x for key, x in theirs.items()}
-    table = theirs.pop("Transformer/posembed_input/pos_embedding")
-    theirs["pos_embedding"] = table[:, 1:]
-    np.savez(tmp_path / "x.npz", **{f"params/{key}": x for key, x in theirs.items()})
-    convert(config, str(tmp_path / "x.npz"), str(tmp_path / "w"))
-    parameters = parameters_of(tmp_path / "w")
-    found = parameters.pop("backbone/position_table")
-    np.testing.assert_array_equal(found[1:], table[0, 1:])
-    assert np.all(found[0] == 0.0)
-    for path in set(ours) - {"backbone/position_table"}:
-        np.testing.assert_array_equal(parameters[path], ours[path])
+# ---------------------------------------------------------------- stacked parameters
 
 
 def test_a_scanned_model_gets_the_same(converted, tmp_path):
