@@ -1,5 +1,7 @@
 """BEiT and DINOv2 of Hugging Face, DINOv2's own code (method.md section 9.2)."""
 
+import re
+
 import ml_collections
 import numpy as np
 
@@ -149,6 +151,33 @@ def _pyramid(start: str) -> list[Row]:
     ]
 
 
+SHARED = "encoder.relative_position_bias.relative_position_bias_table"
+_LAYER = re.compile(r"layers\.(\d+)\.")
+
+
+# In files the pyramid's layers have numbers.
+_PYRAMID = {
+    "fpn1.0.": "fpn.fpn1.conv_transpose1.",
+    "fpn1.1.": "fpn.fpn1.normalization.",
+    "fpn1.3.": "fpn.fpn1.conv_transpose2.",
+    "fpn2.0.": "fpn.fpn2.",
+}
+
+
+def beit_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """With the table that blocks share in pretraining given to every one of them."""
+    renamed = {}
+    for name, array in vit.hugging_face_names(arrays).items():
+        start = _PYRAMID.get(name[:7])
+        renamed[start + name[7:] if start else name] = array
+    if SHARED not in renamed:
+        return renamed
+    table = renamed.pop(SHARED)
+    layers = {m[1] for m in map(_LAYER.match, renamed) if m}
+    rest = SHARED.removeprefix("encoder.")
+    return renamed | {f"layers.{i}.{rest}": table for i in layers}
+
+
 BEIT_OPTIONAL = r"backbone/pyramid/.*"
 """Pretrained models have no pyramid."""
 
@@ -156,4 +185,5 @@ BEIT_DROPPED = (
     *vit.HUGGING_FACE_DROPPED,
     Dropped(r"layernorm\..*|lm_head\..*", "of the pretraining's own outputs"),
     Dropped(r".*\.num_batches_tracked", "a counter"),
+    Dropped(r"(decode|auxiliary)_head\..*", "only the backbone is taken"),
 )

@@ -150,7 +150,7 @@ FORMATS = {
         part="backbone/",
         optional=beit.BEIT_OPTIONAL,
         dropped=beit.BEIT_DROPPED,
-        rename=vit.hugging_face_names,
+        rename=beit.beit_names,
     ),
     "hugging_face_swin": Format(
         "Swin of Hugging Face",
@@ -160,7 +160,7 @@ FORMATS = {
         part="backbone/",
         optional=swin.OPTIONAL,
         dropped=swin.DROPPED,
-        rename=vit.hugging_face_names,
+        rename=swin.hugging_face_names,
     ),
     "swin": Format(
         "Swin, its own code or timm",

@@ -254,7 +254,7 @@ def to_theirs(
             continue
         row, numbers = made
         for source, part in zip(row.sources, row.undo(array), strict=True):
-            found[_fill(source, numbers)] = np.ascontiguousarray(part)
+            found[_fill(source, numbers)] = part
     if problems:
         raise UserError("; ".join(_together(problems)))
     return found

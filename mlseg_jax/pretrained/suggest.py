@@ -3,8 +3,9 @@
 import math
 import re
 
-from configs import backbones, segmenter
+from configs import backbones, query2label, segmenter
 from mlseg_jax.pretrained.formats import Arrays, Format, recognise
+from mlseg_jax.pretrained.query2label import BODY
 from mlseg_jax.pretrained.read import WeightFile
 
 
@@ -83,6 +84,110 @@ def _suggest_segmenter(source: Format, arrays: Arrays) -> str:
     return " ".join([f"--config=configs/segmenter.py:{argument}", *flags])
 
 
+# --------------------------------------------------------------- other backbones
+
+
+def _count(arrays: Arrays, pattern: str) -> int:
+    """How many numbers stand for the group of ``pattern`` at the start of a name."""
+    matches = [re.match(pattern, name) for name in arrays]
+    return len({match[1] for match in matches if match})
+
+
+def _width(arrays: Arrays) -> int:
+    names = (name for name in arrays if re.fullmatch(r".*patch_embed.*weight", name))
+    return next((len(arrays[name]) for name in names if arrays[name].ndim == 4), 0)
+
+
+def _dinov2(arrays: Arrays) -> str | None:
+    size = _width(arrays), _count(arrays, r"(?:blocks|layers)\.(\d+)\.")
+    for name, row in backbones.DINOV2S.items():
+        if row[:2] == size:
+            has_registers = any(n.endswith("register_tokens") for n in arrays)
+            return f"{name}_reg" if has_registers else name
+    return None
+
+
+def _beit(arrays: Arrays) -> str | None:
+    size = _width(arrays), _count(arrays, r"layers\.(\d+)\.")
+    rows = backbones.BEITS.items()
+    return next((name for name, row in rows if row[:2] == size), None)
+
+
+_SWIN_TABLE = re.compile(r".*relative_position_bias_table")
+
+
+def _swin(arrays: Arrays) -> tuple[str | None, str]:
+    """The row of ``backbones.SWINS``, and its override for windows of another size."""
+    start = r"(?:backbone\.0\.|encoder\.)?layers\."
+    depths = tuple(
+        _count(arrays, rf"{start}{stage}\.blocks\.(\d+)\.") for stage in range(4)
+    )
+    table = next(x for n, x in arrays.items() if _SWIN_TABLE.fullmatch(n))
+    window = (math.isqrt(len(table)) + 1) // 2
+    for name, (embed_dim, row_depths, _, row_window, _) in backbones.SWINS.items():
+        if (embed_dim, row_depths) == (_width(arrays), depths):
+            other = window != row_window
+            flag = f" --config.model.backbone.window_size={window}" if other else ""
+            return name, flag
+    return None, ""
+
+
+def _resnet(arrays: Arrays, start: str = "") -> str | None:
+    depths = tuple(
+        _count(arrays, rf"{re.escape(start)}layer{stage}\.(\d+)\.")
+        for stage in (1, 2, 3, 4)
+    )
+    is_deep = f"{start}stem.3.weight" in arrays
+    for name, (row_depths, dilated) in backbones.RESNETS.items():
+        if (row_depths, dilated) == (depths, is_deep):
+            return name
+    return None
+
+
+def _tresnet(arrays: Arrays, start: str = "") -> str | None:
+    start = f"{start}body."
+    depths = tuple(
+        _count(arrays, rf"{re.escape(start)}layer{stage}\.(\d+)\.")
+        for stage in (1, 2, 3, 4)
+    )
+    width = len(arrays[f"{start}conv1.conv.weight"])
+    for name, (embed_dim, row_depths, _) in backbones.TRESNETS.items():
+        if (embed_dim, row_depths) == (width, depths):
+            return name
+    return None
+
+
+def _config(file: str, backbone: str | None, flags: str = "") -> str:
+    if backbone is None:
+        return ""
+    return f"--config=configs/{file}.py:dataset=ade20k,backbone={backbone}{flags}"
+
+
+def _suggest_query2label(source: Format, arrays: Arrays) -> str:
+    flags = ""
+    if f"{BODY}body.conv1.conv.weight" in arrays:
+        name = _tresnet(arrays, BODY)
+    elif any(n.startswith(BODY) for n in arrays):
+        name = _resnet(arrays, BODY)
+    else:
+        name, flags = _swin(arrays)
+    if name not in query2label.BACKBONES:
+        return ""
+    dataset = _recipe(source.num_classes(arrays))
+    argument = f"dataset={dataset},backbone={name}"
+    transformer = query2label.get_config(argument).model.transformer
+    layers = _count(arrays, r"transformer\.encoder\.layers\.(\d+)\.")
+    found = {
+        "num_encoder_layers": layers,
+        "num_decoder_layers": _count(arrays, r"transformer\.decoder\.layers\.(\d+)\."),
+        "mlp_dim": len(arrays["transformer.decoder.layers.0.linear1.weight"]),
+    }
+    for key, value in found.items():
+        if transformer[key] != value:
+            flags += f" --config.model.transformer.{key}={value}"
+    return f"--config=configs/query2label.py:{argument}{flags}"
+
+
 def _nothing(source: Format, arrays: Arrays) -> str:
     return ""
 
@@ -94,5 +199,13 @@ SUGGESTIONS = {
     "augreg": _suggest_backbone,
     "timm_vit": _suggest_backbone,
     "hugging_face_vit": _suggest_backbone,
+    "hugging_face_dinov2": lambda _, arrays: _config("linear", _dinov2(arrays)),
+    "dinov2": lambda _, arrays: _config("linear", _dinov2(arrays)),
+    "hugging_face_beit": lambda _, arrays: _config("upernet", _beit(arrays)),
+    "hugging_face_swin": lambda _, arrays: _config("upernet", *_swin(arrays)),
+    "swin": lambda _, arrays: _config("upernet", *_swin(arrays)),
+    "resnet": lambda _, arrays: _config("deeplabv3", _resnet(arrays)),
+    "tresnet": lambda _, arrays: _config("query2label", _tresnet(arrays)),
+    "query2label": _suggest_query2label,
 }
 """By the keys of `formats.FORMATS`."""

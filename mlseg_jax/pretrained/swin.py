@@ -5,6 +5,7 @@ import re
 import ml_collections
 import numpy as np
 
+from mlseg_jax.pretrained import vit
 from mlseg_jax.pretrained.mapping import (
     PATCHES,
     SAME,
@@ -50,7 +51,9 @@ def _merging(theirs: str) -> list[Row]:
 
 
 def hugging_face(config: ml_collections.ConfigDict) -> list[Row]:
-    last = config.model.backbone.get("num_norms", 4) - 1
+    backbone = config.model.backbone
+    # Our norms are those of the coarsest stages.
+    first = len(backbone.depths) - backbone.get("num_norms", 4) + 1
     rows = _stem("embeddings.patch_embeddings.projection", "embeddings.norm")
     for number, which in PAIRS:
         block, ours = f"encoder.layers.{{s}}.blocks.{number}", _ours(which)
@@ -67,8 +70,21 @@ def hugging_face(config: ml_collections.ConfigDict) -> list[Row]:
     return [
         *rows,
         *_merging("encoder.layers.{s}.downsample"),
-        *norm("layernorm", f"backbone/norms/{last}"),
+        *norm(f"hidden_states_norms.stage{{s+{first}}}", "backbone/norms/{s}"),
     ]
+
+
+def hugging_face_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A classifier's norm as what it is in a backbone: that of the last stage."""
+    renamed = vit.hugging_face_names(arrays)
+    if any(name.startswith("hidden_states_norms.") for name in renamed):
+        return renamed
+    stages = {m[1] for m in map(_STAGE.match, renamed) if m}
+    last = f"hidden_states_norms.stage{len(stages)}."
+    return {re.sub(r"^layernorm\.", last, name): x for name, x in renamed.items()}
+
+
+_STAGE = re.compile(r"encoder\.layers\.(\d+)\.")
 
 
 # --------------------------------------------------------------- Swin's own, and timm
@@ -109,6 +125,7 @@ def own_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 DROPPED = (
     Dropped(r"head\..*|classifier\..*", CLASSIFIER),
     Dropped(r"pooler\..*|.*mask_token", "only for pretraining"),
+    Dropped(r"layernorm\..*", "every stage has its own norm"),
     Dropped(
         r".*(relative_position_index|attn_mask)",
         "a constant that follows from the window",

@@ -10,6 +10,7 @@ from shrink import segmenter_config
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.pretrained.mapping import to_theirs
+from mlseg_jax.pretrained.read import WeightFile
 from mlseg_jax.workdir import load_config, load_parameters
 
 MLSEG = pathlib.Path(__file__).parent / "files" / "mlseg.pth"
@@ -32,6 +33,18 @@ def random_arrays(config, rows, num_classes=11, part=""):
         if path.startswith(part)
     }
     return ours, to_theirs(ours, rows(config))
+
+
+def weightless(config, rows, part=""):
+    """A file of the configuration's real sizes that takes no memory."""
+    zero = np.float32(0)
+    shapes = FunctionalModel.build(config, config.data.num_classes).shapes
+    ours = {
+        path: np.broadcast_to(zero, leaf.shape)
+        for path, leaf in shapes.items()
+        if path.startswith(part)
+    }
+    return WeightFile("x.pth", "", to_theirs(ours, rows(config)))
 
 
 def parameters_of(workdir):
