@@ -99,8 +99,7 @@ def test_names_of_beit_in_files():
 
 SUGGESTED = [
     (upernet, "upernet", "beit_b16", beit.beit, {}),
-    (upernet, "upernet", "swin_t", swin.hugging_face, {}),
-    (upernet, "upernet", "swin_b", swin.hugging_face, {"window_size": 7}),
+    (upernet, "upernet", "swin_t", swin.hugging_face, {"window_size": 12}),
     (linear, "linear", "dinov2_s14", beit.dinov2_own, {}),
     (linear, "linear", "dinov2_l14_reg", beit.dinov2, {}),
     (deeplabv3, "deeplabv3", "resnet101_v1c", resnet.resnet, {}),

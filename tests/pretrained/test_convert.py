@@ -194,35 +194,31 @@ def test_a_scanned_model_gets_the_same(converted, tmp_path):
 # ------------------------------------------------------------------- a training's start
 
 
-def config_from(init, num_classes=11, part="", **kwargs):
-    config = config_of(num_classes, **kwargs)
+def config_from(init, part="", **kwargs):
+    config = config_of(**kwargs)
     with config.unlocked():
         config.init, config.init_part = str(init), part
         config.optimizer.ema_decay = 0.9
     return config
 
 
-def started(init, num_classes=11, part=""):
-    config = config_from(init, num_classes, part)
-    state = initialise(config, num_classes, make_mesh(config))
-    return state, start_from(config, num_classes, state)
-
-
 def test_training_starts_from_a_directory_or_a_file(converted):
     workdir, _ = converted
     parameters = parameters_of(workdir)
-    before, after = started(workdir)
+    config = config_from(workdir)
+    before = initialise(config, 11, make_mesh(config))
+    after = start_from(config, 11, before)
     for path, array in parameters.items():
         np.testing.assert_array_equal(after["params"][path], array)
         np.testing.assert_array_equal(after["ema"][path], array)
     assert jax.tree.structure(before) == jax.tree.structure(after)
     shardings = jax.tree.map(lambda x: x.sharding, (before, after))
     assert shardings[0] == shardings[1]
-    before, after = started(MLSEG, num_classes=7, part="backbone/")
+    after = start_from(config_from(MLSEG, "backbone/"), 11, before)
     for path, array in after["params"].items():
         source = parameters if path.startswith("backbone/") else before["params"]
         np.testing.assert_array_equal(array, source[path])
-    sentence = said(start_from, config_from(MLSEG, part="spine"), 11, {})
+    sentence = said(start_from, config_from(MLSEG, "spine"), 11, {})
     assert "No part of the model begins with 'spine'" in sentence
     sentence = said(start_from, config_from(MLSEG, embed_dim=32), 11, {})
     assert "does not fit" in sentence

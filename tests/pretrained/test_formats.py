@@ -11,16 +11,23 @@ from weight_files import config_of, parameters_of, random_arrays
 
 from configs import query2label as query2label_config
 from mlseg_jax.pretrained import resnet, swin, tresnet
-from mlseg_jax.pretrained.convert import convert
+from mlseg_jax.pretrained.convert import convert, describe_rest
 from mlseg_jax.pretrained.formats import recognise
-from mlseg_jax.pretrained.load import load_arrays
+from mlseg_jax.pretrained.load import load_arrays, with_facts
 from mlseg_jax.pretrained.query2label import query2label
 from mlseg_jax.pretrained.read import WeightFile, read_weights
 from mlseg_jax.pretrained.segmenter import mmsegmentation, official, release
 from mlseg_jax.pretrained.vit import augreg, hugging_face, timm
-from mlseg_jax.workdir import load_config
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
+def load(config, path):
+    """What `convert` reads of a file, and the configuration with its facts."""
+    _, source, arrays = recognise(read_weights(path))
+    config, _ = with_facts(config, source)
+    return config, load_arrays(config, 11, source, arrays)
+
 
 FORMATS = [
     ("official", official, "complete", ""), ("mmseg", mmsegmentation, "complete", ""),
@@ -63,17 +70,16 @@ def test_every_table_is_recognised_and_undone(tmp_path, name, rows, selection, p
         theirs = {f"vit.{key}": x for key, x in theirs.items()}
     path = tmp_path / "x.npz"
     np.savez(path, **theirs, **EXTRA.get(name, {}))
-    result = convert(config, str(path), str(tmp_path / "w"))
-    parameters = parameters_of(tmp_path / "w")
+    config, loaded = load(config, path)
+    assert set(loaded.arrays) == set(ours)
     for key, array in ours.items():
-        np.testing.assert_array_equal(parameters[key], array)
-    assert set(parameters) >= set(ours)
-    dropped = [note for note in result.notes if "not used" in note]
-    assert len(dropped) == (name in EXTRA)
-    assert any("new: " in note for note in result.notes) == bool(part)
+        np.testing.assert_array_equal(loaded.arrays[key], array)
+    notes = describe_rest(loaded)
+    assert sum("not used" in note for note in notes) == (name in EXTRA)
+    assert any("new: " in note for note in notes) == bool(part)
     wanted = {"official": (1e-5, "bilinear"), "hf": (1e-12, "bicubic"),
               "timm": (1e-6, "antialiased_bicubic")}  # fmt: skip
-    backbone = load_config(str(tmp_path / "w")).model.backbone
+    backbone = config.model.backbone
     expected = wanted.get(name, (1e-6, "bicubic"))
     assert (backbone.norm_epsilon, backbone.position_resize) == expected
 
@@ -96,13 +102,11 @@ def test_the_releases_other_heads(tmp_path, head, mark):
             config.model.multilabel_head.name = head
     ours, theirs = random_arrays(config, release)
     assert mark in theirs
-    arrays = {key: np.ascontiguousarray(x) for key, x in theirs.items()}
-    save_file(arrays, tmp_path / "x.safetensors")
-    convert(config, str(tmp_path / "x.safetensors"), str(tmp_path / "w"))
-    parameters = parameters_of(tmp_path / "w")
-    assert set(parameters) == set(ours)
+    np.savez(tmp_path / "x.npz", **theirs)
+    _, loaded = load(config, tmp_path / "x.npz")
+    assert set(loaded.arrays) == set(ours)
     for key, array in ours.items():
-        np.testing.assert_array_equal(parameters[key], array)
+        np.testing.assert_array_equal(loaded.arrays[key], array)
 
 
 # TResNet is not in `shrink`: it has no configuration of pixel classification.
@@ -204,8 +208,7 @@ def test_query2label(tmp_path, backbone, rename, mark):
         assert any("not used: backbone.1.pe" in note for note in result.notes)
         found = parameters_of(tmp_path / "w")
     else:
-        _, source, arrays = recognise(read_weights(tmp_path / "x.safetensors"))
-        found = load_arrays(config, 11, source, arrays).arrays
+        found = load(config, tmp_path / "x.safetensors")[1].arrays
     assert set(found) == set(ours)
     for key, array in ours.items():
         np.testing.assert_array_equal(found[key], array)
@@ -247,8 +250,7 @@ def test_big_vision_has_no_position_for_its_class_token(tmp_path):
     table = theirs.pop("Transformer/posembed_input/pos_embedding")
     theirs["pos_embedding"] = table[:, 1:]
     np.savez(tmp_path / "x.npz", **{f"params/{key}": x for key, x in theirs.items()})
-    convert(config, str(tmp_path / "x.npz"), str(tmp_path / "w"))
-    parameters = parameters_of(tmp_path / "w")
+    parameters = load(config, tmp_path / "x.npz")[1].arrays
     found = parameters.pop("backbone/position_table")
     np.testing.assert_array_equal(found[1:], table[0, 1:])
     assert np.all(found[0] == 0.0)
