@@ -33,7 +33,8 @@ class Format:
 
     Attributes:
       title: for people.
-      marks: regular expressions; a file of this format has a name for each.
+      marks: regular expressions; a file of this format has a name for each, and more
+        than one where a name may be missing by mistake.
       rows: its table, given a configuration.
       licence: of the code it comes from, and where the weights' own terms are.
       part: beginning of our paths that it fills; "" is the whole model.
@@ -72,7 +73,7 @@ _TERMS = "the terms of the weights themselves are with whoever published them"
 FORMATS = {
     "release": Format(
         "MLSeg (RankSeg) on Segmenter, or its baseline, of the authors' release",
-        (r"backbone\.layers\.0\.ln1\.weight", r"decode_head\.proj_patch"),
+        (r"backbone\.layers\.\d+\.ln1\.weight", r"decode_head\.proj_(patch|classes)"),
         segmenter.release,
         f"code: MIT (openseg-group/RankSeg); {_TERMS}",
         dropped=segmenter.RELEASE_DROPPED,
@@ -80,7 +81,7 @@ FORMATS = {
     ),
     "mmseg": Format(
         "Segmenter of mmsegmentation",
-        (r"backbone\.layers\.0\.ln1\.weight", r"decode_head\.patch_proj\.weight"),
+        (r"backbone\.layers\.\d+\.ln1\.weight", r"decode_head\.\w+_proj\.weight"),
         segmenter.mmsegmentation,
         f"code: Apache 2.0 (open-mmlab/mmsegmentation); {_TERMS}",
         dropped=segmenter.RELEASE_DROPPED,
@@ -88,7 +89,7 @@ FORMATS = {
     ),
     "official_segmenter": Format(
         "Segmenter, official",
-        (r"encoder\.blocks\.0\.norm1\.weight", r"decoder\.proj_patch"),
+        (r"encoder\.blocks\.\d+\.norm1\.weight", r"decoder\.proj_(patch|classes)"),
         segmenter.official,
         f"code: MIT (rstrudel/segmenter); {_TERMS}",
         dropped=segmenter.OFFICIAL_DROPPED,
@@ -100,7 +101,7 @@ FORMATS = {
     ),
     "query2label": Format(
         "Query2Label",
-        (r"query_embed\.weight", r"backbone\.0\..*", r"fc\.W"),
+        (r"transformer\.decoder\..*", r"backbone\.0\..*", r"fc\.[Wb]"),
         query2label.query2label,
         f"code: MIT (SlongLiu/query2labels); {_TERMS}",
         dropped=query2label.DROPPED,
@@ -110,8 +111,8 @@ FORMATS = {
     "augreg": Format(
         "ViT of AugReg or big_vision",
         (
-            r"Transformer/encoderblock_0/LayerNorm_0/scale",
-            r"embedding/kernel",
+            r"Transformer/encoderblock_\d+/LayerNorm_0/scale",
+            r"embedding/(kernel|bias)",
         ),
         vit.augreg,
         f"code: Apache 2.0 (google-research/vision_transformer); {_TERMS}",
@@ -125,7 +126,7 @@ FORMATS = {
     ),
     "hugging_face_dinov2": Format(
         "DINOv2 of Hugging Face",
-        (r"layers\.0\.layer_scale1\.lambda1",),
+        (r"layers\.\d+\.layer_scale1\.lambda1",),
         beit.dinov2,
         f"code: Apache 2.0 (huggingface/transformers); {_TERMS}",
         part="backbone/",
@@ -135,7 +136,7 @@ FORMATS = {
     ),
     "dinov2": Format(
         "DINOv2, its own code or timm",
-        (r"patch_embed\.proj\.weight", r"blocks\.0\.ls1\.gamma"),
+        (r"patch_embed\.proj\.\w+", r"blocks\.\d+\.ls1\.gamma"),
         beit.dinov2_own,
         f"code: Apache 2.0 (facebookresearch/dinov2); {_TERMS}",
         part="backbone/",
@@ -144,7 +145,7 @@ FORMATS = {
     ),
     "hugging_face_beit": Format(
         "BEiT of Hugging Face",
-        (r"layers\.0\.lambda_1", r"layers\.0\.attention\.q_proj\.weight"),
+        (r"layers\.\d+\.lambda_1", r"layers\.\d+\.attention\.q_proj\.weight"),
         beit.beit,
         f"code: Apache 2.0 (huggingface/transformers), MIT (microsoft/unilm); {_TERMS}",
         part="backbone/",
@@ -154,7 +155,7 @@ FORMATS = {
     ),
     "hugging_face_swin": Format(
         "Swin of Hugging Face",
-        (r"encoder\.layers\.0\.blocks\.0\.attention\.q_proj\.weight",),
+        (r"encoder\.layers\.\d+\.blocks\.\d+\.attention\.q_proj\.weight",),
         swin.hugging_face,
         f"code: Apache 2.0 (huggingface/transformers), MIT (microsoft); {_TERMS}",
         part="backbone/",
@@ -164,7 +165,7 @@ FORMATS = {
     ),
     "swin": Format(
         "Swin, its own code or timm",
-        (r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table",),
+        (r"layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table",),
         swin.own,
         f"code: MIT (microsoft/Swin-Transformer); {_TERMS}",
         part="backbone/",
@@ -174,7 +175,11 @@ FORMATS = {
     ),
     "timm_vit": Format(
         "ViT of timm",
-        (r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.weight", r"cls_token"),
+        (
+            r"patch_embed\.proj\.\w+",
+            r"blocks\.\d+\.attn\.qkv\.weight",
+            r"cls_token|pos_embed",
+        ),
         vit.timm,
         f"code: Apache 2.0 (huggingface/pytorch-image-models); {_TERMS}",
         part="backbone/",
@@ -186,7 +191,7 @@ FORMATS = {
     ),
     "resnet": Format(
         "residual network of torchvision or OpenMMLab",
-        (r"stem\.0\.weight", r"layer1\.0\.conv3\.weight"),
+        (r"stem\.\d\.\w+", r"layer\d\.\d+\.conv3\.weight"),
         resnet.resnet,
         f"code: BSD 3-clause (pytorch/vision), Apache 2.0 (open-mmlab); {_TERMS}",
         part="backbone/",
@@ -195,7 +200,7 @@ FORMATS = {
     ),
     "tresnet": Format(
         "TResNet of MIIL or timm",
-        (r"body\.conv1\.conv\.weight", r"body\.layer1\.0\.se\.fc1\.weight"),
+        (r"body\.conv1\.\w+\.\w+", r"body\.layer\d\.\d+\.se\.fc1\.weight"),
         tresnet.tresnet,
         f"code: Apache 2.0 (Alibaba-MIIL/TResNet, huggingface); {_TERMS}",
         part="backbone/",
@@ -205,8 +210,8 @@ FORMATS = {
     "hugging_face_vit": Format(
         "ViT of Hugging Face",
         (
-            r"embeddings\.position_embeddings",
-            r"layers\.0\.layernorm_before\.weight",
+            r"embeddings\.(position_embeddings|cls_token)",
+            r"layers\.\d+\.layernorm_before\.weight",
         ),
         vit.hugging_face,
         f"code: Apache 2.0 (huggingface/transformers); {_TERMS}",

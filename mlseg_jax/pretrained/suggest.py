@@ -12,7 +12,11 @@ from mlseg_jax.pretrained.read import WeightFile
 def suggest(file: WeightFile) -> str:
     """``--config=...`` and overrides; "" where no shipped model has the file's size."""
     key, source, arrays = recognise(file)
-    return SUGGESTIONS.get(key, _nothing)(source, arrays)
+    try:
+        return SUGGESTIONS.get(key, _nothing)(source, arrays)
+    except (LookupError, StopIteration, TypeError, ValueError):
+        # What says the sizes is missing or of another shape.
+        return ""
 
 
 _BLOCK = re.compile(r"(?:backbone\.|encoder\.)?(?:blocks|layers)\.(\d+)\..*")

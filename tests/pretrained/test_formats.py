@@ -17,6 +17,7 @@ from mlseg_jax.pretrained.load import load_arrays, with_facts
 from mlseg_jax.pretrained.query2label import query2label
 from mlseg_jax.pretrained.read import WeightFile, read_weights
 from mlseg_jax.pretrained.segmenter import mmsegmentation, official, release
+from mlseg_jax.pretrained.suggest import suggest
 from mlseg_jax.pretrained.vit import augreg, hugging_face, timm
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -77,6 +78,11 @@ def test_every_table_is_recognised_and_undone(tmp_path, name, rows, selection, p
     notes = describe_rest(loaded)
     assert sum("not used" in note for note in notes) == (name in EXTRA)
     assert any("new: " in note for note in notes) == bool(part)
+    key, _, _ = recognise(read_weights(path))
+    for missing in theirs:
+        rest = {name: x for name, x in theirs.items() if name != missing}
+        file = WeightFile("x", "", rest)
+        assert recognise(file)[0] == key and suggest(file) == ""
     wanted = {"official": (1e-5, "bilinear"), "hf": (1e-12, "bicubic"),
               "timm": (1e-6, "antialiased_bicubic")}  # fmt: skip
     backbone = config.model.backbone
@@ -232,6 +238,9 @@ def test_tables_of_other_backbones(kind, key, rows, mark):
     theirs["a.num_batches_tracked" if kind == "resnet" else "head.fc.bias"] = np.ones(3)
     found, source, arrays = recognise(WeightFile("x", "", theirs))
     assert found == key
+    for missing in theirs:
+        rest = {name: x for name, x in theirs.items() if name != missing}
+        assert recognise(WeightFile("x", "", rest))[0] == key
     loaded = load_arrays(config, 11, source, arrays)
     assert set(loaded.arrays) == set(ours) and len(loaded.dropped) == 1
     for path, array in ours.items():
