@@ -13,18 +13,25 @@ from etils import epath
 
 from input_pipeline.datasets.export import export_folder
 from input_pipeline.datasets.open import open_dataset
-from input_pipeline.images import IMAGE_SUFFIXES, read_image, write_label_map
+from input_pipeline.images import read_image, write_label_map
 from mlseg_jax import long_tail
 from mlseg_jax import report as report_page
 from mlseg_jax.errors import UserError
+from mlseg_jax.final_evaluation import evaluate_and_write
 from mlseg_jax.flops import count_macs
 from mlseg_jax.given_selection import add_given_labels
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.macs import Macs
-from mlseg_jax.predict import Prediction, load_with_config
+from mlseg_jax.predict import load_with_config
+from mlseg_jax.predict_files import (
+    check_output,
+    labels_line,
+    output_stems,
+    picture_paths,
+    write_picture,
+)
 from mlseg_jax.predict_labels import write_label_scores, write_labels
 from mlseg_jax.progress import progress_bar
-from mlseg_jax.train import evaluate_and_write
 from mlseg_jax.train import train as train_model
 from mlseg_jax.workdir import load_info, load_parameters
 
@@ -91,15 +98,15 @@ def predict(flags) -> None:
         write_label_scores(config, workdir, checkpoint, flags.scores)
         print(flags.scores)
         return
-    output, paths = epath.Path(_need(flags, "output")), _picture_paths(flags.images)
+    output, paths = epath.Path(_need(flags, "output")), picture_paths(flags.images)
     if config.task == "multilabel":
         write_labels(config, workdir, flags.checkpoint, paths, output)
         print(f"labels of {len(paths)} pictures in {output}/labels.jsonl")
         return
     segmenter = load_with_config(workdir, flags.config, flags.checkpoint)
     output.mkdir(parents=True, exist_ok=True)
-    stems = _output_stems(paths)
-    _check_output(output, stems, paths)
+    stems = output_stems(paths)
+    check_output(output, stems, paths)
     num_classes = segmenter.info.num_classes
     batch = flags.config.eval.batch_size
     with (
@@ -113,8 +120,8 @@ def predict(flags) -> None:
             for path, stem, prediction in zip(chosen, names, predictions, strict=True):
                 label_map = prediction.label_map.astype(np.int32)
                 write_label_map(output / f"{stem}.png", label_map, num_classes)
-                _write_picture(output / f"{stem}_overlay.png", prediction.overlay())
-                lines.write(json.dumps(_labels_line(path, prediction)) + "\n")
+                write_picture(output / f"{stem}_overlay.png", prediction.overlay())
+                lines.write(json.dumps(labels_line(path, prediction)) + "\n")
                 bar.update()
     print(f"{len(paths)} pictures in {output}")
 
@@ -321,72 +328,3 @@ def _print_scores(metrics: dict, workdir: str) -> None:
     scores = [f"{k} {metrics[k]:.3f}" for k in SCORES if metrics.get(k) is not None]
     print("  ".join(scores))
     print(f"{workdir}/metrics.json")
-
-
-def _picture_paths(names: list[str]) -> list[epath.Path]:
-    """Files as they are, directories as the pictures directly in them."""
-    paths = []
-    for name in names:
-        path = epath.Path(name)
-        if path.is_dir():
-            inside = sorted(path.iterdir())
-            found = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
-            if not found:
-                raise UserError(f"The directory {name} holds no pictures.")
-            paths += found
-        elif path.exists():
-            paths.append(path)
-        else:
-            raise UserError(f"There is no picture {name}; correct --images.")
-    if not paths:
-        raise UserError("No pictures are given; add --images=a.jpg,directory/.")
-    return paths
-
-
-def _output_stems(paths: list[epath.Path]) -> list[str]:
-    """The files' stems, longer where those are not unique."""
-    stems = [path.stem for path in paths]
-    full = ["_".join([*p.parts[-2:-1], p.name.replace(".", "_")]) for p in paths]
-    chosen = [
-        long if stems.count(stem) > 1 else stem
-        for stem, long in zip(stems, full, strict=True)
-    ]
-    return [
-        f"{stem}_{i}" if chosen.count(stem) > 1 else stem
-        for i, stem in enumerate(chosen)
-    ]
-
-
-def _check_output(output, stems: list[str], paths: list[epath.Path]) -> None:
-    """Label maps are PNG files, as pictures may be: none is written over a picture."""
-    given = {path.resolve() for path in paths}
-    for stem in stems:
-        for name in (f"{stem}.png", f"{stem}_overlay.png"):
-            if (output / name).resolve() in given:
-                raise UserError(
-                    f"{output / name} would be written over a picture of --images; "
-                    f"choose another --output."
-                )
-
-
-def _write_picture(path: epath.Path, image: np.ndarray) -> None:
-    from PIL import Image
-
-    with path.open("wb") as file:
-        Image.fromarray(image).save(file, format="png")
-
-
-def _labels_line(path: epath.Path, prediction: Prediction) -> dict:
-    return {
-        "image": str(path),
-        "labels": [
-            {
-                "name": label.name,
-                "class_id": label.class_id,
-                "score": round(label.score, 6),
-                "rank": label.rank,
-                "pixel_share": round(label.share, 6),
-            }
-            for label in prediction.labels
-        ],
-    }

@@ -8,17 +8,20 @@ import numpy as np
 
 from input_pipeline.augment import make_augment
 from input_pipeline.bad_examples import Skips, drop_bad, replace_bad
-from input_pipeline.datasets.class_statistics import Presence
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.pipeline import read_some, train_batches
 from mlseg_jax import long_tail, preflight
-from mlseg_jax.checkpoint import Checkpoints, without_nan
+from mlseg_jax.checkpoint import Checkpoints
 from mlseg_jax.early_stopping import has_converged
 from mlseg_jax.errors import UserError
-from mlseg_jax.evaluate import check_given, evaluation_policy, write_evaluation
+from mlseg_jax.final_evaluation import (
+    better_weights,
+    evaluate_and_write,
+    evaluation_scalars,
+)
 from mlseg_jax.flops import peak_flops, training_flops
 from mlseg_jax.given_selection import add_given_labels
-from mlseg_jax.models.build import FunctionalModel, Parameters
+from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.optimizer import make_schedule
 from mlseg_jax.pretrained.initialise import start_from
 from mlseg_jax.processes import first_process_first
@@ -31,7 +34,8 @@ from mlseg_jax.sharding import (
     put_batch,
     to_own_mesh,
 )
-from mlseg_jax.tasks.table import Task, find_task
+from mlseg_jax.tasks.table import find_task
+from mlseg_jax.train_checks import check_labels
 from mlseg_jax.train_state import (
     abstract_state,
     evaluation_parameters,
@@ -71,7 +75,7 @@ def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
     train_source = open_dataset(config.data, train=True)
     eval_source = open_dataset(config.data, train=False)
     num_classes = train_source.info.num_classes
-    _check_labels(config, train_source.info, eval_source.info)
+    check_labels(config, train_source.info, eval_source.info)
     skips = Skips()
     for source in (train_source, eval_source):
         source = drop_bad(source, config.data.on_bad_example, skips)
@@ -241,7 +245,7 @@ class _Loop:
                 on_progress=alive,
             )
         self.engine.parameters = {}  # the step is about to donate them
-        metrics, scores = _better(self.task, results)
+        metrics, scores = better_weights(self.task, results)
         scalars = evaluation_scalars(metrics)
         log_line(step, {k: scalars[k] for k in scalars if k.endswith(("mIoU", "mAP"))})
         self.writer.write(step, scalars)
@@ -312,70 +316,6 @@ class _Loop:
         return speed
 
 
-def evaluate_and_write(
-    config,
-    workdir: str,
-    model: FunctionalModel,
-    weights: dict[str, Parameters],
-    step: int,
-    source,
-    presence: Presence | None = None,
-    on_progress=lambda: None,
-) -> tuple[dict[str, float], dict[str, float]]:
-    """An evaluation with the oracle of each of ``weights``; writes ``metrics.json`` and
-    what the report needs of the better one. ``presence``: classes of the training
-    examples, where they are known. Returns the metrics, and how good each is.
-    """
-    task, mesh = find_task(config), own_mesh(config)
-    engine = task.make_engine(config, model, {}, mesh)
-    weights = {name: to_own_mesh(each, mesh) for name, each in weights.items()}
-    evaluations, results = {}, {}
-    for name, engine.parameters in weights.items():
-        with progress_bar(len(source), 0, "evaluating") as bar:
-
-            def show(done: int, total: int, bar=bar) -> None:
-                bar.update(done - bar.n)
-                on_progress()
-
-            evaluations[name], results[name] = task.evaluate(
-                engine,
-                source,
-                config,
-                with_oracle=True,
-                class_examples=long_tail.class_examples(presence, model.num_classes),
-                on_progress=show,
-            )
-    metrics, scores = _better(task, results)
-    metrics["step"] = step
-    metrics["parameters"] = model.num_parameters
-    better = max(scores, key=scores.get)
-    if jax.process_index() == 0:
-        bound = model.bind(weights[better])
-        write_evaluation(workdir, evaluations[better], metrics, bound)
-    return metrics, scores
-
-
-def _better(
-    task: Task, results: dict[str, dict[str, float]]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Of the metrics by weights the better ones, and how good each is.
-
-    Where there are two, the better one's metrics also say how good both are.
-    """
-    scores = {name: metrics[task.best_metric] for name, metrics in results.items()}
-    metrics = dict(results[max(scores, key=scores.get)])
-    if len(scores) > 1:
-        for name, score in scores.items():
-            metrics[f"{task.best_metric}_{name}"] = score
-    return metrics, scores
-
-
-def evaluation_scalars(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics as curves of the training, without those that are undefined."""
-    finite = without_nan(metrics).items()
-    return {f"eval/{key}": value for key, value in finite if value is not None}
-
-
 def _start(config, num_classes, mesh, checkpoints: Checkpoints):
     """A new state, or the newest one of the work directory."""
     if not checkpoints.steps():
@@ -384,35 +324,3 @@ def _start(config, num_classes, mesh, checkpoints: Checkpoints):
     step, state = checkpoints.restore_newest(abstract_state(config, num_classes, mesh))
     logger.info("resuming from checkpoint %d of %s", step, checkpoints.path)
     return state
-
-
-def _check_labels(config, train_info, eval_info) -> None:
-    if train_info.class_names != eval_info.class_names:
-        raise UserError(
-            f"The splits {config.data.train_split!r} and {config.data.eval_split!r} "
-            f"have different classes; both must be of one data set."
-        )
-    if len(config.data.crop_size) != 2:
-        raise UserError(
-            f"data.crop_size is {config.data.crop_size}; give height and width, as in "
-            f"--config.data.crop_size=(512,512)."
-        )
-    selection = config.selection
-    if config.task == "multilabel":
-        return
-    if selection.name == "given":
-        check_given(config)
-    if selection.name == "top_k" and config.model.multilabel_head.name == "none":
-        raise UserError(
-            "The selection 'top_k' needs label scores, but model.multilabel_head.name "
-            "is 'none'; set it to transformer_encoder, or selection.name to complete."
-        )
-    evaluation_policy(config, eval_info.num_classes)
-    for key in ("k", "eval_k"):
-        if selection[key] > train_info.num_classes:
-            logger.warning(
-                "selection.%s is %d, but there are %d classes: all are selected.",
-                key,
-                selection[key],
-                train_info.num_classes,
-            )
