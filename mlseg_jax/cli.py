@@ -288,6 +288,8 @@ def _main(argv: list[str]) -> None:
             raise
         # Most often another process has gone, and this one notices.
         traceback.print_exc()
+        if isinstance(error, RuntimeError):  # so does JAX report broken connections
+            processes.wait_for_a_loss(FLAGS.heartbeat_seconds)
         _fail(
             f"Process {processes.own_index()} cannot go on "
             f"({str(error).splitlines()[0][:200]}). If this is about the connection, "

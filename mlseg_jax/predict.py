@@ -132,7 +132,7 @@ class Segmenter:
 
     def _segment(
         self,
-        images: list[UInt8[np.ndarray, "H W 3"]],
+        images: list[UInt8[np.ndarray, "_ _ 3"]],
         policy: SelectionPolicy,
         mask: Bool[np.ndarray, "C"] | None,
     ) -> list[Segmented]:

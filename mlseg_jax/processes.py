@@ -120,6 +120,14 @@ def _listen(silence: float) -> None:
                 end(1, _loss(own, process, f"has been silent for {silence:.0f} s"))
 
 
+def wait_for_a_loss(silence: float) -> None:
+    """Where a connection has broken: ends this process with the name of the lost one.
+
+    Returns where all others turn out to be alive.
+    """
+    time.sleep(1.5 * silence)  # `_listen` speaks, and ends the process, before that.
+
+
 def _loss(own: int, process: int | str, what: str) -> str:
     return (
         f"\nerror: Process {process} {what}, so process {own} ends as well; start all "
