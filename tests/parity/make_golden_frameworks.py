@@ -1,6 +1,6 @@
 """Golden files of the backbones and decoders of other toolboxes.
 
-Run with a Python that has torch, transformers and mmsegmentation 1.2 with mmcv-lite 2
+Run with a Python that has torch, timm, transformers, mmsegmentation 1.2 and mmcv-lite 2
 (none of them is a requirement of the project):
 
     python tests/parity/make_golden_frameworks.py [case ...]
@@ -109,6 +109,20 @@ def swin(case, batch, height, width, window, depths, seed):
         drop_path_rate=0.0,
     )
     backbone_case(case, model, config, batch, height, width, seed)
+
+
+def tresnet(case, batch, height, width, seed):
+    """timm's, without its classifier."""
+    from timm.models.tresnet import TResNet
+
+    depths = (1, 2, 1, 1)
+    model = TResNet(list(depths), num_classes=1, width_factor=4 / 64)
+    shown = dict(embed_dim=4, depths=depths, bottlenecks=(0, 0, 1, 1))
+    run = lambda image: model.forward_intermediates(  # noqa: E731
+        image, indices=[1, 2, 3, 4], intermediates_only=True
+    )
+    model.head = torch.nn.Identity()
+    backbone_case(case, model, shown, batch, height, width, seed, run)
 
 
 def dinov2(case, batch, height, width, seed, **config):
@@ -224,6 +238,7 @@ CASES = {
     "swin": lambda case: swin(case, 3, 37, 58, 4, (2, 4), 1),
     # One window larger than the last grid.
     "swin_small": lambda case: swin(case, 1, 20, 35, 6, (2, 2), 2),
+    "tresnet": lambda case: tresnet(case, 2, 36, 52, 7),
     # The position table grows and shrinks.
     "dinov2": lambda case: dinov2(case, 3, 28, 20, 3),
     "dinov2_giant": lambda case: dinov2(

@@ -13,11 +13,12 @@ from test_golden import assert_grads, close, nhwc, part
 
 from mlseg_jax.models.backbones.beit import Beit
 from mlseg_jax.models.backbones.swin import Swin
+from mlseg_jax.models.backbones.tresnet import TResNet
 from mlseg_jax.models.backbones.vit import ViT
 from mlseg_jax.models.build import flat_parameters
 from mlseg_jax.models.decoders.upernet import UPerNetDecoder
 from mlseg_jax.models.interfaces import FeatureMap
-from mlseg_jax.pretrained import beit, swin, upernet, vit
+from mlseg_jax.pretrained import beit, swin, tresnet, upernet, vit
 from mlseg_jax.pretrained.mapping import to_ours
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "frameworks"
@@ -54,6 +55,7 @@ PLAIN = ConfigDict({"model": {"backbone": {}}})
 SWIN = swin.mmsegmentation(PLAIN), mmsegmentation_names
 DINOV2 = beit.dinov2(PLAIN), beit.dinov2_names
 DINOV2_GIANT = beit.dinov2(GATED), beit.dinov2_names
+TRESNET = tresnet.tresnet(PLAIN), tresnet.names
 BEIT = beit.beit(PLAIN), vit.hugging_face_names
 UPERNET = (
     upernet.mmsegmentation(PLAIN),
@@ -148,6 +150,15 @@ def test_swin(case, canvas):
     model = make_swin(golden)
     params, images, grids = check_backbone(golden, model, SWIN)
     check_canvas(model, params, images, grids, canvas)
+
+
+def test_tresnet():
+    """Of grids of 9x13, 5x7, 3x4 and 2x2."""
+    golden = load("tresnet")
+    sizes = plain_config(golden)
+    sizes["bottlenecks"] = tuple(map(bool, sizes["bottlenecks"]))
+    model = Functional(lambda: TResNet(**sizes, rngs=nnx.Rngs(0)))
+    check_backbone(golden, model, TRESNET)
 
 
 def plain_config(golden):
