@@ -135,7 +135,8 @@ def draw(found: list[SplitStatistics], directory: pathlib.Path) -> pathlib.Path:
     axes.set_xlim(left=0)
     axes.set_title(f"{found[0].info.name}, {found[0].info.num_classes} classes")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize="small")
+    # Below the axes, where it covers no curve.
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     path = directory / "classes_per_image.png"
     FigureCanvasAgg(figure).print_png(path)
     write_json(epath.Path(directory) / "statistics.json", [s.as_json() for s in found])
