@@ -47,6 +47,7 @@ TINY_BACKBONES = {
         stem="deep",
         freeze_norms=False,
     ),
+    "tresnet": dict(embed_dim=8, depths=(1, 1), bottlenecks=(False, False)),
 }
 """What each kind of backbone has in tests, beside ``scan`` and ``remat``."""
 

@@ -17,6 +17,7 @@ from tiny import ROOT, tiny_config, use_compilation_cache
 from input_pipeline.augment import make_augment
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.pipeline import train_batches
+from mlseg_jax import final_evaluation
 from mlseg_jax import train as training
 from mlseg_jax.checkpoint import Checkpoints
 from mlseg_jax.errors import UserError
@@ -101,7 +102,7 @@ def fake_scores(monkeypatch, scores):
 
     faked = TASKS["semantic"]._replace(evaluate=evaluate)
     monkeypatch.setitem(TASKS, "semantic", faked)
-    monkeypatch.setattr(training, "write_evaluation", lambda *_: None)
+    monkeypatch.setattr(final_evaluation, "write_evaluation", lambda *_: None)
 
 
 # ------------------------------------------------------------------------ single steps
