@@ -7,6 +7,7 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 DEMO := runs/demo
 PARITY ?= .venv-parity
+TPU := .tpu-compiler
 
 .PHONY: setup demo test lint parity
 
@@ -26,7 +27,20 @@ demo: setup
 	$(BIN)/python main.py report --workdir=$(DEMO)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	PYTHONPATH=$(CURDIR)/$(TPU) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The compiler that `plan` asks about TPUs (700 MB), of the version that JAX names. Beside
+# the environment, where JAX would look for TPUs whatever one does; only for Linux on
+# x86-64. Without it its tests are skipped.
+ifeq ($(shell uname -sm),Linux x86_64)
+test: $(TPU)/.installed
+endif
+
+$(TPU)/.installed: $(VENV)/.installed
+	rm -rf $(TPU)
+	$(INSTALL) --no-deps --target $(TPU) "$$($(BIN)/python -c 'import importlib.metadata as m; \
+	print(next(r for r in m.requires("jax") if r.startswith("libtpu")).partition(";")[0])')" \
+	&& touch $@ || echo "No TPU compiler could be installed: the tests of plan for TPUs are skipped."
 
 # Against the public PyTorch implementations; their packages stay out of $(VENV).
 parity: $(PARITY)/.installed

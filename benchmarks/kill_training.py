@@ -2,15 +2,18 @@
 
     python benchmarks/kill_training.py --kills=30
 
-Trains a small model once without a break on one device. Then it trains it again, kills
-that process (SIGKILL) at random moments, saves of checkpoints included, and resumes
-each time on the next of 1, 2, 4 and 8 fake devices. Another run is killed a third as
-often and resumed on one device alone. In the end the weights of the latter must be
-bitwise those of the unbroken run, those of the former within 1e-5, and the losses of
-all steps the same: no example was seen twice or missed. Prints one JSON object.
+A small model trains without end. Each process is killed (SIGKILL) at a random moment
+after its first step, half of them while a checkpoint is being saved, and the next one
+takes the run up on the next of 1, 2, 4 and 8 fake devices. Now and then one is killed
+in its start as well, which counts as no kill. Another run is killed a third as often,
+on one device alone. Then both go on to the same step, and a third run trains up to it
+on one device without a break. The final weights of the run on one device must be
+bitwise those of the unbroken one, those of the other within 1e-5, and the losses of all
+steps the same: no example was seen twice or missed. Prints one JSON object.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -28,84 +31,112 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from tiny import tiny_flags  # noqa: E402
 
 DEVICES = (1, 2, 4, 8)
+LONGEST = 2.0
+"""Seconds between the first step of a process and its end, at most."""
 
 
-def start(workdir, steps: int, devices: int, cache, log) -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    changes = {
-        "train.steps": steps,
-        "train.checkpoint_every": 3,
-        "model.decoder.dropout_rate": 0.1,
-        "optimizer.name": "sgd",
-        "optimizer.learning_rate": 0.01,
-    }
-    command = [sys.executable, "main.py", "train", f"--workdir={workdir}"]
-    return subprocess.Popen(
-        command + tiny_flags(changes), cwd=ROOT, env=environment, stdout=log, stderr=log
-    )
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One work directory, and the processes that train in it."""
+
+    workdir: pathlib.Path
+    cache: pathlib.Path
+    changes: dict
+
+    def start(self, devices: int, stop_after: int = 0) -> subprocess.Popen:
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+            f"--xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        changes = {
+            "train.steps": 1_000_000,
+            "train.stop_after": stop_after,
+            "train.checkpoint_every": 3,
+            "train.eval_every": 0,
+            "model.decoder.dropout_rate": 0.1,
+            "optimizer.name": "sgd",
+            "optimizer.learning_rate": 0.01,
+            **self.changes,
+        }
+        command = [sys.executable, "main.py", "train", f"--workdir={self.workdir}"]
+        with self.log.open("a") as log:
+            return subprocess.Popen(
+                command + tiny_flags(changes),
+                cwd=ROOT, env=environment, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    @property
+    def log(self) -> pathlib.Path:
+        return self.workdir.parent / f"{self.workdir.name}.log"
+
+    def first_steps(self) -> int:
+        """How many processes have got through their first step."""
+        return self.log.read_text().count("first step after")
+
+    def saves(self, since: float = 0.0) -> list[str]:
+        """Checkpoints that are being written, or that were when a kill came."""
+        found = self.workdir.glob("checkpoints/*tmp*")
+        return [path.name for path in found if path.stat().st_mtime >= since]
+
+    def newest(self) -> int:
+        found = self.workdir.glob("checkpoints/*")
+        return max((int(p.name) for p in found if p.name.isdigit()), default=0)
+
+    def go_on_to(self, step: int, devices: int) -> None:
+        process = self.start(devices, step - self.newest())
+        if process.wait() != 0 or self.newest() != step:
+            raise SystemExit(f"no checkpoint {step}, see {self.log.read_text()}")
 
 
-def saved_steps(workdir) -> set[str]:
-    folder = workdir / "checkpoints"
-    names = {p.name for p in folder.iterdir()} if folder.exists() else set()
-    return {name for name in names if not name.endswith("json")}
-
-
-def run_to_the_end(workdir, steps, devices, cache) -> None:
-    with (workdir.parent / f"{workdir.name}.log").open("a") as log:
-        process = start(workdir, steps, devices, cache, log)
-        if process.wait() != 0:
-            raise SystemExit(f"the run in {workdir} failed, see {log.name}")
-
-
-def kill_often(workdir, steps, kills, devices, cache, rng) -> dict[str, int]:
-    """Kills until it has done so often enough; then lets the run end."""
-    during_saves = early = real = 0
+def kill_often(run: Run, kills: int, devices, rng, in_start: float = 0.15) -> dict:
+    """Kills until it has done so often enough, each time a process that trains."""
+    during_saves = starting = 0
     for number in range(kills):
-        before = saved_steps(workdir)
-        with (workdir.parent / f"{workdir.name}.log").open("a") as log:
-            process = start(workdir, steps, devices[number % len(devices)], cache, log)
-            # Mostly once it has saved something; now and then in its start.
-            if rng.random() < 0.15:
-                early += 1
-                time.sleep(rng.uniform(0.1, 10.0))
-            else:
-                while saved_steps(workdir) <= before and process.poll() is None:
-                    time.sleep(0.001)
-                time.sleep(rng.choice([0.0, rng.uniform(0.0, 0.6)]))
+        if rng.random() < in_start:
+            starting += 1
+            process = run.start(devices[number % len(devices)])
+            time.sleep(rng.uniform(0.1, 5.0))
             process.kill()
-            # One that has ended by itself was not killed.
-            real += process.wait() != 0
-        during_saves += any("tmp" in name for name in saved_steps(workdir))
-        done = [int(name) for name in saved_steps(workdir) if name.isdigit()]
-        print(f"kill {number + 1}: newest {max(done, default=0)}", file=sys.stderr)
-    run_to_the_end(workdir, steps, devices[kills % len(devices)], cache)
-    return {"kills": real, "in_a_save": during_saves, "while_starting": early}
+            process.wait()
+        before, begin = run.first_steps() if run.log.exists() else 0, time.time()
+        process = run.start(devices[number % len(devices)])
+        while run.first_steps() == before:
+            assert process.poll() is None, run.log.read_text()
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, LONGEST))
+        if rng.random() < 0.5:
+            while not run.saves(begin) and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0.0, 0.05))
+        process.kill()
+        # One that has ended by itself would not have been killed.
+        assert process.wait() == -9, run.log.read_text()
+        during_saves += bool(run.saves(begin))
+        print(f"kill {number + 1}: newest {run.newest()}", file=sys.stderr)
+    return {"kills": kills, "in_a_save": during_saves, "and_while_starting": starting}
 
 
-def read(workdir):
-    """The final weights as saved, and the loss of each step."""
+def read(run: Run):
+    """The newest weights as saved, and the loss of each step."""
     from mlseg_jax.checkpoint import Checkpoints
     from mlseg_jax.sharding import make_mesh
     from mlseg_jax.train_state import abstract_state
     from mlseg_jax.workdir import load_config, load_info
 
-    config = load_config(str(workdir))
-    checkpoints = Checkpoints(str(workdir))
+    workdir = str(run.workdir)
+    config, classes = load_config(workdir), load_info(workdir).num_classes
+    checkpoints = Checkpoints(workdir)
     state = checkpoints.restore(
-        checkpoints.find(),
-        abstract_state(config, load_info(str(workdir)).num_classes, make_mesh(config)),
+        checkpoints.find(), abstract_state(config, classes, make_mesh(config))
     )
     checkpoints.close()
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    losses = [(x["step"], x["loss/total"]) for x in lines if "loss/total" in x]
+    lines = (run.workdir / "metrics.jsonl").read_text().splitlines()
+    losses = [(x["step"], x["loss/total"]) for x in map(json.loads, lines)]
     return {k: np.asarray(v) for k, v in state["params"].items()}, losses
 
 
@@ -125,33 +156,41 @@ def compare(unbroken, killed) -> dict:
     }
 
 
-def main(kills: int, steps: int, seed: int, folder: str) -> dict:
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    root, rng = pathlib.Path(folder), random.Random(seed)
-    run_to_the_end(root / "unbroken", steps, 1, root / "cache")
-    found = {"steps": steps}
-    runs = {
-        "one_device": (max(1, kills // 3), (1,)),
-        "other_devices": (kills, DEVICES),
-    }
+def main(
+    kills: dict[str, tuple[int, tuple[int, ...]]],
+    seed: int,
+    folder: pathlib.Path,
+    changes: dict | None = None,
+    in_start: float = 0.15,
+) -> dict:
+    """``kills``: by name of the run, how many and on which devices in turn."""
+    rng = random.Random(seed)
+    names = ("unbroken", *kills)
+    runs = {n: Run(folder / n, folder / "cache", changes or {}) for n in names}
     counts = {
-        name: kill_often(root / name, steps, count, devices, root / "cache", rng)
-        for name, (count, devices) in runs.items()
+        name: kill_often(runs[name], count, devices, rng, in_start)
+        for name, (count, devices) in kills.items()
     }
-    unbroken = read(root / "unbroken")
-    for name, count in counts.items():
-        found[name] = count | compare(unbroken, read(root / name))
-    return found
+    steps = max(run.newest() for run in runs.values()) + 4
+    for name, (count, devices) in {"unbroken": (0, (1,)), **kills}.items():
+        runs[name].go_on_to(steps, devices[count % len(devices)])
+    unbroken = read(runs["unbroken"])
+    return {"steps": steps} | {
+        name: count | compare(unbroken, read(runs[name]))
+        for name, count in counts.items()
+    }
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument(
-        "--steps", type=int, default=0, help="default: 12 for each kill"
-    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    wanted = {
+        "one_device": (max(1, arguments.kills // 3), (1,)),
+        "other_devices": (arguments.kills, DEVICES),
+    }
     with tempfile.TemporaryDirectory() as path:
-        steps = arguments.steps or 12 * arguments.kills
-        print(json.dumps(main(arguments.kills, steps, arguments.seed, path), indent=2))
+        found = main(wanted, arguments.seed, pathlib.Path(path))
+    print(json.dumps(found, indent=2))

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import pathlib
 import sys
 
@@ -12,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from input_pipeline.datasets.export import export_folder
+from input_pipeline.datasets.local_copy import cache_directory
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.images import read_image, write_label_map
 from mlseg_jax import long_tail
@@ -45,10 +45,8 @@ MAX_COUNTED = 10_000
 
 def start() -> None:
     """Settings of the process, before the first array."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if jax.config.jax_compilation_cache_dir is None:
-        path = os.path.join(cache, "mlseg_jax", "xla")
-        jax.config.update("jax_compilation_cache_dir", path)
+        jax.config.update("jax_compilation_cache_dir", cache_directory("xla"))
 
 
 def train(flags) -> None:

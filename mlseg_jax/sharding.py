@@ -152,13 +152,18 @@ def _examples_spec(mesh, count: int) -> P:
     return P(AXES) if count % mesh.size == 0 else P()
 
 
+def are_weights_split() -> bool:
+    """Whether `gather_weights` has anything to gather."""
+    return jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1
+
+
 def gather_weights(weights, dtype=None):
     """Makes weights whole on every device, at the place where they are needed.
 
-    Called on one block's weights within its rematerialisation, so that the whole ones
-    live as long as the block runs. Kernels are cast to ``dtype``, in which the layers
-    use them, before they travel. Gradients go straight back to where the state has its
-    shards.
+    Called on one block's weights within its `rematerialised` function, so that the
+    whole ones live as long as the block runs. Kernels are cast to ``dtype``, in which
+    the layers use them, before they travel. Gradients go straight back to where the
+    state has its shards.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return weights

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 
 import jax
 import pytest
-from tiny import tiny_config
+from tiny import ROOT, tiny_config, tiny_flags
 
 from mlseg_jax import plan as planning
 from mlseg_jax import sharding, topologies
@@ -326,17 +328,42 @@ def test_a_refusal_of_the_compiler():
 # ----------------------------------------------------------------- with its compilers
 
 
-def test_a_tpu_slice():
-    pytest.importorskip("libtpu")
+NO_TPU = "the TPU compiler is not installed (`make test` does it on Linux, x86-64)"
+
+
+def test_tpu_slices():
+    pytest.importorskip("libtpu", reason=NO_TPU)
     overrides = {"model.dtype": "bfloat16", "model.backbone.depth": 1}
-    config = config_of(2, 2, **overrides)
-    made = planning.plan(config, "v5e-4", 1, with_predict=False)
-    assert made.train.fits
-    assert made.train.memory.parameters == state_bytes(config, 2)
-    assert made.train.memory.total < 2**30
-    assert made.images_per_second > 0 and 0 < made.mfu_bound <= 1
-    assert {"all-reduce"} <= {c.kind for c in made.train.program.collectives}
+    config = config_of(-1, 2, **overrides)
+    small, large = (
+        planning.plan(config, name, 1, with_predict=False)
+        for name in ("v5e-4", "v5e-8")
+    )
+    for made in (small, large):
+        assert made.train.fits
+        assert made.train.memory.parameters == state_bytes(config, 2)
+        assert made.train.memory.total < 2**30
+        assert made.images_per_second > 0 and 0 < made.mfu_bound <= 1
+        kinds = {each.kind for each in made.train.program.collectives}
+        assert "all-reduce" in kinds
+        assert kinds <= {"all-reduce", "all-gather", "reduce-scatter"}
+    assert large.train.memory.total == pytest.approx(small.train.memory.total, rel=0.05)
     assert jax.devices()[0].platform == "cpu"
+
+
+def test_the_command_plans_for_a_tpu_slice_and_says_nothing_else():
+    pytest.importorskip("libtpu", reason=NO_TPU)
+    changes = {"model.dtype": "bfloat16", "mesh.fsdp": 2}
+    command = [sys.executable, "main.py", "plan", "--topology=v5e-4", "--json"]
+    done = subprocess.run(
+        command + tiny_flags(changes), cwd=ROOT, capture_output=True, timeout=300
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    made = json.loads(done.stdout)
+    assert (made["num_chips"], made["mesh"], made["batch_per_chip"]) == (4, [2, 2], 2)
+    for step in (made["train"], made["predict"]):
+        assert step["fits"] and step["memory"]["usable"] == 15.75 * GIB
+        assert step["seconds"]["step"] > 0
 
 
 def test_a_gpu_host():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
-import pathlib
 import typing
 from collections.abc import Mapping, Sequence
+
+from etils import epath
 
 from input_pipeline.datasets.info import DataError
 
@@ -48,9 +49,9 @@ def make_builder(name: str, data_dir: str | os.PathLike) -> SegmentationBuilder:
     return builder_class(data_dir=data_dir, file_format="array_record", **kwargs)
 
 
-def find_prepared(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
+def find_prepared(name: str, data_dir: str | os.PathLike) -> epath.Path:
     """Where `prepare` put, or would put, a data set."""
-    return pathlib.Path(make_builder(name, data_dir).data_dir)
+    return epath.Path(make_builder(name, data_dir).data_dir)
 
 
 def count_message(

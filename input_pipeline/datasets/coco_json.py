@@ -20,6 +20,7 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
+from etils import epath
 
 from input_pipeline import images, masks
 from input_pipeline.datasets import coco_format, instances, label_schema, panoptic
@@ -114,7 +115,7 @@ def list_examples(
     file = coco_format.read(json_path, report=report)
     extra = [background] if background else []
     if classes:
-        info, class_of = _join_classes(file, pathlib.Path(classes), name, extra)
+        info, class_of = _join_classes(file, epath.Path(classes), name, extra)
     else:
         info, class_of = file.info(name, extra), file.class_of()
     empty = info.num_classes - 1 if background else IGNORE

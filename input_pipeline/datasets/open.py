@@ -1,14 +1,15 @@
 """From the ``data`` part of a configuration to a source of examples."""
 
-import pathlib
 from collections.abc import Callable
 
 import ml_collections
+from etils import epath
 
 from input_pipeline import bad_examples
 from input_pipeline.datasets.builders import BUILDERS, find_prepared
 from input_pipeline.datasets.folder import Folder
 from input_pipeline.datasets.info import DataError, raise_fault
+from input_pipeline.datasets.local_copy import local_copy
 from input_pipeline.datasets.sign_scenes import SignScenes
 
 TFDS_PREFIX = "tfds:"
@@ -24,7 +25,7 @@ def _place(data: ml_collections.ConfigDict, what: str) -> str:
             f"The {data.name} data set has no place; add {what} as "
             "--config.data.path=DIRECTORY."
         )
-    return data.path
+    return local_copy(data.path)
 
 
 def _open_folder(data: ml_collections.ConfigDict, split: str, report):
@@ -101,13 +102,15 @@ def _open_prepared(data: ml_collections.ConfigDict, split: str, report):
             f"The data set {data.name!r} has no place; run `{command}` once, and add "
             "--config.data.path=DIRECTORY."
         )
-    path = pathlib.Path(data.path)
+    path = epath.Path(data.path)
     if not (path / prepared.CLASSES_FILE).is_file():
         path = find_prepared(data.name, data.path)
     if not (path / prepared.CLASSES_FILE).is_file():
         raise DataError(
             f"The data set {data.name!r} is not prepared in {data.path}; run: {command}"
         )
+    # Of all that may be in `data.path`, this data set alone.
+    path = local_copy(str(path))
     features = prepared.stored_features(path)
     if "video_index" in features:
         return videos.PreparedVideos(path, split)

@@ -31,6 +31,7 @@ from input_pipeline.datasets.builders import (
     make_builder,
 )
 from input_pipeline.datasets.info import DataError
+from input_pipeline.datasets.local_copy import is_address
 from input_pipeline.datasets.prepared import RawExample, SegmentationBuilder
 
 __all__ = ["BUILDERS", "find_prepared", "make_builder", "prepare"]
@@ -74,6 +75,11 @@ def prepare(
     """
     if on_bad_example not in ("fail", "skip"):
         raise ValueError(f'on_bad_example is {on_bad_example!r}, not "fail" or "skip".')
+    if is_address(data_dir):
+        raise DataError(
+            f"ArrayRecord is written to disks only, not to {data_dir}; prepare into a "
+            "directory and copy that, and train on the address of the copy."
+        )
     builder = make_builder(name, data_dir)
     final = pathlib.Path(builder.data_dir)
     if (final / class_statistics.STATISTICS_FILE).is_file():

@@ -10,6 +10,7 @@ import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 
 from input_pipeline import images
 from input_pipeline.datasets import label_schema, stored
@@ -42,7 +43,7 @@ class TfdsSource:
         classes: str | os.PathLike,
     ):
         self._where = f"TFDS data set {name!r} in {path}"
-        names, class_of = label_schema.read_class_table(pathlib.Path(classes))
+        names, class_of = label_schema.read_class_table(epath.Path(classes))
         self.info = DatasetInfo(name, names, (False,) * len(names))
         self._labels = stored.RawLabels(class_of)
         self._keys = image_key, label_key

@@ -1,10 +1,10 @@
 """``config.init``: the weights that a training starts from."""
 
 import logging
-import os
 
 import jax
 import ml_collections
+from etils import epath
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
@@ -53,7 +53,7 @@ def start_from(config: ml_collections.ConfigDict, num_classes: int, state):
 
 def _read(init: str) -> tuple[Format, Arrays]:
     """A weight file by its names; a work directory by ours."""
-    if not os.path.isdir(init):
+    if not epath.Path(init).is_dir():
         _, source, arrays = recognise(read_weights(init))
         return source, arrays
     config = load_config(init)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.interfaces import AbstractBackbone, FeatureMap
-from mlseg_jax.models.layers.block_stack import REMAT_POLICIES
+from mlseg_jax.models.layers.block_stack import REMAT_POLICIES, rematerialised
 from mlseg_jax.models.layers.conv import ConvUnit, max_pool
 from mlseg_jax.models.macs import Macs, activation
 from mlseg_jax.sharding import gather_weights, pin_examples
@@ -262,8 +262,4 @@ class Stage(nnx.Module):
             out = FeatureMap(pin_examples(out.grid), out.grid_size)
             return out, nnx.state(block, nnx.BatchStat)
 
-        if self.remat != "none":
-            run = jax.checkpoint(
-                run, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan
-            )
-        return run, weights
+        return rematerialised(run, self.remat, in_scan=self.scan), weights

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlseg_jax.models.interfaces import AbstractBackbone, FeatureMap
-from mlseg_jax.models.layers.block_stack import REMAT_POLICIES
+from mlseg_jax.models.layers.block_stack import rematerialised
 from mlseg_jax.models.layers.conv import Conv, ConvUnit, average_pool
 from mlseg_jax.models.layers.patches import patchify
 from mlseg_jax.models.layers.resize import blur_matrix, pair_matrix, resample
@@ -97,8 +97,7 @@ class TResNet(AbstractBackbone):
             out = FeatureMap(pin_examples(out.grid), out.grid_size)
             return out, nnx.state(block, nnx.BatchStat)
 
-        if self.remat != "none":
-            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.remat])
+        run = rematerialised(run, self.remat)
         features, statistics = run(features, weights)
         nnx.update(block, statistics)
         return features

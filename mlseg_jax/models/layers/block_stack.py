@@ -9,15 +9,32 @@ from flax import nnx
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.layers.transformer import Context
 from mlseg_jax.models.macs import Macs
-from mlseg_jax.sharding import gather_weights, pin_examples
+from mlseg_jax.sharding import are_weights_split, gather_weights, pin_examples
 from mlseg_jax.typing import Array, Float, PRNGKeyArray
 
+
+def _all_but_whole_weights(primitive, *_, **__) -> bool:
+    """Weights that were gathered are gathered again: their shards are there anyway."""
+    return primitive.name != "sharding_constraint"
+
+
 REMAT_POLICIES = {
-    "none": None,
+    "none": _all_but_whole_weights,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 """What a block keeps for its backward pass: everything, matrix products, nothing."""
+
+
+def rematerialised(
+    run_block: Callable, remat: str, *, in_scan: bool = False
+) -> Callable:
+    """The function of a block, keeping what a row of `REMAT_POLICIES` says."""
+    if remat == "none" and not are_weights_split():
+        return run_block
+    return jax.checkpoint(
+        run_block, policy=REMAT_POLICIES[remat], prevent_cse=not in_scan
+    )
 
 
 class BlockStack(nnx.Module):
@@ -86,10 +103,7 @@ class BlockStack(nnx.Module):
             tokens = block(tokens, context, rate if drops else 0.0, rng)
             return pin_examples(tokens)
 
-        if self.remat != "none":
-            run_block = jax.checkpoint(
-                run_block, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan
-            )
+        run_block = rematerialised(run_block, self.remat, in_scan=self.scan)
         tokens = pin_examples(tokens)
         rngs = None if rng is None else jax.random.split(rng, self.depth)
         outputs, start = [], first
