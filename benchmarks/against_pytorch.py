@@ -17,10 +17,14 @@ Each side lives in a process of its own for each task. Both stay alive and take 
 so that noise hits both; a figure is the median over turns. Memory is the peak of
 resident memory of the process, libraries and compilation included. The matrix product
 that FLOP/s are compared with runs in the same turns on both sides; the faster counts.
+
+Each side runs as its user would run it: our training keeps freed memory, as the command
+``train`` does (`host_memory`). With ``--same-malloc`` PyTorch's training does too.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -29,6 +33,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import measure  # noqa: E402
 from pytorch_sides import our_config  # noqa: E402
+
+KEEP_FREED_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**60),
+}
+"""What `mlseg_jax.host_memory` sets, for another process."""
 
 SIDES = pathlib.Path(__file__).with_name("pytorch_sides.py")
 
@@ -42,8 +53,12 @@ class Worker:
         command += [f"--labels={num_classes}", f"--side={args.side}"]
         command += [f"--backbone={args.backbone}"]
         command += ["--one-resize"] * args.one_resize
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        pipe, environment = subprocess.PIPE, dict(os.environ)
+        if side == "theirs" and task == "train" and args.same_malloc:
+            environment |= KEEP_FREED_MEMORY
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, env=environment
+        )
         self.answer()
 
     def answer(self):
@@ -109,7 +124,12 @@ def summarise(parts: list[dict], args) -> dict[str, object]:
         # The share that is judged: the smaller of the sizes that were run.
         shares = (result.get(f"{task}_flops_share", 2.0), part["flops_share"])
         result[f"{task}_flops_share"] = min(shares)
-    return {**result, "parts": parts, "machine": measure.machine()}
+    return {
+        **result,
+        "same_malloc": args.same_malloc,
+        "parts": parts,
+        "machine": measure.machine(),
+    }
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -121,6 +141,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", default="predict,train")
     parser.add_argument(
         "--one-resize", action="store_true", help="spare the release its second resize"
+    )
+    parser.add_argument(
+        "--same-malloc", action="store_true", help="PyTorch keeps freed memory too"
     )
     parser.add_argument("--side", type=int, default=512, help="pixels; for a trial")
     parser.add_argument(

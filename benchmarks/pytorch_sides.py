@@ -51,10 +51,13 @@ def ours(num_classes: int, args):
     import jax
 
     from mlseg_jax.evaluate import evaluation_policy, make_engine
+    from mlseg_jax.host_memory import keep_freed_memory
     from mlseg_jax.models.build import FunctionalModel, initial_parameters
     from mlseg_jax.sharding import make_mesh, put_batch
     from mlseg_jax.train_state import initialise, make_train_step
 
+    if args.task == "train":
+        keep_freed_memory()  # as the command does
     config = our_config(num_classes, args)
     mesh = make_mesh(config)
     model = FunctionalModel.build(config, num_classes)

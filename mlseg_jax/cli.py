@@ -14,6 +14,7 @@ from ml_collections import config_flags
 import configs
 from configs.common import did_you_mean
 from mlseg_jax.errors import UserError
+from mlseg_jax.host_memory import keep_freed_memory
 
 FLAGS = flags.FLAGS
 
@@ -78,6 +79,8 @@ LAUNCH = "python main.py"
 
 SHARED = ("train", "evaluate")
 """Commands that several processes work on together."""
+COMPILING = (*SHARED, "predict")
+"""Commands whose compilations are counted."""
 
 COMMANDS = {
     "train": (
@@ -258,9 +261,11 @@ def _main(argv: list[str]) -> None:
     from mlseg_jax.chatter import quiet
 
     command = argv[1]
+    if command == "train":
+        keep_freed_memory()
     with quiet() if command == "plan" else contextlib.nullcontext():
         from mlseg_jax import commands, processes
-        from mlseg_jax.progress import log_to_stderr
+        from mlseg_jax.progress import compilations_logged, log_to_stderr
 
     # Libraries raise what they log; Orbax logs a full disk in a hundred lines.
     logging.set_verbosity(logging.FATAL)
@@ -275,7 +280,10 @@ def _main(argv: list[str]) -> None:
         if command != "plan":  # which sets JAX up for devices that are not there
             log_to_stderr()
         commands.start()
-        getattr(commands, command)(FLAGS)
+        with (
+            compilations_logged() if command in COMPILING else contextlib.nullcontext()
+        ):
+            getattr(commands, command)(FLAGS)
         processes.leave()
     except UserError as error:
         _fail(str(error))

@@ -106,7 +106,8 @@ def read_program(text: str, domains: Sequence[int]) -> Program:
 def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
     """Instructions by computation, and the name of the program's own."""
     computations, entry, current = {}, "", None
-    for line in text.splitlines():
+    # What a Pallas kernel says of itself stands on lines of its own.
+    for line in re.sub(r'\n(?="|\}\})', " ", text).splitlines():
         header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
         if header:
             current = computations.setdefault(header[2], [])

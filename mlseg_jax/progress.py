@@ -1,5 +1,6 @@
 """What one sees of a run: a progress bar, a log line, event files, a JSON line each."""
 
+import collections
 import contextlib
 import json
 import logging
@@ -130,6 +131,32 @@ def log_line(step: int, scalars: dict[str, float]) -> None:
         f"{key.split('/')[-1]} {value:.4g}" for key, value in scalars.items()
     )
     logger.info("step %d  %s", step, text)
+
+
+@contextlib.contextmanager
+def compilations_logged() -> Iterator[None]:
+    """Logs at the end how many programs were compiled, and which ones more than once:
+    the price of shapes that differ.
+    """
+    names, times = collections.Counter(), []
+
+    def listen(event: str, seconds: float, fun_name: str = "", **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            names[fun_name] += 1
+            times.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    often = [f"{name} {count} times" for name, count in names.most_common(3)]
+    logger.info(
+        "compiled (or found in the cache) %d programs in %.1f s; most often %s",
+        len(times),
+        sum(times),
+        ", ".join(often) or "none",
+    )
 
 
 def log_to_stderr() -> None:

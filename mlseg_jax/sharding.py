@@ -135,6 +135,12 @@ def on_mesh(mesh: Mesh | None, function: Callable) -> Callable:
     return traced
 
 
+def platform() -> str:
+    """``cpu``, ``gpu`` or ``tpu``: what is being traced runs there."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def pin_examples(x: jax.Array) -> jax.Array:
     """Keeps activations ``[B ...]`` on the devices that hold their examples.
 

@@ -122,20 +122,20 @@ def slow_resize(x, height, width):
     return along_first(half.swapaxes(0, 1), width).swapaxes(0, 1)
 
 
-def slow_window(model, crop, allowed, chosen):
+def slow_window(model, crop, allowed, chosen, k):
     """Class logits of one crop, C wide, -100 where not selected; and label scores."""
     labels = jax.device_get(model.encode(jnp.asarray(crop[None])))
     scores = np.where(allowed, labels.scores[0], -np.inf)
     grid = labels.pixels.grid[0].astype(np.float64)
     logits = np.full((*grid.shape[:2], model.num_classes), -100.0)
     if chosen is None:
-        chosen = np.argsort(-scores, kind="stable")[:K]
+        chosen = np.argsort(-scores, kind="stable")[:k]
     for class_id in chosen:
         logits[..., class_id] = grid @ model.to_logits[:, class_id]
     return slow_resize(logits, *crop.shape[:2]), scores
 
 
-def slow_view(model, image, settings, allowed, chosen):
+def slow_view(model, image, settings, allowed, chosen, k):
     """Averaged class logits of one view at its own size."""
     height, width = image.shape[:2]
     whole = settings.mode == "whole"
@@ -152,14 +152,14 @@ def slow_view(model, image, settings, allowed, chosen):
                 slice(max(bottom - window[0], 0), bottom),
                 slice(max(right - window[1], 0), right),
             )
-            logits, scores = slow_window(model, image[place], allowed, chosen)
+            logits, scores = slow_window(model, image[place], allowed, chosen, k)
             total[place] += logits
             count[place] += 1
             all_scores.append(scores)
     return total / count, np.max(all_scores, axis=0)
 
 
-def slow_predict(model, image, settings, allowed=None):
+def slow_predict(model, image, settings, allowed=None, k=K):
     """method.md 12.3, as it stands: C channels, softmax of each view, their mean."""
     allowed = np.ones(model.num_classes, bool) if allowed is None else allowed
     height, width = image.shape[:2]
@@ -170,11 +170,11 @@ def slow_predict(model, image, settings, allowed=None):
         views.append((resized, False))
         if settings.flip:
             views.append((resized[:, ::-1], True))
-    results = [slow_view(model, x, settings, allowed, None) for x, _ in views]
+    results = [slow_view(model, x, settings, allowed, None, k) for x, _ in views]
     if settings.selection_scope == "per_image":
         best = np.max([scores for _, scores in results], axis=0)
-        chosen = np.argsort(-best, kind="stable")[:K]
-        results = [slow_view(model, x, settings, allowed, chosen) for x, _ in views]
+        chosen = np.argsort(-best, kind="stable")[:k]
+        results = [slow_view(model, x, settings, allowed, chosen, k) for x, _ in views]
     total = np.zeros((height, width, model.num_classes))
     for (logits, _), (_, mirrored) in zip(results, views, strict=True):
         logits = slow_resize(logits, height, width)
@@ -223,6 +223,26 @@ def test_against_c_channels(unchecked, name, restricted):
     np.testing.assert_allclose(segmented.scores[0], scores, rtol=1e-4, atol=1e-4)
     if restricted:
         assert np.all(labels % 2 == 0)
+
+
+def test_six_scales_mirrored_at_1284_classes(unchecked):
+    """The paper's multi-scale test, which its release leaves out for lack of memory:
+    each pixel that is no near-tie has the label of the C-wide algorithm.
+    """
+    model, k = FakeModel(num_classes=1284), 20
+    settings = make_settings(scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True)
+    image = make_image(23, 30)
+    policy = SelectionPolicy("top_k", k)
+    ((segmented,),) = unchecked(model, settings).segment([image], [(policy, None)])
+    assert len(segmented.grids) == 12
+    assert k < segmented.selection.valid.sum() < 1284  # windows select differently
+    expected, scores = slow_predict(model, image, settings, k=k)
+    top = np.sort(expected, axis=-1)
+    clear = top[..., -1] - top[..., -2] > 1e-5
+    assert clear.mean() > 0.99
+    labels = segmented.label_maps()[0]
+    np.testing.assert_array_equal(labels[clear], expected.argmax(axis=-1)[clear])
+    np.testing.assert_allclose(segmented.scores[0], scores, rtol=1e-4, atol=1e-4)
 
 
 def test_several_pictures_and_policies_at_once(unchecked):

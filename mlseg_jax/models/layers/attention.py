@@ -4,7 +4,8 @@ The scores ``[queries, keys]`` exist for a few heads and one block of queries at
 the backward pass makes them again from the saved row log-sum-exps. XLA alone would keep
 them for every head of every layer, which at 10,000 class tokens is most of the memory,
 and on CPU its batched form is several times slower than one head after the other
-(``benchmarks/`` has the figures).
+(``benchmarks/`` has the figures). Where an accelerator has a kernel of its own for the
+whole of it (``flash``), that one is taken.
 """
 
 import functools
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from mlseg_jax.models.layers.dropout import keep_scale, number_values
-from mlseg_jax.sharding import on_each_device
+from mlseg_jax.models.layers.flash import find_flash
+from mlseg_jax.sharding import on_each_device, platform
 from mlseg_jax.typing import Array, Bool, Float, PRNGKeyArray
 
 MASKED = -1e30
@@ -40,6 +42,13 @@ def attention(
     With ``rng``, weights are dropped at ``dropout_rate`` after the softmax.
     """
     batch, num_queries, num_heads, head_dim = query.shape
+    scaled = query * jnp.asarray(head_dim**-0.5, query.dtype)
+    drops = rng is not None and dropout_rate > 0
+    flash = None
+    if not drops:
+        flash = find_flash(platform(), query, masked=key_mask is not None)
+    if flash is not None:
+        return on_each_device(flash)(scaled, key, value, key_mask)
 
     def heads_first(x: Array) -> Array:
         return x.transpose(0, 2, 1, 3).reshape(batch * num_heads, -1, head_dim)
@@ -49,9 +58,8 @@ def attention(
         bias = jnp.where(key_mask, 0.0, MASKED).astype(jnp.float32)
         bias = jnp.repeat(bias, num_heads, axis=0)[:, None, :]
     seeds = None
-    if rng is not None and dropout_rate > 0:
+    if drops:
         seeds = jax.random.bits(rng, (batch * num_heads,))
-    scaled = query * jnp.asarray(head_dim**-0.5, query.dtype)
     out = on_each_device(functools.partial(_attend, dropout_rate))(
         heads_first(scaled), heads_first(key), heads_first(value), bias, seeds
     )

@@ -95,9 +95,11 @@ class MultiHeadAttention(nnx.Module):
     ) -> Float[Array, "B L D"]:
         batch, length, width = tokens.shape
         weight_rng, out_rng = split_rng(rng, 2)
-        fused = self.query_key_value(tokens)
-        fused = fused.reshape(batch, length, 3, self.num_heads, -1)
-        query, key, value = (fused[:, :, i] for i in range(3))
+        # Not sliced: the gradient is one concatenation, not a sum of padded ones.
+        query, key, value = (
+            part.reshape(batch, length, self.num_heads, -1)
+            for part in jnp.split(self.query_key_value(tokens), 3, axis=-1)
+        )
         out = attention(
             query,
             key,
