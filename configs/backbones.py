@@ -1,4 +1,7 @@
-"""Tables of backbones, and the part of a configuration that says which one."""
+"""Tables of backbones, and the part of a configuration that says which one.
+
+Those called ``_demo`` are for SignScenes on a processor; there are no weights of them.
+"""
 
 from ml_collections import ConfigDict
 
@@ -16,6 +19,7 @@ VITS = {
 
 DINOV2S = {
     # name: width, depth, heads, hidden layer of the MLP, gated
+    "dinov2_demo": (128, 4, 4, 512, False),
     "dinov2_s14": (384, 12, 6, 1536, False),
     "dinov2_b14": (768, 12, 12, 3072, False),
     "dinov2_l14": (1024, 24, 16, 4096, False),
@@ -25,6 +29,7 @@ DINOV2S = {
 
 BEITS = {
     # name: width, depth, heads, blocks whose tokens are used, layer scale, drop path
+    "beit_demo": (64, 4, 2, (0, 1, 2, 3), 0.1, 0.0),
     "beit_b16": (768, 12, 12, (3, 5, 7, 11), 0.1, 0.1),
     "beit_l16": (1024, 24, 16, (7, 11, 15, 23), 1e-6, 0.2),
 }
@@ -32,6 +37,7 @@ BEITS = {
 
 SWINS = {
     # name: width, depths, heads, window, drop path
+    "swin_demo": (32, (2, 2, 2, 2), (1, 2, 4, 8), 6, 0.0),
     "swin_t": (96, (2, 2, 6, 2), (3, 6, 12, 24), 7, 0.2),
     "swin_s": (96, (2, 2, 18, 2), (3, 6, 12, 24), 7, 0.3),
     "swin_b": (128, (2, 2, 18, 2), (4, 8, 16, 32), 12, 0.3),
@@ -42,11 +48,12 @@ windows of 12 to those trained on 384; B and L exist with both.
 """
 
 RESNETS = {
-    # name: blocks of each stage, dilated
-    "resnet50": ((3, 4, 6, 3), False),
-    "resnet101": ((3, 4, 23, 3), False),
-    "resnet50_v1c": ((3, 4, 6, 3), True),
-    "resnet101_v1c": ((3, 4, 23, 3), True),
+    # name: width, blocks of each stage, dilated
+    "resnet_demo": (16, (2, 2, 2, 2), True),
+    "resnet50": (64, (3, 4, 6, 3), False),
+    "resnet101": (64, (3, 4, 23, 3), False),
+    "resnet50_v1c": (64, (3, 4, 6, 3), True),
+    "resnet101_v1c": (64, (3, 4, 23, 3), True),
 }
 """Residual networks: torchvision's of stride 32; V1c of Open-MMLab, whose last two
 stages are dilated instead of coarser (stride 8, method.md section 9.2).
@@ -163,12 +170,12 @@ def swin(name: str) -> ConfigDict:
 
 
 def resnet(name: str) -> ConfigDict:
-    depths, dilated = choose(RESNETS, "backbone", name)
+    embed_dim, depths, dilated = choose(RESNETS, "backbone", name)
     return ConfigDict(
         {
             "name": "resnet",
             # Width of the stem's result; the four maps are 4, 8, 16, 32 times as wide.
-            "embed_dim": 64,
+            "embed_dim": embed_dim,
             # Blocks, stride and dilation of each stage.
             "depths": depths,
             "strides": (1, 2, 1, 1) if dilated else (1, 2, 2, 2),

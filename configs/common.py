@@ -19,6 +19,21 @@ NORMALISATIONS = {
 
 SELECTIONS = ("complete", "top_k", "oracle", "given")
 
+DATA_SETS = {
+    # name: labels C, selected labels K, weight of the multi-label loss
+    "pascal_context": (60, 25, 5.0),
+    "ade20k": (150, 50, 10.0),
+    "coco_stuff": (171, 50, 10.0),
+    "ade20k_full": (847, 100, 100.0),
+    "coco_lvis": (1284, 100, 300.0),
+    # Not in the paper: anyone's own data (it says its labels), and the embedded scenes.
+    "folder": (0, 50, 10.0),
+    "sign_scenes": (120, 20, 10.0),
+}
+"""What the paper chose for each data set whatever the framework (method.md 4.4, 9.1);
+what depends on both stands in the framework's file.
+"""
+
 
 def parse_arg(arg: str | None, **defaults: str | int) -> ConfigDict:
     """``"a=1,b=x"`` over ``defaults``, with their types; unknown keys are an error."""
@@ -47,45 +62,6 @@ def did_you_mean(name: str, known) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; choose one of {', '.join(known)}."
-
-
-def projected_encoder(
-    downsample: int,
-    *,
-    num_heads: int,
-    share_embeddings: bool = True,
-    class_projection: bool = False,
-) -> ConfigDict:
-    """The multi-label head beside convolutional decoders (method.md section 9.1)."""
-    return ConfigDict(
-        {
-            "name": "projected_encoder",
-            # Bins a side that the backbone's map is pooled to; 0 keeps it as it is.
-            "downsample": downsample,
-            "num_heads": num_heads,
-            "dropout_rate": 0.1,
-            # The pixel classifier's rows are the class tokens, or else own rows.
-            "share_embeddings": share_embeddings,
-            # A matrix between them that only the published counts have.
-            "class_projection": bool(class_projection),
-        }
-    )
-
-
-def fcn_head(level: int) -> ConfigDict:
-    """The auxiliary head: a pixel loss over all C classes on an earlier map."""
-    return ConfigDict(
-        {
-            # none or fcn (decoders/auxiliary.py).
-            "name": "fcn",
-            # Which of the backbone's maps.
-            "level": level,
-            "embed_dim": 256,
-            "dropout_rate": 0.1,
-            # Of its loss.
-            "weight": 0.4,
-        }
-    )
 
 
 def data(
@@ -278,8 +254,19 @@ def base(name: str) -> ConfigDict:
     )
 
 
-def selection_name(name: str) -> str:
-    return choose(SELECTIONS, "selection", name)
+def use_labels(config: ConfigDict, dataset: str, selection: str) -> None:
+    """How many labels, how they are selected, what the multi-label loss weighs."""
+    num_classes, k, weight = choose(DATA_SETS, "data set", dataset)
+    config.data.num_classes = num_classes
+    config.selection.name = choose(SELECTIONS, "selection", selection)
+    config.selection.k = k
+    config.loss.multilabel_weight = weight if selection == "top_k" else 0.0
+
+
+def use_schedule(config: ConfigDict, steps: int) -> None:
+    config.train.steps = steps
+    config.train.eval_every = max(1000, steps // 10)
+    config.train.checkpoint_every = 2000
 
 
 def use_sign_scenes(config: ConfigDict) -> None:

@@ -1,13 +1,14 @@
-"""Every row of the paper and of its released models on Segmenter, by name.
+"""Every row of the paper and of its released models on images, by name.
 
     python main.py train --config=configs/paper.py:coco_stuff_mlseg \
         --workdir=runs/coco_stuff_mlseg --config.data.path=...
 
-Hardware of the authors: 8 GPUs, one image each (batch 8). A row of EXPERIMENTS is an
-argument of ``configs/segmenter.py``, what differs from it, and the mean IoU in percent
-(single scale) that was published, from method.md sections 7, 10 and 15; none of these
-was measured here. Multi-scale testing, as table 8 has it for ViT-L (ADE20K 53.63 to
-54.47, COCO-Stuff 47.12 to 47.93), is ``evaluate`` with
+Hardware of the authors: 8 GPUs; one image each (batch 8) on Segmenter, two on the
+others of table 8 (with BEiT one after the other). A row of EXPERIMENTS is an argument
+of ``configs/segmenter.py``, or of the file named before it, what differs from that, and
+the mean IoU in percent (single scale) that was published, from method.md sections 7, 10
+and 15; none of these was measured here. Multi-scale testing, as table 8 has it on
+ADE20K and COCO-Stuff, is ``evaluate`` with
 ``--config.eval.scales=(0.5,0.75,1.0,1.25,1.5,1.75) --config.eval.flip=True``.
 
 Rows that start from the paper's checkpoints (all do) name one in ``config.init``; see
@@ -16,7 +17,9 @@ docs/weights.md.
 
 from ml_collections import ConfigDict
 
-from configs import common, segmenter
+from configs import common, deeplabv3, segmenter, upernet
+
+FILES = {"": segmenter, "deeplabv3": deeplabv3, "upernet": upernet}
 
 MT = {"selection.name": "complete"}
 MT_LS = {"model.rank_norm.kind": "shared"}
@@ -88,13 +91,52 @@ EXPERIMENTS = {
         "dataset=coco_lvis,backbone=vit_l16,selection=complete", {}, 23.71
     ),
     "coco_lvis_large_mlseg": ("dataset=coco_lvis,backbone=vit_l16", {}, 24.60),
+    # Table 8 on other frameworks.
+    "ade20k_deeplabv3_baseline": (
+        "deeplabv3:dataset=ade20k,selection=complete", {}, 44.1
+    ),
+    "ade20k_deeplabv3_mlseg": ("deeplabv3:dataset=ade20k", {}, 45.5),
+    "coco_stuff_deeplabv3_baseline": (
+        "deeplabv3:dataset=coco_stuff,selection=complete", {}, 37.3
+    ),
+    "coco_stuff_deeplabv3_mlseg": ("deeplabv3:dataset=coco_stuff", {}, 38.4),
+    "coco_lvis_deeplabv3_baseline": (
+        "deeplabv3:dataset=coco_lvis,selection=complete", {}, 11.04
+    ),
+    "coco_lvis_deeplabv3_mlseg": ("deeplabv3:dataset=coco_lvis", {}, 12.76),
+    "ade20k_swin_baseline": (
+        "upernet:dataset=ade20k,backbone=swin_b,selection=complete", {}, 50.8
+    ),
+    "ade20k_swin_mlseg": ("upernet:dataset=ade20k,backbone=swin_b", {}, 51.4),
+    "coco_stuff_swin_baseline": (
+        "upernet:dataset=coco_stuff,backbone=swin_b,selection=complete", {}, 45.7
+    ),
+    "coco_stuff_swin_mlseg": ("upernet:dataset=coco_stuff,backbone=swin_b", {}, 46.6),
+    "coco_lvis_swin_baseline": (
+        "upernet:dataset=coco_lvis,backbone=swin_b,selection=complete", {}, 20.33
+    ),
+    "coco_lvis_swin_mlseg": ("upernet:dataset=coco_lvis,backbone=swin_b", {}, 20.81),
+    "ade20k_beit_baseline": (
+        "upernet:dataset=ade20k,backbone=beit_l16,selection=complete", {}, 56.7
+    ),
+    "ade20k_beit_mlseg": ("upernet:dataset=ade20k,backbone=beit_l16", {}, 57.0),
+    "coco_stuff_beit_baseline": (
+        "upernet:dataset=coco_stuff,backbone=beit_l16,selection=complete", {}, 49.7
+    ),
+    "coco_stuff_beit_mlseg": ("upernet:dataset=coco_stuff,backbone=beit_l16", {}, 49.9),
+    # These two ran out of memory on the authors' GPUs.
+    "coco_lvis_beit_baseline": (
+        "upernet:dataset=coco_lvis,backbone=beit_l16,selection=complete", {}, None
+    ),
+    "coco_lvis_beit_mlseg": ("upernet:dataset=coco_lvis,backbone=beit_l16", {}, None),
 }  # fmt: skip
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg`` is the name of a row."""
-    argument, overrides, _ = common.choose(EXPERIMENTS, "row of the paper", arg or "")
-    config = segmenter.get_config(argument)
+    row, overrides, _ = common.choose(EXPERIMENTS, "row of the paper", arg or "")
+    file, _, argument = row.rpartition(":")
+    config = FILES[file].get_config(argument)
     config.name = arg
     config.update_from_flattened_dict(overrides)
     return config

@@ -3,7 +3,7 @@
     python main.py train --workdir=runs/labels \
         --config=configs/query2label.py:dataset=coco_stuff,backbone=swin_l
 
-Arguments: ``dataset`` (rows of ``segmenter.RECIPES``) and ``backbone`` (rows of
+Arguments: ``dataset`` (rows of ``common.DATA_SETS``) and ``backbone`` (rows of
 BACKBONES). ``docs/independent_scheme.md`` says how its scores reach a Segmenter.
 
 Recipe of method.md section 8.2. Its mAP in the paper, in percent (Table 2; none was
@@ -14,7 +14,6 @@ measured here): COCO-Stuff ResNet-101 55.17, TResNet-L 60.10, Swin-L 64.79; COCO
 from ml_collections import ConfigDict
 
 from configs import backbones, common
-from configs.segmenter import RECIPES
 
 # Side of the pictures, hidden layer of the transformer, normalisation of the pixels,
 # parameters that are not trained. Hidden layers: Swin-L's gives the paper's number of
@@ -62,7 +61,7 @@ def _backbone(name: str, size: tuple[int, int]) -> ConfigDict:
 
 def get_config(arg: str | None = None) -> ConfigDict:
     args = common.parse_arg(arg, dataset="coco_stuff", backbone="swin_l")
-    recipe = common.choose(RECIPES, "data set", args.dataset)
+    num_classes, k, _ = common.choose(common.DATA_SETS, "data set", args.dataset)
     choice = common.choose(BACKBONES, "backbone", args.backbone)
     size = (choice["side"], choice["side"])
 
@@ -75,7 +74,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         normalisation=choice["pixels"],
     )
     config.data.augmentation = "whole"
-    config.data.num_classes = recipe["classes"]
+    config.data.num_classes = num_classes
     config.model = ConfigDict(
         {
             "backbone": _backbone(args.backbone, size),
@@ -93,7 +92,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         }
     )
     # The labels that recall is measured at.
-    config.selection.k = recipe["k"]
+    config.selection.k = k
     config.loss.update(
         multilabel="asymmetric", clip=0.0, detach_focus=True, multilabel_weight=1000.0
     )

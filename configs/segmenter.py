@@ -3,11 +3,12 @@
     python main.py train --workdir=runs/coco_stuff \
         --config=configs/segmenter.py:dataset=coco_stuff,backbone=vit_b16,selection=top_k
 
-Arguments: ``dataset`` (rows of RECIPES), ``backbone`` (rows of ``backbones.VITS``),
-``selection``: ``top_k`` is MLSeg, ``complete`` the baseline, ``oracle`` the paper's
-upper bound, ``given`` takes labels from elsewhere; ``head`` (rows of HEADS) scores the
-labels; ``decoder``: with ``encnet`` and ``essnet`` the two methods of table 7, which
-need selection=complete; ``oce=1`` puts the class embeddings into the backbone.
+Arguments: ``dataset`` (rows of ``common.DATA_SETS``), ``backbone`` (rows of
+``backbones.VITS``), ``selection``: ``top_k`` is MLSeg, ``complete`` the baseline,
+``oracle`` the paper's upper bound, ``given`` takes labels from elsewhere; ``head``
+(rows of HEADS) scores the labels; ``decoder``: with ``encnet`` and ``essnet`` the two
+methods of table 7, which need selection=complete; ``oce=1`` puts the class embeddings
+into the backbone.
 ``configs/paper.py`` names every row of the paper.
 
 The paper trains on 8 GPUs with one image each. Its mean IoU in percent, single scale,
@@ -20,41 +21,38 @@ from ml_collections import ConfigDict
 
 from configs import backbones, common
 
-# Recipes of method.md section 12.1 and 4.4. ``short``: shortest side in pixels for
-# ViT-B and smaller; ViT-L takes 640 for crop and resizing.
+# Crop, longest and shortest side, steps, multi-label loss, weight decay, normalisation,
+# bins a side that the multi-label head's tokens are pooled to (method.md sections 12.1
+# and 4.4). ViT-L takes 640 pixels for 512.
 RECIPES = {
     "pascal_context": {
-        "classes": 60, "crop": 480, "base": (4160, 520), "steps": 80_000, "k": 25,
-        "loss": "asymmetric", "weight": 5.0, "decay": 1e-6, "pixels": "half", "pool": 8,
+        "crop": 480, "base": (4160, 520), "steps": 80_000, "loss": "asymmetric",
+        "decay": 1e-6, "pixels": "half", "pool": 8,
     },
     "ade20k": {
-        "classes": 150, "crop": 512, "base": (2048, 512), "steps": 160_000, "k": 50,
-        "loss": "asymmetric", "weight": 10.0, "decay": 1e-6, "pixels": "half",
-        "pool": 8,
+        "crop": 512, "base": (2048, 512), "steps": 160_000, "loss": "asymmetric",
+        "decay": 1e-6, "pixels": "half", "pool": 8,
     },
     "coco_stuff": {
-        "classes": 171, "crop": 512, "base": (2048, 512), "steps": 40_000, "k": 50,
-        "loss": "binary_cross_entropy", "weight": 10.0, "decay": 0.0,
-        "pixels": "imagenet", "pool": 8,
+        "crop": 512, "base": (2048, 512), "steps": 40_000,
+        "loss": "binary_cross_entropy", "decay": 0.0, "pixels": "imagenet", "pool": 8,
     },
     "ade20k_full": {
-        "classes": 847, "crop": 512, "base": (2048, 512), "steps": 160_000, "k": 100,
-        "loss": "asymmetric", "weight": 100.0, "decay": 0.0, "pixels": "imagenet",
-        "pool": 0,
+        "crop": 512, "base": (2048, 512), "steps": 160_000, "loss": "asymmetric",
+        "decay": 0.0, "pixels": "imagenet", "pool": 0,
     },
     "coco_lvis": {
-        "classes": 1284, "crop": 512, "base": (2048, 512), "steps": 320_000, "k": 100,
-        "loss": "asymmetric", "weight": 300.0, "decay": 1e-6, "pixels": "imagenet",
-        "pool": 0,
+        "crop": 512, "base": (2048, 512), "steps": 320_000, "loss": "asymmetric",
+        "decay": 1e-6, "pixels": "imagenet", "pool": 0,
     },
     # Not in the paper: anyone's own data, and the embedded scenes.
     "folder": {
-        "classes": 0, "crop": 512, "base": (2048, 512), "steps": 40_000, "k": 50,
-        "loss": "asymmetric", "weight": 10.0, "decay": 0.0, "pixels": "half", "pool": 8,
+        "crop": 512, "base": (2048, 512), "steps": 40_000, "loss": "asymmetric",
+        "decay": 0.0, "pixels": "half", "pool": 8,
     },
     "sign_scenes": {
-        "classes": 120, "crop": 96, "base": (0, 0), "steps": 4_000, "k": 20,
-        "loss": "asymmetric", "weight": 10.0, "decay": 0.0, "pixels": "half", "pool": 8,
+        "crop": 96, "base": (0, 0), "steps": 4_000, "loss": "asymmetric",
+        "decay": 0.0, "pixels": "half", "pool": 8,
     },
 }  # fmt: skip
 
@@ -88,7 +86,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         oce=0,
     )
     recipe = common.choose(RECIPES, "data set", args.dataset)
-    common.selection_name(args.selection)
     common.choose(HEADS, "head", args.head)
     common.choose(DECODERS, "decoder", args.decoder)
     if args.decoder != "segmenter" and args.selection != "complete":
@@ -105,15 +102,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         base_size=(2560, 640) if is_large else recipe["base"],
         normalisation=recipe["pixels"],
     )
-    config.data.num_classes = recipe["classes"]
+    common.use_labels(config, args.dataset, args.selection)
+    common.use_schedule(config, recipe["steps"])
     config.model = _model(args, recipe, side)
-    config.selection.name = args.selection
-    config.selection.k = recipe["k"]
     config.optimizer.weight_decay_factors = WEIGHT_DECAY_FACTORS
     _use_losses(config, args, recipe)
-    config.train.steps = recipe["steps"]
-    config.train.eval_every = max(1000, recipe["steps"] // 10)
-    config.train.checkpoint_every = 2000
     config.eval.window = config.eval.stride = (side, side)
     if args.selection == "oracle":
         _use_oracle(config, args.dataset)
@@ -172,16 +165,13 @@ def _use_losses(config: ConfigDict, args: ConfigDict, recipe: dict) -> None:
     if args.dataset == "coco_stuff" and args.backbone == "vit_l16":
         loss.multilabel = "asymmetric"
     if args.selection == "top_k":
-        loss.multilabel_weight = recipe["weight"]
         config.optimizer.weight_decay = recipe["decay"]
-    else:
-        loss.multilabel_weight = 0.0
     if head in ("transformer_decoder", "global_pooling"):
         loss.update(multilabel="asymmetric", gamma_negative=0.0)
     if args.decoder == "encnet":
         loss.update(multilabel="binary_cross_entropy", multilabel_weight=0.2)
     if args.decoder == "essnet":
-        loss.update(pixel="nearest_classes", num_nearest=recipe["k"])
+        loss.update(pixel="nearest_classes", num_nearest=config.selection.k)
 
 
 def _use_oracle(config: ConfigDict, dataset: str) -> None:

@@ -6,6 +6,10 @@ import ml_collections
 import numpy as np
 
 from configs import deeplabv3, linear, segmenter, upernet
+from input_pipeline.augment import make_augment
+from input_pipeline.datasets.open import open_dataset
+from input_pipeline.pipeline import train_batches
+from mlseg_jax.typing import IGNORE
 
 NUM_CLASSES = 11
 
@@ -164,6 +168,23 @@ def _use_tiny_data(config, selection, k):
         config.optimizer.update(schedule="constant", learning_rate=3e-3, warmup_steps=0)
         config.train.batch_size = 8
     return config
+
+
+def scene_batch(config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
+    """A training batch of SignScenes, of whose 20 labels the model knows the first."""
+    data = config.data.copy_and_resolve_references()
+    with data.unlocked():
+        data.update(train_examples=2 * config.train.batch_size, num_classes=20)
+    batches = train_batches(
+        open_dataset(data, train=True),
+        seed=0,
+        batch_size=config.train.batch_size,
+        augment=make_augment(data),
+    )
+    batch = next(batches)
+    batches.close()
+    labels = batch["label_map"]
+    return batch | {"label_map": np.where(labels < NUM_CLASSES, labels, IGNORE)}
 
 
 def random_parameters(model, seed: int = 0) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import pytest
 from tiny import tiny_config, use_compilation_cache
 
 import mlseg_jax
-from configs import backbones, common, deeplabv3, demo, query2label, saved, segmenter
+from configs import backbones, common, demo, query2label, saved, segmenter
 from input_pipeline.augment import make_augment
 from input_pipeline.datasets.info import DataError
 from input_pipeline.datasets.open import open_dataset
@@ -26,7 +26,7 @@ from mlseg_jax.train import train
 from mlseg_jax.train_state import abstract_state, make_train_step
 from mlseg_jax.workdir import claim_workdir, load_config
 
-ALL = list(itertools.product(segmenter.RECIPES, backbones.VITS, common.SELECTIONS))
+ALL = list(itertools.product(common.DATA_SETS, backbones.VITS, common.SELECTIONS))
 
 # Every data set, every backbone and every selection that can be trained.
 TRACED = [
@@ -74,7 +74,7 @@ def trace(config, mesh=None):
 
 def test_the_traced_combinations_cover_all_rows():
     datasets, names, selections = map(set, zip(*TRACED, strict=True))
-    assert datasets == set(segmenter.RECIPES)
+    assert datasets == set(common.DATA_SETS)
     assert names == set(backbones.VITS)
     assert selections == set(common.SELECTIONS)
 
@@ -106,7 +106,7 @@ def test_classifiers_trace(backbone):
 
 
 def test_every_data_set_has_a_classifier():
-    assert query2label.NUM_EXAMPLES.keys() == segmenter.RECIPES.keys()
+    assert query2label.NUM_EXAMPLES.keys() == common.DATA_SETS.keys()
     for dataset, count in query2label.NUM_EXAMPLES.items():
         config = query2label.get_config(f"dataset={dataset}")
         assert config.is_locked
@@ -126,33 +126,6 @@ def unread_of_model(config, mesh, monkeypatch):
         patch.setattr(ml_collections.ConfigDict, "__getitem__", noting(reads))
         trace(config, mesh)
     return {key for key in reads.unread(config) if key.startswith("model.")}
-
-
-@pytest.mark.parametrize(
-    "arg, mesh",
-    [
-        ("dataset=coco_lvis,backbone=resnet101_v1c,selection=top_k", (2, 4)),
-        ("dataset=ade20k,backbone=resnet50,selection=complete", (1, 1)),
-    ],
-)
-def test_deeplabv3_traces(arg, mesh, monkeypatch):
-    config = deeplabv3.get_config(arg)
-    config.model.backbone.scan = True  # the same step, traced sooner
-    assert unread_of_model(config, devices(*mesh), monkeypatch) == set()
-
-
-def test_every_deeplabv3_is_consistent():
-    for combination in itertools.product(
-        deeplabv3.RECIPES, backbones.RESNETS, common.SELECTIONS
-    ):
-        config = deeplabv3.get_config(argument(*combination))
-        assert config.is_locked and config.eval.mode == "whole"
-        assert config.selection.k <= (config.data.num_classes or 10**6)
-        has_head = config.model.multilabel_head.name != "none"
-        assert has_head == (config.selection.name == "top_k")
-        assert has_head == (config.loss.multilabel_weight > 0)
-        is_baseline = config.selection.name == "complete"
-        assert is_baseline == (config.model.rank_norm.kind == "none")
 
 
 def test_the_demonstration_traces():

@@ -3,7 +3,7 @@
 import math
 import re
 
-from configs import backbones, query2label, segmenter
+from configs import backbones, common, query2label, segmenter
 from mlseg_jax.pretrained.formats import Arrays, Format, recognise
 from mlseg_jax.pretrained.query2label import BODY
 from mlseg_jax.pretrained.read import WeightFile
@@ -39,10 +39,8 @@ def _vit(arrays: Arrays) -> str | None:
 
 
 def _recipe(num_classes: int | None) -> str:
-    for name, recipe in segmenter.RECIPES.items():
-        if recipe["classes"] == num_classes:
-            return name
-    return "folder"
+    rows = common.DATA_SETS.items()
+    return next((name for name, row in rows if row[0] == num_classes), "folder")
 
 
 def _suggest_backbone(source: Format, arrays: Arrays) -> str:
@@ -142,7 +140,7 @@ def _resnet(arrays: Arrays, start: str = "") -> str | None:
         for stage in (1, 2, 3, 4)
     )
     is_deep = f"{start}stem.3.weight" in arrays
-    for name, (row_depths, dilated) in backbones.RESNETS.items():
+    for name, (_, row_depths, dilated) in backbones.RESNETS.items():
         if (row_depths, dilated) == (depths, is_deep):
             return name
     return None

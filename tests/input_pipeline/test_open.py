@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from coco_fixtures import box, polygon, rle, write_image, write_json, write_png
 
-from configs import segmenter
+from configs import common, segmenter
 from input_pipeline.datasets import builders, prepared
 from input_pipeline.datasets.info import DataError, DatasetInfo
 from input_pipeline.datasets.instances import PreparedInstances
@@ -76,7 +76,7 @@ def test_prepared_data_sets(name, tmp_path, monkeypatch, image):
     place = prepare(
         name, tmp_path, tmp_path / "data", num_workers=0, allow_incomplete=True
     )
-    recipe = base if base in segmenter.RECIPES else "folder"
+    recipe = base if base in common.DATA_SETS else "folder"
     for path in (tmp_path / "data", place):
         config = configuration(recipe, name=name, path=str(path))
         source = open_dataset(config.data, train=True)
@@ -95,7 +95,7 @@ def test_prepared_data_sets(name, tmp_path, monkeypatch, image):
 
 def test_all_recipes_are_covered():
     names = {name.partition("/")[0] for name in PREPARED}
-    assert set(segmenter.RECIPES) - names == {"folder", "sign_scenes"}
+    assert set(common.DATA_SETS) - names == {"folder", "sign_scenes"}
 
 
 @pytest.mark.parametrize("name", ["ade20k", "coco_stuff/164k"])

@@ -5,13 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
-from shrink import NUM_CLASSES, deeplabv3_config
+from shrink import NUM_CLASSES, deeplabv3_config, scene_batch
 from test_deeplabv3 import make_batch
 from tiny import use_compilation_cache
 
-from input_pipeline.augment import make_augment
-from input_pipeline.datasets.open import open_dataset
-from input_pipeline.pipeline import train_batches
 from mlseg_jax.checkpoint import Checkpoints
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.mlseg import normalise
@@ -22,7 +19,6 @@ from mlseg_jax.train_state import (
     initialise,
     make_train_step,
 )
-from mlseg_jax.typing import IGNORE
 
 C = NUM_CLASSES
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -183,17 +179,7 @@ def test_devices_agree(trained):
 def test_the_loss_falls(trained):
     """On procedural scenes, with the program that is already compiled."""
     config = deeplabv3_config()
-    config.data.update(train_examples=16, num_classes=20)
-    batches = train_batches(
-        open_dataset(config.data, train=True),
-        seed=0,
-        batch_size=config.train.batch_size,
-        augment=make_augment(config.data),
-    )
-    batch = next(batches)
-    batches.close()
-    labels = batch["label_map"]
-    batch["label_map"] = np.where(labels < C, labels, IGNORE)
+    batch = scene_batch(config)
     mesh = make_devices(1, 1)
     step = make_train_step(config, FunctionalModel.build(config, C), mesh)
     state, losses = initialise(config, C, mesh), []

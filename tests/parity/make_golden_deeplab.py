@@ -16,7 +16,7 @@ CLASSES = 5
 NORM = dict(type="BN", requires_grad=True)
 
 
-def make_model(deep: bool) -> torch.nn.ModuleDict:
+def make_model(deep: bool, classes: int = CLASSES) -> torch.nn.ModuleDict:
     import_mmseg()
     from mmseg.models.backbones.resnet import Bottleneck, ResNet, ResNetV1c
     from mmseg.models.decode_heads import ASPPHead, FCNHead
@@ -36,7 +36,7 @@ def make_model(deep: bool) -> torch.nn.ModuleDict:
         norm_cfg=NORM,
         norm_eval=False,
     )
-    head = dict(dropout_ratio=0.0, num_classes=CLASSES, norm_cfg=NORM)
+    head = dict(dropout_ratio=0.0, num_classes=classes, norm_cfg=NORM)
     return torch.nn.ModuleDict(
         dict(
             backbone=backbone,

@@ -96,12 +96,12 @@ def batch_of(golden, name="labels"):
     }
 
 
-def assert_grads(expected, grads):
+def assert_grads(expected, grads, tolerance=3e-5):
     assert set(grads) == set(expected)
     for path, grad in grads.items():
         # The golden ones have 16 significant bits.
         error = np.max(np.abs(grad - expected[path]))
-        assert error <= 3e-5 * np.max(np.abs(expected[path])) + 1e-7, path
+        assert error <= tolerance * np.max(np.abs(expected[path])) + 1e-7, path
 
 
 def close(actual, expected, tolerance=2e-5):
