@@ -289,6 +289,9 @@ def use_sign_scenes(config: ConfigDict) -> None:
         warmup_steps=100,
         weight_decay=0.02,
         clip_norm=1.0,
+        # Those of published weights, which these models do not start from.
+        learning_rate_factors=(),
+        layer_decay=1.0,
     )
     config.train.batch_size = 16
     config.eval.batch_size = 20

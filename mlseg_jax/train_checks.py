@@ -19,6 +19,11 @@ def check_labels(config, train_info, eval_info) -> None:
             f"data.crop_size is {config.data.crop_size}; give height and width, as in "
             f"--config.data.crop_size=(512,512)."
         )
+    if any("backbone" in x for x in config.optimizer.frozen) and not config.init:
+        logger.warning(
+            "optimizer.frozen keeps random weights of the backbone: name weights for "
+            "it in config.init (docs/weights.md), or train it too."
+        )
     selection = config.selection
     if config.task == "multilabel":
         return

@@ -8,6 +8,8 @@ import pytest
 from test_configs import argument, devices, unread_of_model
 
 from configs import backbones, common, deeplabv3, linear, upernet
+from input_pipeline.datasets.sign_scenes import SignScenes
+from mlseg_jax import train_checks
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.train_state import abstract_state
 
@@ -95,6 +97,17 @@ def test_the_training_step_traces(module, backbone, selection, mesh, monkeypatch
 def test_arguments_that_are_wrong(module, arg, sentence):
     with pytest.raises(ValueError, match=sentence):
         module.get_config(arg)
+
+
+def test_a_frozen_backbone_needs_weights(monkeypatch):
+    said = []
+    monkeypatch.setattr(train_checks.logger, "warning", lambda *x: said.append(x[0]))
+    info = SignScenes(num_classes=20).info
+    for arg in ("", ",frozen=0"):
+        config = linear.get_config(f"dataset=sign_scenes,backbone=dinov2_demo{arg}")
+        train_checks.check_labels(config, info, info)
+    (sentence,) = said
+    assert "name weights for it in config.init" in sentence
 
 
 # Of the public weights, without their mask token.

@@ -364,7 +364,7 @@ def test_a_directory_that_cannot_be_written(tmp_path):
         ({"data.num_classes": 5}, "20 to 1284"),
         ({"optimizer.name": "adam"}, "sgd or adamw"),
         ({"optimizer.schedule": "step"}, "poly, cosine"),
-        ({"model.backbone.name": "vgg"}, "Unknown backbone"),
+        ({"model.backbone.name": "vgg"}, "Unknown model.backbone.name"),
         ({"model.rank_norm.kind": "x"}, "Unknown rank norm"),
         ({"loss.multilabel": "focal"}, "asymmetric"),
         ({"loss.pixel_mean": "some"}, "pixel mean"),

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -34,20 +35,13 @@ def _build_mlseg(
 ) -> MLSeg:
     common = {"dtype": _choose(DTYPES, "dtype", config.model.dtype), "rngs": rngs}
     choice = config.model
-    make_backbone = _choose(BACKBONES, "backbone", choice.backbone.name)
-    make_decoder = _choose(DECODERS, "decoder", choice.decoder.name)
-    make_head = _choose(
-        MULTILABEL_HEADS, "multi-label head", choice.multilabel_head.name
-    )
-    make_auxiliary = _choose(
-        AUXILIARY_HEADS, "auxiliary head", choice.auxiliary_head.name
-    )
-    backbone = make_backbone(config, **common)
-    decoder = make_decoder(config, backbone, **common)
+    make = functools.partial(_make_part, config, **common)
+    backbone = make(BACKBONES, "backbone")
+    decoder = make(DECODERS, "decoder", backbone)
     return MLSeg(
         backbone,
         decoder,
-        make_head(config, decoder, num_classes, **common),
+        make(MULTILABEL_HEADS, "multilabel_head", decoder, num_classes),
         RankNorm(
             choice.rank_norm.kind,
             _norm_size(config, num_classes),
@@ -56,7 +50,7 @@ def _build_mlseg(
         num_classes=num_classes,
         classes_in_backbone=_classes_in_backbone(config),
         zero_classes=choice.class_embeddings.initial == "zeros",
-        auxiliary_head=make_auxiliary(config, backbone, num_classes, **common),
+        auxiliary_head=make(AUXILIARY_HEADS, "auxiliary_head", backbone, num_classes),
         pixel_mean=tuple(config.data.pixel_mean),
         pixel_std=tuple(config.data.pixel_std),
         rngs=rngs,
@@ -68,9 +62,8 @@ def _build_query2label(
 ) -> Query2Label:
     common = {"dtype": _choose(DTYPES, "dtype", config.model.dtype), "rngs": rngs}
     transformer = config.model.transformer
-    make_backbone = _choose(BACKBONES, "backbone", config.model.backbone.name)
     return Query2Label(
-        make_backbone(config, **common),
+        _make_part(config, BACKBONES, "backbone", **common),
         num_classes=num_classes,
         num_heads=transformer.num_heads,
         mlp_dim=transformer.mlp_dim,
@@ -122,6 +115,25 @@ def _classes_in_backbone(config: ml_collections.ConfigDict) -> bool:
             "of a ViT; set it to False, or model.backbone to a ViT."
         )
     return choice.in_backbone
+
+
+def _make_part(
+    config: ml_collections.ConfigDict, table: Mapping, key: str, *args, **common
+):
+    """The part that ``model.KEY`` names, which must have all that this kind reads."""
+    name = config.model[key].name
+    make = _choose(table, f"model.{key}.name", name)
+    try:
+        return make(config, *args, **common)
+    except AttributeError as error:
+        # What a ConfigDict raises for a key that it has not.
+        if not (error.args and isinstance(error.args[0], KeyError)):
+            raise
+        (missing, *_) = re.findall(r"\w+", str(error.args[0]))
+        raise UserError(
+            f"model.{key}.name={name!r} needs the key {missing!r}, which this "
+            f"configuration has not; start from a file of configs/ that has it."
+        ) from error
 
 
 def _choose(table: Mapping, what: str, name: str):

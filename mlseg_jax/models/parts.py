@@ -32,8 +32,20 @@ from mlseg_jax.models.multilabel_heads.transformer_encoder import (
 )
 
 
+def _check_taps(backbone, count: int | None = None) -> None:
+    taps, last = tuple(backbone.taps), backbone.depth - 1
+    fits = sorted(taps) == list(taps) and all(0 <= tap <= last for tap in taps)
+    if not fits or len(taps) != (count or len(taps)):
+        raise UserError(
+            f"model.backbone.taps is {taps}; give {f'{count} ' if count else ''}"
+            f"blocks from 0 to {last}, earlier ones first, or change "
+            f"model.backbone.depth."
+        )
+
+
 def _build_vit(config, **common):
     backbone = config.model.backbone
+    _check_taps(backbone)
     return ViT(
         image_size=tuple(backbone.image_size),
         patch_size=backbone.patch_size,
@@ -56,6 +68,7 @@ def _build_vit(config, **common):
 
 def _build_beit(config, **common):
     backbone = config.model.backbone
+    _check_taps(backbone, count=4)
     return Beit(
         image_size=tuple(backbone.image_size),
         patch_size=backbone.patch_size,
@@ -72,8 +85,24 @@ def _build_beit(config, **common):
     )
 
 
+def _check_stages(backbone, *keys: str) -> None:
+    """Every key has an entry for each stage."""
+    counts = [len(getattr(backbone, key)) for key in keys]
+    if len(set(counts)) > 1:
+        raise UserError(
+            f"model.backbone.{', '.join(keys)} need one entry for each stage, but have "
+            f"{', '.join(map(str, counts))}."
+        )
+
+
 def _build_swin(config, **common):
     backbone = config.model.backbone
+    _check_stages(backbone, "depths", "num_heads")
+    if any(depth % 2 for depth in backbone.depths):
+        raise UserError(
+            f"The blocks of Swin come in pairs, but model.backbone.depths is "
+            f"{tuple(backbone.depths)}; give even numbers."
+        )
     return Swin(
         embed_dim=backbone.embed_dim,
         depths=tuple(backbone.depths),
@@ -100,6 +129,7 @@ def _build_tresnet(config, **common):
 
 def _build_resnet(config, **common):
     backbone = config.model.backbone
+    _check_stages(backbone, "depths", "strides", "dilations")
     return ResNet(
         embed_dim=backbone.embed_dim,
         depths=tuple(backbone.depths),
@@ -240,7 +270,12 @@ def _build_projected_encoder_head(config, decoder, num_classes, **common):
 
 
 def _build_fcn_head(config, backbone, num_classes, **common):
-    head = config.model.auxiliary_head
+    head, count = config.model.auxiliary_head, len(backbone.feature_dims)
+    if not -count <= head.level < count:
+        raise UserError(
+            f"model.auxiliary_head.level is {head.level}, but the backbone "
+            f"{config.model.backbone.name!r} has {count} maps, from 0."
+        )
     return FCNHead(
         num_classes,
         level=head.level,

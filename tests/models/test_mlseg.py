@@ -1,4 +1,4 @@
-"""The whole model: selections, canvases, counts, types, any framework."""
+"""The whole model of Segmenter: selections, canvases, types, initial values, counts."""
 
 import functools
 import re
@@ -8,34 +8,19 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from shrink import (
-    NUM_CLASSES,
-    TINY_BACKBONES,
-    TINY_DECODERS,
-    random_parameters,
-    segmenter_config,
-    use_tiny_backbone,
-    use_tiny_decoder,
-)
+from shrink import NUM_CLASSES, random_parameters, segmenter_config
 
 from configs import segmenter
-from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import (
-    SELECTIONS,
     UNSELECTED_LOGIT,
     SelectionPolicy,
-    select_complete,
     select_given,
-    select_top_k,
 )
 from mlseg_jax.models.build import (
-    BACKBONES,
-    DECODERS,
     MULTILABEL_HEADS,
     FunctionalModel,
     initial_parameters,
 )
-from mlseg_jax.models.rank_adaptive import RANK_NORMS
 from mlseg_jax.tasks import semantic
 from mlseg_jax.typing import IGNORE
 
@@ -67,143 +52,6 @@ def make_config(head="transformer_encoder", rank_norm="affine", downsample=8, **
 def make_images(batch=2, height=22, width=27, seed=0):
     rng = np.random.default_rng(seed)
     return rng.normal(size=(batch, height, width, 3)).astype(np.float32)
-
-
-# ---------------------------------------------------------------------- any framework
-
-
-@pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("head", MULTILABEL_HEADS)
-def test_a_permuted_complete_selection_is_the_baseline(decoder, head):
-    """With K = C and no rank norm, ranks are only another order of the classes."""
-    config = make_config(head, rank_norm="none", selection="complete")
-    use_tiny_decoder(config, decoder)
-    model = FunctionalModel.build(config, C)
-    parameters = random_parameters(model)
-    permuted = np.stack([np.random.default_rng(b).permutation(C) for b in range(2)])
-
-    @jax.jit
-    def run(parameters, images):
-        bound = model.bind(parameters)
-        labels = bound.encode(images)
-        chosen = select_given(jnp.asarray(permuted), None, C)
-        return (
-            bound.classify(labels, select_complete(labels.scores)).logits,
-            bound.classify(labels, chosen).logits,
-        )
-
-    baseline, logits = map(np.asarray, run(parameters, make_images()))
-    for b in range(2):
-        np.testing.assert_allclose(
-            logits[b], baseline[b][..., permuted[b]], rtol=1e-4, atol=2e-5
-        )
-    # Not because all rows were alike.
-    assert np.std(baseline, axis=-1).min() > 1e-3
-
-
-# Any part with any decoder; any selection with the parts of the paper.
-COMBINATIONS = dict.fromkeys(
-    (
-        *((name, decoder, "none", "complete")
-          for name in BACKBONES for decoder in DECODERS),
-        *(("vit", decoder, head, "top_k")
-          for decoder in DECODERS for head in MULTILABEL_HEADS),
-        *(("vit", "segmenter", "transformer_encoder", name) for name in SELECTIONS),
-    )
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("combination", COMBINATIONS, ids="-".join)
-def test_every_combination_traces(combination):
-    backbone, decoder, head, selection = combination
-    papers = combination == ("vit", "segmenter", "transformer_encoder", "top_k")
-    for rank_norm in RANK_NORMS if papers else ("affine",):
-        config = make_config(head, rank_norm, selection=selection)
-        use_tiny_backbone(config, backbone, drop_path_rate=0.1)
-        use_tiny_decoder(config, decoder, dropout_rate=0.1)
-        model = FunctionalModel.build(config, C)
-        policy = SelectionPolicy(selection, 4)
-
-        def run(parameters, images, histogram, rng, model=model, policy=policy):
-            given = select_top_k(jnp.zeros((2, C)), 3)
-            select = policy.select(histogram=histogram, given=given)
-            return model.bind(parameters)(images, select, rng=rng)
-
-        output = jax.eval_shape(
-            run,
-            model.shapes,
-            jax.ShapeDtypeStruct((2, 22, 27, 3), jnp.uint8),
-            jax.ShapeDtypeStruct((2, C), jnp.int32),
-            jax.random.key(0),
-        )
-        num_ranks = {"complete": C, "given": 3}.get(selection, 4)
-        rows, columns = map(model.grid_length, (22, 27))
-        assert output.logits.shape == (2, rows, columns, num_ranks)
-        assert output.logits.dtype == jnp.float32
-        assert output.label_scores.shape == (2, C)
-
-
-def test_every_part_is_tested():
-    assert TINY_BACKBONES.keys() == BACKBONES.keys()
-    assert TINY_DECODERS.keys() == DECODERS.keys()
-
-
-@pytest.mark.parametrize("backbone", sorted(BACKBONES))
-def test_a_scan_and_rematerialisation_change_nothing(backbone):
-    """The same weights, stacked; values and gradients in training mode."""
-    results = []
-    for options in ({}, {"scan": True, "remat": "dots"}):
-        config = make_config("none", selection="complete")
-        use_tiny_backbone(config, backbone, **DEEPER.get(backbone, {}), **options)
-        model = FunctionalModel.build(config, C)
-        parameters = (
-            random_parameters(model)
-            if not results
-            else _stack(parameters, model.shapes)
-        )
-
-        def run(parameters, images, model=model):
-            features = model.bind(parameters).backbone(images, None, None)
-            return sum(jnp.sum(jnp.sin(f.grid)) for f in features), features
-
-        (_, features), grads = jax.jit(jax.value_and_grad(run, has_aux=True))(
-            parameters, make_images()
-        )
-        results.append((features, grads))
-    (features, grads), (scanned, scanned_grads) = results
-    for feature, other in zip(features, scanned, strict=True):
-        np.testing.assert_allclose(other.grid, feature.grid, rtol=1e-4, atol=1e-4)
-    for path, grad in _stack(grads, scanned_grads).items():
-        scale = np.max(np.abs(grad)) + 1e-6
-        np.testing.assert_allclose(
-            scanned_grads[path] / scale, grad / scale, atol=1e-4, err_msg=path
-        )
-
-
-DEEPER = {"vit": {"depth": 3}, "swin": {"depths": (4,), "num_heads": (2,)}}
-
-
-def _stack(parameters, shapes):
-    """Those of a model that scans, out of one that does not."""
-    stacked = {}
-    for path in shapes:
-        start, between, end = path.rpartition("/blocks/")
-        layers = [
-            parameters[name]
-            for i in range(9)
-            if (name := f"{start}/blocks/{i}/{end}") in parameters
-        ]
-        stacked[path] = np.stack(layers) if between and layers else parameters[path]
-    return stacked
-
-
-def test_unknown_names():
-    for part in ("backbone", "decoder", "multilabel_head"):
-        config = make_config()
-        with config.unlocked():
-            config.model[part].name = "swin9"
-        with pytest.raises(UserError, match="'swin9'; choose one of"):
-            FunctionalModel.build(config, C)
 
 
 # -------------------------------------------------------------------------- selections

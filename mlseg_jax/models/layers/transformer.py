@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mlseg_jax.errors import UserError
 from mlseg_jax.models.layers.attention import attention
 from mlseg_jax.models.layers.dropout import drop_path, dropout
 from mlseg_jax.models.layers.norm import LayerNorm
@@ -172,6 +173,11 @@ class TransformerBlock(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if embed_dim % num_heads:
+            raise UserError(
+                f"{num_heads} attention heads do not divide a width of {embed_dim}; "
+                f"change num_heads or embed_dim."
+            )
         linear = functools.partial(
             nnx.Linear,
             kernel_init=linear_init,

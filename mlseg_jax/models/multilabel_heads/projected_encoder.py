@@ -71,7 +71,7 @@ class ProjectedEncoderHead(AbstractMultiLabelHead):
     def __call__(
         self,
         embeddings: Embeddings,
-        class_embeddings: Float[Array, "C D"],
+        class_embeddings: Float[Array, "C D"] | Float[Array, "B C D"],
         rng: PRNGKeyArray | None = None,
     ) -> LabelPrediction:
         image, tokens = embeddings.image, class_embeddings

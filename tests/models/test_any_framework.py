@@ -1,0 +1,212 @@
+"""Any backbone with any decoder, head and selection: builds, traces, permutes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from shrink import (
+    NUM_CLASSES,
+    TINY_BACKBONES,
+    TINY_DECODERS,
+    random_parameters,
+    segmenter_config,
+    upernet_config,
+    use_tiny_backbone,
+    use_tiny_decoder,
+)
+from test_mlseg import make_config, make_images
+
+from mlseg_jax.errors import UserError
+from mlseg_jax.label_selection import (
+    SELECTIONS,
+    SelectionPolicy,
+    select_complete,
+    select_given,
+    select_top_k,
+)
+from mlseg_jax.models.build import (
+    BACKBONES,
+    DECODERS,
+    MULTILABEL_HEADS,
+    FunctionalModel,
+)
+from mlseg_jax.models.rank_adaptive import RANK_NORMS
+
+C = NUM_CLASSES
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
+def check_permutation(config):
+    """With K = C and no rank norm, ranks are only another order of the classes."""
+    model = FunctionalModel.build(config, C)
+    parameters = random_parameters(model)
+    permuted = np.stack([np.random.default_rng(b).permutation(C) for b in range(2)])
+
+    @jax.jit
+    def run(parameters, images):
+        bound = model.bind(parameters)
+        labels = bound.encode(images)
+        chosen = select_given(jnp.asarray(permuted), None, C)
+        return (
+            bound.classify(labels, select_complete(labels.scores)).logits,
+            bound.classify(labels, chosen).logits,
+        )
+
+    baseline, logits = map(np.asarray, run(parameters, make_images()))
+    for b in range(2):
+        np.testing.assert_allclose(
+            logits[b], baseline[b][..., permuted[b]], rtol=1e-4, atol=2e-5
+        )
+    # Not because all rows were alike.
+    assert np.std(baseline, axis=-1).min() > 1e-3
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("head", MULTILABEL_HEADS)
+def test_a_permuted_complete_selection_is_the_baseline(decoder, head):
+    config = make_config(head, rank_norm="none", selection="complete")
+    use_tiny_decoder(config, decoder)
+    check_permutation(config)
+
+
+@pytest.mark.parametrize("head", ["none", "transformer_encoder", "projected_encoder"])
+def test_permuted_classes_out_of_the_backbone(head):
+    """Class embeddings that have passed it differ from picture to picture (OCE)."""
+    config = make_config(head, rank_norm="none", selection="complete", depth=2)
+    config.model.class_embeddings.in_backbone = True
+    check_permutation(config)
+
+
+# Any part with any decoder; any selection with the parts of the paper.
+COMBINATIONS = dict.fromkeys(
+    (
+        *((name, decoder, "none", "complete")
+          for name in BACKBONES for decoder in DECODERS),
+        *(("vit", decoder, head, "top_k")
+          for decoder in DECODERS for head in MULTILABEL_HEADS),
+        *(("vit", "segmenter", "transformer_encoder", name) for name in SELECTIONS),
+    )
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids="-".join)
+def test_every_combination_traces(combination):
+    backbone, decoder, head, selection = combination
+    papers = combination == ("vit", "segmenter", "transformer_encoder", "top_k")
+    for rank_norm in RANK_NORMS if papers else ("affine",):
+        config = make_config(head, rank_norm, selection=selection)
+        use_tiny_backbone(config, backbone, drop_path_rate=0.1)
+        use_tiny_decoder(config, decoder, dropout_rate=0.1)
+        model = FunctionalModel.build(config, C)
+        policy = SelectionPolicy(selection, 4)
+
+        def run(parameters, images, histogram, rng, model=model, policy=policy):
+            given = select_top_k(jnp.zeros((2, C)), 3)
+            select = policy.select(histogram=histogram, given=given)
+            return model.bind(parameters)(images, select, rng=rng)
+
+        output = jax.eval_shape(
+            run,
+            model.shapes,
+            jax.ShapeDtypeStruct((2, 22, 27, 3), jnp.uint8),
+            jax.ShapeDtypeStruct((2, C), jnp.int32),
+            jax.random.key(0),
+        )
+        num_ranks = {"complete": C, "given": 3}.get(selection, 4)
+        rows, columns = map(model.grid_length, (22, 27))
+        assert output.logits.shape == (2, rows, columns, num_ranks)
+        assert output.logits.dtype == jnp.float32
+        assert output.label_scores.shape == (2, C)
+
+
+def test_every_part_is_tested():
+    assert TINY_BACKBONES.keys() == BACKBONES.keys()
+    assert TINY_DECODERS.keys() == DECODERS.keys()
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+def test_a_scan_and_rematerialisation_change_nothing(backbone):
+    """The same weights, stacked; values and gradients in training mode."""
+    results = []
+    for options in ({}, {"scan": True, "remat": "dots"}):
+        config = make_config("none", selection="complete")
+        use_tiny_backbone(config, backbone, **DEEPER.get(backbone, {}), **options)
+        model = FunctionalModel.build(config, C)
+        parameters = (
+            random_parameters(model)
+            if not results
+            else _stack(parameters, model.shapes)
+        )
+
+        def run(parameters, images, model=model):
+            features = model.bind(parameters).backbone(images, None, None)
+            return sum(jnp.sum(jnp.sin(f.grid)) for f in features), features
+
+        (_, features), grads = jax.jit(jax.value_and_grad(run, has_aux=True))(
+            parameters, make_images()
+        )
+        results.append((features, grads))
+    (features, grads), (scanned, scanned_grads) = results
+    for feature, other in zip(features, scanned, strict=True):
+        np.testing.assert_allclose(other.grid, feature.grid, rtol=1e-4, atol=1e-4)
+    for path, grad in _stack(grads, scanned_grads).items():
+        scale = np.max(np.abs(grad)) + 1e-6
+        np.testing.assert_allclose(
+            scanned_grads[path] / scale, grad / scale, atol=1e-4, err_msg=path
+        )
+
+
+DEEPER = {"vit": {"depth": 3}, "swin": {"depths": (4,), "num_heads": (2,)}}
+
+
+def _stack(parameters, shapes):
+    """Those of a model that scans, out of one that does not."""
+    stacked = {}
+    for path in shapes:
+        start, between, end = path.rpartition("/blocks/")
+        layers = [
+            parameters[name]
+            for i in range(9)
+            if (name := f"{start}/blocks/{i}/{end}") in parameters
+        ]
+        stacked[path] = np.stack(layers) if between and layers else parameters[path]
+    return stacked
+
+
+def test_unknown_names():
+    for part in ("backbone", "decoder", "multilabel_head"):
+        config = make_config()
+        with config.unlocked():
+            config.model[part].name = "swin9"
+        with pytest.raises(UserError, match="'swin9'; choose one of"):
+            FunctionalModel.build(config, C)
+
+
+beit_config = functools.partial(upernet_config, backbone="beit_b16")
+
+
+@pytest.mark.parametrize(
+    "make, key, value, sentence",
+    [
+        (segmenter_config, "decoder.name", "upernet",
+         "decoder.name='upernet' needs the key 'embed_dim', .* start from a file of"),
+        (segmenter_config, "auxiliary_head.name", "fcn",
+         "auxiliary_head.name='fcn' needs the key 'level'"),
+        (upernet_config, "backbone.name", "resnet", "name='resnet' needs the key"),
+        (upernet_config, "multilabel_head.name", "transformer_decoder",
+         "multilabel_head.name='transformer_decoder' needs the key 'mlp_dim'"),
+        (upernet_config, "auxiliary_head.level", 2, "level is 2, .* 'swin' has 2 maps"),
+        (upernet_config, "backbone.depths", (2, 3), "come in pairs, .* even numbers"),
+        (upernet_config, "backbone.depths", (2, 2, 2), "for each stage, .* have 3, 2"),
+        (beit_config, "backbone.taps", (0, 1), "give 4 blocks from 0 to 1"),
+        (segmenter_config, "backbone.taps", (5,), "taps is .5,.; give blocks from 0"),
+        (segmenter_config, "backbone.num_heads", 3, "3 attention heads do not divide"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit(make, key, value, sentence):
+    config = make()
+    config.model.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=sentence):
+        FunctionalModel.build(config, C)
