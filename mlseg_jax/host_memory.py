@@ -1,12 +1,15 @@
 """What the C library does with the memory that steps on CPU free."""
 
 import ctypes
-import importlib.util
+import glob
 import os
 import platform
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 """Parameters of ``mallopt``, from glibc's ``malloc.h``."""
+
+_ACCELERATOR_FILES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/*")
+"""Where Linux has GPUs of NVIDIA and AMD, and TPUs."""
 
 
 def keep_freed_memory() -> bool:
@@ -32,5 +35,4 @@ def _runs_on_cpu() -> bool:
     platforms = os.environ.get("JAX_PLATFORMS")
     if platforms:
         return platforms == "cpu"
-    plugins = "jax_plugins", "libtpu"
-    return not any(importlib.util.find_spec(name) for name in plugins)
+    return not any(glob.glob(pattern) for pattern in _ACCELERATOR_FILES)

@@ -45,8 +45,8 @@ def test_accelerators_are_guessed(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     found = []
     monkeypatch.setattr(
-        host_memory.importlib.util, "find_spec", lambda name: name in found
+        host_memory.glob, "glob", lambda pattern: found if "nvidia" in pattern else []
     )
     assert host_memory._runs_on_cpu()
-    found.append("libtpu")
+    found.append("/dev/nvidia0")
     assert not host_memory._runs_on_cpu()

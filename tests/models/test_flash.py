@@ -28,9 +28,8 @@ def value_and_grads(function, query, key, value, weights):
         out = function(*inputs)
         return jnp.sum(out * weights), out
 
-    (_, out), grads = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(
-        query, key, value
-    )
+    grad = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
+    (_, out), grads = grad(query, key, value)
     return out, *grads
 
 
@@ -48,10 +47,26 @@ def test_splash_attention_is_attention(monkeypatch, masked):
         return kernel(query * query.shape[-1] ** -0.5, key, value)
 
     expected = value_and_grads(functools.partial(attention, key_mask=mask), *inputs)
-    for ours, blocked in zip(
-        value_and_grads(jax.jit(scaled), *inputs), expected, strict=True
-    ):
+    for ours, blocked in zip(value_and_grads(scaled, *inputs), expected, strict=True):
         np.testing.assert_allclose(ours, blocked, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("queries, keys", [(6, 9), (7, 4)])
+def test_odd_numbers_of_tokens_are_padded_for_cudnn(monkeypatch, queries, keys):
+    plain = jax.nn.dot_product_attention
+
+    def in_place_of_cudnn(query, key, value, *, implementation, **options):
+        assert implementation == "cudnn"
+        assert query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0
+        return plain(query, key, value, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", in_place_of_cudnn)
+    inputs = make_inputs(queries=queries, keys=keys)
+    ours = value_and_grads(
+        lambda query, *others: flash.gpu_attention(query * 8**-0.5, *others), *inputs
+    )
+    for padded, blocked in zip(ours, value_and_grads(attention, *inputs), strict=True):
+        np.testing.assert_allclose(padded, blocked, rtol=1e-4, atol=2e-5)
 
 
 def test_blocks_pad_little():
@@ -73,13 +88,14 @@ def test_which_kernel_is_taken(monkeypatch):
 
     monkeypatch.setattr(attention_module, "find_flash", spy)
     query, key, value, _ = make_inputs(queries=5, keys=5)
-    attention(query, key, value)
+    jax.eval_shape(attention, query, key, value)
     assert taken == [("cpu", False)]
     monkeypatch.setattr(attention_module, "platform", lambda: "tpu")
     out = attention(query, key, value, jnp.ones((2, 5), bool))
     np.testing.assert_allclose(out, query * 8**-0.5)
     assert taken[1:] == [("tpu", True)]
-    attention(query, key, value, dropout_rate=0.1, rng=jax.random.key(0))
+    drop = functools.partial(attention, dropout_rate=0.1, rng=jax.random.key(0))
+    jax.eval_shape(drop, query, key, value)
     assert len(taken) == 2
 
 

@@ -37,11 +37,19 @@ def gpu_attention(
     value: Float[Array, "B M heads d"],
     key_mask: None = None,
 ) -> Float[Array, "B L heads d"]:
-    """cuDNN's fused attention."""
+    """cuDNN's fused attention, whose gradient takes even numbers of tokens alone."""
     del key_mask
-    return jax.nn.dot_product_attention(
-        query, key, value, scale=1.0, implementation="cudnn"
+    num_queries, num_keys = query.shape[1], key.shape[1]
+    lengths = None
+    if num_keys % 2:
+        lengths = jnp.full(key.shape[0], num_keys, jnp.int32)
+    out = jax.nn.dot_product_attention(
+        *(_pad(x, x.shape[1] % 2) for x in (query, key, value)),
+        scale=1.0,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
     )
+    return out[:, :num_queries]
 
 
 @functools.cache
@@ -107,8 +115,7 @@ def tpu_attention(
     )
 
     def heads_first(x: Array, length: int) -> Array:
-        x = jnp.pad(x, [(0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)])
-        return x.transpose(0, 2, 1, 3)
+        return _pad(x, length - x.shape[1]).transpose(0, 2, 1, 3)
 
     out = jax.vmap(kernel)(
         heads_first(query, padded_queries),
@@ -117,6 +124,11 @@ def tpu_attention(
         segments,
     )
     return out.transpose(0, 2, 1, 3)[:, :num_queries]
+
+
+def _pad(x: Array, count: int) -> Array:
+    """So many zero tokens after the others."""
+    return jnp.pad(x, [(0, 0), (0, count), (0, 0), (0, 0)])
 
 
 def whole_blocks(length: int) -> tuple[int, int]:
