@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -305,6 +306,9 @@ def test_predicting_pictures_of_all_kinds(program, workdir, tmp_path):
     )  # fmt: skip
     assert result.status == 0, result.err
     assert f"8 pictures in {out}" in result.out
+    assert re.search(
+        r"compiled \(or found in the cache\) [1-9]\d* programs", result.err
+    )
     lines = [json.loads(x) for x in (out / "labels.jsonl").read_text().splitlines()]
     assert {pathlib.Path(line["image"]).stem for line in lines} == set(sizes)
     for line in lines:

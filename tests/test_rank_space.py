@@ -1,6 +1,7 @@
 """What is made of logits over ranks, and that no array with C channels is."""
 
 import logging
+import math
 import re
 
 import jax
@@ -13,9 +14,12 @@ from shrink import random_parameters, segmenter_config
 from mlseg_jax.errors import UserError
 from mlseg_jax.evaluate import evaluation_policy, make_engine
 from mlseg_jax.label_selection import Selection
+from mlseg_jax.losses import pixel
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.probabilities import write_probabilities
 from mlseg_jax.rank_space import Segmented
+from mlseg_jax.sharding import make_mesh
+from mlseg_jax.train_state import abstract_state, make_train_step
 
 C, K = 307, 4
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -53,18 +57,42 @@ def test_twenty_sizes_compile_at_most_five_programs(engine_and_policy, caplog):
     assert 1 <= len(compiled) <= 5, compiled
 
 
+def shapes_in(lowered) -> set[tuple[int, ...]]:
+    """Of all arrays of the compiled program."""
+    text = lowered.compile().as_text()
+    found = re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)
+    return {tuple(map(int, dims.split(","))) for dims in found}
+
+
 def test_no_array_with_c_channels_per_pixel(engine_and_policy):
     engine, policy = engine_and_policy
     windows = np.stack([picture(40, 40)])
     arguments = engine.parameters, windows, None, None, policy
-    text = engine.predict.lower(*arguments).compile().as_text()
-    shapes = {
-        tuple(map(int, dims.split(",")))
-        for dims in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)
-    }
+    shapes = shapes_in(engine.predict.lower(*arguments))
     assert any(C in shape for shape in shapes)  # the table and the scores are there
     grid = {10, 40, 100, 1600}  # cells and pixels of a side and of the whole
     assert not [s for s in shapes if C in s and grid & set(s)]
+
+
+def test_the_baseline_holds_c_channels_of_cells_and_of_one_strip(monkeypatch):
+    """It is C-wide on the feature grid; of pixels there is a strip or a tile at a time,
+    forward and backward.
+    """
+    config = segmenter_config(selection="complete", depth=1)
+    monkeypatch.setattr(pixel, "STRIP_BYTES", 4 * C * 2 * 40)  # two rows of pixels
+    with config.unlocked():
+        config.mesh.data = config.mesh.fsdp = 1
+    mesh = make_mesh(config, jax.devices()[:1])
+    model = FunctionalModel.build(config, C)
+    shape = (1, 40, 40)
+    batch = {
+        "image": jax.ShapeDtypeStruct((*shape, 3), np.uint8),
+        "label_map": jax.ShapeDtypeStruct(shape, np.int32),
+    }
+    step = make_train_step(config, model, mesh)
+    shapes = shapes_in(step.lower(abstract_state(config, C, mesh), batch))
+    places = [math.prod(shape) // C for shape in shapes if C in shape]
+    assert max(places) == 10 * 10  # the cells, not the 40 x 40 pixels
 
 
 def make_segmented(size=(37, 53), views=2, labels=5, seed=0):
