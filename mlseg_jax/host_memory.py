@@ -17,7 +17,7 @@ def keep_freed_memory() -> bool:
 
     A training step on CPU allocates a gigabyte of scratch space in a few blocks and
     frees it. glibc gives blocks of that size back to the system at once, so that each
-    step has all its pages mapped and zeroed again: 290,000 page faults for ViT-B/16 at
+    step has all its pages mapped and zeroed again: 284,000 page faults for ViT-B/16 at
     512 x 512, a tenth of its time. It must be called before JAX has started its
     threads. Nothing changes with another C library, or where JAX has an accelerator.
     """
