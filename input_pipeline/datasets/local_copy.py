@@ -50,13 +50,14 @@ def local_copy(path: str) -> str:
     """
     if not is_address(path):
         return path
+    path = path.rstrip("/")
     files, root, store = _list(path)
     digest = hashlib.sha256(json.dumps([path, sorted(files.items())]).encode())
-    name = path.rstrip("/").rpartition("/")[2]
-    target = pathlib.Path(cache_directory("data"), digest.hexdigest()[:16], name)
-    with _alone(target.parent):
+    folder = pathlib.Path(cache_directory("data"), digest.hexdigest()[:16])
+    # The readers call a data set by the name of its directory.
+    target, part = folder / path.rpartition("/")[2], folder.with_suffix(".part")
+    with _alone(folder):
         if not target.exists():
-            part = target.parent / "part"
             try:
                 _copy(store, root, files, part, path)
             except DataError:
@@ -111,7 +112,7 @@ def _unreadable(path: str, error: Exception) -> DataError:
 def _alone(folder: pathlib.Path):
     """Of several processes on a machine one copies and the others wait."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
