@@ -116,6 +116,79 @@ class DecoderScores(nn.Module):
         return self.fc(self.transformer["decoder"]["norm"](x))
 
 
+class LogitsHead(_MaskHead):
+    """A label's score is the logit of its best cell among all classes (section 4.3's
+    last remark; the release has no code of it)."""
+
+    def __init__(self, num_classes, topk, dim, heads, dropout):
+        super().__init__(num_classes, dim, heads, 2, dropout, nn.LayerNorm(topk))
+        self.topk, self.class_norm = topk, nn.LayerNorm(num_classes)
+
+    def forward(self, tokens: Tensor, grid):
+        pixels, classes = self.proj_dec(tokens), self.cls_emb[0]
+        every = classes.expand(len(tokens), -1, -1)
+        logits = self.classify(pixels, every, self.blocks, grid, self.class_norm)
+        scores = logits.amax(dim=(2, 3))
+        indices = scores.argsort(dim=1, descending=True, stable=True)[:, : self.topk]
+        logits = self.classify(pixels, classes[indices], self.blocks, grid)
+        return scores, indices, logits
+
+
+class _EncoderLayer(nn.Module):
+    """Post-norm; positions are added to queries and keys, not to values."""
+
+    def __init__(self, dim: int, heads: int, hidden: int):
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.linear1, self.linear2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, positions: Tensor):
+        placed = x + positions
+        x = self.norm1(x + self.self_attn(placed, placed, x, need_weights=False)[0])
+        return self.norm2(x + self.linear2(self.linear1(x).relu()))
+
+
+class Query2Label(nn.Module):
+    """The classifier of the independent scheme (section 8.1) on any backbone."""
+
+    def __init__(self, backbone, num_classes, dim, heads, hidden, encoders, decoders):
+        super().__init__()
+        self.backbone = backbone
+        encoder = nn.ModuleList(
+            _EncoderLayer(dim, heads, hidden) for _ in range(encoders)
+        )
+        decoder = nn.ModuleList(
+            _DecoderLayer(dim, heads, hidden) for _ in range(decoders)
+        )
+        self.transformer = group(
+            encoder=group(layers=encoder),
+            decoder=group(layers=decoder, norm=nn.LayerNorm(dim)),
+        )
+        self.query_embed = nn.Embedding(num_classes, dim)
+        self.fc = GroupWiseLinear(num_classes, dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        memory, (height, width) = self.backbone(image)
+        assert height == width
+        positions = sine_positions(height, memory.shape[-1]).to(memory.dtype)
+        for layer in self.transformer["encoder"]["layers"]:
+            memory = layer(memory, positions)
+        queries = self.query_embed.weight
+        x = memory.new_zeros(len(memory), *queries.shape)
+        for layer in self.transformer["decoder"]["layers"]:
+            x = layer(x, queries, memory, positions)
+        return self.fc(self.transformer["decoder"]["norm"](x))
+
+
+def query2label_loss(scores: Tensor, presence: Tensor) -> Tensor:
+    """Asymmetric loss with gammas 2 and 0, no clip, no gradient through the focus."""
+    p = scores.sigmoid()
+    focus = torch.where(presence, torch.ones_like(p), p**2).detach()
+    right = torch.where(presence, p, 1.0 - p)
+    return -1000.0 * (focus * right.clamp(min=1e-5).log()).mean()
+
+
 class OCEVisionTransformer(VisionTransformer):
     """Class embeddings join the tokens before the last block."""
 

@@ -153,7 +153,7 @@ class _MaskHead(nn.Module):
         self.decoder_norm = nn.LayerNorm(dim, eps=1e-5)
         self.mask_norm = norm
 
-    def classify(self, pixels: Tensor, classes: Tensor, blocks, grid) -> Tensor:
+    def classify(self, pixels: Tensor, classes: Tensor, blocks, grid, norm=None):
         """[B, P, D], [B, n, D] -> logits [B, n, h, w] after the mask norm."""
         n_pixels = pixels.shape[1]
         x = torch.cat([pixels, classes], dim=1)
@@ -165,7 +165,8 @@ class _MaskHead(nn.Module):
         pixels = pixels / pixels.norm(dim=-1, keepdim=True)
         classes = classes / classes.norm(dim=-1, keepdim=True)
         cosines = pixels @ classes.transpose(1, 2)
-        return self.mask_norm(cosines).transpose(1, 2).unflatten(2, grid)
+        norm = self.mask_norm if norm is None else norm
+        return norm(cosines).transpose(1, 2).unflatten(2, grid)
 
     def scatter(self, logits: Tensor, indices: Tensor) -> Tensor:
         """Rank logits [B, n, h, w] -> class logits [B, C, h, w], FILL elsewhere."""

@@ -18,10 +18,17 @@ from make_golden import CLASSES, IGNORE, TOPK, ref
 VIT = golden.tiny(embed_dim=16, depth=2, patch_size=4, image_size=24)
 SHAPE = dict(dim=16, heads=2, dropout=0.0)
 MLP_DIM, HEADS, DOWNSAMPLE, CODES, COSINE_DIM, NEAREST = 24, 4, 4, 5, 6, 3
+LAYERS = 1, 2
+"""Of Query2Label's encoder and decoder."""
 
 
 def make(case, rng):
     backbone = ref.VisionTransformer(**VIT)
+    if case == "query2label":
+        model = other.Query2Label(backbone, CLASSES, 16, HEADS, MLP_DIM, *LAYERS)
+        model = model.double()
+        golden.randomise(model, rng)
+        return model
     if case == "head_decoder":
         scores = other.DecoderScores(CLASSES, 16, HEADS, MLP_DIM)
         head = other.GatheringHead(
@@ -32,6 +39,8 @@ def make(case, rng):
         head = other.GatheringHead(
             CLASSES, TOPK, scores, downsample=DOWNSAMPLE, **SHAPE
         )
+    elif case == "head_logits":
+        head = other.LogitsHead(CLASSES, TOPK, **SHAPE)
     elif case == "oce":
         backbone = other.OCEVisionTransformer(CLASSES, **VIT)
         head = other.OCEHead(CLASSES, topk=TOPK, downsample=DOWNSAMPLE, **SHAPE)
@@ -52,6 +61,9 @@ def make(case, rng):
 
 def run(case, model, image, labels):
     presence = ref.presence(labels, CLASSES).double()
+    if case == "query2label":
+        scores = model(image)
+        return dict(scores=scores, loss=other.query2label_loss(scores, presence > 0))
     if case == "essnet":
         logits = model(image)
         loss = other.nearest_class_loss(logits, labels, NEAREST, IGNORE)
@@ -68,7 +80,7 @@ def run(case, model, image, labels):
                     loss_multi_label=label, loss=pixel + 0.2 * label)  # fmt: skip
     scores, indices, logits = model.train()(image)
     pixel = ref.pixel_cross_entropy(logits, ref.remap_labels(labels, indices))
-    gamma = 2.0 if case == "oce" else 0.0
+    gamma = 2.0 if case in ("oce", "head_logits") else 0.0
     label = ref.asymmetric_loss(scores, presence, gamma, 0.0, 0.05)
     return dict(scores=scores, indices=indices, logits=logits, loss_pixel=pixel,
                 loss_multi_label=label, loss=pixel + 10.0 * label)  # fmt: skip
@@ -78,8 +90,10 @@ def write(case, seed):
     for attempt in range(seed, seed + 100):  # until no two deciding scores are close
         rng = np.random.default_rng(attempt)
         model = make(case, rng)
-        image = golden.make_image(rng, 3, 26, 35)
-        labels = golden.make_labels(rng, 3, 26, 35)
+        # Query2Label looks at squares.
+        size = (24, 24) if case == "query2label" else (26, 35)
+        image = golden.make_image(rng, 3, *size)
+        labels = golden.make_labels(rng, 3, *size)
         arrays = dict(model.named_parameters())
         arrays |= {k: v.clone() for k, v in model.named_buffers() if v.ndim}
         outputs = run(case, model, image, labels)
@@ -94,7 +108,8 @@ def write(case, seed):
     golden.write(case, config, dict(image=image, labels=labels), outputs, arrays, grads)
 
 
-CASES = ("head_decoder", "head_pooling", "oce", "encnet", "essnet")
+CASES = ("head_decoder", "head_pooling", "oce", "encnet", "essnet", "head_logits",
+         "query2label")  # fmt: skip
 
 
 def main(names):

@@ -115,6 +115,7 @@ def test_every_golden_file_is_used():
         *("mlseg_batch3", "oracle", "losses", "sliding", "multi_scale"),
         # test_heads.py
         *("head_decoder", "head_pooling", "oce", "encnet", "essnet"),
+        *("head_logits", "query2label"),
     }
 
 

@@ -1,4 +1,6 @@
-"""The paper's other heads, OCE, EncNet and ESSNet against plain PyTorch versions."""
+"""The paper's other heads, OCE, EncNet, ESSNet and Query2Label against plain PyTorch
+versions.
+"""
 
 import functools
 
@@ -8,11 +10,14 @@ import numpy as np
 import pytest
 from test_golden import assert_grads, batch_of, close, load, make_config, nhwc, part
 
+from configs import query2label
 from mlseg_jax.label_selection import SelectionPolicy
+from mlseg_jax.metrics.label_recall import label_histogram
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.pretrained import segmenter
-from mlseg_jax.pretrained.mapping import to_ours
-from mlseg_jax.tasks import semantic
+from mlseg_jax.pretrained import segmenter, vit
+from mlseg_jax.pretrained.mapping import norm, to_ours
+from mlseg_jax.pretrained.query2label import query2label as query2label_table
+from mlseg_jax.tasks import multilabel, semantic
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -20,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 CASES = {
     "head_decoder": {"multilabel_head": "transformer_decoder", "gamma_negative": 0.0},
     "head_pooling": {"multilabel_head": "global_pooling", "gamma_negative": 0.0},
+    "head_logits": {"multilabel_head": "segmentation_logits"},
     "oce": {},
     "encnet": {"decoder": "encnet", "multilabel_head": "linear",
                "multilabel": "binary_cross_entropy", "multilabel_weight": 0.2},
@@ -47,12 +53,22 @@ def set_up(case):
     return golden, config, FunctionalModel.build(config, 11)
 
 
+def table(config):
+    """Names of the release, which has no head on the segmentation logits."""
+    if config.task == "multilabel":
+        return [*vit.mmcv(config), *query2label_table(config)]
+    if config.model.multilabel_head.name != "segmentation_logits":
+        return segmenter.release(config)
+    alone = config.copy_and_resolve_references().unlock()
+    alone.model.multilabel_head.name = "none"
+    rows = norm("decode_head.class_norm", "multilabel_head/class_norm")
+    return segmenter.release(alone) + rows
+
+
 def converted(golden, config, kind, shapes):
     shapes = {path: leaf.shape for path, leaf in shapes.items()}
     rows = [
-        row
-        for row in segmenter.release(config)
-        if kind == "param" or ".running_" not in row.theirs
+        row for row in table(config) if kind == "param" or ".running_" not in row.theirs
     ]
     mapped = to_ours(part(golden, kind), rows, shapes)
     assert not mapped.dropped
@@ -91,3 +107,33 @@ def test_head(case):
         output = evaluate(everything, batch["image"])
         close(output.logits, nhwc(golden["output:eval_logits"]))
         close(output.label_scores, golden["output:eval_scores"])
+
+
+def test_query2label():
+    golden = load("query2label")
+    config = query2label.get_config("dataset=ade20k,backbone=vit_demo")
+    sizes = dict(embed_dim=16, depth=2, num_heads=2, mlp_dim=64, patch_size=4)
+    with config.unlocked():
+        config.model.backbone.update(sizes, image_size=(24, 24), drop_path_rate=0.0)
+        config.model.transformer.update(
+            num_heads=4, mlp_dim=24, num_encoder_layers=1, dropout_rate=0.0
+        )
+        config.model.dtype = "float32"
+        # The golden images are normalised already.
+        config.data.update(pixel_mean=(0.0, 0.0, 0.0), pixel_std=(1.0, 1.0, 1.0))
+    model = FunctionalModel.build(config, 11)
+    params = converted(golden, config, "param", model.learned)
+    images, label_map = batch_of(golden).values()
+    presence = label_histogram(jnp.asarray(label_map), 11) > 0
+    batch = {"image": images, "presence": presence}
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(params, batch):
+        bound = model.bind(params)
+        total, _ = multilabel.loss(bound, batch, config, jax.random.key(0))
+        return total, bound(batch["image"])
+
+    (total, scores), grads = jax.jit(loss)(params, batch)
+    close(scores, golden["output:scores"])
+    close(total, golden["output:loss"])
+    assert_grads(converted(golden, config, "grad", model.learned), grads)

@@ -37,7 +37,11 @@ class SegmentationLogitsHead(AbstractMultiLabelHead):
         logits = self.class_norm(self.decoder.classify(pixels, classes, None, rng))
         if pixels.mask is not None:
             logits = jnp.where(pixels.mask[..., None], logits, -jnp.inf)
-        scores = jnp.max(logits, axis=(1, 2))
+        cells = logits.reshape(logits.shape[0], -1, logits.shape[-1])
+        # Not jnp.max: its gradient looks for the cells that equal the maximum, and a
+        # compiler that makes them once more, rounded otherwise, finds none: 0 / 0.
+        best = jnp.argmax(cells, axis=1, keepdims=True)
+        scores = jnp.take_along_axis(cells, best, axis=1)[:, 0]
         return LabelPrediction(scores, class_embeddings, pixels)
 
     def macs(self, grid: tuple[int, int], num_classes: int) -> Macs:
