@@ -61,6 +61,14 @@ def evaluation_policy(
     return SelectionPolicy(name, k, selection.minimum_score, selection.cumulative)
 
 
+def oracle_policy(config: ml_collections.ConfigDict) -> SelectionPolicy:
+    """The labels that are present: by falling score where the model has learned its
+    ranks in this order, else in class order.
+    """
+    by_score = config.selection.name == "top_k"
+    return SelectionPolicy("given", config.eval.oracle_k, by_score=by_score)
+
+
 def check_given(config: ml_collections.ConfigDict) -> None:
     """Whether it is said where given labels come from."""
     if not config.selection.classifier and not config.selection.scores:
@@ -99,14 +107,14 @@ class Evaluation:
         self.policy = evaluation_policy(config, num_classes)
         self.oracle_policy = None
         if with_oracle:
-            self.oracle_policy = SelectionPolicy("given", config.eval.oracle_k)
+            self.oracle_policy = oracle_policy(config)
         self.mean_iou = MeanIoU.empty(num_classes)
         self.oracle_mean_iou = MeanIoU.empty(num_classes)
         self.label_scores = LabelScores.empty(num_classes)
         self.recall = LabelRecall.empty(self.policy.k)
         self.class_examples = class_examples
         self.examples_per_class = np.zeros(num_classes, np.int64)
-        self.num_examples = 0
+        self.num_examples = self.num_selected = 0
         self.pictures = []
 
     def add(self, engine: Engine, examples: list[dict]) -> None:
@@ -118,7 +126,7 @@ class Evaluation:
             oracle = self._oracle(histogram)
         policies = [(self.policy, None)]
         if self.policy.name == "oracle":
-            policies = [(SelectionPolicy("given", self.policy.k), oracle)]
+            policies = [(oracle_policy(self.config), oracle)]
         elif self.policy.name == "given":
             class_ids = np.stack([example["given"] for example in examples])
             given = Selection(class_ids, None, self.info.num_classes)
@@ -170,6 +178,7 @@ class Evaluation:
             class_ids, valid = self._ranked(segmented)
         else:
             class_ids, valid = given.class_ids, given.valid
+        self.num_selected += class_ids.size if valid is None else int(valid.sum())
         self.recall = self.recall.merge(
             LabelRecall.from_batch(class_ids, valid, histogram, mask)
         )
@@ -199,7 +208,7 @@ class Evaluation:
     def add_other_processes(self) -> None:
         """Adds up what all processes have counted; the pictures stay this one's."""
         names = ("mean_iou", "oracle_mean_iou", "label_scores", "recall")
-        counts = ("examples_per_class", "num_examples")
+        counts = ("examples_per_class", "num_examples", "num_selected")
         own = {name: getattr(self, name).to_host() for name in names}
         own |= {name: getattr(self, name) for name in counts}
         first, *others = gather(own)
@@ -222,6 +231,7 @@ class Evaluation:
         metrics["examples"] = self.num_examples
         metrics["num_classes"] = self.info.num_classes
         metrics["k"] = self.policy.k
+        metrics["labels_selected"] = self.num_selected / self.num_examples
         return metrics
 
     def details(self, model: MLSeg) -> dict:

@@ -109,6 +109,22 @@ def select_oracle(histogram: Int[Array, "B C"], k: int) -> Selection:
     )
 
 
+def sort_by_score(selection: Selection, label_scores: Float[Array, "B C"]) -> Selection:
+    """The same labels by falling score, as a model knows them that has learned
+    something of each rank.
+    """
+    scores = jnp.take_along_axis(label_scores, selection.class_ids, axis=1)
+    valid = selection.valid
+    if valid is not None:
+        scores = jnp.where(valid, scores, -jnp.inf)
+    order = jnp.argsort(-scores, axis=1)
+    return Selection(
+        jnp.take_along_axis(selection.class_ids, order, axis=1),
+        None if valid is None else jnp.take_along_axis(valid, order, axis=1),
+        selection.num_classes,
+    )
+
+
 def select_given(
     class_ids: Int[Array, "B K"],
     valid: Bool[Array, "B K"] | None,
@@ -182,12 +198,14 @@ class SelectionPolicy:
       name: ``complete``, ``top_k``, ``oracle`` or ``given``.
       k: largest number of labels; above C it means C.
       minimum_score, cumulative: see `select_top_k`.
+      by_score: whether ``given`` labels come in the order of the model's own scores.
     """
 
     name: str
     k: int
     minimum_score: float = 0.0
     cumulative: float = 1.0
+    by_score: bool = False
 
     def __post_init__(self):
         if self.name not in SELECTIONS:
@@ -228,6 +246,8 @@ class SelectionPolicy:
             return lambda label_scores: select_oracle(histogram, self.k)
         if given is None:
             raise UserError("The given selection needs the labels to select.")
+        if self.by_score:
+            return lambda label_scores: sort_by_score(given, label_scores)
         return lambda label_scores: given
 
 

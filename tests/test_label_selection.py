@@ -169,6 +169,20 @@ def test_oracle():
     assert select_oracle(jnp.asarray(histogram), 100).num_ranks == C
 
 
+def test_sorting_a_selection_by_score():
+    class_ids = jnp.asarray([[1, 4, 6], [0, 2, 3]])
+    valid = jnp.asarray([[True, True, False], [True, True, True]])
+    scores = jnp.zeros((2, C)).at[0, 4].set(1.0).at[0, 6].set(9.0).at[1, 3].set(2.0)
+    policy = SelectionPolicy("given", 3, by_score=True)
+    given = select_given(class_ids, valid, C)
+    selection = policy.select(given=given)(scores)
+    np.testing.assert_array_equal(selection.class_ids, [[4, 1, 6], [3, 0, 2]])
+    np.testing.assert_array_equal(selection.valid, valid)
+    every = policy.select(given=select_given(class_ids, None, C))(scores)
+    np.testing.assert_array_equal(every.class_ids, [[6, 4, 1], [3, 0, 2]])
+    assert every.valid is None
+
+
 def test_nothing_of_the_image_selected():
     selection = select_given(jnp.asarray([[8, 7]]), None, C)
     labels = jnp.asarray([[[0, 1, IGNORE], [2, 3, 4]]])

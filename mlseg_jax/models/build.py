@@ -48,6 +48,7 @@ def _build_mlseg(
             unbiased_variance=choice.rank_norm.unbiased_variance,
         ),
         num_classes=num_classes,
+        scales_of_classes=config.selection.name == "complete",
         classes_in_backbone=_classes_in_backbone(config),
         zero_classes=choice.class_embeddings.initial == "zeros",
         auxiliary_head=make(AUXILIARY_HEADS, "auxiliary_head", backbone, num_classes),

@@ -45,6 +45,7 @@ class MLSeg(nnx.Module):
         rank_norm: RankNorm,
         *,
         num_classes: int,
+        scales_of_classes: bool = False,
         classes_in_backbone: bool = False,
         zero_classes: bool = False,
         auxiliary_head: FCNHead | None = None,
@@ -64,6 +65,8 @@ class MLSeg(nnx.Module):
         self.class_embeddings = nnx.Param(
             initial(rngs.params(), (num_classes, decoder.embed_dim))
         )
+        # Learned with all classes in class order, as the baseline's are.
+        self.scales_of_classes = scales_of_classes
         self.classes_in_backbone = classes_in_backbone
         biases = linear_init(rngs.params(), (num_classes, 1))
         self.class_biases = nnx.Param(biases) if decoder.class_bias else None
@@ -132,7 +135,8 @@ class MLSeg(nnx.Module):
         if self.class_biases is not None:
             biases = gather_classes(self.class_biases[...], selection)
             scores = scores + biases[:, None, None, :, 0].astype(scores.dtype)
-        logits = self.rank_norm(scores, selection.valid)
+        class_ids = selection.class_ids if self.scales_of_classes else None
+        logits = self.rank_norm(scores, selection.valid, class_ids)
         return Output(labels.scores, selection, logits, labels.pixels.grid_size)
 
     def grid_length(self, length: Length) -> Length:

@@ -4,7 +4,8 @@ The paper divides the score of rank r by a learned temperature tau_r (equation 3
 the best-ranked labels deserve sharper scores than the doubtful ones at the end. The
 released code, from which all published numbers come, instead normalises the K scores of
 a pixel and gives every *rank* its own scale and shift; the scale plays 1 / tau_r
-(method.md 4.2). The baseline is the same over C classes in class order.
+(method.md 4.2). The baseline is the same over C classes in class order, so its scales
+are those of classes and go with them where it is given fewer labels.
 """
 
 import jax
@@ -13,7 +14,7 @@ from flax import nnx
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import UNSELECTED_LOGIT
-from mlseg_jax.typing import Array, Bool, Float
+from mlseg_jax.typing import Array, Bool, Float, Int
 
 RANK_NORMS = ("affine", "shared", "temperature", "none")
 
@@ -58,18 +59,23 @@ class RankNorm(nnx.Module):
         self,
         scores: Float[Array, "B h w K"],
         valid: Bool[Array, "B K"] | None = None,
+        class_ids: Int[Array, "B K"] | None = None,
     ) -> Float[Array, "B h w K"]:
-        """Logits in float32; those of invalid ranks are ``UNSELECTED_LOGIT``."""
+        """Logits in float32; those of invalid ranks are ``UNSELECTED_LOGIT``.
+
+        ``class_ids`` where parameters belong to classes instead of ranks.
+        """
         scores = scores.astype(jnp.float32)
         num_ranks = scores.shape[-1]
         mask = None if valid is None else valid[:, None, None, :]
         if self.kind in ("affine", "shared"):
             scores = self._normalise(scores, mask)
-            scale = _over_ranks(self.scale[...], num_ranks)
-            scores = scores * scale + _over_ranks(self.bias[...], num_ranks)
+            ids = None if self.kind == "shared" else class_ids
+            scale = _over_ranks(self.scale[...], num_ranks, ids)
+            scores = scores * scale + _over_ranks(self.bias[...], num_ranks, ids)
         elif self.kind == "temperature":
             inverse_temperature = jnp.exp(self.log_inverse_temperature[...])
-            scores = scores * _over_ranks(inverse_temperature, num_ranks)
+            scores = scores * _over_ranks(inverse_temperature, num_ranks, class_ids)
         if mask is not None:
             scores = jnp.where(mask, scores, UNSELECTED_LOGIT)
         return scores
@@ -93,7 +99,11 @@ class RankNorm(nnx.Module):
         return (scores - mean) * jax.lax.rsqrt(squares / divisor + self.epsilon)
 
 
-def _over_ranks(parameters: Array, num_ranks: int) -> Float[Array, "1 1 1 K"]:
+def _over_ranks(
+    parameters: Array, num_ranks: int, class_ids: Array | None
+) -> Float[Array, "B 1 1 K"]:
+    if class_ids is not None:
+        return parameters[class_ids][:, None, None, :]
     return _fit(parameters, num_ranks).reshape(1, 1, 1, num_ranks)
 
 

@@ -74,6 +74,19 @@ def test_all_valid_is_the_same_as_no_mask():
 
 
 @pytest.mark.parametrize("kind", RANK_NORMS)
+def test_parameters_of_classes_go_with_them(kind):
+    norm = make(kind)
+    scores = jax.random.normal(jax.random.key(0), (2, 2, 3, K))
+    order = jnp.asarray([[2, 0, 3, 1], [1, 3, 0, 2]])
+    permuted = jnp.stack([scores[b][..., order[b]] for b in range(2)])
+    np.testing.assert_allclose(
+        norm(permuted, None, order),
+        jnp.stack([norm(scores)[b][..., order[b]] for b in range(2)]),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("kind", RANK_NORMS)
 def test_gradient_is_finite(kind):
     """With one rank, equal scores, and no valid rank at all."""
     norm = make(kind)
