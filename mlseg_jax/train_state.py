@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -23,9 +24,11 @@ measured; may be empty), ``ema`` (averages of both; may be empty).
 """
 
 
-def create_state(config: ml_collections.ConfigDict, num_classes: int) -> TrainState:
+def create_state(
+    config: ml_collections.ConfigDict, num_classes: int, seed: int | Array
+) -> TrainState:
     """The state at step 0, from the configuration's seed alone."""
-    params, stats = initial_parameters(config, num_classes, jax.random.key(config.seed))
+    params, stats = initial_parameters(config, num_classes, jax.random.key(seed))
     averages = config.optimizer.ema_decay > 0
     ema = jax.tree.map(jnp.copy, params | stats) if averages else {}
     return {
@@ -41,7 +44,7 @@ def abstract_state(
     config: ml_collections.ConfigDict, num_classes: int, mesh: Mesh
 ) -> TrainState:
     """Shapes, types and shardings of the state; makes no array."""
-    shapes = jax.eval_shape(lambda: create_state(config, num_classes))
+    shapes = jax.eval_shape(lambda: create_state(config, num_classes, 0))
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=state_sharding(mesh, x)
@@ -57,7 +60,8 @@ def initialise(
     abstract = abstract_state(config, num_classes, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     make = functools.partial(create_state, config, num_classes)
-    return jax.jit(make, out_shardings=shardings)()
+    # The seed is an argument, so that runs with other seeds find the same program.
+    return jax.jit(make, out_shardings=shardings)(np.asarray(config.seed))
 
 
 EVALUATED_WEIGHTS = ("average", "latest", "better")
