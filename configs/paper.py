@@ -11,8 +11,10 @@ and 15; none of these was measured here. Multi-scale testing, as table 8 has it 
 ADE20K and COCO-Stuff, is ``evaluate`` with
 ``--config.eval.scales=(0.5,0.75,1.0,1.25,1.5,1.75) --config.eval.flip=True``.
 
-Rows that start from the paper's checkpoints (all do) name one in ``config.init``; see
-docs/weights.md.
+Every row starts from AugReg weights of ImageNet, whose file must be given, for nothing
+here fetches any (docs/weights.md): ``--config.init=FILE.npz``, where FILE begins with
+``B_16-i21k-300ep-lr_0.001-aug_medium1`` or ``L_16-...`` and ends with ``res_384``
+(method.md section 2).
 """
 
 from ml_collections import ConfigDict

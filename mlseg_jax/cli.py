@@ -28,8 +28,8 @@ flags.DEFINE_list("images", [], "predict: pictures and directories of pictures."
 flags.DEFINE_string(
     "output",
     None,
-    "predict, export_dataset, doctor, statistics: directory to write to; convert --to: "
-    "file.",
+    "predict, export_dataset, doctor, statistics: directory to write to; evaluate: the "
+    "same, where the scores are not to replace those in --workdir; convert --to: file.",
 )
 flags.DEFINE_string("weights", None, "convert: file of weights to take.")
 flags.DEFINE_string("classes", None, "convert: text file with a class name a line.")

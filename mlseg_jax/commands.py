@@ -66,16 +66,18 @@ def evaluate(flags) -> None:
             f"trained on; evaluate on data with the same classes."
         )
     source = add_given_labels(config, workdir, source, train=False)
+    output = flags.output or workdir
+    epath.Path(output).mkdir(parents=True, exist_ok=True)
     metrics, _ = evaluate_and_write(
         config,
-        workdir,
+        output,
         model,
         {flags.checkpoint: parameters},
         step,
         source,
         _training_presence(config, workdir),
     )
-    _print_scores(metrics, workdir)
+    _print_scores(metrics, output)
 
 
 def _training_presence(config, workdir: str):
@@ -225,25 +227,38 @@ def report(flags) -> None:
 
 def _study(flags) -> None:
     from configs import study as rows
-    from mlseg_jax import study
+    from mlseg_jax.study import Study
+    from mlseg_jax.study_report import draw_study, study_text
 
     workdir = pathlib.Path(_need(flags, "workdir"))
+    study = Study(
+        "configs/study.py",
+        flags.study,
+        rows.in_order(),
+        rows.evaluated(flags.study),
+        workdir,
+        first=rows.PRETRAINED,
+        take=rows.from_pretrained,
+        num_places=rows.SIZES[flags.study]["at_a_time"],
+    )
+
+    def write() -> str:
+        runs = study.results()
+        text = study_text(rows.TABLES, rows.CHAIN, runs)
+        (workdir / "study.md").write_text(text)
+        draw_study(rows.BARS, "mlseg", runs, workdir / "study.png")
+        return text
+
     with progress_bar(1, 0, f"study {flags.study}") as bar:
 
         def show(name: str, done: int, total: int) -> None:
             bar.total, bar.n = total, done
             bar.set_postfix_str(name)
+            if done:
+                write()
 
-        results = study.run_study(
-            "configs/study.py",
-            flags.study,
-            list(rows.ROWS),
-            str(workdir),
-            on_run=show,
-        )
-    text = study.study_text(rows.TABLES, results)
-    (workdir / "study.md").write_text(text)
-    print(text)
+        study.run(on_run=show)
+    print(write())
     print(workdir / "study.md")
 
 

@@ -247,7 +247,10 @@ def test_evaluating_with_other_selections(program, workdir, tmp_path):
         if key not in ("seconds", "images_per_second"):
             assert same[key] == pytest.approx(value), key
     two = evaluate("--config.selection.eval_k=2", "--checkpoint=best")
-    assert two["k"] == 2
+    assert two["k"] == two["labels_selected"] == 2
+    elsewhere = f"--output={tmp_path / 'elsewhere'}"
+    program("evaluate", f"--workdir={run}", "--config.selection.eval_k=3", elsewhere)
+    assert read_metrics(tmp_path / "elsewhere")["k"] == 3 and read_metrics(run) == two
     assert two["pixel_recall_at_k"] <= trained["pixel_recall_at_k"]
     oracle = evaluate("--config.selection.eval_name=oracle")
     assert oracle["mIoU"] == pytest.approx(oracle["oracle_mIoU"])
