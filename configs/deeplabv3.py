@@ -57,7 +57,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "name": "deeplabv3",
             # Width of pixel embeddings and class queries.
             "embed_dim": embed_dim,
-            "dilations": (1, 12, 24, 36),
+            # In cells of the last map, of which a crop of 96 pixels has 12 a side.
+            "dilations": (1, 2, 4, 6) if is_small else (1, 12, 24, 36),
             # Of whole channels of the pixel embeddings.
             "dropout_rate": 0.1,
         },
