@@ -1,5 +1,7 @@
 """Attention against the plain softmax, in value and gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
