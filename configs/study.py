@@ -5,7 +5,7 @@
 trains every row with three seeds, from one backbone that a classifier has trained
 before, and writes ``study.md`` and ``study.png``. One row alone is
 ``--config=configs/study.py:row=mlseg,size=small,seed=0``, with ``--config.init`` and
-``--config.init_part=backbone/`` for the backbone. ``small`` takes about 125 CPU minutes
+``--config.init_part=backbone/`` for the backbone. ``small`` takes about 130 CPU minutes
 (two runs at a time on two cores: a good hour); what came out is in docs/results.md.
 ``full`` is for one GPU or TPU and was not run; ``toy`` only tries the machinery.
 """

@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from mlseg_jax.errors import UserError
+from mlseg_jax.watch import resident_bytes
 
 Runs = dict[str, list[dict]]
 """The metrics of each row's runs, a seed each."""
@@ -144,13 +145,12 @@ class Study:
                 stderr=output,
             )
         self._running.add(process.pid)
-        # Before the process counts the cores it may use.
-        os.sched_setaffinity(process.pid, cores)
+        if cores:  # before the process counts those it may use
+            os.sched_setaffinity(process.pid, cores)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         self._running.discard(process.pid)
-        # Linux counts in KiB.
-        cost["peak_bytes"] = max(cost["peak_bytes"], 1024 * usage.ru_maxrss)
+        cost["peak_bytes"] = max(cost["peak_bytes"], resident_bytes(usage))
         cost["wall_seconds"] += time.perf_counter() - start
         cost["cpu_seconds"] += usage.ru_utime + usage.ru_stime
         cost["done"] = process.returncode == 0
@@ -167,7 +167,12 @@ def _flags(values: Mapping[str, object]) -> list[str]:
 
 
 def _split_cores(num_places: int) -> list[set[int]]:
-    """The cores of each place: all of them for one, equal shares for several."""
+    """The cores of each place: all of them for one, equal shares for several.
+
+    Empty where the system does not let one choose (it is not Linux).
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return [set() for _ in range(num_places)]
     cores = sorted(os.sched_getaffinity(0))
     num_places = min(num_places, len(cores))
     return [set(cores[place::num_places]) for place in range(num_places)]

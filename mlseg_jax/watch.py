@@ -142,6 +142,10 @@ def peak_memory() -> float:
     stats = jax.local_devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use")
     if peak is None:
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = resident_bytes(resource.getrusage(resource.RUSAGE_SELF))
     return peak / 2**30
+
+
+def resident_bytes(usage: resource.struct_rusage) -> int:
+    """Most memory that a process had resident; Linux counts KiB, macOS bytes."""
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
