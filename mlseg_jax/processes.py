@@ -27,6 +27,9 @@ from mlseg_jax.errors import UserError
 START_SECONDS = 60.0
 """How long the processes of a run wait for each other when it starts."""
 
+LONGEST_BEAT_SECONDS = 5.0
+"""How often a process says that it lives, and listens whether the others do."""
+
 GOOGLE_PCI_VENDOR = "0x1ae0"
 
 
@@ -88,10 +91,16 @@ def connect(
         # Where process 0 is gone, JAX itself aborts at once with a sentence, after
         # which the stacks of all threads help nobody.
         faulthandler.disable()
+        global _linger_seconds
+        if own_index() == 0:
+            _linger_seconds = 2 * _beat_seconds(heartbeat_seconds)
         threading.Thread(target=_listen, args=(heartbeat_seconds,), daemon=True).start()
 
 
 _leaving = threading.Event()
+_linger_seconds = 0.0
+"""How long a process that fails stays after its last words. Without process 0 JAX
+aborts all others at once; so it waits until they have heard and said the same."""
 
 
 def _listen(silence: float) -> None:
@@ -99,7 +108,7 @@ def _listen(silence: float) -> None:
     own, client = own_index(), distributed.global_state.client
     heard: dict[str, tuple[str, float]] = {}
     beats = 0
-    while not _leaving.wait(min(5.0, silence / 5)):
+    while not _leaving.wait(_beat_seconds(silence)):
         beats += 1
         try:
             client.key_value_set(f"alive/{own}", str(beats), allow_overwrite=True)
@@ -118,6 +127,10 @@ def _listen(silence: float) -> None:
             elif now - heard[key][1] > silence:
                 process = key.rpartition("/")[2]
                 end(1, _loss(own, process, f"has been silent for {silence:.0f} s"))
+
+
+def _beat_seconds(silence: float) -> float:
+    return min(LONGEST_BEAT_SECONDS, silence / 5)
 
 
 def wait_for_a_loss(silence: float) -> None:
@@ -253,4 +266,6 @@ def end(code: int, sentence: str = "") -> None:
     sys.stdout.flush()
     if sentence:
         print(sentence, file=sys.stderr, flush=True)
+        _leaving.set()
+        time.sleep(_linger_seconds)
     os._exit(code)

@@ -112,15 +112,16 @@ def test_two_processes_are_one(alone):
 def test_when_one_is_killed_the_others_end_and_the_run_goes_on(alone):
     path, workdir = alone[0], alone[0] / "killed"
     changes = {"train.steps": 900, "train.eval_every": 0, "train.log_every": 1}
-    running = start(path, workdir, 2, changes=changes)
+    running = start(path, workdir, 4, devices=4, changes=changes)
     # Of digits alone: what is being written has a longer name.
     while not any(p.name.isdigit() for p in workdir.glob("checkpoints/*")):
         assert running[0].poll() is None, (path / "killed-0.log").read_text()
         time.sleep(0.02)
     running[1].kill()
     logs = finish(path, workdir, running)
-    assert [p.returncode for p in running] == [1, -signal.SIGKILL]
-    assert "rocess 1" in logs[0] and "last checkpoint" in logs[0], logs[0]
+    assert [p.returncode for p in running] == [1, -signal.SIGKILL, 1, 1], logs
+    for log in (logs[0], *logs[2:]):
+        assert "rocess 1" in log and "last checkpoint" in log, log
     # On one process, and asked to stop: it saves and leaves in peace.
     lines = workdir / "metrics.jsonl"
     lines.write_text("")  # so that what comes now is the second run's
