@@ -158,11 +158,6 @@ def _examples_spec(mesh, count: int) -> P:
     return P(AXES) if count % mesh.size == 0 else P()
 
 
-def are_weights_split() -> bool:
-    """Whether `gather_weights` has anything to gather."""
-    return jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1
-
-
 def gather_weights(weights, dtype=None):
     """Makes weights whole on every device, at the place where they are needed.
 

@@ -9,17 +9,11 @@ from flax import nnx
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.layers.transformer import Context
 from mlseg_jax.models.macs import Macs
-from mlseg_jax.sharding import are_weights_split, gather_weights, pin_examples
+from mlseg_jax.sharding import gather_weights, pin_examples
 from mlseg_jax.typing import Array, Float, PRNGKeyArray
 
-
-def _all_but_whole_weights(primitive, *_, **__) -> bool:
-    """Weights that were gathered are gathered again: their shards are there anyway."""
-    return primitive.name != "sharding_constraint"
-
-
 REMAT_POLICIES = {
-    "none": _all_but_whole_weights,
+    "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -30,7 +24,7 @@ def rematerialised(
     run_block: Callable, remat: str, *, in_scan: bool = False
 ) -> Callable:
     """The function of a block, keeping what a row of `REMAT_POLICIES` says."""
-    if remat == "none" and not are_weights_split():
+    if remat == "none":
         return run_block
     return jax.checkpoint(
         run_block, policy=REMAT_POLICIES[remat], prevent_cse=not in_scan

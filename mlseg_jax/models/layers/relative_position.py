@@ -64,6 +64,7 @@ def biased_attention(
     them again.
     """
 
+    @jax.checkpoint
     def attend(query, key, value, table, groups):
         scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
         scores = jnp.einsum(
@@ -76,12 +77,4 @@ def biased_attention(
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         return jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value)
 
-    def backward(args, grad):
-        # The barrier keeps XLA from keeping the scores of the forward pass instead.
-        args, grad = jax.lax.optimization_barrier((args, grad))
-        return jax.vjp(attend, *args)[1](grad)
-
-    # No `jax.checkpoint`: one around it would decide what this one keeps.
-    attend_again = jax.custom_vjp(attend)
-    attend_again.defvjp(lambda *args: (attend(*args), args), backward)
-    return attend_again(query, key, value, table, groups)
+    return attend(query, key, value, table, groups)
