@@ -1,13 +1,15 @@
 """Golden files of whole models of table 8 with label selection, in training.
 
-Backbones, decoders and auxiliary heads are mmsegmentation's modules; the multi-label
-head, the selection and the losses follow method.md 9.1. Run as
-``make_golden_frameworks.py``, whose helpers these are:
+Backbones, decoders and auxiliary heads are mmsegmentation's modules, BEiT that of the
+transformers library; the multi-label head, the selection and the losses follow
+method.md 9.1. Run as ``make_golden_frameworks.py``, whose helpers these are:
 
-    python tests/parity/make_golden_mlseg.py
+    python tests/parity/make_golden_mlseg.py [case ...]
 """
 
 from __future__ import annotations
+
+import sys
 
 import make_golden_deeplab
 import numpy as np
@@ -68,43 +70,73 @@ def deeplab():
     return model
 
 
-def upernet():
-    """Swin's last map as it is; class tokens are rows of their own."""
+def swin():
+    """The last map as it is; class tokens are rows of their own."""
     import_mmseg()
     from mmseg.models.backbones.swin import SwinTransformer
+
+    backbone = SwinTransformer(
+        embed_dims=4,
+        depths=(2, 2),
+        num_heads=(1, 2),
+        strides=(4, 2),
+        out_indices=(0, 1),
+        window_size=4,
+        drop_path_rate=0.0,
+    )
+    head = SelectingHead(8, 8, bins=None, share=False)
+    return upernet(backbone, [4, 8], head)
+
+
+def beit():
+    """On another grid than that of its tables; class tokens are rows of their own."""
+    import transformers
+
+    class Beit(transformers.BeitBackbone):
+        def forward(self, image):
+            return super().forward(image).feature_maps
+
+    import_mmseg()
+    config = transformers.BeitConfig(
+        hidden_size=8,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=24,
+        patch_size=4,
+        use_relative_position_bias=True,
+        use_mask_token=False,
+        add_fpn=True,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        reshape_hidden_states=True,
+        drop_path_rate=0.0,
+        attn_implementation="eager",
+    )
+    return upernet(Beit(config), [8] * 4, SelectingHead(8, 8, bins=None, share=False))
+
+
+def upernet(backbone, dims, head):
     from mmseg.models.decode_heads import FCNHead
     from mmseg.models.decode_heads.uper_head import UPerHead
 
-    head = dict(dropout_ratio=0.0, num_classes=CLASSES, norm_cfg=dict(type="BN"))
-    return torch.nn.ModuleDict(
-        dict(
-            backbone=SwinTransformer(
-                embed_dims=4,
-                depths=(2, 2),
-                num_heads=(1, 2),
-                strides=(4, 2),
-                out_indices=(0, 1),
-                window_size=4,
-                drop_path_rate=0.0,
-            ),
-            decode_head=UPerHead(
-                in_channels=[4, 8],
-                in_index=[0, 1],
-                channels=8,
-                align_corners=False,
-                **head,
-            ),
-            auxiliary_head=FCNHead(
-                in_channels=4,
-                channels=4,
-                in_index=0,
-                num_convs=1,
-                concat_input=False,
-                **head,
-            ),
-            head=SelectingHead(8, 8, bins=None, share=False),
-        )
+    common = dict(dropout_ratio=0.0, num_classes=CLASSES, norm_cfg=dict(type="BN"))
+    decoder = UPerHead(
+        in_channels=dims,
+        in_index=list(range(len(dims))),
+        channels=8,
+        align_corners=False,
+        **common,
     )
+    auxiliary = FCNHead(
+        in_channels=dims[-2],
+        channels=4,
+        in_index=len(dims) - 2,
+        num_convs=1,
+        concat_input=False,
+        **common,
+    )
+    parts = dict(backbone=backbone, decode_head=decoder, auxiliary_head=auxiliary)
+    return torch.nn.ModuleDict(parts | dict(head=head))
 
 
 def losses_of(model, image, labels):
@@ -150,7 +182,13 @@ def case(name, make, height, width):
     write(f"frameworks/{name}", config, inputs, losses, parameters, grads)
 
 
+CASES = {
+    "mlseg_deeplab": (deeplab, 37, 50),
+    "mlseg_upernet": (swin, 45, 58),
+    "mlseg_beit": (beit, 20, 28),
+}
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    case("mlseg_deeplab", deeplab, 37, 50)
-    case("mlseg_upernet", upernet, 45, 58)
+    for name in sys.argv[1:] or CASES:
+        case(name, *CASES[name])

@@ -1,5 +1,6 @@
-"""Table 8's models with label selection against mmsegmentation's modules, in training:
-the three losses, which need equal scores, selections and logits, and all gradients.
+"""Table 8's models with label selection against the modules of mmsegmentation and
+transformers, in training: the three losses, which need equal scores, selections and
+logits, and all gradients.
 """
 
 import functools
@@ -14,7 +15,7 @@ from test_frameworks import load
 from test_golden import assert_grads, batch_of, close, part
 
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.pretrained import resnet, swin, upernet, vit
+from mlseg_jax.pretrained import beit, resnet, swin, upernet, vit
 from mlseg_jax.pretrained.mapping import CONV, SAME, UNBATCHED, Row, norm, to_ours
 from mlseg_jax.tasks import semantic
 
@@ -62,12 +63,33 @@ def swin_upernet():
     return config, rows, lambda arrays: arrays
 
 
-@pytest.mark.parametrize(
-    "case, make", [("mlseg_deeplab", deeplab), ("mlseg_upernet", swin_upernet)]
-)
-def test_whole_models(case, make):
+def beit_upernet():
+    sizes = dict(embed_dim=8, depth=4, mlp_dim=16, taps=(0, 1, 2, 3))
+    config = upernet_config(backbone="beit_b16", **sizes)
+    config.model.decoder.embed_dim = 8
+    config.loss.multilabel_weight = 10.0  # half of it in the recipe
+
+    def rename(arrays):
+        own = {k for k in arrays if k.startswith("backbone.")}
+        backbone = {k.removeprefix("backbone."): arrays[k] for k in own}
+        others = {k: x for k, x in arrays.items() if k not in own}
+        return vit.hugging_face_names(backbone) | others
+
+    rows = [*HEAD_ROWS, *beit.beit(PLAIN), *upernet.mmsegmentation(PLAIN)]
+    return config, rows, rename
+
+
+CASES = {
+    "mlseg_deeplab": deeplab,
+    "mlseg_upernet": swin_upernet,
+    "mlseg_beit": beit_upernet,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_whole_models(case):
     golden = load(case)
-    config, rows, rename = make()
+    config, rows, rename = CASES[case]()
     config.data.update(pixel_mean=(0.0,) * 3, pixel_std=(1.0,) * 3)
     config.model.auxiliary_head.update(level=-2, embed_dim=4)
     model = FunctionalModel.build(config, 11)
