@@ -38,11 +38,6 @@ from mlseg_jax.progress import Stopwatch  # noqa: E402
 from mlseg_jax.sharding import make_mesh, put_batch  # noqa: E402
 from mlseg_jax.train_state import initialise, make_train_step  # noqa: E402
 
-config_flags.DEFINE_config_file("config", "configs/demo.py", "Configuration.")
-flags.DEFINE_string("json", None, "File to write.")
-flags.DEFINE_integer("repetitions", 5, "Turns; a figure is the median over them.")
-flags.DEFINE_integer("steps", 5, "Steps, and batches predicted, in a turn.")
-
 
 class Training:
     """A state that steps forward, on a fixed batch or on what the pipeline brings."""
@@ -73,7 +68,7 @@ class Training:
         """Seconds a step with the pipeline; notes the share of waiting."""
         self.watch.read()
         self._run(lambda: put_batch(self.mesh, next(self.batches)))
-        seconds, waiting = self.watch.read()
+        _, seconds, waiting, _ = self.watch.read()
         self.waits.append(waiting)
         return seconds / self.steps
 
@@ -157,4 +152,8 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", "configs/demo.py", "Configuration.")
+    flags.DEFINE_string("json", None, "File to write.")
+    flags.DEFINE_integer("repetitions", 5, "Turns; a figure is the median over them.")
+    flags.DEFINE_integer("steps", 5, "Steps, and batches predicted, in a turn.")
     app.run(main)
