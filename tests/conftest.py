@@ -1,8 +1,22 @@
 """Eight fake devices, strict shapes and strict broadcasting for every test."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # What one test has compiled no other compiles again, in this process, in the other
+    # workers (they start with this environment) and in those that tests start.
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="mlseg-compiled-"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    atexit.register(
+        shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
+    )
 # Without the optimisations of the backend, tests compile in half the time.
 os.environ.setdefault(
     "XLA_FLAGS",

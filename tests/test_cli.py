@@ -10,12 +10,11 @@ import subprocess
 import sys
 
 import cv2
-import jax
 import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
-from tiny import ROOT, tiny_config, tiny_flags, use_compilation_cache
+from tiny import ROOT, tiny_config, tiny_flags
 
 from input_pipeline.datasets.open import open_dataset
 from mlseg_jax import cli
@@ -33,11 +32,6 @@ K = 4
 
 # ml_collections loads configuration files in a way that Python wants to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    use_compilation_cache(tmp_path_factory.mktemp("xla"))
 
 
 class Result:
@@ -82,13 +76,9 @@ def program(capsys, monkeypatch):
 
 
 def as_process(*arguments):
-    environment = {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-    }
     done = subprocess.run(
         [sys.executable, "main.py", *map(str, arguments)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
         check=False,
     )  # fmt: skip
     return Result(done.returncode, done.stdout, done.stderr)

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-from tiny import tiny_config, use_compilation_cache
+from tiny import tiny_config
 
 import mlseg_jax
 from configs import backbones, common, demo, query2label, saved, segmenter
@@ -236,8 +236,7 @@ def noting(reads):
     return get_and_note
 
 
-def test_every_key_is_read(tmp_path, tmp_path_factory, monkeypatch):
-    use_compilation_cache(tmp_path_factory.mktemp("xla"))
+def test_every_key_is_read(tmp_path, monkeypatch):
     long_tail = {
         "data.repeat_factor": 0.3,
         "loss.class_weighting": "inverse_sqrt",

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 from etils import epath
-from tiny import OVERRIDES, tiny_config, use_compilation_cache
+from tiny import OVERRIDES, tiny_config
 
 import mlseg_jax
 from configs import query2label, segmenter
@@ -36,7 +36,6 @@ def shrink(config, **more):
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    use_compilation_cache(tmp_path_factory.mktemp("xla"))
     config = shrink(
         query2label.get_config(ARGUMENTS),
         **{"train.steps": 6, "train.eval_every": 2, "model.transformer.mlp_dim": 32},

@@ -7,7 +7,7 @@ import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_config, use_compilation_cache
+from tiny import tiny_config
 
 import mlseg_jax
 from input_pipeline.datasets.info import DataError, DatasetInfo
@@ -27,7 +27,6 @@ K = 4
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A model with random weights: what it says does not matter here."""
-    use_compilation_cache(tmp_path_factory.mktemp("xla"))
     path = tmp_path_factory.mktemp("run")
     config = tiny_config()
     info = open_dataset(config.data, train=True).info

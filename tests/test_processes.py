@@ -37,7 +37,6 @@ def start(tmp_path, workdir, count, devices=8, changes=None, extra=None):
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count} "
         "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
     }
     port, running = free_port(), []
     for process in range(count):

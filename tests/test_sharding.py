@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from tiny import tiny_config, use_compilation_cache
+from tiny import tiny_config
 
 from mlseg_jax import sharding
 from mlseg_jax.compiled import read_program
@@ -18,8 +18,7 @@ CLASSES = 20
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_arrays_are_split_too(tmp_path_factory):
-    use_compilation_cache(tmp_path_factory.mktemp("xla"))
+def small_arrays_are_split_too():
     patch = pytest.MonkeyPatch()
     patch.setattr(sharding, "MIN_SHARDED_SIZE", 2**9)
     yield

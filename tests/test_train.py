@@ -9,7 +9,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from tiny import tiny_config, use_compilation_cache
+from tiny import tiny_config
 
 from input_pipeline.augment import make_augment
 from input_pipeline.datasets.open import open_dataset
@@ -31,11 +31,6 @@ from mlseg_jax.train_state import (
 from mlseg_jax.workdir import FREE_TO_CHANGE, claim_workdir
 
 CLASSES = 20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    use_compilation_cache(tmp_path_factory.mktemp("xla"))
 
 
 class Setup:

@@ -2,7 +2,6 @@
 
 import pathlib
 
-import jax
 import ml_collections
 
 from configs import demo
@@ -51,11 +50,3 @@ def tiny_flags(overrides=None) -> list[str]:
         "--config=configs/demo.py",
         *(f"--config.{key}={value}" for key, value in values.items()),
     ]
-
-
-def use_compilation_cache(path) -> None:
-    """Lets the many small runs of a test session share what they compile."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(path))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

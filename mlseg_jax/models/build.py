@@ -86,7 +86,30 @@ def build_model(
     config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
 ) -> MLSeg | Query2Label:
     """The model of a configuration for ``num_classes`` complete labels."""
+    _check_sizes(config)
     return _choose(MODELS, "task", config.task)(config, num_classes, rngs)
+
+
+_MAY_BE_ZERO = ("downsample", "num_registers", "num_norms", "num_encoder_layers")
+_CHECKED_ELSEWHERE = ("taps", "level")
+
+
+def _check_sizes(config: ml_collections.ConfigDict) -> None:
+    """Whole numbers of parts are sizes and counts; rates are probabilities."""
+    for part, settings in config.model.items():
+        if not isinstance(settings, ml_collections.ConfigDict):
+            continue
+        for name, value in settings.items():
+            values = value if isinstance(value, tuple | list) else (value,)
+            wanted = None
+            if name.endswith("_rate") and not all(0 <= x < 1 for x in values):
+                wanted = "a probability, from 0 to below 1"
+            least = 0 if name in _MAY_BE_ZERO else 1
+            whole = [x for x in values if type(x) is int]
+            if name not in _CHECKED_ELSEWHERE and min(whole, default=least) < least:
+                wanted = f"a whole number from {least}"
+            if wanted:
+                raise UserError(f"model.{part}.{name} is {value}; give {wanted}.")
 
 
 def num_ranks(config: ml_collections.ConfigDict, num_classes: int) -> int:

@@ -10,6 +10,7 @@ from shrink import (
     NUM_CLASSES,
     TINY_BACKBONES,
     TINY_DECODERS,
+    linear_config,
     random_parameters,
     segmenter_config,
     upernet_config,
@@ -203,6 +204,11 @@ beit_config = functools.partial(upernet_config, backbone="beit_b16")
         (beit_config, "backbone.taps", (0, 1), "give 4 blocks from 0 to 1"),
         (segmenter_config, "backbone.taps", (5,), "taps is .5,.; give blocks from 0"),
         (segmenter_config, "backbone.num_heads", 3, "3 attention heads do not divide"),
+        (segmenter_config, "decoder.depth", 0, "decoder.depth is 0; give a whole num"),
+        (upernet_config, "backbone.window_size", -1, "window_size is -1; give a whole"),
+        (upernet_config, "backbone.depths", (2, 0), r"is \(2, 0\); give a whole"),
+        (beit_config, "multilabel_head.downsample", -2, "is -2; give a .* from 0"),
+        (linear_config, "decoder.dropout_rate", 1.0, "is 1.0; give a probability"),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_fit(make, key, value, sentence):

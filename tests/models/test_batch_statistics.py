@@ -7,7 +7,6 @@ import pytest
 from jax.sharding import AxisType
 from shrink import NUM_CLASSES, deeplabv3_config, scene_batch
 from test_deeplabv3 import make_batch
-from tiny import use_compilation_cache
 
 from mlseg_jax.checkpoint import Checkpoints
 from mlseg_jax.models.build import FunctionalModel
@@ -41,8 +40,7 @@ def make_devices(data, fsdp):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    use_compilation_cache(tmp_path_factory.mktemp("xla"))
+def trained():
     return one_step(deeplabv3_config(), make_batch())
 
 
