@@ -177,8 +177,12 @@ def _backward_head(
 
 
 def _query_block(num_keys: int) -> int:
-    """Queries of a block: they have at most one and a half million scores."""
-    return max(128, min(_QUERY_BLOCK, 3 * 2**19 // num_keys))
+    """Queries of a block: they have at most one and a half million scores.
+
+    A multiple of 128: with 156 rows of 10,000 keys the products on CPU take half as
+    long again as with 128 or 256.
+    """
+    return max(128, min(_QUERY_BLOCK, 3 * 2**19 // num_keys // 128 * 128))
 
 
 def _over_query_blocks(block, query, size: int):
