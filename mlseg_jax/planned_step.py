@@ -162,7 +162,11 @@ class StepCompiler:
         return Step(memory, fits, flops, executed, program, times, (), seconds)
 
     def _options(self) -> dict[str, float | bool]:
-        options = {"exec_time_optimization_effort": self.effort}
+        options = {}
+        if hasattr(jax.config, "jax_exec_time_optimization_effort"):
+            options["exec_time_optimization_effort"] = self.effort
+        elif self.effort < 0:  # later JAX has levels in its place
+            options["optimization_level"] = _LITTLE_EFFORT
         if self.topology.chip.platform == "cuda":
             # Choosing its tiles takes trials on a GPU, and without them it may fail.
             options["xla_gpu_enable_triton_gemm"] = False
@@ -173,6 +177,10 @@ class StepCompiler:
         kind = {"tpu": "slice_index", "cuda": "process_index", "cpu": "process_index"}
         attribute = kind[self.topology.chip.platform]
         return [getattr(device, attribute, 0) for device in self.mesh.devices.flat]
+
+
+_LITTLE_EFFORT = 9
+"""XLA's number for its optimisation level O0."""
 
 
 def bytes_per_chip(arrays) -> int:
