@@ -29,6 +29,10 @@ EFFORT = -1.0
 """How hard the compiler tries to make the program fast, -1 to 1. At -1 that of TPUs
 takes a fraction of the time; the scratch space is another (``docs/planning.md``)."""
 
+_LITTLE_EFFORT = 9
+"""XLA's number for its optimisation level O0, which any effort below 0 means to a JAX
+that has levels in place of the effort (0.12)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
@@ -165,7 +169,7 @@ class StepCompiler:
         options = {}
         if hasattr(jax.config, "jax_exec_time_optimization_effort"):
             options["exec_time_optimization_effort"] = self.effort
-        elif self.effort < 0:  # later JAX has levels in its place
+        elif self.effort < 0:
             options["optimization_level"] = _LITTLE_EFFORT
         if self.topology.chip.platform == "cuda":
             # Choosing its tiles takes trials on a GPU, and without them it may fail.
@@ -177,10 +181,6 @@ class StepCompiler:
         kind = {"tpu": "slice_index", "cuda": "process_index", "cpu": "process_index"}
         attribute = kind[self.topology.chip.platform]
         return [getattr(device, attribute, 0) for device in self.mesh.devices.flat]
-
-
-_LITTLE_EFFORT = 9
-"""XLA's number for its optimisation level O0."""
 
 
 def bytes_per_chip(arrays) -> int:

@@ -91,7 +91,10 @@ def build_model(
 
 
 _MAY_BE_ZERO = ("downsample", "num_registers", "num_norms", "num_encoder_layers")
-_CHECKED_ELSEWHERE = ("taps", "level")
+"""Counts that 0 switches off."""
+
+_PLACES = ("taps", "level")
+"""Numbers of blocks or maps; `parts` knows how many there are."""
 
 
 def _check_sizes(config: ml_collections.ConfigDict) -> None:
@@ -101,14 +104,17 @@ def _check_sizes(config: ml_collections.ConfigDict) -> None:
             continue
         for name, value in settings.items():
             values = value if isinstance(value, tuple | list) else (value,)
-            wanted = None
-            if name.endswith("_rate") and not all(0 <= x < 1 for x in values):
+            if name.endswith("_rate"):
+                fits = all(0 <= x < 1 for x in values)
                 wanted = "a probability, from 0 to below 1"
-            least = 0 if name in _MAY_BE_ZERO else 1
-            whole = [x for x in values if type(x) is int]
-            if name not in _CHECKED_ELSEWHERE and min(whole, default=least) < least:
+            else:
+                least = 0 if name in _MAY_BE_ZERO else 1
+                # A bool is an int to `isinstance`.
+                fits = name in _PLACES or all(
+                    x >= least for x in values if type(x) is int
+                )
                 wanted = f"a whole number from {least}"
-            if wanted:
+            if not fits:
                 raise UserError(f"model.{part}.{name} is {value}; give {wanted}.")
 
 

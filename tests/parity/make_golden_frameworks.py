@@ -166,25 +166,30 @@ def dinov2(case, batch, height, width, seed, **config):
     backbone_case(case, model, shown, batch, height, width, seed, run)
 
 
-def beit(case, batch, height, width, seed):
+def make_beit(width, *, depth, image_size, taps):
+    """The transformers library's, whose maps follow the blocks ``taps`` (from 1)."""
     import transformers
 
-    sizes = dict(
-        hidden_size=12,
-        num_hidden_layers=5,
+    config = transformers.BeitConfig(
+        hidden_size=width,
+        num_hidden_layers=depth,
         num_attention_heads=2,
-        intermediate_size=24,
-        image_size=20,
+        intermediate_size=2 * width,
+        image_size=image_size,
         patch_size=4,
         use_relative_position_bias=True,
         use_mask_token=False,
         add_fpn=True,
-        out_features=["stage1", "stage2", "stage4", "stage5"],
+        out_features=[f"stage{tap}" for tap in taps],
         reshape_hidden_states=True,
         drop_path_rate=0.0,
         attn_implementation="eager",
     )
-    model = transformers.BeitBackbone(transformers.BeitConfig(**sizes))
+    return transformers.BeitBackbone(config)
+
+
+def beit(case, batch, height, width, seed):
+    model = make_beit(12, depth=5, image_size=20, taps=(1, 2, 4, 5))
     shown = dict(
         embed_dim=12,
         depth=5,

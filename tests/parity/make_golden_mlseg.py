@@ -28,7 +28,7 @@ from make_golden import (
     ref,
     write,
 )
-from make_golden_frameworks import import_mmseg, randomise, statistics
+from make_golden_frameworks import import_mmseg, make_beit, randomise, statistics
 
 AUXILIARY_WEIGHT = 0.4
 
@@ -41,6 +41,7 @@ class SelectingHead(torch.nn.Module):
         self.bins = bins
         self.depthwise = torch.nn.Conv2d(channels, channels, 1, groups=channels)
         self.pointwise = torch.nn.Conv2d(channels, dim, 1)
+        self.relu = torch.nn.ReLU()
         self.cls_emb = ref.random(CLASSES, dim)
         self.cls_bias_emb = ref.random(CLASSES, 1)
         self.own_emb = None if share else ref.random(CLASSES, dim)
@@ -52,7 +53,7 @@ class SelectingHead(torch.nn.Module):
     def forward(self, tap, pixels):
         if self.bins:
             tap = F.adaptive_avg_pool2d(tap, self.bins)
-        tap = F.relu(self.pointwise(F.relu(self.depthwise(tap))))
+        tap = self.relu(self.pointwise(self.relu(self.depthwise(tap))))
         rows = self.cls_emb if self.own_emb is None else self.own_emb
         tokens = tap.flatten(2).transpose(1, 2), rows.expand(len(tap), -1, -1)
         classes = self.block(torch.cat(tokens, dim=1))[:, -CLASSES:]
@@ -90,29 +91,9 @@ def swin():
 
 def beit():
     """On another grid than that of its tables; class tokens are rows of their own."""
-    import transformers
-
-    class Beit(transformers.BeitBackbone):
-        def forward(self, image):
-            return super().forward(image).feature_maps
-
     import_mmseg()
-    config = transformers.BeitConfig(
-        hidden_size=8,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=24,
-        patch_size=4,
-        use_relative_position_bias=True,
-        use_mask_token=False,
-        add_fpn=True,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-        reshape_hidden_states=True,
-        drop_path_rate=0.0,
-        attn_implementation="eager",
-    )
-    return upernet(Beit(config), [8] * 4, SelectingHead(8, 8, bins=None, share=False))
+    backbone = make_beit(8, depth=4, image_size=24, taps=(1, 2, 3, 4))
+    return upernet(backbone, [8] * 4, SelectingHead(8, 8, bins=None, share=False))
 
 
 def upernet(backbone, dims, head):
@@ -142,6 +123,7 @@ def upernet(backbone, dims, head):
 def losses_of(model, image, labels):
     """All losses; whether no two scores that decide a rank are close."""
     maps = model["backbone"](image)
+    maps = getattr(maps, "feature_maps", maps)
     pixels = model["decode_head"]._forward_feature(maps)
     scores, indices, logits = model["head"](maps[-1], pixels)
     pixel = ref.pixel_cross_entropy(logits, ref.remap_labels(labels, indices))
