@@ -110,6 +110,8 @@ def _build_swin(config, **common):
         window_size=backbone.window_size,
         drop_path_rate=backbone.drop_path_rate,
         num_norms=backbone.num_norms,
+        # Runs from before there was a choice have no such key.
+        shift_small_maps=backbone.get("shift_small_maps", True),
         scan=backbone.scan,
         remat=backbone.remat,
         **common,
