@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from mlseg_jax.errors import UserError
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
 from mlseg_jax.models.build import FunctionalModel, initial_parameters, statistics
-from mlseg_jax.optimizer import frozen_paths, make_optimizer
+from mlseg_jax.optimizer import average_decay, frozen_paths, make_optimizer
 from mlseg_jax.sharding import state_sharding, within
 from mlseg_jax.tasks.table import find_task
 from mlseg_jax.typing import Array
@@ -139,7 +139,7 @@ def make_train_step(
             grads, state["opt_state"], state["params"]
         )
         params = optax.apply_updates(state["params"], updates)
-        decay = config.optimizer.ema_decay
+        decay = average_decay(config, state["step"])
         latest = params | stats
         ema = {
             path: decay * average + (1.0 - decay) * latest[path]
