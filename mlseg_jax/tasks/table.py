@@ -15,22 +15,23 @@ class Task(NamedTuple):
     """How a batch becomes a loss, and a split an evaluation.
 
     Attributes:
-      loss: ``(model, batch, config, rng, priors) -> (loss, what to log)``.
+      means: ``(model, batch, config, rng, priors)`` to losses and what else to log, as
+        sums and counts (`losses.reduce.Mean`).
       make_engine: ``(config, model, parameters, mesh)`` to what predicts for pictures.
       evaluate: ``(engine, source, config, with_oracle=, class_examples=,
         on_progress=) -> (evaluation, metrics)``.
       best_metric: the metric by which checkpoints are compared.
     """
 
-    loss: Callable
+    means: Callable
     make_engine: Callable
     evaluate: Callable
     best_metric: str
 
 
 TASKS = {
-    "semantic": Task(semantic.loss, evaluate.make_engine, evaluate.evaluate, "mIoU"),
-    "multilabel": Task(multilabel.loss, LabelScorer, evaluate_labels.evaluate, "mAP"),
+    "semantic": Task(semantic.means, evaluate.make_engine, evaluate.evaluate, "mIoU"),
+    "multilabel": Task(multilabel.means, LabelScorer, evaluate_labels.evaluate, "mAP"),
 }
 
 
