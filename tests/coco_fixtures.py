@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from input_pipeline.datasets.info import DataError
+from input_pipeline.info import DataError
 
 SIZE = (8, 10)
 

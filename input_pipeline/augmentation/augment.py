@@ -7,9 +7,16 @@ import functools
 import ml_collections
 import numpy as np
 
-from input_pipeline.datasets.info import DataError
-from input_pipeline.rand_augment import cutout, rand_augment, resize_exactly
-from input_pipeline.transforms import photometric_distortion, random_resize_crop_flip
+from input_pipeline.augmentation.rand_augment import (
+    cutout,
+    rand_augment,
+    resize_exactly,
+)
+from input_pipeline.augmentation.transforms import (
+    photometric_distortion,
+    random_resize_crop_flip,
+)
+from input_pipeline.info import DataError
 
 
 def make_augment(

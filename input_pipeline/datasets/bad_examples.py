@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 
-from input_pipeline.datasets.info import DataError
+from input_pipeline.info import DataError
 
 logger = logging.getLogger("mlseg_jax.data")
 

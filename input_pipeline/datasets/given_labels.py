@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from etils import epath
 
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.info import DataError, DatasetInfo
 from mlseg_jax.typing import Float, Int
 
 

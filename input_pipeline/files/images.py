@@ -17,7 +17,7 @@ import simplejpeg
 from etils import epath
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
-from input_pipeline.datasets.info import DataError
+from input_pipeline.info import DataError
 from mlseg_jax.typing import IGNORE
 
 IGNORE_RAW = {8: 255, 16: 65535}

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from input_pipeline.datasets.info import DataError
+from input_pipeline.info import DataError
 
 MAX_PIXELS = 2**28
 """Largest mask; a file that claims more is damaged or hostile."""

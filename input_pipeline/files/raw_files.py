@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
-from input_pipeline import images
-from input_pipeline.datasets.info import DataError
+from input_pipeline.files import images
+from input_pipeline.info import DataError
 
 
 def find_root(manual_dir: pathlib.Path, inside: str, *folders: str) -> pathlib.Path:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
-from input_pipeline.datasets.info import DataError
+from input_pipeline.info import DataError
 
 # For types only: whoever lists the names need not wait for TFDS.
 if typing.TYPE_CHECKING:
-    from input_pipeline.datasets.prepared import RawExample, SegmentationBuilder
+    from input_pipeline.preparation.prepared import RawExample, SegmentationBuilder
 
 BUILDERS = {
     "ade20k": "input_pipeline.datasets.ade20k:Ade20k",

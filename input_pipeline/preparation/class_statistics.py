@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.datasets.info import DatasetInfo
+from input_pipeline.info import DatasetInfo
 from mlseg_jax.typing import IGNORE
 
 CLASSES_FILE = "classes.json"

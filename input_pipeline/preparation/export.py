@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import cv2
 import numpy as np
 
-from input_pipeline import images
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.files import images
+from input_pipeline.info import DataError, DatasetInfo
 
 _JPEG_QUALITY = 95
 

@@ -23,16 +23,16 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline.datasets import class_statistics, prepared
-from input_pipeline.datasets.builders import (
+from input_pipeline.files.local_copy import is_address
+from input_pipeline.info import DataError
+from input_pipeline.preparation import class_statistics, prepared
+from input_pipeline.preparation.builders import (
     BUILDERS,
     count_message,
     find_prepared,
     make_builder,
 )
-from input_pipeline.datasets.info import DataError
-from input_pipeline.datasets.local_copy import is_address
-from input_pipeline.datasets.prepared import RawExample, SegmentationBuilder
+from input_pipeline.preparation.prepared import RawExample, SegmentationBuilder
 
 __all__ = ["BUILDERS", "find_prepared", "make_builder", "prepare"]
 

@@ -21,15 +21,15 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline.datasets.class_statistics import (
+from input_pipeline.info import DataError, DatasetInfo
+from input_pipeline.preparation.class_statistics import (
     CLASSES_FILE,
     STATISTICS_FILE,
     Presence,
     SplitRecord,
     write_side_files,
 )
-from input_pipeline.datasets.info import DataError, DatasetInfo
-from input_pipeline.datasets.stored import (
+from input_pipeline.preparation.stored import (
     IGNORE_16,
     RawLabels,
     decode_image,

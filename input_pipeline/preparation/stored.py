@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
-from input_pipeline import images
-from input_pipeline.datasets.info import DataError
+from input_pipeline.files import images
+from input_pipeline.info import DataError
 from mlseg_jax.typing import IGNORE
 
 IGNORE_16 = images.IGNORE_RAW[16]

@@ -10,30 +10,31 @@ import jax
 import numpy as np
 from etils import epath
 
-from input_pipeline.datasets.export import export_folder
-from input_pipeline.datasets.local_copy import cache_directory
 from input_pipeline.datasets.open import open_dataset
-from input_pipeline.images import read_image, write_label_map
-from mlseg_jax import long_tail
-from mlseg_jax import report as report_page
+from input_pipeline.files.images import read_image, write_label_map
+from input_pipeline.files.local_copy import cache_directory
+from input_pipeline.preparation.export import export_folder
 from mlseg_jax.errors import UserError
-from mlseg_jax.final_evaluation import evaluate_and_write
-from mlseg_jax.flops import count_macs
-from mlseg_jax.given_selection import add_given_labels
 from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.flops import count_macs
 from mlseg_jax.models.macs import Macs
-from mlseg_jax.predict import load_with_config
-from mlseg_jax.predict_files import (
+from mlseg_jax.prediction.files import (
     check_output,
     labels_line,
     output_stems,
     picture_paths,
     write_picture,
 )
-from mlseg_jax.predict_labels import write_label_scores, write_labels
-from mlseg_jax.progress import progress_bar
-from mlseg_jax.train import train as train_model
-from mlseg_jax.workdir import load_info, load_parameters
+from mlseg_jax.prediction.labels import write_label_scores, write_labels
+from mlseg_jax.prediction.segmenter import load_with_config
+from mlseg_jax.reporting import report as report_page
+from mlseg_jax.runs.progress import progress_bar
+from mlseg_jax.runs.workdir import load_info, load_parameters
+from mlseg_jax.settings import recipes
+from mlseg_jax.tasks.given_selection import add_given_labels
+from mlseg_jax.training import long_tail
+from mlseg_jax.training.final_evaluation import evaluate_and_write
+from mlseg_jax.training.loop import train as train_model
 
 SCORES = (
     *("mIoU", "mIoU_frequent", "mIoU_common", "mIoU_rare", "oracle_mIoU", "mAP"),
@@ -191,8 +192,8 @@ def summary(flags) -> None:
 
 def plan(flags) -> None:
     # Here, because other commands need no compiler for machines that are not there.
-    from mlseg_jax import plan as planning
-    from mlseg_jax import topologies
+    from mlseg_jax.planning import plan as planning
+    from mlseg_jax.planning import topologies
 
     config = _need(flags, "config")
     topology = topologies.parse_topology(_need(flags, "topology"))
@@ -226,10 +227,10 @@ def report(flags) -> None:
 
 
 def _study(flags) -> None:
-    from configs import study as rows
-    from mlseg_jax.study import Study
-    from mlseg_jax.study_report import draw_study, study_text
+    from mlseg_jax.reporting.study import Study
+    from mlseg_jax.reporting.study_report import draw_study, study_text
 
+    rows = recipes.get("study")
     workdir = pathlib.Path(_need(flags, "workdir"))
     study = Study(
         "configs/study.py",
@@ -264,7 +265,7 @@ def _study(flags) -> None:
 
 def prepare(flags) -> None:
     # Here, because it imports TFDS, which other commands need not wait for.
-    from input_pipeline.datasets.prepare import prepare as prepare_dataset
+    from input_pipeline.preparation.prepare import prepare as prepare_dataset
 
     wanted = {key: _need(flags, key) for key in ("dataset", "manual_dir", "data_dir")}
     if flags.num_workers is not None and flags.num_workers < 0:
@@ -293,7 +294,7 @@ def prepare(flags) -> None:
 
 
 def doctor(flags) -> None:
-    from mlseg_jax import doctor as examination
+    from mlseg_jax.doctor import doctor as examination
 
     config = _need(flags, "config")
     if flags.sample < 0:
@@ -307,7 +308,7 @@ def doctor(flags) -> None:
 
 
 def statistics(flags) -> None:
-    from mlseg_jax import label_statistics
+    from mlseg_jax.doctor import label_statistics
 
     config = _need(flags, "config")
     found = label_statistics.measure(config)

@@ -11,10 +11,10 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-import configs
-from configs.common import did_you_mean
+from mlseg_jax.distributed.host_memory import keep_freed_memory
 from mlseg_jax.errors import UserError
-from mlseg_jax.host_memory import keep_freed_memory
+from mlseg_jax.settings import recipes, saved
+from mlseg_jax.settings.arguments import did_you_mean
 
 FLAGS = flags.FLAGS
 
@@ -157,7 +157,7 @@ def run() -> None:
 
 
 def _fail(sentence: str) -> None:
-    from mlseg_jax import processes
+    from mlseg_jax.distributed import processes
 
     if processes.are_connected():
         processes.fail(sentence)
@@ -184,7 +184,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if command not in COMMANDS:
         _fail(f"There is no command {command!r}{did_you_mean(command, COMMANDS)}")
     try:
-        rest = FLAGS(_complete(argv))[2:]
+        with recipes.bound():
+            rest = FLAGS(_complete(argv))[2:]
     except flags.Error as error:
         _fail(_last_reason(str(error)))
     except (AttributeError, KeyError, ValueError, TypeError, OSError) as error:
@@ -216,14 +217,16 @@ def _complete(argv: list[str]) -> list[str]:
             workdir = (
                 following[0] if following else _fail("--workdir needs a directory.")
             )
-        saved = pathlib.Path(configs.__file__).parent / "saved.py"
-        result.insert(2, f"--config={saved}:{workdir}")
+        result.insert(2, f"--config={saved.__file__}:{workdir}")
     return result
 
 
 def _find_config(value: str) -> str:
     path, colon, arguments = value.partition(":")
-    shipped = pathlib.Path(configs.__file__).parent.parent / path
+    # `configs/segmenter.py` means ours from everywhere.
+    shipped = recipes.folder().parent / path
+    if pathlib.PurePath(path).parent.name == recipes.NAME:
+        shipped = recipes.folder() / pathlib.PurePath(path).name
     if not os.path.exists(path):
         if not shipped.exists():
             known = sorted(p.name for p in shipped.parent.glob("*.py"))
@@ -258,14 +261,15 @@ def _last_reason(text: str) -> str:
 
 
 def _main(argv: list[str]) -> None:
-    from mlseg_jax.chatter import quiet
+    from mlseg_jax.planning.chatter import quiet
 
     command = argv[1]
     if command == "train":
         keep_freed_memory()
     with quiet() if command == "plan" else contextlib.nullcontext():
-        from mlseg_jax import commands, processes
-        from mlseg_jax.progress import compilations_logged, log_to_stderr
+        from mlseg_jax.cli import commands
+        from mlseg_jax.distributed import processes
+        from mlseg_jax.runs.progress import compilations_logged, log_to_stderr
 
     # Libraries raise what they log; Orbax logs a full disk in a hundred lines.
     logging.set_verbosity(logging.FATAL)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import ml_collections
 import numpy as np
 
-from mlseg_jax.label_statistics import least_k, pixel_curve
+from mlseg_jax.doctor.label_statistics import least_k, pixel_curve
 
 MAX_IGNORED_SHARE = 0.5
 

@@ -10,15 +10,15 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from input_pipeline.datasets.info import DataError, DatasetInfo
 from input_pipeline.datasets.open import open_dataset
+from input_pipeline.info import DataError, DatasetInfo
 from input_pipeline.survey import Reading, survey, to_presence
-from mlseg_jax.checkpoint import write_json
-from mlseg_jax.doctor_checks import Finding, check_splits
+from mlseg_jax.doctor.checks import Finding, check_splits
+from mlseg_jax.doctor.label_statistics import SplitStatistics, as_text
 from mlseg_jax.errors import UserError
-from mlseg_jax.label_statistics import SplitStatistics, as_text
-from mlseg_jax.progress import progress_bar
-from mlseg_jax.visualise import overlay
+from mlseg_jax.prediction.visualise import overlay
+from mlseg_jax.runs.checkpoint import write_json
+from mlseg_jax.runs.progress import progress_bar
 
 NUM_SHEET_SAMPLES = 20
 _SHEET_COLUMNS, _TILE_WIDTH = 4, 480

@@ -7,10 +7,10 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from input_pipeline.datasets.class_statistics import Presence
-from input_pipeline.datasets.info import DatasetInfo
 from input_pipeline.datasets.open import open_dataset
-from mlseg_jax.long_tail import count_presence
+from input_pipeline.info import DatasetInfo
+from input_pipeline.preparation.class_statistics import Presence
+from mlseg_jax.training.long_tail import count_presence
 from mlseg_jax.typing import Float
 
 SHARES = (0.99, 0.999)
@@ -118,7 +118,7 @@ def draw(found: list[SplitStatistics], directory: pathlib.Path) -> pathlib.Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from mlseg_jax.checkpoint import write_json
+    from mlseg_jax.runs.checkpoint import write_json
 
     directory.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")

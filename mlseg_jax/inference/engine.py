@@ -18,13 +18,13 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from mlseg_jax.distributed.sharding import batch_sharding, on_mesh
+from mlseg_jax.inference.rank_space import Segmented
+from mlseg_jax.inference.views import View, make_views
 from mlseg_jax.label_selection import UNSELECTED_LOGIT, Selection, SelectionPolicy
 from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.models.interfaces import LabelPrediction
-from mlseg_jax.rank_space import Segmented
-from mlseg_jax.sharding import batch_sharding, on_mesh
 from mlseg_jax.typing import Bool, Float, Int
-from mlseg_jax.views import View, make_views
 
 NEVER = -1e4
 """Logit of places that only pad a union to a static size."""

@@ -7,9 +7,9 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from input_pipeline.rand_augment import resize_exactly
+from input_pipeline.augmentation.rand_augment import resize_exactly
+from mlseg_jax.distributed.sharding import batch_sharding, on_mesh
 from mlseg_jax.models.build import FunctionalModel, Parameters
-from mlseg_jax.sharding import batch_sharding, on_mesh
 from mlseg_jax.typing import Float
 
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlseg_jax.inference.rank_space import Segmented, tile_labels
 from mlseg_jax.label_selection import Selection, rank_of_class
 from mlseg_jax.metrics.mean_iou import MeanIoU
-from mlseg_jax.rank_space import Segmented, tile_labels
 from mlseg_jax.typing import IGNORE, Int
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorstore as ts
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.rank_space import Segmented, tile_probabilities
+from mlseg_jax.inference.rank_space import Segmented, tile_probabilities
 
 
 def write_probabilities(

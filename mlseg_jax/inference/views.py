@@ -14,7 +14,7 @@ import cv2
 import ml_collections
 import numpy as np
 
-from input_pipeline.transforms import resize_for_test
+from input_pipeline.augmentation.transforms import resize_for_test
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.layers.resize import bilinear_matrix
 from mlseg_jax.typing import Float

@@ -12,11 +12,11 @@ import ml_collections
 from jax.sharding import Mesh
 
 from input_pipeline.datasets.open import open_dataset
+from mlseg_jax.distributed.sharding import AXES, make_mesh
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel, num_ranks
-from mlseg_jax.planned_step import EFFORT, Step, StepCompiler
-from mlseg_jax.sharding import AXES, make_mesh
-from mlseg_jax.topologies import GIB, Topology, devices, parse_topology
+from mlseg_jax.planning.planned_step import EFFORT, Step, StepCompiler
+from mlseg_jax.planning.topologies import GIB, Topology, devices, parse_topology
 
 LARGEST_BATCH = 4096
 TABLE_CLASSES = (150, 1284, 10_000)

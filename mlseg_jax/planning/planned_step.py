@@ -12,18 +12,16 @@ import time
 import jax
 import numpy as np
 
-from mlseg_jax.chatter import quiet
-from mlseg_jax.compiled import Program, read_program
-from mlseg_jax.evaluate import evaluation_policy
-from mlseg_jax.flops import count_macs
+from mlseg_jax.distributed.sharding import batch_sharding, within
 from mlseg_jax.label_selection import Selection, SelectionPolicy
-from mlseg_jax.sharding import batch_sharding, within
-from mlseg_jax.topologies import Topology
-from mlseg_jax.train_state import (
-    abstract_state,
-    evaluation_parameters,
-    make_train_step,
-)
+from mlseg_jax.models.flops import count_macs
+from mlseg_jax.planning.chatter import quiet
+from mlseg_jax.planning.compiled import Program, read_program
+from mlseg_jax.planning.topologies import Topology
+from mlseg_jax.runs.weights import evaluation_parameters
+from mlseg_jax.tasks.semantic_evaluation import evaluation_policy
+from mlseg_jax.training.state import abstract_state
+from mlseg_jax.training.step import make_train_step
 
 EFFORT = -1.0
 """How hard the compiler tries to make the program fast, -1 to 1. At -1 that of TPUs

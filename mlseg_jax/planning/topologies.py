@@ -15,9 +15,9 @@ import re
 import jax
 from jax.experimental import topologies
 
-from mlseg_jax.chatter import quiet
 from mlseg_jax.errors import UserError
-from mlseg_jax.flops import peak_flops
+from mlseg_jax.models.flops import peak_flops
+from mlseg_jax.planning.chatter import quiet
 
 GIB = 2**30
 

@@ -3,9 +3,9 @@
 import numpy as np
 from etils import epath
 
-from input_pipeline.images import IMAGE_SUFFIXES
+from input_pipeline.files.images import IMAGE_SUFFIXES
 from mlseg_jax.errors import UserError
-from mlseg_jax.predict import Prediction
+from mlseg_jax.prediction.segmenter import Prediction
 
 
 def picture_paths(names: list[str]) -> list[epath.Path]:

@@ -8,9 +8,9 @@ import numpy as np
 from etils import epath
 
 from input_pipeline.datasets.open import open_dataset
-from input_pipeline.images import read_image
-from mlseg_jax.given_selection import load_classifier, write_split
-from mlseg_jax.workdir import load_info
+from input_pipeline.files.images import read_image
+from mlseg_jax.runs.workdir import load_info
+from mlseg_jax.tasks.given_selection import load_classifier, write_split
 
 
 def write_label_scores(

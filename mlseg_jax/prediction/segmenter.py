@@ -8,20 +8,20 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from input_pipeline.datasets.info import DatasetInfo
-from input_pipeline.images import read_image
-from mlseg_jax import visualise
+from input_pipeline.files.images import read_image
+from input_pipeline.info import DatasetInfo
+from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
-from mlseg_jax.evaluate import evaluation_policy, make_engine
-from mlseg_jax.given_selection import load_classifier
-from mlseg_jax.inference import Engine
-from mlseg_jax.label_scores import LabelScorer
+from mlseg_jax.inference.engine import Engine
+from mlseg_jax.inference.label_scores import LabelScorer
+from mlseg_jax.inference.probabilities import write_probabilities
+from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.label_selection import SelectionPolicy
-from mlseg_jax.probabilities import write_probabilities
-from mlseg_jax.rank_space import Segmented
-from mlseg_jax.sharding import make_mesh
+from mlseg_jax.prediction import visualise
+from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
+from mlseg_jax.tasks.given_selection import load_classifier
+from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
 from mlseg_jax.typing import Bool, Float, UInt, UInt8
-from mlseg_jax.workdir import load_config, load_info, load_parameters
 
 Picture = np.ndarray | str | os.PathLike
 

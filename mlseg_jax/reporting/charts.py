@@ -131,8 +131,8 @@ def tick_values(low: float | int, high: float | int, count: int) -> list[float]:
 
 @functools.cache
 def fragments() -> dict[str, string.Template]:
-    """The parts of ``report_template.html`` by name, in the order of the file."""
-    text = (Path(__file__).parent / "report_template.html").read_text("utf-8")
+    """The parts of ``template.html`` by name, in the order of the file."""
+    text = (Path(__file__).parent / "template.html").read_text("utf-8")
     page, *rest = text.split("<!-- fragment: ")
     pairs = [part.split(" -->\n", 1) for part in rest]
     rest = {name: string.Template(body.strip()) for name, body in pairs}

@@ -3,7 +3,7 @@
 Pure rendering of the files that ``train`` and ``evaluate`` left in the working
 directory: no model, no network, no script in the page. A missing file costs one
 section, which then says which command writes it. Scores are fractions in 0..1.
-``report_template.html`` holds the page, its style and the fragments filled in here.
+``template.html`` holds the page, its style and the fragments filled in here.
 """
 
 import base64
@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from etils import epath
 
-from mlseg_jax import visualise
-from mlseg_jax.report_charts import (
+from mlseg_jax.prediction import visualise
+from mlseg_jax.reporting.charts import (
     Html,
     fill,
     format_number,

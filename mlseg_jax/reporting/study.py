@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.watch import resident_bytes
+from mlseg_jax.training.watch import resident_bytes
 
 Runs = dict[str, list[dict]]
 """The metrics of each row's runs, a seed each."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mlseg_jax.study import Runs
+from mlseg_jax.reporting.study import Runs
 
 COLUMNS = {
     # heading: key of a run, factor, digits

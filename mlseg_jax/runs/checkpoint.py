@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.processes import barrier, gather
+from mlseg_jax.distributed.processes import barrier, gather
 
 logger = logging.getLogger(__name__)
 

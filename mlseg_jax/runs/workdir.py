@@ -7,13 +7,13 @@ import jax
 import ml_collections
 from etils import epath
 
-from configs import saved
-from input_pipeline.datasets.info import DatasetInfo
-from mlseg_jax.checkpoint import Checkpoints, write_json
+from mlseg_jax.settings import saved
+from input_pipeline.info import DatasetInfo
+from mlseg_jax.runs.checkpoint import Checkpoints, write_json
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel, Parameters
-from mlseg_jax.sharding import make_mesh
-from mlseg_jax.train_state import abstract_state, evaluation_parameters
+from mlseg_jax.distributed.sharding import make_mesh
+from mlseg_jax.runs.weights import abstract_weights, evaluation_parameters
 
 CARD = "model_card.json"
 """In work directories that `convert` wrote: where the weights are from."""
@@ -60,8 +60,8 @@ def load_parameters(
     num_classes = load_info(workdir).num_classes
     # What the weights look like is the training's business, not an override's.
     trained = load_config(workdir)
-    mesh = make_mesh(config)
-    wanted = abstract_state(trained, num_classes, mesh)
+    model = FunctionalModel.build(trained, num_classes)
+    wanted = abstract_weights(trained, model, make_mesh(config))
     checkpoints = Checkpoints(workdir)
     try:
         step = checkpoints.find(checkpoint)
@@ -75,7 +75,7 @@ def load_parameters(
     finally:
         checkpoints.close()
     parameters = {path: x for part in parts for path, x in restored[part].items()}
-    return FunctionalModel.build(trained, num_classes), parameters, step
+    return model, parameters, step
 
 
 def claim_workdir(

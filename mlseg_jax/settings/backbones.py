@@ -5,7 +5,7 @@ Those called ``_demo`` are for SignScenes on a processor; there are no weights o
 
 from ml_collections import ConfigDict
 
-from configs.common import choose
+from mlseg_jax.settings.arguments import choose
 
 VITS = {
     # name: width, depth, heads, patch

@@ -1,67 +1,14 @@
-"""Tables and defaults that the configurations are put together from.
+"""Every key of a configuration and its default, said once.
 
-A configuration is code: ``get_config(arg)`` returns a locked ``ConfigDict``. ``arg`` is
-what stands after the colon of ``--config=configs/segmenter.py:dataset=ade20k,...`` and
-picks rows of these tables; every key of the result can be overridden on the command
-line (``--config.train.steps=1000``).
+A configuration is code: ``get_config(arg)`` of a recipe returns a locked
+``ConfigDict``. Every key of it can be overridden on the command line
+(``--config.train.steps=1000``).
 """
-
-import difflib
 
 from ml_collections import ConfigDict
 
-NORMALISATIONS = {
-    "half": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
-    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-    "unit": ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
-}
-"""Mean and standard deviation of uint8 pixels, by name (method.md section 3.1)."""
-
-SELECTIONS = ("complete", "top_k", "oracle", "given")
-
-DATA_SETS = {
-    # name: labels C, selected labels K, weight of the multi-label loss
-    "pascal_context": (60, 25, 5.0),
-    "ade20k": (150, 50, 10.0),
-    "coco_stuff": (171, 50, 10.0),
-    "ade20k_full": (847, 100, 100.0),
-    "coco_lvis": (1284, 100, 300.0),
-    # Not in the paper: anyone's own data (it says its labels), and the embedded scenes.
-    "folder": (0, 50, 10.0),
-    "sign_scenes": (120, 20, 10.0),
-}
-"""What the paper chose for each data set whatever the framework (method.md 4.4, 9.1);
-what depends on both stands in the framework's file.
-"""
-
-
-def parse_arg(arg: str | None, **defaults: str | int) -> ConfigDict:
-    """``"a=1,b=x"`` over ``defaults``, with their types; unknown keys are an error."""
-    values = ConfigDict(defaults)
-    for item in filter(None, (arg or "").split(",")):
-        key, separator, text = item.partition("=")
-        if not separator or key not in defaults:
-            raise ValueError(
-                f"The configuration takes {', '.join(f'{k}=...' for k in defaults)} "
-                f"after the colon, not {item!r}{did_you_mean(key, defaults)}"
-            )
-        values[key] = type(defaults[key])(text)
-    return values
-
-
-def choose(table, what: str, name: str):
-    """The row of a table, or a sentence that names the nearest one."""
-    if name not in table:
-        raise ValueError(f"There is no {what} {name!r}{did_you_mean(name, table)}")
-    return table[name] if isinstance(table, dict) else name
-
-
-def did_you_mean(name: str, known) -> str:
-    """The end of an error sentence: the nearest known name, else all of them."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; choose one of {', '.join(known)}."
+from mlseg_jax.settings.arguments import choose
+from mlseg_jax.settings.data_sets import NORMALISATIONS
 
 
 def data(
@@ -252,46 +199,3 @@ def base(name: str) -> ConfigDict:
             "mesh": {"data": -1, "fsdp": 1},
         }
     )
-
-
-def use_labels(config: ConfigDict, dataset: str, selection: str) -> None:
-    """How many labels, how they are selected, what the multi-label loss weighs."""
-    num_classes, k, weight = choose(DATA_SETS, "data set", dataset)
-    config.data.num_classes = num_classes
-    config.selection.name = choose(SELECTIONS, "selection", selection)
-    config.selection.k = k
-    config.loss.multilabel_weight = weight if selection == "top_k" else 0.0
-
-
-def use_schedule(config: ConfigDict, steps: int) -> None:
-    config.train.steps = steps
-    config.train.eval_every = max(1000, steps // 10)
-    config.train.checkpoint_every = 2000
-
-
-def use_sign_scenes(config: ConfigDict) -> None:
-    """Turns a recipe to the embedded data: no resizing, nothing that spoils glyphs."""
-    config.data.update(
-        train_examples=4000,
-        eval_examples=200,
-        base_size=(960, 96),
-        scale_range=(1.0, 1.0),
-        max_class_share=1.0,
-        flip_rate=0.0,
-        photometric=False,
-        cache=True,
-    )
-    config.optimizer.update(
-        name="adamw",
-        schedule="cosine",
-        learning_rate=1e-3,
-        end_learning_rate=1e-5,
-        warmup_steps=100,
-        weight_decay=0.02,
-        clip_norm=1.0,
-        # Those of published weights, which these models do not start from.
-        learning_rate_factors=(),
-        layer_decay=1.0,
-    )
-    config.train.batch_size = 16
-    config.eval.batch_size = 20

@@ -9,17 +9,21 @@ from collections.abc import Iterator
 
 import ml_collections
 
-from input_pipeline.bad_examples import Skips, drop_bad
-from input_pipeline.datasets.info import DatasetInfo
-from input_pipeline.given_labels import WithGivenLabels, read_facts, write_scores
+from input_pipeline.datasets.bad_examples import Skips, drop_bad
+from input_pipeline.datasets.given_labels import (
+    WithGivenLabels,
+    read_facts,
+    write_scores,
+)
+from input_pipeline.info import DatasetInfo
 from input_pipeline.pipeline import evaluation_examples
+from mlseg_jax.distributed.processes import first_process_first
+from mlseg_jax.distributed.sharding import own_mesh
 from mlseg_jax.errors import UserError
-from mlseg_jax.evaluate import check_given
-from mlseg_jax.label_scores import LabelScorer
-from mlseg_jax.processes import first_process_first
-from mlseg_jax.progress import progress_bar
-from mlseg_jax.sharding import own_mesh
-from mlseg_jax.workdir import load_config, load_info, load_parameters
+from mlseg_jax.inference.label_scores import LabelScorer
+from mlseg_jax.runs.progress import progress_bar
+from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
+from mlseg_jax.tasks.semantic_evaluation import check_given
 
 
 def load_classifier(

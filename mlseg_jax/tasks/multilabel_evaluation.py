@@ -9,16 +9,16 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from input_pipeline.bad_examples import Skips, drop_bad
-from input_pipeline.datasets.info import DatasetInfo
+from input_pipeline.datasets.bad_examples import Skips, drop_bad
+from input_pipeline.info import DatasetInfo
 from input_pipeline.pipeline import evaluation_examples
+from mlseg_jax.distributed.processes import gather
 from mlseg_jax.errors import UserError
-from mlseg_jax.label_scores import LabelScorer
+from mlseg_jax.inference.label_scores import LabelScorer
+from mlseg_jax.inference.pixel_counts import pixel_histogram
 from mlseg_jax.label_selection import select_top_k
 from mlseg_jax.metrics.average_precision import LabelScores
 from mlseg_jax.metrics.label_recall import LabelRecall
-from mlseg_jax.pixel_counts import pixel_histogram
-from mlseg_jax.processes import gather
 from mlseg_jax.typing import Float, Int
 
 

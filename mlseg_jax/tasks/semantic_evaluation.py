@@ -12,25 +12,25 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from input_pipeline.bad_examples import Skips, drop_bad
+from input_pipeline.datasets.bad_examples import Skips, drop_bad
 from input_pipeline.pipeline import evaluation_examples
-from mlseg_jax.checkpoint import write_json
+from mlseg_jax.distributed.processes import gather
 from mlseg_jax.errors import UserError
-from mlseg_jax.inference import Engine
+from mlseg_jax.inference.engine import Engine
+from mlseg_jax.inference.pixel_counts import count_pixels, pixel_histogram
+from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.label_selection import (
     Selection,
     SelectionPolicy,
     select_oracle,
 )
-from mlseg_jax.long_tail import mean_iou_by_group
 from mlseg_jax.metrics.average_precision import LabelScores
 from mlseg_jax.metrics.label_recall import LabelRecall
 from mlseg_jax.metrics.mean_iou import MeanIoU
 from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.models.mlseg import MLSeg
-from mlseg_jax.pixel_counts import count_pixels, pixel_histogram
-from mlseg_jax.processes import gather
-from mlseg_jax.rank_space import Segmented
+from mlseg_jax.runs.checkpoint import write_json
+from mlseg_jax.metrics.class_groups import mean_iou_by_group
 from mlseg_jax.typing import Bool, Int
 
 NUM_REPORT_EXAMPLES = 8

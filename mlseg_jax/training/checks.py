@@ -3,7 +3,7 @@
 import logging
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.evaluate import check_given, evaluation_policy
+from mlseg_jax.tasks.semantic_evaluation import check_given, evaluation_policy
 
 logger = logging.getLogger(__name__)
 

@@ -2,14 +2,14 @@
 
 import jax
 
-from input_pipeline.datasets.class_statistics import Presence
-from mlseg_jax import long_tail
-from mlseg_jax.checkpoint import without_nan
-from mlseg_jax.evaluate import write_evaluation
+from input_pipeline.preparation.class_statistics import Presence
+from mlseg_jax.distributed.sharding import own_mesh, to_own_mesh
 from mlseg_jax.models.build import FunctionalModel, Parameters
-from mlseg_jax.progress import progress_bar
-from mlseg_jax.sharding import own_mesh, to_own_mesh
+from mlseg_jax.runs.checkpoint import without_nan
+from mlseg_jax.runs.progress import progress_bar
+from mlseg_jax.tasks.semantic_evaluation import write_evaluation
 from mlseg_jax.tasks.table import Task, find_task
+from mlseg_jax.training import long_tail
 
 
 def evaluate_and_write(

@@ -3,8 +3,8 @@
 The classes of every training example come from the preparation of a data set, or are
 counted once and kept in the work directory. From them follow the sampling of examples
 (``data.repeat_factor``) and of crops (``data.rare_crop_rate``), the weights and offsets
-of the pixel loss (``loss.class_weighting``, ``loss.logit_adjustment``), and mean IoU of
-frequent, common and rare classes.
+of the pixel loss (``loss.class_weighting``, ``loss.logit_adjustment``), and which
+classes are rare in the metrics (`metrics.class_groups`).
 """
 
 import json
@@ -16,17 +16,16 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from input_pipeline.datasets.class_statistics import Presence
+from input_pipeline.preparation.class_statistics import Presence
 from input_pipeline.resample import Resampled, repeat_factors, repeated_indices
 from input_pipeline.survey import survey, to_presence
 from mlseg_jax.errors import UserError
 from mlseg_jax.losses.class_priors import ClassPriors, class_priors
-from mlseg_jax.progress import progress_bar
-from mlseg_jax.typing import Bool, Float, Int
+from mlseg_jax.runs.progress import progress_bar
+from mlseg_jax.typing import Int
 
 logger = logging.getLogger(__name__)
 
-GROUPS = ("frequent", "common", "rare")
 PRESENCE_FILE = "training_presence.npz"
 
 
@@ -126,29 +125,3 @@ def class_examples(
     if presence is None:
         return None
     return np.asarray(presence.statistics(num_classes)["class_examples"])
-
-
-def frequency_groups(
-    class_examples: Int[np.ndarray, "C"],
-) -> dict[str, Bool[np.ndarray, "C"]]:
-    """Terciles of the classes by the number of training images that hold them.
-
-    Thirds rather than the thresholds of LVIS (over 100, 11-100, up to 10 images), which
-    leave groups empty on most other data sets. Classes that no training image holds are
-    rare, ties are broken by class id.
-    """
-    order = np.argsort(-class_examples, kind="stable")
-    thirds = zip(GROUPS, np.array_split(order, 3), strict=True)
-    everything = np.arange(len(class_examples))
-    return {name: np.isin(everything, chosen) for name, chosen in thirds}
-
-
-def mean_iou_by_group(
-    iou: Float[np.ndarray, "C"], class_examples: Int[np.ndarray, "C"]
-) -> dict[str, float]:
-    """``mIoU_frequent``, ``mIoU_common``, ``mIoU_rare``: NaN classes do not count."""
-    scores = {}
-    for name, chosen in frequency_groups(class_examples).items():
-        values = iou[chosen & ~np.isnan(iou)]
-        scores[f"mIoU_{name}"] = float(values.mean()) if len(values) else float("nan")
-    return scores

@@ -6,27 +6,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from input_pipeline.augment import make_augment
-from input_pipeline.bad_examples import Skips, drop_bad, replace_bad
+from input_pipeline.augmentation.augment import make_augment
+from input_pipeline.datasets.bad_examples import Skips, drop_bad, replace_bad
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.pipeline import read_some, train_batches
-from mlseg_jax import long_tail, preflight
-from mlseg_jax.checkpoint import Checkpoints
-from mlseg_jax.early_stopping import has_converged
-from mlseg_jax.errors import UserError
-from mlseg_jax.final_evaluation import (
-    better_weights,
-    evaluate_and_write,
-    evaluation_scalars,
-)
-from mlseg_jax.flops import peak_flops, training_flops
-from mlseg_jax.given_selection import add_given_labels
-from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.optimizer import make_schedule
-from mlseg_jax.pretrained.initialise import start_from
-from mlseg_jax.processes import first_process_first
-from mlseg_jax.progress import MetricWriter, Stopwatch, log_line, progress_bar
-from mlseg_jax.sharding import (
+from mlseg_jax.distributed.processes import first_process_first
+from mlseg_jax.distributed.sharding import (
     check_batch_size,
     make_mesh,
     own_mesh,
@@ -34,15 +19,28 @@ from mlseg_jax.sharding import (
     put_batch,
     to_own_mesh,
 )
+from mlseg_jax.errors import UserError
+from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.flops import peak_flops, training_flops
+from mlseg_jax.pretrained.initialise import start_from
+from mlseg_jax.runs.checkpoint import Checkpoints
+from mlseg_jax.runs.progress import MetricWriter, Stopwatch, log_line, progress_bar
+from mlseg_jax.runs.weights import evaluation_parameters
+from mlseg_jax.runs.workdir import claim_workdir
+from mlseg_jax.tasks.given_selection import add_given_labels
 from mlseg_jax.tasks.table import find_task
-from mlseg_jax.train_checks import check_labels
-from mlseg_jax.train_state import (
-    abstract_state,
-    evaluation_parameters,
-    initialise,
-    make_train_step,
+from mlseg_jax.training import long_tail, preflight
+from mlseg_jax.training.checks import check_labels
+from mlseg_jax.training.early_stopping import has_converged
+from mlseg_jax.training.final_evaluation import (
+    better_weights,
+    evaluate_and_write,
+    evaluation_scalars,
 )
-from mlseg_jax.watch import (
+from mlseg_jax.training.optimizer import make_schedule
+from mlseg_jax.training.state import abstract_state, initialise
+from mlseg_jax.training.step import make_train_step
+from mlseg_jax.training.watch import (
     ProfileWindow,
     Stopped,
     StopRequest,
@@ -50,7 +48,6 @@ from mlseg_jax.watch import (
     peak_memory,
     seconds_since_start,
 )
-from mlseg_jax.workdir import claim_workdir
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,11 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-import configs
 import input_pipeline
-import mlseg_jax
-from mlseg_jax import processes
+from mlseg_jax.distributed import processes
+from mlseg_jax.distributed.processes import START_SECONDS, tell_all
 from mlseg_jax.errors import UserError
-from mlseg_jax.processes import START_SECONDS, tell_all
+from mlseg_jax.settings import recipes
 
 logger = logging.getLogger(__name__)
 
@@ -135,10 +134,12 @@ def _sum_over_devices() -> None:
 
 
 def code_hash() -> str:
-    """Of the source of this package and of those it comes with."""
+    """Of the source of this package and of what it comes with. A recipe of the user's
+    own shows in the hash of the configuration.
+    """
     digest = hashlib.sha256()
-    for package in (configs, input_pipeline, mlseg_jax):
-        root = pathlib.Path(package.__file__).parent
+    pipeline = pathlib.Path(input_pipeline.__file__).parent
+    for root in (recipes.folder(), pipeline, recipes.PACKAGE):
         for path in sorted(root.rglob("*.py")):
             digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()[:12]

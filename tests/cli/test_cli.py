@@ -17,11 +17,11 @@ from PIL import Image
 from tiny import ROOT, tiny_config, tiny_flags
 
 from input_pipeline.datasets.open import open_dataset
-from mlseg_jax import cli
-from mlseg_jax.checkpoint import Checkpoints
-from mlseg_jax.sharding import make_mesh
-from mlseg_jax.train_state import initialise
-from mlseg_jax.workdir import claim_workdir
+from mlseg_jax.cli import program as cli
+from mlseg_jax.distributed.sharding import make_mesh
+from mlseg_jax.runs.checkpoint import Checkpoints
+from mlseg_jax.runs.workdir import claim_workdir
+from mlseg_jax.training.state import initialise
 
 SCORES = (
     "mIoU", "mAP", "pixel_recall_at_k", "image_recall_at_k", "oracle_mIoU",
@@ -152,7 +152,7 @@ def test_summary(program):
 
 
 def test_a_full_disk_is_one_sentence(program, monkeypatch):
-    from mlseg_jax import commands
+    from mlseg_jax.cli import commands
 
     def fill(flags):
         raise OSError(28, "No space left on device", "/disk/run")

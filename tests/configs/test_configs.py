@@ -11,22 +11,27 @@ import pytest
 from tiny import tiny_config
 
 import mlseg_jax
-from configs import backbones, common, demo, query2label, saved, segmenter
-from input_pipeline.augment import make_augment
-from input_pipeline.datasets.info import DataError
+from configs import demo, query2label, segmenter
+from input_pipeline.augmentation.augment import make_augment
 from input_pipeline.datasets.open import open_dataset
+from input_pipeline.info import DataError
+from mlseg_jax.distributed.sharding import AXES, check_batch_size, make_mesh
 from mlseg_jax.errors import UserError
-from mlseg_jax.evaluate import check_given
-from mlseg_jax.flops import count_macs
+from mlseg_jax.label_selection import SELECTIONS
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.optimizer import make_optimizer
-from mlseg_jax.sharding import AXES, check_batch_size, make_mesh
+from mlseg_jax.models.flops import count_macs
+from mlseg_jax.runs.workdir import claim_workdir, load_config
+from mlseg_jax.settings import backbones, saved
+from mlseg_jax.settings.arguments import parse_arg
+from mlseg_jax.settings.data_sets import DATA_SETS
 from mlseg_jax.tasks import semantic
-from mlseg_jax.train import train
-from mlseg_jax.train_state import abstract_state, make_train_step
-from mlseg_jax.workdir import claim_workdir, load_config
+from mlseg_jax.tasks.semantic_evaluation import check_given
+from mlseg_jax.training.loop import train
+from mlseg_jax.training.optimizer import make_optimizer
+from mlseg_jax.training.state import abstract_state
+from mlseg_jax.training.step import make_train_step
 
-ALL = list(itertools.product(common.DATA_SETS, backbones.VITS, common.SELECTIONS))
+ALL = list(itertools.product(DATA_SETS, backbones.VITS, SELECTIONS))
 
 # Every data set, every backbone and every selection that can be trained.
 TRACED = [
@@ -74,9 +79,9 @@ def trace(config, mesh=None):
 
 def test_the_traced_combinations_cover_all_rows():
     datasets, names, selections = map(set, zip(*TRACED, strict=True))
-    assert datasets == set(common.DATA_SETS)
+    assert datasets == set(DATA_SETS)
     assert names == set(backbones.VITS)
-    assert selections == set(common.SELECTIONS)
+    assert selections == set(SELECTIONS)
 
 
 @pytest.mark.parametrize("combination", ALL, ids="-".join)
@@ -106,7 +111,7 @@ def test_classifiers_trace(backbone):
 
 
 def test_every_data_set_has_a_classifier():
-    assert query2label.NUM_EXAMPLES.keys() == common.DATA_SETS.keys()
+    assert query2label.NUM_EXAMPLES.keys() == DATA_SETS.keys()
     for dataset, count in query2label.NUM_EXAMPLES.items():
         config = query2label.get_config(f"dataset={dataset}")
         assert config.is_locked
@@ -160,10 +165,10 @@ def test_the_demonstration_takes_no_argument():
 
 
 def test_parse_arg_takes_the_types_of_its_defaults():
-    values = common.parse_arg("b=7,", a="x", b=3)
+    values = parse_arg("b=7,", a="x", b=3)
     assert (values.a, values.b) == ("x", 7)
     with pytest.raises(ValueError):
-        common.parse_arg("b=x", b=3)
+        parse_arg("b=x", b=3)
 
 
 def test_a_saved_configuration_is_the_one_that_was_saved(tmp_path):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mlseg_jax import host_memory
+from mlseg_jax.distributed import host_memory
 
 COUNT_FAULTS = """
 import ctypes, resource

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from tiny import ROOT, tiny_config, tiny_flags
 
-from mlseg_jax import preflight, processes
+from mlseg_jax.distributed import processes
 from mlseg_jax.errors import UserError
+from mlseg_jax.training import preflight
 
 CHANGES = {
     "train.steps": 6,

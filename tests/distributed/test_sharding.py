@@ -7,12 +7,13 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from tiny import tiny_config
 
-from mlseg_jax import sharding
-from mlseg_jax.compiled import read_program
+from mlseg_jax.distributed import sharding
+from mlseg_jax.distributed.sharding import AXES, check_batch_size, make_mesh, put_batch
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.sharding import AXES, check_batch_size, make_mesh, put_batch
-from mlseg_jax.train_state import abstract_state, initialise, make_train_step
+from mlseg_jax.planning.compiled import read_program
+from mlseg_jax.training.state import abstract_state, initialise
+from mlseg_jax.training.step import make_train_step
 
 CLASSES = 20
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from configs import segmenter
-from mlseg_jax import commands
-from mlseg_jax.doctor import examine, write_sheet
+from mlseg_jax.cli import commands
+from mlseg_jax.doctor.doctor import examine, write_sheet
 from mlseg_jax.errors import UserError
 
 NUM_CLASSES, SIZE = 12, (24, 32)

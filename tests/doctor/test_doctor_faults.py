@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from configs import segmenter
-from mlseg_jax.doctor import examine
+from mlseg_jax.doctor.doctor import examine
 
 SIZE = (24, 32)
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from shrink import segmenter_config
 
-from mlseg_jax import rank_space
-from mlseg_jax.inference import Engine, unite
+from mlseg_jax.inference import rank_space
+from mlseg_jax.inference.engine import Engine, unite
+from mlseg_jax.inference.views import plan_axis, round_up
 from mlseg_jax.label_selection import Selection, SelectionPolicy
 from mlseg_jax.models.interfaces import FeatureMap, LabelPrediction, Output
-from mlseg_jax.views import plan_axis, round_up
 
 C, K, PATCH = 9, 3, 4
 POLICY = SelectionPolicy("top_k", K)

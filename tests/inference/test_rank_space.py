@@ -11,15 +11,16 @@ import pytest
 import tensorstore as ts
 from shrink import random_parameters, segmenter_config
 
+from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
-from mlseg_jax.evaluate import evaluation_policy, make_engine
+from mlseg_jax.inference.probabilities import write_probabilities
+from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.label_selection import Selection
 from mlseg_jax.losses import pixel
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.probabilities import write_probabilities
-from mlseg_jax.rank_space import Segmented
-from mlseg_jax.sharding import make_mesh
-from mlseg_jax.train_state import abstract_state, make_train_step
+from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
+from mlseg_jax.training.state import abstract_state
+from mlseg_jax.training.step import make_train_step
 
 C, K = 307, 4
 pytestmark = pytest.mark.usefixtures("quick_compiles")

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from shrink import random_parameters
 
-from mlseg_jax.flops import count_macs
+from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.label_selection import select_complete, select_given
 from mlseg_jax.models import parts
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.sharding import make_mesh
-from mlseg_jax.train_state import abstract_state, make_train_step
+from mlseg_jax.models.flops import count_macs
+from mlseg_jax.training.state import abstract_state
+from mlseg_jax.training.step import make_train_step
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "adding_a_framework.md"
 C = 7

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from configs import paper
-from mlseg_jax.flops import count_macs, training_flops
 from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.flops import count_macs, training_flops
 from mlseg_jax.models.macs import Macs
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "paper.md"

@@ -7,11 +7,14 @@ import jax
 import pytest
 from test_configs import argument, devices, unread_of_model
 
-from configs import backbones, common, deeplabv3, linear, upernet
+from configs import deeplabv3, linear, upernet
 from input_pipeline.datasets.sign_scenes import SignScenes
-from mlseg_jax import train_checks
+from mlseg_jax.label_selection import SELECTIONS
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.train_state import abstract_state
+from mlseg_jax.settings import backbones
+from mlseg_jax.settings.data_sets import DATA_SETS
+from mlseg_jax.training import checks as train_checks
+from mlseg_jax.training.state import abstract_state
 
 BACKBONES = [
     *((deeplabv3, name) for name in backbones.RESNETS),
@@ -26,7 +29,7 @@ IDS = [backbone for _, backbone in BACKBONES]
 
 @pytest.mark.parametrize("module, backbone", BACKBONES, ids=IDS)
 def test_every_configuration_is_consistent(module, backbone):
-    for dataset, selection in itertools.product(common.DATA_SETS, common.SELECTIONS):
+    for dataset, selection in itertools.product(DATA_SETS, SELECTIONS):
         config = module.get_config(argument(dataset, backbone, selection))
         model, side = config.model, config.data.crop_size[0]
         assert config.is_locked

@@ -10,14 +10,15 @@ import jax
 import pytest
 from tiny import ROOT, tiny_config, tiny_flags
 
-from mlseg_jax import plan as planning
-from mlseg_jax import sharding, topologies
-from mlseg_jax.compiled import read_program, replica_group, type_bytes
+from mlseg_jax.distributed import sharding
+from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.planned_step import Memory, _read_refusal
-from mlseg_jax.sharding import make_mesh
-from mlseg_jax.topologies import GIB, parse_topology
+from mlseg_jax.planning import plan as planning
+from mlseg_jax.planning import topologies
+from mlseg_jax.planning.compiled import read_program, replica_group, type_bytes
+from mlseg_jax.planning.planned_step import Memory, _read_refusal
+from mlseg_jax.planning.topologies import GIB, parse_topology
 
 ADAM = {"optimizer.name": "adamw", "model.backbone.depth": 2}
 

@@ -10,15 +10,15 @@ import pytest
 from tiny import tiny_config
 
 import mlseg_jax
-from input_pipeline.datasets.info import DataError, DatasetInfo
 from input_pipeline.datasets.open import open_dataset
-from mlseg_jax.checkpoint import Checkpoints
+from input_pipeline.info import DataError, DatasetInfo
+from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
-from mlseg_jax.evaluate import Evaluation, evaluation_policy
-from mlseg_jax.rank_space import Segmented
-from mlseg_jax.sharding import make_mesh
-from mlseg_jax.train_state import initialise
-from mlseg_jax.workdir import claim_workdir
+from mlseg_jax.inference.rank_space import Segmented
+from mlseg_jax.runs.checkpoint import Checkpoints
+from mlseg_jax.runs.workdir import claim_workdir
+from mlseg_jax.tasks.semantic_evaluation import Evaluation, evaluation_policy
+from mlseg_jax.training.state import initialise
 
 CLASSES = 20
 K = 4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.datasets.names import read_info
-from mlseg_jax import visualise
+from mlseg_jax.prediction import visualise
 from mlseg_jax.typing import IGNORE
 
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from mlseg_jax import report
+from mlseg_jax.reporting import report
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 HOSTILE = "<script>alert(\"1\")</script> & 'co' $title https://evil.example/x.js"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlseg_jax import report_charts
+from mlseg_jax.reporting import charts as report_charts
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import sys
 import pytest
 
 from configs import study as rows
-from input_pipeline.images import read_image
+from input_pipeline.files.images import read_image
 from mlseg_jax.errors import UserError
-from mlseg_jax.study import Study
-from mlseg_jax.study_report import draw_study, study_text
+from mlseg_jax.reporting.study import Study
+from mlseg_jax.reporting.study_report import draw_study, study_text
 
 PROGRAM = """
 import json, pathlib, sys

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from mlseg_jax.checkpoint import (
+from mlseg_jax.runs.checkpoint import (
     CheckpointError,
     Checkpoints,
     best_steps,

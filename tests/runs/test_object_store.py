@@ -12,15 +12,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from tiny import tiny_config
 
-from configs import saved
-from input_pipeline.datasets.export import export_folder
-from input_pipeline.datasets.info import DataError
-from input_pipeline.datasets.local_copy import local_copy
+from mlseg_jax.settings import saved
+from input_pipeline.preparation.export import export_folder
+from input_pipeline.info import DataError
+from input_pipeline.files.local_copy import local_copy
 from input_pipeline.datasets.open import open_dataset
-from input_pipeline.datasets.prepare import prepare
-from input_pipeline.images import read_image, write_label_map
-from mlseg_jax import progress
-from mlseg_jax.workdir import claim_workdir, load_info
+from input_pipeline.preparation.prepare import prepare
+from input_pipeline.files.images import read_image, write_label_map
+from mlseg_jax.runs import progress
+from mlseg_jax.runs.workdir import claim_workdir, load_info
 
 
 class Bucket(MemoryFileSystem):

@@ -10,13 +10,17 @@ from tiny import OVERRIDES, tiny_config
 
 import mlseg_jax
 from configs import query2label, segmenter
-from input_pipeline.datasets.info import DataError
+from input_pipeline.datasets.given_labels import (
+    LabelScoreFile,
+    WithGivenLabels,
+    write_scores,
+)
 from input_pipeline.datasets.open import open_dataset
-from input_pipeline.given_labels import LabelScoreFile, WithGivenLabels, write_scores
+from input_pipeline.info import DataError
 from mlseg_jax.errors import UserError
-from mlseg_jax.given_selection import add_given_labels, load_classifier
-from mlseg_jax.predict_labels import write_label_scores, write_labels
-from mlseg_jax.train import train
+from mlseg_jax.prediction.labels import write_label_scores, write_labels
+from mlseg_jax.tasks.given_selection import add_given_labels, load_classifier
+from mlseg_jax.training.loop import train
 
 ARGUMENTS = "dataset=sign_scenes,backbone=vit_demo"
 

@@ -1,6 +1,6 @@
 """The rule by which training ends before its last step."""
 
-from mlseg_jax.early_stopping import has_converged
+from mlseg_jax.training.early_stopping import has_converged
 
 
 def slow_rule(latest, average, patience):

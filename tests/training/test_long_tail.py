@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from input_pipeline.bad_examples import MAX_TRIES, Skips, drop_bad, replace_bad
-from input_pipeline.datasets.class_statistics import Presence
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.datasets.bad_examples import MAX_TRIES, Skips, drop_bad, replace_bad
 from input_pipeline.datasets.open import open_dataset
+from input_pipeline.info import DataError, DatasetInfo
 from input_pipeline.pipeline import evaluation_examples, train_batches
+from input_pipeline.preparation.class_statistics import Presence
 from input_pipeline.resample import repeat_factors, repeated_indices
-from mlseg_jax import long_tail
+from mlseg_jax.doctor.label_statistics import image_curve, least_k, measure, pixel_curve
 from mlseg_jax.errors import UserError
-from mlseg_jax.label_statistics import image_curve, least_k, measure, pixel_curve
+from mlseg_jax.metrics import class_groups
+from mlseg_jax.training import long_tail
 
 
 def presence_of(*examples):
@@ -44,12 +45,12 @@ def test_repeated_indices_add_up_and_repeat():
 
 def test_groups_are_terciles():
     images = np.array([5, 900, 0, 40, 41, 3, 1000])
-    groups = long_tail.frequency_groups(images)
+    groups = class_groups.frequency_groups(images)
     assert {k: np.flatnonzero(v).tolist() for k, v in groups.items()} == {
         "frequent": [1, 4, 6], "common": [0, 3], "rare": [2, 5],
     }  # fmt: skip
     iou = np.array([0.1, 0.9, np.nan, 0.3, 0.5, 0.2, 0.7])
-    scores = long_tail.mean_iou_by_group(iou, images)
+    scores = class_groups.mean_iou_by_group(iou, images)
     assert scores == pytest.approx(
         {"mIoU_frequent": 0.7, "mIoU_common": 0.2, "mIoU_rare": 0.2}
     )

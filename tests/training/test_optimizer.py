@@ -11,7 +11,7 @@ from tiny import tiny_config
 from configs import segmenter
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.optimizer import make_optimizer, make_schedule
+from mlseg_jax.training.optimizer import make_optimizer, make_schedule
 
 
 def configure(**optimizer):

@@ -11,24 +11,21 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from input_pipeline.augment import make_augment
+from input_pipeline.augmentation.augment import make_augment
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.pipeline import train_batches
-from mlseg_jax import final_evaluation
-from mlseg_jax import train as training
-from mlseg_jax.checkpoint import Checkpoints
+from mlseg_jax.distributed.sharding import make_mesh, put_batch
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.sharding import make_mesh, put_batch
+from mlseg_jax.runs.checkpoint import Checkpoints
+from mlseg_jax.runs.weights import evaluation_parameters
+from mlseg_jax.runs.workdir import FREE_TO_CHANGE, claim_workdir
 from mlseg_jax.tasks.table import TASKS
-from mlseg_jax.train import train
-from mlseg_jax.train_state import (
-    abstract_state,
-    evaluation_parameters,
-    initialise,
-    make_train_step,
-)
-from mlseg_jax.workdir import FREE_TO_CHANGE, claim_workdir
+from mlseg_jax.training import final_evaluation
+from mlseg_jax.training import loop as training
+from mlseg_jax.training.loop import train
+from mlseg_jax.training.state import abstract_state, initialise
+from mlseg_jax.training.step import make_train_step
 
 CLASSES = 20
 

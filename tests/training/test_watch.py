@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from tiny import ROOT
 
-from mlseg_jax.watch import ProfileWindow, Watchdog
+from mlseg_jax.training.watch import ProfileWindow, Watchdog
 
 TWO_SIGNALS = """
 import os, signal, time
@@ -62,7 +62,7 @@ def test_a_hang_is_reported_once_with_what_the_threads_do(tmp_path):
 def test_a_profile_of_some_steps(tmp_path, caplog):
     window = ProfileWindow(str(tmp_path), start=2, count=2)
     x = jnp.zeros(3)
-    with caplog.at_level(logging.INFO, "mlseg_jax.watch"):
+    with caplog.at_level(logging.INFO, "mlseg_jax.training.watch"):
         for step in range(6):
             window.at(step, x)
             x = jax.jit(jnp.sin)(x)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from input_pipeline import transforms
-from input_pipeline.augment import make_augment
-from input_pipeline.datasets.info import DataError
+from input_pipeline.augmentation import transforms
+from input_pipeline.augmentation.augment import make_augment
+from input_pipeline.info import DataError
 from tests.tiny import tiny_config
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from input_pipeline import rand_augment as ops
-from input_pipeline.augment import make_augment
-from input_pipeline.datasets.info import DataError
+from input_pipeline.augmentation import rand_augment as ops
+from input_pipeline.augmentation.augment import make_augment
+from input_pipeline.info import DataError
 
 IMAGE = np.random.default_rng(5).integers(0, 256, (19, 23, 3), dtype=np.uint8)
 NAMES = [

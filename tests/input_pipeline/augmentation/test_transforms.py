@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import transforms
+from input_pipeline.augmentation import transforms
 from mlseg_jax.typing import IGNORE
 
 PAD = (1, 2, 3)

@@ -6,8 +6,9 @@ import coco_fixtures as coco
 import numpy as np
 import pytest
 
-from input_pipeline.datasets import builders, coco_lvis, instances, prepare
-from input_pipeline.datasets.prepared import Prepared
+from input_pipeline.datasets import coco_lvis, instances
+from input_pipeline.preparation import builders, prepare
+from input_pipeline.preparation.prepared import Prepared
 from mlseg_jax.typing import IGNORE
 
 SIZE = coco.SIZE

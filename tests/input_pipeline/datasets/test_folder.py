@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import images
-from input_pipeline.datasets.export import export_folder
 from input_pipeline.datasets.folder import Folder
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.files import images
+from input_pipeline.info import DataError, DatasetInfo
+from input_pipeline.preparation.export import export_folder
 from mlseg_jax.typing import IGNORE
 
 SIZE = (6, 8)

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from coco_fixtures import box, polygon, rle, write_image, write_json, write_png
 
-from configs import common, segmenter
-from input_pipeline.datasets import builders, prepared
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from configs import segmenter
 from input_pipeline.datasets.instances import PreparedInstances
 from input_pipeline.datasets.open import open_dataset
-from input_pipeline.datasets.prepare import prepare
-from input_pipeline.datasets.prepared import Prepared
 from input_pipeline.datasets.videos import PreparedVideos
+from input_pipeline.info import DataError, DatasetInfo
+from input_pipeline.preparation import builders, prepared
+from input_pipeline.preparation.prepare import prepare
+from input_pipeline.preparation.prepared import Prepared
+from mlseg_jax.settings.data_sets import DATA_SETS
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIZE = (8, 10)
@@ -76,7 +77,7 @@ def test_prepared_data_sets(name, tmp_path, monkeypatch, image):
     place = prepare(
         name, tmp_path, tmp_path / "data", num_workers=0, allow_incomplete=True
     )
-    recipe = base if base in common.DATA_SETS else "folder"
+    recipe = base if base in DATA_SETS else "folder"
     for path in (tmp_path / "data", place):
         config = configuration(recipe, name=name, path=str(path))
         source = open_dataset(config.data, train=True)
@@ -95,7 +96,7 @@ def test_prepared_data_sets(name, tmp_path, monkeypatch, image):
 
 def test_all_recipes_are_covered():
     names = {name.partition("/")[0] for name in PREPARED}
-    assert set(common.DATA_SETS) - names == {"folder", "sign_scenes"}
+    assert set(DATA_SETS) - names == {"folder", "sign_scenes"}
 
 
 @pytest.mark.parametrize("name", ["ade20k", "coco_stuff/164k"])

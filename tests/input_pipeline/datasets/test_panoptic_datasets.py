@@ -5,14 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.datasets import (
-    ade20k_panoptic,
-    coco_json,
-    coco_panoptic,
-    names,
-    prepare,
-)
+from input_pipeline.datasets import ade20k_panoptic, coco_json, coco_panoptic, names
 from input_pipeline.datasets.instances import PreparedInstances
+from input_pipeline.preparation import prepare
 from mlseg_jax.typing import IGNORE
 
 SIZE = coco.SIZE

@@ -15,9 +15,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from configs import segmenter
-from input_pipeline.datasets import ade20k_full, builders, names, prepare, prepared
+from input_pipeline.datasets import ade20k_full, names
 from input_pipeline.datasets import open as open_module
-from input_pipeline.datasets.info import DataError
+from input_pipeline.info import DataError
+from input_pipeline.preparation import builders, prepare, prepared
 
 # COCO ids that are used; class ids count them.
 COCO_IDS = [

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from input_pipeline.datasets.info import DataError
 from input_pipeline.datasets.sign_scenes import SignScenes
+from input_pipeline.info import DataError
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@ import coco_fixtures as coco
 import numpy as np
 import pytest
 
-from input_pipeline.datasets import builders, prepare, vspw, youtube_vis
+from input_pipeline.datasets import vspw, youtube_vis
 from input_pipeline.datasets.videos import PreparedVideos, Video
+from input_pipeline.preparation import builders, prepare
 from mlseg_jax.typing import IGNORE
 
 SIZE = coco.SIZE

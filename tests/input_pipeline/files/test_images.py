@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from input_pipeline import images
-from input_pipeline.datasets.info import DataError
+from input_pipeline.files import images
+from input_pipeline.info import DataError
 from mlseg_jax.typing import IGNORE
 
 

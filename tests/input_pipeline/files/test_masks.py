@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from input_pipeline import masks
-from input_pipeline.datasets.info import DataError
+from input_pipeline.files import masks
+from input_pipeline.info import DataError
 
 SIZE = (10, 12)
 WHERE = "Annotation 3 of a.json"

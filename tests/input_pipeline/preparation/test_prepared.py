@@ -16,9 +16,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from input_pipeline import images
-from input_pipeline.datasets import builders, prepare, prepared, stored
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.files import images
+from input_pipeline.info import DataError, DatasetInfo
+from input_pipeline.preparation import builders, prepare, prepared, stored
 
 ROOT = pathlib.Path(__file__).parents[2]
 NUM_CLASSES = 65_535  # The most that there can be.

@@ -1,0 +1,1 @@
+"""Pictures to logits over ranks to label maps: windows, scales, flips, tiles."""
