@@ -25,12 +25,12 @@ from mlseg_jax.label_selection import (
     select_oracle,
 )
 from mlseg_jax.metrics.average_precision import LabelScores
+from mlseg_jax.metrics.class_groups import mean_iou_by_group
 from mlseg_jax.metrics.label_recall import LabelRecall
 from mlseg_jax.metrics.mean_iou import MeanIoU
 from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.models.mlseg import MLSeg
 from mlseg_jax.runs.checkpoint import write_json
-from mlseg_jax.metrics.class_groups import mean_iou_by_group
 from mlseg_jax.typing import Bool, Int
 
 NUM_REPORT_EXAMPLES = 8
