@@ -1,0 +1,1 @@
+"""What a user calls and sees: segmenting pictures, drawing and writing the results."""
