@@ -1,1 +1,1 @@
-"""From pictures of any size to logits over ranks, and from these to results, in tiles."""
+"""From pictures of any size to logits over ranks, and to results, in tiles."""
