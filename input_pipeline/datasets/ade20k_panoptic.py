@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline import images
-from input_pipeline.datasets import instances, names, panoptic, prepared, raw_files
-from input_pipeline.datasets.info import DataError
+from input_pipeline.datasets import instances, names, panoptic
+from input_pipeline.files import images, raw_files
+from input_pipeline.info import DataError
+from input_pipeline.preparation import prepared
 from mlseg_jax.typing import IGNORE
 
 _SEMANTIC = names.read_info("ade20k_panoptic", "ade20k")

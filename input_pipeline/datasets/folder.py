@@ -26,9 +26,9 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from input_pipeline import images
 from input_pipeline.datasets import label_schema
-from input_pipeline.datasets.info import DataError, DatasetInfo, raise_fault
+from input_pipeline.files import images
+from input_pipeline.info import DataError, DatasetInfo, raise_fault
 
 # Of 10 parts, how many the hash of a stem sends to the split "val".
 _HASH_PARTS = 10

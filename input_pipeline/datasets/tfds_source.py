@@ -12,9 +12,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from input_pipeline import images
-from input_pipeline.datasets import label_schema, stored
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.datasets import label_schema
+from input_pipeline.files import images
+from input_pipeline.info import DataError, DatasetInfo
+from input_pipeline.preparation import stored
 
 
 class TfdsSource:

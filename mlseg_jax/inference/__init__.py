@@ -1,1 +1,1 @@
-"""From pictures of any size to logits over ranks, and to results, in tiles."""
+"""Pictures to logits over ranks to maps, segments, instances: windows, tiles."""

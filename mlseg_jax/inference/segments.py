@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from input_pipeline import masks
+from input_pipeline.files import masks
 from mlseg_jax.typing import Bool, Int
 
 VOID = 0

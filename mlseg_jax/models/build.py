@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
+from mlseg_jax.distributed.sharding import gather_weights
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.mlseg import MLSeg
 from mlseg_jax.models.parts import (
@@ -21,7 +22,6 @@ from mlseg_jax.models.parts import (
 )
 from mlseg_jax.models.query2label import Query2Label
 from mlseg_jax.models.rank_adaptive import RankNorm
-from mlseg_jax.sharding import gather_weights
 from mlseg_jax.typing import Array
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -1,1 +1,1 @@
-"""What a user calls and sees: segmenting pictures, drawing and writing the results."""
+"""What a user calls and sees: the segmenter, files of results, pictures of them."""
