@@ -129,7 +129,7 @@ def _mask_tile(
     masks: Masks, tile: MaskTile, extent
 ) -> tuple[Bool[Array, "n T S"], Float[Array, "n"], Int[Array, "n"]]:
     """Masks of a tile, column after column; sums of probability in them, and pixels."""
-    logits = jnp.transpose(upsampled_masks(masks, tile), (2, 1, 0))
+    logits = jnp.swapaxes(upsampled_masks(masks, tile), 1, 2)
     real = (jnp.arange(logits.shape[1]) < extent[1])[:, None]
     real = real & (jnp.arange(logits.shape[2]) < extent[0])[None]
     inside = (logits > 0) & real[None]

@@ -144,17 +144,15 @@ def _winners(
     masks: Masks, tile: MaskTile, weights: Float[Array, "n"], extent
 ) -> tuple[Int[Array, "S T"], Int[Array, "n"]]:
     """Of each pixel of a tile the best query, see `_assign`; pixels of each mask."""
-    probability = jax.nn.sigmoid(upsampled_masks(masks, tile))
-    values = probability * weights[None, None]
-    ids = jnp.arange(len(weights))[None, None]
-    is_best = values == jnp.max(values, axis=-1, keepdims=True)
-    best = jnp.min(jnp.where(is_best, ids, len(weights) - 1), axis=-1)
-    inside = probability >= 0.5
-    real = jnp.arange(inside.shape[0]) < extent[0]
-    real = real[:, None] & (jnp.arange(inside.shape[1]) < extent[1])[None]
-    areas = jnp.sum(inside & real[:, :, None], axis=(0, 1), dtype=jnp.int32)
-    in_mask = jnp.any(is_best & inside & (ids == best[:, :, None]), axis=-1)
-    return 1 + 2 * best + in_mask, areas
+    logits = upsampled_masks(masks, tile)
+    inside = logits >= 0.0  # a probability of at least 0.5
+    values = jax.nn.sigmoid(logits) * weights[:, None, None]
+    codes = 1 + 2 * jnp.arange(len(weights))[:, None, None] + inside
+    is_best = values == jnp.max(values, axis=0, keepdims=True)
+    best = jnp.min(jnp.where(is_best, codes, 2 * len(weights)), axis=0)
+    real = jnp.arange(inside.shape[1]) < extent[0]
+    real = real[:, None] & (jnp.arange(inside.shape[2]) < extent[1])[None]
+    return best, jnp.sum(inside & real[None], axis=(1, 2), dtype=jnp.int32)
 
 
 def _box(rows: slice, columns: slice) -> tuple[int, int, int, int]:

@@ -160,7 +160,7 @@ def _class_scores(
     """Sum over queries of the label's probability times the mask's."""
     inside = jax.nn.sigmoid(upsampled_masks(masks, tile))
     return jnp.einsum(
-        "nu,STn->uST", probabilities, inside, precision=jax.lax.Precision.HIGHEST
+        "nu,nST->uST", probabilities, inside, precision=jax.lax.Precision.HIGHEST
     )
 
 
