@@ -38,7 +38,9 @@ def total(costs, queries):
 
 
 def check(costs, valid, *, same_pairs=False):
-    for mine, c, v in zip(np.asarray(compiled(costs, valid)), costs, valid, strict=True):
+    for mine, c, v in zip(
+        np.asarray(compiled(costs, valid)), costs, valid, strict=True
+    ):
         theirs = slow_match(c, v)
         found = mine[mine != IGNORE]
         assert len(set(found)) == len(found) == min(v.sum(), c.shape[0])
@@ -88,23 +90,25 @@ def test_degenerate_costs():
 
 def test_one_bad_target_spoils_no_other():
     rng = np.random.default_rng(2)
-    costs = rng.normal(size=(4, 10, 6)).astype(np.float32)
+    costs = rng.normal(size=(3, 10, 6)).astype(np.float32)
     spoilt = costs.copy()
     spoilt[:, :, 0] = np.nan
-    valid = np.ones((4, 6), bool)
+    valid = np.ones((3, 6), bool)
     without = np.asarray(compiled(costs, valid & (np.arange(6) > 0)))
     with_it = np.asarray(compiled(spoilt, valid))
     np.testing.assert_array_equal(with_it[:, 1:], without[:, 1:])
 
 
-@pytest.mark.parametrize("queries, targets", [(11, 7), (7, 11)])
-def test_against_optax(queries, targets):
+def test_against_optax():
+    queries, targets = 12, 5
     costs = np.random.default_rng(3).normal(size=(queries, targets))
     costs = jnp.asarray(costs, jnp.float32)
     rows, columns = optax.assignment.hungarian_algorithm(costs)
     mine = np.asarray(compiled(costs[None], np.ones((1, targets), bool)))[0]
     costs = np.asarray(costs)
-    np.testing.assert_allclose(total(costs, mine), costs[rows, columns].sum(), rtol=1e-5)
+    np.testing.assert_allclose(
+        total(costs, mine), costs[rows, columns].sum(), rtol=1e-5
+    )
 
 
 def test_nothing_to_match():
@@ -113,9 +117,8 @@ def test_nothing_to_match():
     np.testing.assert_array_equal(queries, np.full((2, 3), IGNORE))
 
 
-@pytest.mark.parametrize("data, fsdp", [(8, 1), (2, 4)])
-def test_no_device_waits_for_another(data, fsdp):
-    mesh = jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+def test_no_device_waits_for_another():
+    mesh = jax.make_mesh((2, 4), AXES, axis_types=(AxisType.Auto,) * 2)
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXES))
     costs = np.random.default_rng(4).normal(size=(8, 9, 6)).astype(np.float32)
     valid = np.arange(48).reshape(8, 6) % 5 > 0
