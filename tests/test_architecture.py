@@ -42,7 +42,7 @@ FRONT_DOOR = len(PIPELINE_FLOORS)
 
 
 def imports(path):
-    """Dotted names of what a file imports, also inside functions and strings of types."""
+    """Dotted names of what a file imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -58,7 +58,7 @@ def all_imports(package):
 
 
 def room_of(path_or_name):
-    """``mlseg_jax/models/mlseg.py`` and ``mlseg_jax.models.mlseg`` are in ``models``."""
+    """``mlseg_jax/models/mlseg.py``, as ``mlseg_jax.models.mlseg``, is in ``models``."""
     parts = str(path_or_name).removesuffix(".py").replace("/", ".").split(".")
     return parts[1] if len(parts) > 1 else ""
 
