@@ -39,7 +39,7 @@ KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**60),
 }
-"""What `mlseg_jax.host_memory` sets, for another process."""
+"""What `mlseg_jax.distributed.host_memory` sets, for another process."""
 
 SIDES = pathlib.Path(__file__).with_name("pytorch_sides.py")
 
@@ -105,8 +105,8 @@ def compare(task: str, num_classes: int, args) -> dict[str, float]:
 
 def summarise(parts: list[dict], args) -> dict[str, object]:
     """The keys that the issue asks for, and the raw figures."""
-    from mlseg_jax.flops import count_macs
     from mlseg_jax.models.build import FunctionalModel
+    from mlseg_jax.models.flops import count_macs
 
     result = {"matmul_gflops": max(part["matmul_gflops"] for part in parts)}
     for part in parts:

@@ -22,13 +22,13 @@ import measure  # noqa: E402
 measure.use_repository()
 
 from input_pipeline.datasets.open import open_dataset  # noqa: E402
-from mlseg_jax.evaluate import (  # noqa: E402
+from mlseg_jax.models.build import FunctionalModel, initial_parameters  # noqa: E402
+from mlseg_jax.tasks.semantic_evaluation import (  # noqa: E402
     evaluate,
     evaluation_policy,
     group_by_size,
     make_engine,
 )
-from mlseg_jax.models.build import FunctionalModel, initial_parameters  # noqa: E402
 
 config_flags.DEFINE_config_file("config", "configs/demo.py", "Configuration.")
 flags.DEFINE_string("json", None, "File to write.")

@@ -33,12 +33,12 @@ from mmsegmentation_side import MmsegmentationSide  # noqa: E402
 
 measure.use_repository()
 
-from input_pipeline import images  # noqa: E402
-from input_pipeline.augment import make_augment  # noqa: E402
+from input_pipeline.augmentation.augment import make_augment  # noqa: E402
 from input_pipeline.datasets.open import open_dataset  # noqa: E402
+from input_pipeline.files import images  # noqa: E402
 from input_pipeline.pipeline import set_up_process, train_batches  # noqa: E402
-from mlseg_jax.label_statistics import count_presence  # noqa: E402
-from mlseg_jax.long_tail import class_examples  # noqa: E402
+from mlseg_jax.doctor.label_statistics import count_presence  # noqa: E402
+from mlseg_jax.training.long_tail import class_examples  # noqa: E402
 
 config_flags.DEFINE_config_file(
     "config", "configs/segmenter.py:dataset=folder", "Configuration; only its data."

@@ -123,10 +123,10 @@ def kill_often(run: Run, kills: int, devices, rng, in_start: float = 0.15) -> di
 
 def read(run: Run):
     """The newest weights as saved, and the loss of each step."""
-    from mlseg_jax.checkpoint import Checkpoints
-    from mlseg_jax.sharding import make_mesh
-    from mlseg_jax.train_state import abstract_state
-    from mlseg_jax.workdir import load_config, load_info
+    from mlseg_jax.distributed.sharding import make_mesh
+    from mlseg_jax.runs.checkpoint import Checkpoints
+    from mlseg_jax.runs.workdir import load_config, load_info
+    from mlseg_jax.training.state import abstract_state
 
     workdir = str(run.workdir)
     config, classes = load_config(workdir), load_info(workdir).num_classes

@@ -67,8 +67,8 @@ def predict_programs(engine, policy, image: np.ndarray):
     """The programs of a prediction, lowered, with their arguments but the weights."""
     import jax
 
-    from mlseg_jax.rank_space import Segmented, tile_labels
-    from mlseg_jax.views import make_views
+    from mlseg_jax.inference.rank_space import Segmented, tile_labels
+    from mlseg_jax.inference.views import make_views
 
     (view,) = make_views(image, engine.settings, engine.grid_length)
     parameters = engine.parameters
@@ -88,8 +88,8 @@ def predict_programs(engine, policy, image: np.ndarray):
 def predict_row(args, config, num_classes: int) -> dict:
     import jax
 
-    from mlseg_jax.evaluate import evaluation_policy, make_engine
     from mlseg_jax.models.build import FunctionalModel, initial_parameters
+    from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
 
     model = FunctionalModel.build(config, num_classes)
     policy = evaluation_policy(config, num_classes)
@@ -116,9 +116,10 @@ def predict_row(args, config, num_classes: int) -> dict:
 def train_row(args, config, num_classes: int) -> dict:
     import jax
 
+    from mlseg_jax.distributed.sharding import make_mesh, put_batch
     from mlseg_jax.models.build import FunctionalModel
-    from mlseg_jax.sharding import make_mesh, put_batch
-    from mlseg_jax.train_state import abstract_state, initialise, make_train_step
+    from mlseg_jax.training.state import abstract_state, initialise
+    from mlseg_jax.training.step import make_train_step
 
     mesh = make_mesh(config)
     model = FunctionalModel.build(config, num_classes)

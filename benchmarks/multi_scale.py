@@ -37,9 +37,9 @@ def make_config(args):
 def run(args) -> dict[str, object]:
     import jax
 
-    from mlseg_jax.evaluate import evaluation_policy, make_engine
+    from mlseg_jax.inference.views import make_views
     from mlseg_jax.models.build import FunctionalModel, initial_parameters
-    from mlseg_jax.views import make_views
+    from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
 
     config = make_config(args)
     model = FunctionalModel.build(config, args.labels)

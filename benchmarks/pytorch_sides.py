@@ -50,11 +50,12 @@ def ours(num_classes: int, args):
     """What one repetition of ours does, ready to run."""
     import jax
 
-    from mlseg_jax.evaluate import evaluation_policy, make_engine
-    from mlseg_jax.host_memory import keep_freed_memory
+    from mlseg_jax.distributed.host_memory import keep_freed_memory
+    from mlseg_jax.distributed.sharding import make_mesh, put_batch
     from mlseg_jax.models.build import FunctionalModel, initial_parameters
-    from mlseg_jax.sharding import make_mesh, put_batch
-    from mlseg_jax.train_state import initialise, make_train_step
+    from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
+    from mlseg_jax.training.state import initialise
+    from mlseg_jax.training.step import make_train_step
 
     if args.task == "train":
         keep_freed_memory()  # as the command does

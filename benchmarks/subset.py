@@ -23,10 +23,10 @@ def run(args) -> dict[str, object]:
     import jax
     from label_count import make_config
 
-    from input_pipeline.datasets.info import DatasetInfo
-    from mlseg_jax.evaluate import evaluation_policy, make_engine
+    from input_pipeline.info import DatasetInfo
     from mlseg_jax.models.build import FunctionalModel, initial_parameters
-    from mlseg_jax.predict import Segmenter
+    from mlseg_jax.prediction.segmenter import Segmenter
+    from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
 
     config = make_config(args, args.labels, 100, "pooled")
     names = tuple(f"class {i}" for i in range(args.labels))

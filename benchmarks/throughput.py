@@ -27,16 +27,20 @@ import measure  # noqa: E402
 
 measure.use_repository()
 
-from input_pipeline.augment import make_augment  # noqa: E402
-from input_pipeline.datasets.info import DataError  # noqa: E402
+from input_pipeline.augmentation.augment import make_augment  # noqa: E402
 from input_pipeline.datasets.open import open_dataset  # noqa: E402
+from input_pipeline.info import DataError  # noqa: E402
 from input_pipeline.pipeline import train_batches  # noqa: E402
-from mlseg_jax.evaluate import evaluation_policy, make_engine  # noqa: E402
-from mlseg_jax.flops import count_macs  # noqa: E402
+from mlseg_jax.distributed.sharding import make_mesh, put_batch  # noqa: E402
 from mlseg_jax.models.build import FunctionalModel  # noqa: E402
-from mlseg_jax.progress import Stopwatch  # noqa: E402
-from mlseg_jax.sharding import make_mesh, put_batch  # noqa: E402
-from mlseg_jax.train_state import initialise, make_train_step  # noqa: E402
+from mlseg_jax.models.flops import count_macs  # noqa: E402
+from mlseg_jax.runs.progress import Stopwatch  # noqa: E402
+from mlseg_jax.tasks.semantic_evaluation import (  # noqa: E402
+    evaluation_policy,
+    make_engine,
+)
+from mlseg_jax.training.state import initialise  # noqa: E402
+from mlseg_jax.training.step import make_train_step  # noqa: E402
 
 
 class Training:

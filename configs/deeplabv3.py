@@ -3,7 +3,7 @@
     python main.py train --workdir=runs/coco_stuff_deeplab \
         --config=configs/deeplabv3.py:dataset=coco_stuff,selection=top_k
 
-Arguments: ``dataset`` (rows of ``common.DATA_SETS``), ``backbone`` (rows of
+Arguments: ``dataset`` (rows of ``DATA_SETS``), ``backbone`` (rows of
 ``backbones.RESNETS``), ``selection``: ``top_k`` is MLSeg, ``complete`` the baseline,
 ``oracle`` the upper bound, ``given`` takes labels from elsewhere;
 ``class_projection=1`` adds the matrix that the published parameter counts have and the
@@ -18,7 +18,9 @@ release's page says 44.1 to 45.5 on ADE20K, 37.3 to 38.4 on COCO-Stuff.
 
 from ml_collections import ConfigDict
 
-from configs import backbones, common, pixel_classifier
+from configs import common, pixel_classifier
+from mlseg_jax.settings import backbones
+from mlseg_jax.settings.arguments import choose, parse_arg
 
 # Steps, and bins a side that the multi-label head's map is pooled to (method.md 9.1 and
 # 12.1). The release has a configuration for COCO-Stuff alone; the bins of COCO+LVIS are
@@ -36,17 +38,17 @@ RECIPES = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = common.parse_arg(
+    args = parse_arg(
         arg,
         dataset="ade20k",
         backbone="resnet101_v1c",
         selection="top_k",
         class_projection=0,
     )
-    steps, bins = common.choose(RECIPES, "data set", args.dataset)
+    steps, bins = choose(RECIPES, "data set", args.dataset)
     is_small = args.dataset == "sign_scenes"
     embed_dim = 128 if args.backbone == "resnet_demo" else 512
-    config = pixel_classifier.base(
+    config = pixel_classifier.recipe(
         "deeplabv3",
         args,
         side=96 if is_small else 512,

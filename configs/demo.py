@@ -8,11 +8,12 @@ About five minutes on two CPU cores; mIoU 0.45, measured there (with the oracle 
 
 from ml_collections import ConfigDict
 
-from configs import common, segmenter
+from configs import segmenter
+from mlseg_jax.settings.arguments import parse_arg
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    common.parse_arg(arg)
+    parse_arg(arg)
     config = segmenter.get_config("dataset=sign_scenes,backbone=vit_demo")
     config.name = "demo"
     config.data.num_classes = 40

@@ -4,7 +4,7 @@
         --config=configs/linear.py:dataset=folder,backbone=dinov2_b14_reg \
         --config.data.path=DIRECTORY
 
-Arguments: ``dataset`` (rows of ``common.DATA_SETS``), ``backbone`` (rows of
+Arguments: ``dataset`` (rows of ``DATA_SETS``), ``backbone`` (rows of
 ``backbones.DINOV2S``, ``_reg`` behind them for those with registers), ``selection``
 (``top_k`` is MLSeg, ``complete`` the plain linear classifier, ``oracle`` the upper
 bound, ``given`` takes labels from elsewhere), ``frozen``: 1 trains only what follows
@@ -20,11 +20,13 @@ without them a frozen backbone is random and learns nothing. On the embedded sce
 
 from ml_collections import ConfigDict
 
-from configs import backbones, common, pixel_classifier
+from configs import common, pixel_classifier
+from mlseg_jax.settings import backbones
+from mlseg_jax.settings.arguments import parse_arg
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = common.parse_arg(
+    args = parse_arg(
         arg,
         dataset="ade20k",
         backbone="dinov2_b14_reg",
@@ -34,7 +36,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     is_small = args.dataset == "sign_scenes"
     side = 98 if is_small else 518
     backbone = backbones.dinov2(args.backbone)
-    config = pixel_classifier.base(
+    config = pixel_classifier.recipe(
         "linear",
         args,
         side=side,

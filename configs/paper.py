@@ -19,7 +19,8 @@ here fetches any (docs/weights.md): ``--config.init=FILE.npz``, where FILE begin
 
 from ml_collections import ConfigDict
 
-from configs import common, deeplabv3, segmenter, upernet
+from configs import deeplabv3, segmenter, upernet
+from mlseg_jax.settings.arguments import choose
 
 FILES = {"": segmenter, "deeplabv3": deeplabv3, "upernet": upernet}
 
@@ -136,7 +137,7 @@ EXPERIMENTS = {
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg`` is the name of a row."""
-    row, overrides, _ = common.choose(EXPERIMENTS, "row of the paper", arg or "")
+    row, overrides, _ = choose(EXPERIMENTS, "row of the paper", arg or "")
     file, _, argument = row.rpartition(":")
     config = FILES[file].get_config(argument)
     config.name = arg

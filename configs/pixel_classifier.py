@@ -7,9 +7,10 @@ multi-label head stands beside them (method.md section 9.1).
 from ml_collections import ConfigDict
 
 from configs import common
+from mlseg_jax.settings import base
 
 
-def base(
+def recipe(
     name: str,
     args: ConfigDict,
     *,
@@ -26,8 +27,8 @@ def base(
     Only labels that are to be found have a multi-label head, and only labels that are
     ranked a rank norm. Pictures are tested as a whole.
     """
-    config = common.base(name)
-    config.data = common.data(
+    config = base.base(name)
+    config.data = base.data(
         name=args.dataset,
         crop_size=(side, side),
         base_size=base_size,

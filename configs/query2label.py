@@ -3,7 +3,7 @@
     python main.py train --workdir=runs/labels \
         --config=configs/query2label.py:dataset=coco_stuff,backbone=swin_l
 
-Arguments: ``dataset`` (rows of ``common.DATA_SETS``) and ``backbone`` (rows of
+Arguments: ``dataset`` (rows of ``DATA_SETS``) and ``backbone`` (rows of
 BACKBONES). ``docs/independent_scheme.md`` says how its scores reach a Segmenter.
 
 Recipe of method.md section 8.2. Its mAP in the paper, in percent (Table 2; none was
@@ -13,7 +13,9 @@ measured here): COCO-Stuff ResNet-101 55.17, TResNet-L 60.10, Swin-L 64.79; COCO
 
 from ml_collections import ConfigDict
 
-from configs import backbones, common
+from mlseg_jax.settings import backbones, base
+from mlseg_jax.settings.arguments import choose, parse_arg
+from mlseg_jax.settings.data_sets import DATA_SETS
 
 # Side of the pictures, hidden layer of the transformer, normalisation of the pixels,
 # parameters that are not trained. Hidden layers: Swin-L's gives the paper's number of
@@ -61,14 +63,14 @@ def _backbone(name: str, size: tuple[int, int]) -> ConfigDict:
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = common.parse_arg(arg, dataset="coco_stuff", backbone="swin_l")
-    num_classes, k, _ = common.choose(common.DATA_SETS, "data set", args.dataset)
-    choice = common.choose(BACKBONES, "backbone", args.backbone)
+    args = parse_arg(arg, dataset="coco_stuff", backbone="swin_l")
+    num_classes, k, _ = choose(DATA_SETS, "data set", args.dataset)
+    choice = choose(BACKBONES, "backbone", args.backbone)
     size = (choice["side"], choice["side"])
 
-    config = common.base("query2label")
+    config = base.base("query2label")
     config.task = "multilabel"
-    config.data = common.data(
+    config.data = base.data(
         name=args.dataset,
         crop_size=size,
         base_size=(0, 0),

@@ -3,7 +3,7 @@
     python main.py train --workdir=runs/coco_stuff \
         --config=configs/segmenter.py:dataset=coco_stuff,backbone=vit_b16,selection=top_k
 
-Arguments: ``dataset`` (rows of ``common.DATA_SETS``), ``backbone`` (rows of
+Arguments: ``dataset`` (rows of ``DATA_SETS``), ``backbone`` (rows of
 ``backbones.VITS``), ``selection``: ``top_k`` is MLSeg, ``complete`` the baseline,
 ``oracle`` the paper's upper bound, ``given`` takes labels from elsewhere; ``head``
 (rows of HEADS) scores the labels; ``decoder``: with ``encnet`` and ``essnet`` the two
@@ -19,7 +19,9 @@ ADE20K-Full 17.93 to 18.78, COCO+LVIS 19.41 to 21.26.
 
 from ml_collections import ConfigDict
 
-from configs import backbones, common
+from configs import common
+from mlseg_jax.settings import backbones, base
+from mlseg_jax.settings.arguments import choose, parse_arg
 
 # Crop, longest and shortest side, steps, multi-label loss, weight decay, normalisation,
 # bins a side that the multi-label head's tokens are pooled to (method.md sections 12.1
@@ -76,7 +78,7 @@ ORACLE_DECAY_FACTORS = (("decoder/blocks/blocks/0", 100.0), WEIGHT_DECAY_FACTORS
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = common.parse_arg(
+    args = parse_arg(
         arg,
         dataset="ade20k",
         backbone="vit_b16",
@@ -85,9 +87,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         decoder="segmenter",
         oce=0,
     )
-    recipe = common.choose(RECIPES, "data set", args.dataset)
-    common.choose(HEADS, "head", args.head)
-    common.choose(DECODERS, "decoder", args.decoder)
+    recipe = choose(RECIPES, "data set", args.dataset)
+    choose(HEADS, "head", args.head)
+    choose(DECODERS, "decoder", args.decoder)
     if args.decoder != "segmenter" and args.selection != "complete":
         raise ValueError(
             f"{args.decoder} classifies all labels: add selection=complete."
@@ -95,8 +97,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     is_large = args.backbone == "vit_l16" and recipe["crop"] == 512
     side = 640 if is_large else recipe["crop"]
 
-    config = common.base("segmenter")
-    config.data = common.data(
+    config = base.base("segmenter")
+    config.data = base.data(
         name=args.dataset,
         crop_size=(side, side),
         base_size=(2560, 640) if is_large else recipe["base"],

@@ -12,7 +12,9 @@ before, and writes ``study.md`` and ``study.png``. One row alone is
 
 from ml_collections import ConfigDict
 
-from configs import backbones, common, query2label, segmenter
+from configs import query2label, segmenter
+from mlseg_jax.settings import backbones
+from mlseg_jax.settings.arguments import choose, parse_arg
 
 MLSEG, BASELINE = "selection=top_k", "selection=complete"
 ALL = 1e9
@@ -127,11 +129,11 @@ its share of the cores."""
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = common.parse_arg(arg, row="mlseg", size="small", seed=0)
-    size = common.choose(SIZES, "size of the study", args.size)
+    args = parse_arg(arg, row="mlseg", size="small", seed=0)
+    size = choose(SIZES, "size of the study", args.size)
     if args.row == PRETRAINED:
         return _pretrained(args, size)
-    argument, overrides = common.choose(ROWS, "row of the study", args.row)
+    argument, overrides = choose(ROWS, "row of the study", args.row)
     k, steps, side = size["k"], size["steps"], (size["side"], size["side"])
     config = segmenter.get_config(
         f"dataset=sign_scenes,backbone={size['backbone']},{argument}"
@@ -196,7 +198,7 @@ def in_order() -> tuple[tuple[str, ...], ...]:
 
 def evaluated(name: str) -> dict[str, tuple[str, dict]]:
     """`EVALUATED` with the numbers of labels of a size."""
-    size = common.choose(SIZES, "size of the study", name)
+    size = choose(SIZES, "size of the study", name)
     return {
         row: (trained, _numbers(settings, size))
         for row, (trained, settings) in EVALUATED.items()

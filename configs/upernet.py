@@ -3,7 +3,7 @@
     python main.py train --workdir=runs/ade20k_swin \
         --config=configs/upernet.py:dataset=ade20k,backbone=swin_b,selection=top_k
 
-Arguments: ``dataset`` (rows of ``common.DATA_SETS``), ``backbone`` (rows of
+Arguments: ``dataset`` (rows of ``DATA_SETS``), ``backbone`` (rows of
 ``backbones.SWINS`` and ``BEITS``), ``selection``: ``top_k`` is MLSeg, ``complete`` the
 baseline, ``oracle`` the upper bound, ``given`` takes labels from elsewhere;
 ``class_projection=1`` adds the matrix that the published parameter counts have and the
@@ -19,7 +19,9 @@ out of memory there (``docs/planning.md`` has what it needs here).
 
 from ml_collections import ConfigDict
 
-from configs import backbones, common, pixel_classifier
+from configs import common, pixel_classifier
+from mlseg_jax.settings import backbones
+from mlseg_jax.settings.arguments import choose, parse_arg
 
 # Steps with Swin and with BEiT (method.md 12.1, which has none for BEiT on COCO+LVIS).
 STEPS = {
@@ -42,16 +44,16 @@ SWIN_RATE_FACTORS = (("multilabel_head/encoder/(blocks|classifier)", 0.1),)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = common.parse_arg(
+    args = parse_arg(
         arg,
         dataset="ade20k",
         backbone="swin_b",
         selection="top_k",
         class_projection=0,
     )
-    steps = common.choose(STEPS, "data set", args.dataset)
+    steps = choose(STEPS, "data set", args.dataset)
     names = [*backbones.SWINS, *backbones.BEITS]
-    is_beit = common.choose(names, "backbone", args.backbone) in backbones.BEITS
+    is_beit = choose(names, "backbone", args.backbone) in backbones.BEITS
     is_small = args.dataset == "sign_scenes"
     side = 96 if is_small else 640 if is_beit else 512
     if is_beit:
@@ -61,7 +63,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         backbone = backbones.swin(args.backbone)
         width = 64 if args.backbone == "swin_demo" else 512
 
-    config = pixel_classifier.base(
+    config = pixel_classifier.recipe(
         "upernet",
         args,
         side=side,

@@ -1,0 +1,1 @@
+"""From files to batches; `pipeline` is the front door."""

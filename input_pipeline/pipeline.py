@@ -15,8 +15,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from input_pipeline.bad_examples import Skips
-from input_pipeline.datasets.info import DataError
+from input_pipeline.datasets.bad_examples import Skips
+from input_pipeline.info import DataError
 
 
 def train_batches(

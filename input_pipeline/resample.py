@@ -6,7 +6,7 @@ factor max(1, sqrt(t / f)), and an example the largest factor of its classes.
 
 import numpy as np
 
-from input_pipeline.datasets.class_statistics import Presence
+from input_pipeline.preparation.class_statistics import Presence
 
 
 def repeat_factors(presence: Presence, threshold: float) -> np.ndarray:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from input_pipeline.datasets.class_statistics import Presence
-from input_pipeline.datasets.info import DataError
+from input_pipeline.info import DataError
 from input_pipeline.pipeline import set_up_process
+from input_pipeline.preparation.class_statistics import Presence
 from mlseg_jax.typing import IGNORE
 
 _AHEAD = 64  # Examples that are handed to the threads before their turn.

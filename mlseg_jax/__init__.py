@@ -8,9 +8,9 @@ result.label_map, result.labels, result.overlay()
 
 
 def load(workdir, checkpoint="latest"):
-    """The model that was trained in ``workdir``: see `mlseg_jax.predict.load`."""
+    """The model that was trained in ``workdir``: see `prediction.segmenter.load`."""
     # Imported on use, so that `import mlseg_jax.typing` does not start JAX.
-    from mlseg_jax.predict import load as load_segmenter
+    from mlseg_jax.prediction.segmenter import load as load_segmenter
 
     return load_segmenter(workdir, checkpoint)
 

@@ -18,8 +18,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from mlseg_jax.distributed.sharding import on_each_device
 from mlseg_jax.errors import UserError
-from mlseg_jax.sharding import on_each_device
 from mlseg_jax.typing import IGNORE, Array, Bool, Float, Int
 
 UNSELECTED_LOGIT = -100.0

@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 
 from configs import deeplabv3, linear, segmenter, upernet
-from input_pipeline.augment import make_augment
+from input_pipeline.augmentation.augment import make_augment
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.pipeline import train_batches
 from mlseg_jax.typing import IGNORE

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 
-from input_pipeline.datasets import names, prepared, raw_files
-from input_pipeline.datasets.info import DatasetInfo
+from input_pipeline.datasets import names
+from input_pipeline.files import raw_files
+from input_pipeline.info import DatasetInfo
+from input_pipeline.preparation import prepared
 from mlseg_jax.typing import IGNORE
 
 _LABELS = prepared.RawLabels({0: IGNORE} | {raw: raw - 1 for raw in range(1, 151)})

@@ -25,9 +25,10 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline import images
-from input_pipeline.datasets import coco_format, names, prepared, raw_files
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.datasets import coco_format, names
+from input_pipeline.files import images, raw_files
+from input_pipeline.info import DataError, DatasetInfo
+from input_pipeline.preparation import prepared
 from mlseg_jax.typing import IGNORE
 
 _FOLDER = "ADE20K_2021_17_01"

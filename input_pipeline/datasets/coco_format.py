@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from input_pipeline import masks
-from input_pipeline.datasets.info import DataError, DatasetInfo, raise_fault
+from input_pipeline.files import masks
+from input_pipeline.info import DataError, DatasetInfo, raise_fault
 
 # What is kept of an annotation; the rest (boxes, areas, ...) would fill the memory.
 _KEPT = (

@@ -22,10 +22,10 @@ from collections.abc import Callable
 import numpy as np
 from etils import epath
 
-from input_pipeline import images, masks
 from input_pipeline.datasets import coco_format, instances, label_schema, panoptic
-from input_pipeline.datasets.info import DataError, DatasetInfo, raise_fault
-from input_pipeline.datasets.prepared import RawExample
+from input_pipeline.files import images, masks
+from input_pipeline.info import DataError, DatasetInfo, raise_fault
+from input_pipeline.preparation.prepared import RawExample
 from mlseg_jax.typing import IGNORE
 
 PAINT_ORDERS = ("area", "file")

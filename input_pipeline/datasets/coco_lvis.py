@@ -27,9 +27,10 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline import masks
-from input_pipeline.datasets import coco_format, instances, prepared
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.datasets import coco_format, instances
+from input_pipeline.files import masks
+from input_pipeline.info import DataError, DatasetInfo
+from input_pipeline.preparation import prepared
 
 NUM_LVIS, NUM_STUFF = 1203, 81
 STUFF_IDS = range(92, 183)

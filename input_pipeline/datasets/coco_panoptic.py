@@ -13,7 +13,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from input_pipeline.datasets import coco_format, instances, panoptic, prepared
+from input_pipeline.datasets import coco_format, instances, panoptic
+from input_pipeline.preparation import prepared
 
 
 class CocoPanoptic(instances.NamedByFiles):

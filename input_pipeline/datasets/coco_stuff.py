@@ -26,9 +26,10 @@ import numpy as np
 import scipy.io
 import tensorflow_datasets as tfds
 
-from input_pipeline import images
-from input_pipeline.datasets import coco_format, names, prepared, raw_files
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.datasets import coco_format, names
+from input_pipeline.files import images, raw_files
+from input_pipeline.info import DataError, DatasetInfo
+from input_pipeline.preparation import prepared
 from mlseg_jax.typing import IGNORE
 
 _UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}

@@ -10,8 +10,8 @@ import os
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline.datasets import prepared, stored
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.info import DataError, DatasetInfo
+from input_pipeline.preparation import prepared, stored
 from mlseg_jax.typing import IGNORE
 
 MAX_INSTANCES = prepared.IGNORE_16 - 1

@@ -8,8 +8,8 @@ import pathlib
 
 import numpy as np
 
-from input_pipeline import images
-from input_pipeline.datasets.info import DataError
+from input_pipeline.files import images
+from input_pipeline.info import DataError
 from mlseg_jax.typing import IGNORE
 
 NO_CLASS = -2

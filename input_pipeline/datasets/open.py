@@ -5,12 +5,12 @@ from collections.abc import Callable
 import ml_collections
 from etils import epath
 
-from input_pipeline import bad_examples
-from input_pipeline.datasets.builders import BUILDERS, find_prepared
+from input_pipeline.datasets import bad_examples
 from input_pipeline.datasets.folder import Folder
-from input_pipeline.datasets.info import DataError, raise_fault
-from input_pipeline.datasets.local_copy import local_copy
 from input_pipeline.datasets.sign_scenes import SignScenes
+from input_pipeline.files.local_copy import local_copy
+from input_pipeline.info import DataError, raise_fault
+from input_pipeline.preparation.builders import BUILDERS, find_prepared
 
 TFDS_PREFIX = "tfds:"
 """What stands before the name of any data set of TFDS."""
@@ -91,7 +91,8 @@ def _open_tfds(data: ml_collections.ConfigDict, split: str, report):
 
 
 def _open_prepared(data: ml_collections.ConfigDict, split: str, report):
-    from input_pipeline.datasets import instances, prepared, videos
+    from input_pipeline.datasets import instances, videos
+    from input_pipeline.preparation import prepared
 
     command = (
         f"python main.py prepare --dataset={data.name} --manual_dir=RAW_FILES "

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from input_pipeline import images
 from input_pipeline.datasets import coco_format, instances
-from input_pipeline.datasets.info import DataError, DatasetInfo, raise_fault
-from input_pipeline.datasets.prepared import RawExample
+from input_pipeline.files import images
+from input_pipeline.info import DataError, DatasetInfo, raise_fault
+from input_pipeline.preparation.prepared import RawExample
 from mlseg_jax.typing import IGNORE
 
 

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline import masks
-from input_pipeline.datasets import coco_format, names, prepared, raw_files
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.datasets import coco_format, names
+from input_pipeline.files import masks, raw_files
+from input_pipeline.info import DataError, DatasetInfo
+from input_pipeline.preparation import prepared
 from mlseg_jax.typing import IGNORE
 
 # Category ids of the JSON, ascending: the position is the class of the 60.

@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import ImageFont
 
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.info import DataError, DatasetInfo
 
 SPLITS = ("train", "val")
 COLOURS = {

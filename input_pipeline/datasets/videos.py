@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline.datasets import instances, prepared
-from input_pipeline.datasets.info import DataError
+from input_pipeline.datasets import instances
+from input_pipeline.info import DataError
+from input_pipeline.preparation import prepared
 
 _NUMBERS = ("video_index", "video_length", "frame")
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from input_pipeline import images
-from input_pipeline.datasets import names, prepared, raw_files, videos
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.datasets import names, videos
+from input_pipeline.files import images, raw_files
+from input_pipeline.info import DataError, DatasetInfo
+from input_pipeline.preparation import prepared
 from mlseg_jax.typing import IGNORE
 
 NUM_CLASSES = 124

@@ -19,15 +19,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline import masks
-from input_pipeline.datasets import (
-    coco_format,
-    instances,
-    prepared,
-    raw_files,
-    videos,
-)
-from input_pipeline.datasets.info import DataError
+from input_pipeline.datasets import coco_format, instances, videos
+from input_pipeline.files import masks, raw_files
+from input_pipeline.info import DataError
+from input_pipeline.preparation import prepared
 from mlseg_jax.typing import IGNORE
 
 NUM_CLASSES = 40

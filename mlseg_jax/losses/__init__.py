@@ -1,0 +1,1 @@
+"""Pure, unreduced losses; `reduce` applies mask, weight and denominator once."""

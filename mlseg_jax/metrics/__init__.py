@@ -1,0 +1,1 @@
+"""Mergeable states: empty, update, merge, compute."""

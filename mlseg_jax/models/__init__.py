@@ -1,0 +1,1 @@
+"""Networks: from pictures to label scores, a selection and logits over ranks."""

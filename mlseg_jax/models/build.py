@@ -2,8 +2,6 @@
 
 import functools
 import math
-import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -11,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
+from mlseg_jax.distributed.sharding import gather_weights
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.mlseg import MLSeg
 from mlseg_jax.models.parts import (
@@ -18,10 +17,12 @@ from mlseg_jax.models.parts import (
     BACKBONES,
     DECODERS,
     MULTILABEL_HEADS,
+    choose,
+    from_section,
+    make_part,
 )
 from mlseg_jax.models.query2label import Query2Label
 from mlseg_jax.models.rank_adaptive import RankNorm
-from mlseg_jax.sharding import gather_weights
 from mlseg_jax.typing import Array
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -33,9 +34,9 @@ Parameters = dict[str, Array]
 def _build_mlseg(
     config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
 ) -> MLSeg:
-    common = {"dtype": _choose(DTYPES, "dtype", config.model.dtype), "rngs": rngs}
+    common = {"dtype": choose(DTYPES, "dtype", config.model.dtype), "rngs": rngs}
     choice = config.model
-    make = functools.partial(_make_part, config, **common)
+    make = functools.partial(make_part, config, **common)
     backbone = make(BACKBONES, "backbone")
     decoder = make(DECODERS, "decoder", backbone)
     return MLSeg(
@@ -61,17 +62,12 @@ def _build_mlseg(
 def _build_query2label(
     config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
 ) -> Query2Label:
-    common = {"dtype": _choose(DTYPES, "dtype", config.model.dtype), "rngs": rngs}
-    transformer = config.model.transformer
-    return Query2Label(
-        _make_part(config, BACKBONES, "backbone", **common),
+    common = {"dtype": choose(DTYPES, "dtype", config.model.dtype), "rngs": rngs}
+    return from_section(
+        Query2Label,
+        config.model.transformer,
+        backbone=make_part(config, BACKBONES, "backbone", **common),
         num_classes=num_classes,
-        num_heads=transformer.num_heads,
-        mlp_dim=transformer.mlp_dim,
-        num_encoder_layers=transformer.num_encoder_layers,
-        num_decoder_layers=transformer.num_decoder_layers,
-        dropout_rate=transformer.dropout_rate,
-        remat=transformer.remat,
         pixel_mean=tuple(config.data.pixel_mean),
         pixel_std=tuple(config.data.pixel_std),
         **common,
@@ -87,7 +83,7 @@ def build_model(
 ) -> MLSeg | Query2Label:
     """The model of a configuration for ``num_classes`` complete labels."""
     _check_sizes(config)
-    return _choose(MODELS, "task", config.task)(config, num_classes, rngs)
+    return choose(MODELS, "task", config.task)(config, num_classes, rngs)
 
 
 _MAY_BE_ZERO = ("downsample", "num_registers", "num_norms", "num_encoder_layers")
@@ -145,31 +141,6 @@ def _classes_in_backbone(config: ml_collections.ConfigDict) -> bool:
             "of a ViT; set it to False, or model.backbone to a ViT."
         )
     return choice.in_backbone
-
-
-def _make_part(
-    config: ml_collections.ConfigDict, table: Mapping, key: str, *args, **common
-):
-    """The part that ``model.KEY`` names, which must have all that this kind reads."""
-    name = config.model[key].name
-    make = _choose(table, f"model.{key}.name", name)
-    try:
-        return make(config, *args, **common)
-    except AttributeError as error:
-        # What a ConfigDict raises for a key that it has not.
-        if not (error.args and isinstance(error.args[0], KeyError)):
-            raise
-        (missing, *_) = re.findall(r"\w+", str(error.args[0]))
-        raise UserError(
-            f"model.{key}.name={name!r} needs the key {missing!r}, which this "
-            f"configuration has not; start from a file of configs/ that has it."
-        ) from error
-
-
-def _choose(table: Mapping, what: str, name: str):
-    if name not in table:
-        raise UserError(f"Unknown {what} {name!r}; choose one of {', '.join(table)}.")
-    return table[name]
 
 
 class FunctionalModel(NamedTuple):

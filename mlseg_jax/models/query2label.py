@@ -8,6 +8,7 @@ looks for its label. Liu et al. 2021.
 import jax.numpy as jnp
 from flax import nnx
 
+from mlseg_jax.distributed.sharding import pin_examples
 from mlseg_jax.models.interfaces import AbstractBackbone
 from mlseg_jax.models.layers.position_embedding import sine_positions
 from mlseg_jax.models.layers.post_norm import PostNormTransformer
@@ -15,7 +16,6 @@ from mlseg_jax.models.layers.transformer import split_rng
 from mlseg_jax.models.macs import Macs
 from mlseg_jax.models.mlseg import normalise
 from mlseg_jax.models.multilabel_heads.group_wise_linear import GroupWiseLinear
-from mlseg_jax.sharding import pin_examples
 from mlseg_jax.typing import Array, DTypeLike, Float, Int, PRNGKeyArray, UInt8
 
 

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from input_pipeline.datasets import names as published
-from input_pipeline.datasets.info import DatasetInfo
 from input_pipeline.datasets.open import open_dataset
-from mlseg_jax.checkpoint import Checkpoints
+from input_pipeline.info import DatasetInfo
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.pretrained.formats import recognise
@@ -20,7 +19,8 @@ from mlseg_jax.pretrained.load import complete, load_arrays, stack_blocks, with_
 from mlseg_jax.pretrained.model_card import write_card
 from mlseg_jax.pretrained.read import WeightFile, read_weights
 from mlseg_jax.pretrained.suggest import suggest
-from mlseg_jax.workdir import claim_workdir
+from mlseg_jax.runs.checkpoint import Checkpoints
+from mlseg_jax.runs.workdir import claim_workdir
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.pretrained import segmenter
 from mlseg_jax.pretrained.load import unscanned, unstack_blocks
 from mlseg_jax.pretrained.mapping import to_theirs
-from mlseg_jax.workdir import load_config, load_info, load_parameters
+from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
 
 
 def export_weights(workdir: str, output: str, to: str, checkpoint: str) -> str:

@@ -17,7 +17,7 @@ from mlseg_jax.pretrained.load import (
     with_facts,
 )
 from mlseg_jax.pretrained.read import read_weights
-from mlseg_jax.workdir import load_config, load_parameters
+from mlseg_jax.runs.workdir import load_config, load_parameters
 
 logger = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ import pathlib
 
 import ml_collections
 
-from input_pipeline.datasets.info import DatasetInfo
+from input_pipeline.info import DatasetInfo
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.pretrained.formats import Format
 from mlseg_jax.pretrained.read import WeightFile
-from mlseg_jax.workdir import CARD
+from mlseg_jax.runs.workdir import CARD
 
 TEXT = "model_card.md"
 

@@ -3,10 +3,11 @@
 import math
 import re
 
-from configs import backbones, common, query2label, segmenter
 from mlseg_jax.pretrained.formats import Arrays, Format, recognise
 from mlseg_jax.pretrained.query2label import BODY
 from mlseg_jax.pretrained.read import WeightFile
+from mlseg_jax.settings import backbones, recipes
+from mlseg_jax.settings.data_sets import DATA_SETS
 
 
 def suggest(file: WeightFile) -> str:
@@ -39,7 +40,7 @@ def _vit(arrays: Arrays) -> str | None:
 
 
 def _recipe(num_classes: int | None) -> str:
-    rows = common.DATA_SETS.items()
+    rows = DATA_SETS.items()
     return next((name for name, row in rows if row[0] == num_classes), "folder")
 
 
@@ -73,7 +74,7 @@ def _suggest_segmenter(source: Format, arrays: Arrays) -> str:
     if "backbone.cls_emb" in arrays:
         parts["oce"] = "1"
     argument = ",".join(f"{key}={value}" for key, value in parts.items())
-    config = segmenter.get_config(argument)
+    config = recipes.get("segmenter").get_config(argument)
     more = {}
     is_mlseg = parts["selection"] == "top_k"
     if is_mlseg and norm is not None and config.selection.k != len(norm):
@@ -173,6 +174,7 @@ def _suggest_query2label(source: Format, arrays: Arrays) -> str:
         name = _resnet(arrays, BODY)
     else:
         name, flags = _swin(arrays)
+    query2label = recipes.get("query2label")
     if name not in query2label.BACKBONES:
         return ""
     dataset = _recipe(source.num_classes(arrays))

@@ -1,0 +1,1 @@
+"""One task = one loss, one evaluation, one kind of result; and the table of them."""

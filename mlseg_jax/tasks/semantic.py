@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import ml_collections
 
+from mlseg_jax.distributed.sharding import on_each_device
 from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import (
     Selection,
@@ -32,7 +33,6 @@ from mlseg_jax.metrics.label_recall import label_histogram
 from mlseg_jax.models.decoders.auxiliary import FCNHead
 from mlseg_jax.models.interfaces import FeatureMap
 from mlseg_jax.models.mlseg import MLSeg
-from mlseg_jax.sharding import on_each_device
 from mlseg_jax.typing import IGNORE, Array, Bool, Float, Int, PRNGKeyArray
 
 

@@ -5,10 +5,15 @@ from typing import NamedTuple
 
 import ml_collections
 
-from mlseg_jax import evaluate, evaluate_labels
 from mlseg_jax.errors import UserError
-from mlseg_jax.label_scores import LabelScorer
+from mlseg_jax.inference.label_scores import LabelScorer
 from mlseg_jax.tasks import multilabel, semantic
+from mlseg_jax.tasks import (
+    multilabel_evaluation as evaluate_labels,
+)
+from mlseg_jax.tasks import (
+    semantic_evaluation as evaluate,
+)
 
 
 class Task(NamedTuple):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import pipeline
-from input_pipeline.datasets.info import DataError, DatasetInfo
+from input_pipeline.info import DataError, DatasetInfo
 
 
 class _Source:

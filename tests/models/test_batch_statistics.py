@@ -8,16 +8,13 @@ from jax.sharding import AxisType
 from shrink import NUM_CLASSES, deeplabv3_config, scene_batch
 from test_deeplabv3 import make_batch
 
-from mlseg_jax.checkpoint import Checkpoints
+from mlseg_jax.distributed.sharding import AXES, put_batch
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.mlseg import normalise
-from mlseg_jax.sharding import AXES, put_batch
-from mlseg_jax.train_state import (
-    abstract_state,
-    evaluation_parameters,
-    initialise,
-    make_train_step,
-)
+from mlseg_jax.runs.checkpoint import Checkpoints
+from mlseg_jax.runs.weights import evaluation_parameters
+from mlseg_jax.training.state import abstract_state, initialise
+from mlseg_jax.training.step import make_train_step
 
 C = NUM_CLASSES
 pytestmark = pytest.mark.usefixtures("quick_compiles")

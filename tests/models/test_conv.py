@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType
 
+from mlseg_jax.distributed.sharding import AXES, batch_sharding, on_mesh
 from mlseg_jax.models.interfaces import FeatureMap
 from mlseg_jax.models.layers.conv import Conv, ConvUnit, average_pool, max_pool
 from mlseg_jax.models.layers.dropout import channel_dropout
 from mlseg_jax.models.layers.norm import BatchNorm
-from mlseg_jax.sharding import AXES, batch_sharding, on_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -10,7 +10,7 @@ from shrink import NUM_CLASSES, deeplabv3_config, random_parameters
 
 from configs import deeplabv3
 from mlseg_jax.errors import UserError
-from mlseg_jax.inference import Engine
+from mlseg_jax.inference.engine import Engine
 from mlseg_jax.label_selection import SelectionPolicy
 from mlseg_jax.losses import pixel
 from mlseg_jax.losses.pixel import classified_cross_entropy, upsampled_cross_entropy

@@ -7,8 +7,8 @@ import pytest
 from shrink import random_parameters
 
 from configs import query2label, segmenter
-from mlseg_jax.flops import count_macs
 from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.flops import count_macs
 from mlseg_jax.tasks import multilabel
 
 

@@ -15,11 +15,12 @@ from shrink import (
     upernet_config,
 )
 
-from mlseg_jax.evaluate import make_engine
+from mlseg_jax.distributed.sharding import AXES, put_batch
 from mlseg_jax.label_selection import SelectionPolicy
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.sharding import AXES, put_batch
-from mlseg_jax.train_state import abstract_state, initialise, make_train_step
+from mlseg_jax.tasks.semantic_evaluation import make_engine
+from mlseg_jax.training.state import abstract_state, initialise
+from mlseg_jax.training.step import make_train_step
 
 C = NUM_CLASSES
 pytestmark = pytest.mark.usefixtures("quick_compiles")

@@ -6,7 +6,7 @@ Run with a Python that has torch, timm, transformers, mmsegmentation 1.2 and mmc
     python tests/parity/make_golden_frameworks.py [case ...]
 
 The modules are the toolboxes' own, in tiny sizes, with random values as
-``make_golden.py`` makes them; files look as its do.
+``golden_files.py`` makes them; files look as its do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import warnings
 
 import numpy as np
 import torch
-from make_golden import gradients, make_image, normal, write
+from golden_files import gradients, make_image, normal, write
 
 warnings.filterwarnings("ignore", message="Fail to import")
 

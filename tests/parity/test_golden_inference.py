@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from test_golden import close, load, nhwc, part, set_up
 
-from mlseg_jax import inference, rank_space, views
+from mlseg_jax.inference import engine as inference
+from mlseg_jax.inference import rank_space, views
 from mlseg_jax.label_selection import SelectionPolicy
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")

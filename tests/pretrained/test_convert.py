@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 from shrink import segmenter_config
 from weight_files import MLSEG, config_of, parameters_of, random_arrays, said
 
+from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.models.layers.resize import POSITION_RESIZES
 from mlseg_jax.pretrained.convert import convert, suggestion
 from mlseg_jax.pretrained.export import export_weights
@@ -16,13 +17,8 @@ from mlseg_jax.pretrained.initialise import start_from
 from mlseg_jax.pretrained.load import stack_blocks, unstack_blocks
 from mlseg_jax.pretrained.read import read_weights
 from mlseg_jax.pretrained.segmenter import release
-from mlseg_jax.sharding import make_mesh
-from mlseg_jax.train_state import initialise
-from mlseg_jax.workdir import (
-    CARD,
-    claim_workdir,
-    load_info,
-)
+from mlseg_jax.runs.workdir import CARD, claim_workdir, load_info
+from mlseg_jax.training.state import initialise
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -11,7 +11,7 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.pretrained.mapping import to_theirs
 from mlseg_jax.pretrained.read import WeightFile
-from mlseg_jax.workdir import load_config, load_parameters
+from mlseg_jax.runs.workdir import load_config, load_parameters
 
 MLSEG = pathlib.Path(__file__).parent / "files" / "mlseg.pth"
 

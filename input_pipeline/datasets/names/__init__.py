@@ -7,7 +7,7 @@ tab and its colour.
 import functools
 import pathlib
 
-from input_pipeline.datasets.info import DatasetInfo
+from input_pipeline.info import DatasetInfo
 
 _STUFF = "~"
 _WITH_COLOURS = (

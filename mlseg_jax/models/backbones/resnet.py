@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mlseg_jax.distributed.sharding import gather_weights, pin_examples
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.interfaces import AbstractBackbone, FeatureMap
 from mlseg_jax.models.layers.block_stack import REMAT_POLICIES, rematerialised
 from mlseg_jax.models.layers.conv import ConvUnit, max_pool
 from mlseg_jax.models.macs import Macs, activation
-from mlseg_jax.sharding import gather_weights, pin_examples
 from mlseg_jax.typing import Array, DTypeLike, Float, Int, Length, PRNGKeyArray
 
 EXPANSION = 4

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mlseg_jax.distributed.sharding import pin_examples
 from mlseg_jax.models.interfaces import AbstractBackbone, FeatureMap, inside_mask
 from mlseg_jax.models.layers.block_stack import BlockStack
 from mlseg_jax.models.layers.norm import LayerNorm
@@ -18,7 +19,6 @@ from mlseg_jax.models.layers.transformer import (
 )
 from mlseg_jax.models.layers.window_attention import WindowAttention
 from mlseg_jax.models.macs import Macs, norm, product
-from mlseg_jax.sharding import pin_examples
 from mlseg_jax.typing import Array, DTypeLike, Float, Int, Length, PRNGKeyArray
 
 PATCH_SIZE = 4

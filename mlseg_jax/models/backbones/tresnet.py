@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mlseg_jax.distributed.sharding import gather_weights, pin_examples
 from mlseg_jax.models.interfaces import AbstractBackbone, FeatureMap
 from mlseg_jax.models.layers.block_stack import rematerialised
 from mlseg_jax.models.layers.conv import Conv, ConvUnit, average_pool
 from mlseg_jax.models.layers.patches import patchify
 from mlseg_jax.models.layers.resize import blur_matrix, pair_matrix, resample
 from mlseg_jax.models.macs import Macs, activation, norm, product
-from mlseg_jax.sharding import gather_weights, pin_examples
 from mlseg_jax.typing import Array, DTypeLike, Float, Int, Length, PRNGKeyArray
 
 PATCH_SIZE = 4

@@ -1,0 +1,1 @@
+"""Feature maps and class queries to scores: `embed` and `classify`."""

@@ -7,13 +7,13 @@ As DINOv2 evaluates its features (Oquab et al. 2023, section 7.4): batch norm, t
 import jax.numpy as jnp
 from flax import nnx
 
+from mlseg_jax.distributed.sharding import pin_examples
 from mlseg_jax.models.decoders.dot_product import dot_products
 from mlseg_jax.models.interfaces import AbstractDecoder, Embeddings, FeatureMap
 from mlseg_jax.models.layers.conv import resize_like
 from mlseg_jax.models.layers.dropout import channel_dropout
 from mlseg_jax.models.layers.norm import BatchNorm
 from mlseg_jax.models.macs import Macs, product
-from mlseg_jax.sharding import pin_examples
 from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
 
 

@@ -5,13 +5,13 @@ import functools
 import jax.numpy as jnp
 from flax import nnx
 
+from mlseg_jax.distributed.sharding import pin_examples
 from mlseg_jax.models.decoders.dot_product import dot_products
 from mlseg_jax.models.interfaces import AbstractDecoder, Embeddings, FeatureMap
 from mlseg_jax.models.layers.conv import ConvUnit, resize_like
 from mlseg_jax.models.layers.dropout import channel_dropout
 from mlseg_jax.models.layers.resize import adaptive_pool
 from mlseg_jax.models.macs import Macs, activation, product
-from mlseg_jax.sharding import pin_examples
 from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
 
 POOL_BINS = (1, 2, 3, 6)

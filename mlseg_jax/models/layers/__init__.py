@@ -1,0 +1,1 @@
+"""What the parts of networks are made of."""

@@ -13,9 +13,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from mlseg_jax.distributed.sharding import on_each_device, platform
 from mlseg_jax.models.layers.dropout import keep_scale, number_values
 from mlseg_jax.models.layers.flash import find_flash
-from mlseg_jax.sharding import on_each_device, platform
 from mlseg_jax.typing import Array, Bool, Float, PRNGKeyArray
 
 MASKED = -1e30

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from mlseg_jax.distributed.sharding import gather_weights, pin_examples
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.layers.transformer import Context
 from mlseg_jax.models.macs import Macs
-from mlseg_jax.sharding import gather_weights, pin_examples
 from mlseg_jax.typing import Array, Float, PRNGKeyArray
 
 REMAT_POLICIES = {

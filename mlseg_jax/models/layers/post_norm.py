@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mlseg_jax.distributed.sharding import pin_examples
 from mlseg_jax.models.layers.attention import attention
 from mlseg_jax.models.layers.block_stack import REMAT_POLICIES
 from mlseg_jax.models.layers.dropout import dropout
@@ -19,7 +20,6 @@ from mlseg_jax.models.layers.transformer import (
     split_rng,
 )
 from mlseg_jax.models.macs import Macs, norm, product
-from mlseg_jax.sharding import pin_examples
 from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
 
 

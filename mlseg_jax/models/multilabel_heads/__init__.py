@@ -1,0 +1,1 @@
+"""Which labels are in the picture: a score for each of the C classes."""

@@ -1,0 +1,1 @@
+"""What happens to a picture and its labels before they become a batch."""

@@ -1,0 +1,120 @@
+"""Labels that a frozen classifier has selected, beside every example of a split.
+
+A folder of scores holds for each split ``SPLIT.npy``, float32 [N C] (a row is read when
+it is needed, the file never as a whole), and ``SPLIT.json``: the names of the N
+examples and of the C classes, and what the scores are of.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from etils import epath
+
+from input_pipeline.info import DataError, DatasetInfo
+from mlseg_jax.typing import Float, Int
+
+
+class LabelScoreFile:
+    """Scores of the examples of a split, by name."""
+
+    def __init__(self, folder: str, split: str, info: DatasetInfo):
+        """Reads the names.
+
+        Raises:
+          DataError: there is no such file, or it is of other classes.
+        """
+        facts = read_facts(folder, split)
+        if facts is None:
+            raise DataError(
+                f"There are no label scores of the split {split!r} in {folder}; write "
+                f"them: python main.py predict --workdir=CLASSIFIER --scores={folder}"
+            )
+        if tuple(facts["classes"]) != info.class_names:
+            raise DataError(
+                f"The label scores in {folder} are of other classes than the data set "
+                f"{info.name!r} has; use a classifier that was trained on its classes."
+            )
+        self.path = f"{folder}/{split}.npy"
+        self._rows = {name: row for row, name in enumerate(facts["names"])}
+        self._scores = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getstate__(self) -> dict:
+        """Without the open file, which would be pickled as a whole."""
+        return self.__dict__ | {"_scores": None}
+
+    def top_k(self, name: str, k: int) -> Int[np.ndarray, "K"]:
+        """The classes with the best scores, best first; ties to the lower class id.
+
+        Raises:
+          DataError: there are no scores of this example.
+        """
+        if name not in self._rows:
+            raise DataError(
+                f"{self.path} has no scores of the example {name!r}; write the scores "
+                f"of this data set, or delete the file."
+            )
+        if self._scores is None:
+            self._scores = np.load(self.path, mmap_mode="r")
+        order = np.argsort(-self._scores[self._rows[name]], kind="stable")
+        return order[:k].astype(np.int32)
+
+
+class WithGivenLabels:
+    """A source whose examples also have ``given`` int32 [K], the selected labels."""
+
+    def __init__(self, source, folder: str, split: str, k: int):
+        self.info = source.info
+        self._source = source
+        self._scores = LabelScoreFile(folder, split, source.info)
+        self._k = k
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def num_scored(self) -> int:
+        """Examples that there are scores of."""
+        return len(self._scores)
+
+    def __getitem__(self, index: int) -> dict:
+        example = self._source[index]
+        return {**example, "given": self._scores.top_k(example["name"], self._k)}
+
+
+def read_facts(folder: str, split: str) -> dict | None:
+    """What is in ``SPLIT.json``; None where the scores are not (all) there."""
+    path = epath.Path(folder) / f"{split}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_scores(
+    folder: str,
+    split: str,
+    info: DatasetInfo,
+    count: int,
+    batches: Iterable[tuple[Sequence[str], Float[np.ndarray, "n C"]]],
+    **facts: str,
+) -> None:
+    """Writes names and scores of up to ``count`` examples as they come.
+
+    ``facts`` are kept beside the names. The names are written last: without them there
+    are no scores.
+    """
+    path = epath.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / f"{split}.json").unlink(missing_ok=True)
+    shape = (count, info.num_classes)
+    scores = np.lib.format.open_memmap(
+        path / f"{split}.npy", mode="w+", dtype=np.float32, shape=shape
+    )
+    names = []
+    for new, rows in batches:
+        scores[len(names) : len(names) + len(new)] = rows
+        names += new
+    scores.flush()
+    facts |= {"classes": info.class_names, "names": names}
+    (path / f"{split}.json").write_text(json.dumps(facts))

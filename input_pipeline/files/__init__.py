@@ -1,0 +1,1 @@
+"""Files that people have: pictures, masks, archives, copies of what lies elsewhere."""

@@ -1,0 +1,275 @@
+"""Image and mask files to arrays and back.
+
+A file which cannot be read whole is an error here and never a picture padded with
+grey: a model would train on the padding without anybody noticing.
+"""
+
+import dataclasses
+import io
+import os
+import struct
+import warnings
+import zlib
+
+import cv2
+import numpy as np
+from etils import epath
+from PIL import ExifTags, Image, ImageFile
+
+from input_pipeline.files.jpeg import decode_jpeg
+from input_pipeline.info import DataError
+from mlseg_jax.typing import IGNORE
+
+MAX_PIXELS = 2**28
+"""Default of the largest picture: a phone makes 200 megapixels."""
+
+WHITE = 65535
+"""Default of the 16-bit value that is white."""
+
+IGNORE_RAW = {8: 255, 16: 65535}
+"""Raw mask value that means IGNORE, by bit depth of the file."""
+
+MAX_CLASSES = 65535
+"""Most classes that a 16-bit mask can hold beside its ignore value."""
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2"),
+)
+"""Endings, in lower case, by which a file counts as an image."""
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# In a JPEG these modes need no colour management: every decoder gives the same.
+_PLAIN_JPEG_MODES = ("L", "RGB")
+# It is an error here from a limit on that is ours, see `open_picture`.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# 16-bit grey. A 16-bit colour file is opened by Pillow as 8 bits (its high bytes).
+MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """How pictures are read.
+
+    Attributes:
+      max_pixels: height times width of the largest that is read.
+      exif: whether they are turned as their EXIF says.
+      white: 16-bit value that becomes 255: 4095 in files of a 12-bit camera.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    exif: bool = True
+    white: int = WHITE
+
+
+USUAL = ReadOptions()
+
+
+def read_image(path: str | os.PathLike, options: ReadOptions = USUAL) -> np.ndarray:
+    """Reads an image of any usual mode as 8-bit RGB, turned as EXIF says.
+
+    Grey is repeated into three channels, alpha is dropped, 16-bit values
+    (0..65535) are scaled to 8 bits, and an animation gives its first frame.
+
+    Args:
+      path: file to read.
+      options: what of this is to be otherwise.
+
+    Returns:
+      uint8 ``[H W 3]``, RGB.
+
+    Raises:
+      DataError: the file is missing, empty, truncated, unreadable, less than 2 pixels
+        high or wide, larger than the limit, or holds values with no fixed range
+        (32-bit, float).
+    """
+    return image_from_bytes(read_bytes(path), path, options)
+
+
+def image_from_bytes(
+    data: bytes, path: str | os.PathLike, options: ReadOptions = USUAL
+) -> np.ndarray:
+    """As `read_image`, of a file's content; ``path`` is what errors call it."""
+    with open_picture(data, path, options.max_pixels) as header:
+        if min(header.size) < 2:
+            raise DataError(
+                f"Image {path} is {header.width}x{header.height} pixels, but both "
+                "sides must have at least 2; remove it or replace it."
+            )
+        if header.mode in ("I", "F") and not _is_16_bit(header):
+            raise DataError(
+                f"Image {path} holds 32-bit or floating-point values, whose range is "
+                "unknown; save it with 8 or 16 bits a channel."
+            )
+        if header.format in ("JPEG", "MPO"):
+            orientation = read_orientation(header) if options.exif else 1
+            try:
+                if header.mode in _PLAIN_JPEG_MODES:
+                    return _turn(decode_jpeg(data), orientation)
+                decode_jpeg(data, "CMYK")  # Pillow says nothing of damage.
+            except ValueError as error:
+                raise _unreadable(path, error) from error
+        return _decode_with_pillow(header, data, path, options)
+
+
+def write_label_map(
+    path: str | os.PathLike, label_map: np.ndarray, num_classes: int
+) -> None:
+    """Writes class ids as a grey PNG that `Folder` reads back unchanged.
+
+    Args:
+      path: file to write, ending in ``.png``.
+      label_map: integers ``[H W]``, class ids ``0..num_classes-1`` or IGNORE.
+      num_classes: C. Up to 255 classes give 8 bits with 255 for IGNORE, more give 16
+        bits with 65535 for IGNORE.
+
+    Raises:
+      ValueError: an id is not a class, or there are more than 65,535 classes.
+    """
+    if not 0 < num_classes <= MAX_CLASSES:
+        raise ValueError(
+            f"A mask file holds 1 to {MAX_CLASSES} classes, not {num_classes}."
+        )
+    if label_map.size and not (
+        label_map.min() >= IGNORE and label_map.max() < num_classes
+    ):
+        raise ValueError(
+            f"Label map for {path} holds ids from {label_map.min()} to "
+            f"{label_map.max()}, but there are only {num_classes} classes."
+        )
+    depth = 8 if num_classes <= IGNORE_RAW[8] else 16
+    raw = np.where(label_map == IGNORE, IGNORE_RAW[depth], label_map)
+    _, data = cv2.imencode(".png", raw.astype(np.uint8 if depth == 8 else np.uint16))
+    epath.Path(path).write_bytes(data.tobytes())
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """The content of a file, which must have some; raises DataError."""
+    try:
+        data = epath.Path(path).read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"There is no file {path}; check the path.") from None
+    except OSError as error:
+        raise DataError(
+            f"File {path} cannot be read ({error.strerror}); check that it is a file "
+            "and may be read."
+        ) from error
+    if not data:
+        raise DataError(f"File {path} is empty; copy it again or remove it.")
+    return data
+
+
+def open_picture(
+    data: bytes, path: str | os.PathLike, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Reads the header; pixels stay compressed until `load_pixels`; raises
+    DataError.
+    """
+    # Pillow's own limit is of the whole process; it must not be below ours.
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    # A library may have switched this on for the whole process; Pillow would then pad
+    # what is missing with grey instead of raising.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    if data.startswith(_PNG_SIGNATURE):
+        _check_png(data, path)
+    try:
+        picture = Image.open(io.BytesIO(data))
+        if picture.width * picture.height > max_pixels:
+            raise _too_large(path, max_pixels, f" ({picture.width}x{picture.height})")
+        return picture
+    except DataError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(path, max_pixels) from error
+    except Exception as error:  # Pillow's plugins raise nearly every type there is.
+        raise _unreadable(path, error) from error
+
+
+def _check_png(data: bytes, path: str | os.PathLike) -> None:
+    """Compares the check sums of the pixels, which Pillow does not."""
+    start = len(_PNG_SIGNATURE)
+    while start + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, start)
+        end = start + 12 + length
+        if kind == b"IDAT" and end <= len(data):
+            (expected,) = struct.unpack_from(">I", data, end - 4)
+            if zlib.crc32(data[start + 4 : end - 4]) != expected:
+                raise _unreadable(path, ValueError("its check sum is wrong"))
+        start = end
+
+
+def load_pixels(picture: Image.Image, path: str | os.PathLike) -> np.ndarray:
+    """The pixels of what `open_picture` gave; raises DataError."""
+    try:
+        return np.asarray(picture)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def read_orientation(picture: Image.Image) -> int:
+    """EXIF's orientation 1..8 of what `open_picture` gave."""
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Damaged EXIF.
+        return 1
+
+
+def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns an image as EXIF's orientation 1..8 says."""
+    if orientation in (5, 6, 7, 8):
+        image = cv2.transpose(image)
+    axis = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+    return image if axis is None else cv2.flip(image, axis)
+
+
+def _is_16_bit(picture: Image.Image) -> bool:
+    # Pillow makes whole numbers from 0 to 65535 of a PGM of more than 8 bits.
+    is_pgm = picture.format == "PPM" and picture.mode == "I"
+    return picture.mode in MODES_16_BIT or is_pgm
+
+
+def _decode_with_pillow(
+    picture: Image.Image, data: bytes, path: str | os.PathLike, options: ReadOptions
+) -> np.ndarray:
+    """Decodes to uint8 ``[H W 3]``."""
+    stored = read_orientation(picture)
+    orientation = stored if options.exif else 1
+    if options.white != WHITE and picture.mode in ("RGB", "RGBA"):
+        # Of 16-bit colours Pillow gives no more than the high bytes.
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if values is not None and values.dtype == np.uint16:
+            return _turn(_to_8_bits(values[..., 2::-1], options.white), orientation)
+    if picture.format == "TIFF":  # Pillow turns it, and no other, by itself.
+        orientation = 1 if options.exif else {6: 8, 8: 6}.get(stored, stored)
+    if _is_16_bit(picture):
+        grey = _to_8_bits(load_pixels(picture, path), options.white)
+        return _turn(np.repeat(grey[:, :, None], 3, axis=2), orientation)
+    try:
+        return _turn(np.array(picture.convert("RGB")), orientation)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _to_8_bits(values: np.ndarray, white: int) -> np.ndarray:
+    """The high byte where white is 65535."""
+    scaled = values.astype(np.int64) * 256 // (white + 1)
+    return np.ascontiguousarray(np.minimum(scaled, 255).astype(np.uint8))
+
+
+def _too_large(path: str | os.PathLike, limit: int, size: str = "") -> DataError:
+    return DataError(
+        f"Picture {path} has so many pixels{size} that it may be a decompression bomb: "
+        f"the limit data.max_pixels is {limit:,}; raise it, or cut the picture into "
+        "tiles."
+    )
+
+
+def _unreadable(path: str | os.PathLike, error: Exception) -> DataError:
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if isinstance(error, Image.UnidentifiedImageError):
+        reason = "not a picture"  # Pillow's own words show a memory address.
+    return DataError(
+        f"File {path} is damaged or in an unknown format ({reason}); copy it again or "
+        "remove it."
+    )

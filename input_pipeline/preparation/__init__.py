@@ -1,0 +1,1 @@
+"""Published data sets turned once into files that are read fast."""

@@ -1,0 +1,310 @@
+"""Commands: from flags to functions, and from exceptions to one sentence."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import re
+import sys
+import traceback
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from mlseg_jax.distributed.host_memory import keep_freed_memory
+from mlseg_jax.errors import UserError
+from mlseg_jax.settings import recipes, saved
+from mlseg_jax.settings.arguments import did_you_mean
+
+FLAGS = flags.FLAGS
+
+config_flags.DEFINE_config_file(
+    "config", None, "Configuration: FILE.py or FILE.py:ARGS."
+)
+flags.DEFINE_string(
+    "workdir", None, "Directory of a run: where it writes, and resumes."
+)
+flags.DEFINE_list("images", [], "predict: pictures and directories of pictures.")
+flags.DEFINE_string(
+    "output",
+    None,
+    "predict, export_dataset, doctor, statistics: directory to write to; evaluate: the "
+    "same, where the scores are not to replace those in --workdir; convert --to: file.",
+)
+flags.DEFINE_string("weights", None, "convert: file of weights to take.")
+flags.DEFINE_string("classes", None, "convert: text file with a class name a line.")
+flags.DEFINE_enum(
+    "to", None, ["safetensors", "mmseg"], "convert: what to make of --workdir instead."
+)
+flags.DEFINE_string(
+    "scores", None, "predict: folder for label scores of both splits of the data set."
+)
+flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU) or a step.")
+flags.DEFINE_string("topology", None, "plan: v5e-256, v5p-64, h100x8, cpu8, ...")
+flags.DEFINE_integer("batch", None, "plan: images per chip.")
+flags.DEFINE_float(
+    "effort", -1.0, "plan: how hard the compiler tries, -1 (quick) to 0 (as in train)."
+)
+flags.DEFINE_bool("largest_batch", False, "plan: find the most images that fit.")
+flags.DEFINE_bool("label_table", False, "plan: also a table of C against K.")
+flags.DEFINE_bool(
+    "json", False, "summary, plan, doctor, statistics: print one JSON object."
+)
+flags.DEFINE_enum(
+    "study",
+    None,
+    ["toy", "small", "full"],
+    "report: train and tabulate the paper's ablations (configs/study.py).",
+)
+flags.DEFINE_integer("sample", 0, "doctor: examples of each split to read; 0 is all.")
+flags.DEFINE_string("dataset", None, "prepare: name, perhaps with a variant after '/'.")
+flags.DEFINE_string("manual_dir", None, "prepare: directory of the raw files.")
+flags.DEFINE_string("data_dir", None, "prepare: directory of prepared data sets.")
+flags.DEFINE_integer("num_workers", None, "prepare: processes; one a core if not said.")
+flags.DEFINE_bool("allow_incomplete", False, "prepare: take part of a data set.")
+flags.DEFINE_enum(
+    "on_bad_example", "fail", ["fail", "skip"], "prepare: what to do with bad examples."
+)
+
+flags.DEFINE_string(
+    "coordinator", None, "Several processes: HOST:PORT of process 0 (docs/scaling.md)."
+)
+flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
+flags.DEFINE_integer("process_id", None, "Several processes: which this is, from 0.")
+flags.DEFINE_integer(
+    "heartbeat_seconds", 60, "Several processes: silence after which one is gone."
+)
+
+LAUNCH = "python main.py"
+
+SHARED = ("train", "evaluate")
+"""Commands that several processes work on together."""
+COMPILING = (*SHARED, "predict")
+"""Commands whose compilations are counted."""
+
+COMMANDS = {
+    "train": (
+        "train, or take up a run; ends with an evaluation",
+        "--config=configs/demo.py --workdir=runs/demo",
+    ),
+    "evaluate": (
+        "evaluate a trained run, perhaps with another selection",
+        "--workdir=runs/demo --config.selection.eval_k=20",
+    ),
+    "predict": (
+        "label maps, overlays and labels of pictures",
+        "--workdir=runs/demo --images=a.jpg,pictures/ --output=out/",
+    ),
+    "convert": (
+        "take weights of others, or with --to give ours (docs/weights.md)",
+        "--config=configs/segmenter.py --weights=FILE --workdir=runs/converted",
+    ),
+    "summary": (
+        "parameters and multiply-accumulates of a configuration",
+        "--config=configs/segmenter.py:dataset=coco_stuff,backbone=vit_b16",
+    ),
+    "plan": (
+        "memory, FLOPs and time on machines one does not have",
+        "--config=configs/segmenter.py:dataset=coco_lvis --topology=v5e-256",
+    ),
+    "report": (
+        "write report.html of an evaluated run",
+        "--workdir=runs/demo",
+    ),
+    "prepare": (
+        "turn the raw files of a published data set into one that is read fast",
+        "--dataset=ade20k --manual_dir=raw/ade20k --data_dir=data",
+    ),
+    "doctor": (
+        "find what is wrong with a data set before training on it",
+        "--config=configs/segmenter.py:dataset=folder --config.data.path=data/signs",
+    ),
+    "statistics": (
+        "how many classes images have, and what K covers them (Figure 2)",
+        "--config=configs/demo.py --output=out/",
+    ),
+    "export_dataset": (
+        "write a data set as a folder of images and masks",
+        "--config=configs/demo.py --output=data/signs",
+    ),
+}
+
+
+def usage() -> str:
+    lines = [
+        f"usage: {LAUNCH} COMMAND [--config=FILE.py[:ARGS]] [--workdir=DIR] ...",
+        "",
+    ]
+    for name, (what, example) in COMMANDS.items():
+        lines += [f"  {name:15} {what}", f"  {'':15} {LAUNCH} {name} {example}"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Every key of a configuration is a flag: --config.train.steps=1000.",
+            "Without --config, the one saved in --workdir is used.",
+        ]
+    )
+
+
+def run() -> None:
+    """Entry of ``main.py`` and of the installed program."""
+    arguments = sys.argv[1:]
+    if not arguments or {"--help", "-h", "-help", "help"} & set(arguments):
+        print(usage())
+        sys.exit(0)
+    app.run(_main, argv=sys.argv, flags_parser=_parse_flags)
+
+
+def _fail(sentence: str) -> None:
+    from mlseg_jax.distributed import processes
+
+    if processes.are_connected():
+        processes.fail(sentence)
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _fail_with_file(error: OSError) -> None:
+    """A file or directory that cannot be made, written or read."""
+    if error.errno == errno.ENOSPC:
+        where = error.filename or FLAGS.workdir or FLAGS.output
+        sentence = f"The disk is full ({where}); free some space and run the same "
+        print(f"error: {sentence}command again.", file=sys.stderr, flush=True)
+        # The libraries' exit handlers would each try to write once more, and fail.
+        os._exit(1)
+    if error.errno is None or not error.filename:
+        raise error
+    _fail(f"{error.strerror}: {error.filename}; correct the path or its permissions.")
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses; what is wrong with a flag or a key is said in a sentence."""
+    command = argv[1]
+    if command not in COMMANDS:
+        _fail(f"There is no command {command!r}{did_you_mean(command, COMMANDS)}")
+    try:
+        with recipes.bound():
+            rest = FLAGS(_complete(argv))[2:]
+    except flags.Error as error:
+        _fail(_last_reason(str(error)))
+    except (AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+        _fail(_explain_config_error(error))
+    if rest:
+        _fail(f"{command} takes flags only, not {rest[0]!r}; see {LAUNCH} --help.")
+    return [argv[0], command]
+
+
+def _complete(argv: list[str]) -> list[str]:
+    """Finds shipped configurations from anywhere; without one, takes the saved one."""
+    given = {a.split("=", 1)[0].lstrip("-"): a for a in argv if a.startswith("-")}
+    result = []
+    for i, argument in enumerate(argv):
+        flag, _, value = argument.partition("=")
+        previous = argv[i - 1] if i else ""
+        if flag in ("--config", "-config") and value:
+            argument = f"{flag}={_find_config(value)}"
+        elif previous in ("--config", "-config"):
+            argument = _find_config(argument)
+        result.append(argument)
+    # `convert` makes a work directory: there is no configuration in it yet.
+    # Neither does a study have one.
+    own = argv[1] == "convert" or "study" in given
+    if "config" not in given and "workdir" in given and not own:
+        workdir = given["workdir"].partition("=")[2]
+        if not workdir:
+            following = argv[argv.index(given["workdir"]) + 1 :]
+            workdir = (
+                following[0] if following else _fail("--workdir needs a directory.")
+            )
+        result.insert(2, f"--config={saved.__file__}:{workdir}")
+    return result
+
+
+def _find_config(value: str) -> str:
+    path, colon, arguments = value.partition(":")
+    # `configs/segmenter.py` means ours from everywhere.
+    shipped = recipes.folder().parent / path
+    if pathlib.PurePath(path).parent.name == recipes.NAME:
+        shipped = recipes.folder() / pathlib.PurePath(path).name
+    if not os.path.exists(path):
+        if not shipped.exists():
+            known = sorted(p.name for p in shipped.parent.glob("*.py"))
+            _fail(f"There is no configuration {path}{_nearest(shipped.name, known)}")
+        path = str(shipped)
+    return f"{path}{colon}{arguments}"
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    return did_you_mean(name, known) if known else "; give the path of a .py file."
+
+
+def _explain_config_error(error: Exception) -> str:
+    """The last words of the library's message, which carry the reason."""
+    text = str(error.args[0] if error.args else error)
+    if isinstance(error, OSError):
+        return f"Cannot read the configuration: {error.strerror} ({error.filename})."
+    misspelt = re.search(r"Did you mean \"(.+?)\" instead of \"(.+?)\"", text)
+    if misspelt:
+        right, wrong = misspelt.groups()
+        return f"The configuration has no key {wrong!r}; did you mean {right!r}?"
+    name = re.fullmatch(r"""["']*([\w.]+)["']*""", text)
+    if name:
+        return f"The configuration has no key {name[1]!r}."
+    return _last_reason(text)
+
+
+def _last_reason(text: str) -> str:
+    """What stands after the exception's name in the last line of a traceback."""
+    last = text.strip().splitlines()[-1]
+    return re.sub(r"^[\w.]*(Error|Exception): ", "", last)
+
+
+def _main(argv: list[str]) -> None:
+    from mlseg_jax.planning.chatter import quiet
+
+    command = argv[1]
+    if command == "train":
+        keep_freed_memory()
+    with quiet() if command == "plan" else contextlib.nullcontext():
+        from mlseg_jax.cli import commands
+        from mlseg_jax.distributed import processes
+        from mlseg_jax.runs.progress import compilations_logged, log_to_stderr
+
+    # Libraries raise what they log; Orbax logs a full disk in a hundred lines.
+    logging.set_verbosity(logging.FATAL)
+    try:
+        if command in SHARED:
+            processes.connect(
+                FLAGS.coordinator,
+                FLAGS.num_processes,
+                FLAGS.process_id,
+                heartbeat_seconds=FLAGS.heartbeat_seconds,
+            )
+        if command != "plan":  # which sets JAX up for devices that are not there
+            log_to_stderr()
+        commands.start()
+        with (
+            compilations_logged() if command in COMPILING else contextlib.nullcontext()
+        ):
+            getattr(commands, command)(FLAGS)
+        processes.leave()
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail_with_file(error)
+    except KeyboardInterrupt:
+        _fail("Interrupted; the same command takes the run up at its last checkpoint.")
+    except Exception as error:
+        if not processes.are_connected():
+            raise
+        # Most often another process has gone, and this one notices.
+        traceback.print_exc()
+        if isinstance(error, RuntimeError):  # so does JAX report broken connections
+            processes.wait_for_a_loss(FLAGS.heartbeat_seconds)
+        _fail(
+            f"Process {processes.own_index()} cannot go on "
+            f"({str(error).splitlines()[0][:200]}). If this is about the connection, "
+            f"another process has ended: its log says why. Start all processes again; "
+            f"the run is taken up at its last checkpoint."
+        )

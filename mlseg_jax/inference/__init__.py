@@ -1,0 +1,1 @@
+"""Pictures to logits over ranks to maps, segments, instances: windows, tiles."""

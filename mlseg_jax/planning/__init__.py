@@ -1,0 +1,1 @@
+"""Compile for machines one does not have: memory, FLOPs, time."""

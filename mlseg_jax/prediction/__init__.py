@@ -1,0 +1,1 @@
+"""What a user calls and sees: the segmenter, files of results, pictures of them."""

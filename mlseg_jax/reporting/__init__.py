@@ -1,0 +1,1 @@
+"""Pages, charts and studies of finished runs."""

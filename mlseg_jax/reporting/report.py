@@ -1,0 +1,260 @@
+"""One self-contained HTML page about a run: scores, pictures, labels, errors, curves.
+
+Pure rendering of the files that ``train`` and ``evaluate`` left in the working
+directory: no model, no network, no script in the page. A missing file costs one
+section, which then says which command writes it. Scores are fractions in 0..1.
+``template.html`` holds the page, its style and the fragments filled in here.
+"""
+
+import base64
+import io
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+from etils import epath
+
+from mlseg_jax.prediction import visualise
+from mlseg_jax.reporting.charts import (
+    Html,
+    fill,
+    format_number,
+    format_percent,
+    fragments,
+    is_finite,
+    selection_charts,
+    training_charts,
+)
+
+MAX_EXAMPLES = 12
+MAX_PICTURE_SIDE = 512
+MAX_PNG_BYTES = 90_000  # photographs, and label maps of noise, become JPEGs
+MAX_CHIPS = 14
+RANKED_EXAMPLES, RANKED_BARS = 3, 12
+WORST_CLASSES = 20
+LABELS = ("label_ids", "label_scores", "label_selected")
+
+
+def write_report(workdir: str | os.PathLike) -> epath.Path:
+    """Renders ``workdir/report.html`` and returns its path.
+
+    Reads ``metrics.json`` (required), ``config.json``, ``metrics.jsonl``,
+    ``evaluation.json`` and ``evaluation_examples.npz``.
+
+    Raises:
+      FileNotFoundError: if ``metrics.json`` is missing; it names the command to run.
+    """
+    workdir = epath.Path(workdir)
+    place = f"--workdir={shlex.quote(str(workdir))}"
+    evaluate = f"python main.py evaluate {place}"
+    train = f"python main.py train --config=... {place}"
+    if not (workdir / "metrics.json").exists():
+        raise FileNotFoundError(
+            f"{workdir} has no metrics.json: run `{evaluate}` first."
+        )
+
+    def section(file: str, command: str, render) -> Html | list[Html]:
+        if (workdir / file).exists():
+            return render((workdir / file).read_bytes())
+        return fill("missing", file=file, command=command)
+
+    examples, evaluation = "evaluation_examples.npz", "evaluation.json"
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    config = {}
+    if (workdir / "config.json").exists():
+        config = _flatten(json.loads((workdir / "config.json").read_text()))
+    known = {f"{k}.name": v for k, v in config.items()} | config | metrics
+    page = fill(
+        "page",
+        title=config.get("name") or workdir.name,
+        facts=_tiles(known, "fact"),
+        tiles=_tiles(known, "tile"),
+        examples=section(examples, evaluate, _examples),
+        ranked=section(examples, evaluate, _ranked),
+        selection=section(evaluation, evaluate, selection_charts),
+        errors=[_wrong_pixels(metrics), section(evaluation, evaluate, _worst)],
+        training=section("metrics.jsonl", train, training_charts),
+        settings=section(
+            "config.json", train, lambda _: _keys("Configuration", config)
+        ),
+        scores=_keys("Every score of the evaluation", metrics),
+        workdir=workdir,
+        correct=_css(visualise.CORRECT_COLOUR),
+        confused=_css(visualise.CONFUSED_COLOUR),
+        not_selected=_css(visualise.NOT_SELECTED_COLOUR),
+        ignore=_css(visualise.IGNORE_COLOUR),
+    )
+    (workdir / "report.html").write_bytes(page.encode())
+    return workdir / "report.html"
+
+
+def _flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping) and value
+        flat |= _flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flat
+
+
+def _css(colour: Sequence[int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def _name(name: str) -> Html:
+    """A class name that is cut in front of its end, where class names differ."""
+    return fill("name", name=name, head=name[:-9], tail=name[-9:])
+
+
+def _tiles(known: Mapping, kind: str) -> list[Html]:
+    """Every fragment "KIND KEY" of the template whose key is known, in its order."""
+    values, oracle, tiles = dict(known), known.get("oracle_mIoU"), []
+    if is_finite(oracle) and is_finite(known.get("mIoU")):
+        values["oracle_gap"] = oracle - known["mIoU"]
+    for key in (f.split()[1] for f in fragments() if f.startswith(kind)):
+        value = values.get(key)
+        if kind == "tile" and is_finite(value):
+            counted = key in ("images_per_second", "parameters")
+            shown = format_number(value) if counted else f"{100 * value:.1f}"
+        elif kind == "fact" and value is not None:
+            shown = f"{value:,}" if isinstance(value, int) else value
+        else:
+            continue
+        k, reached = known.get("k") or "K", format_percent(oracle)
+        tiles.append(fill(f"{kind} {key}", value=shown, k=k, oracle=reached))
+    return tiles
+
+
+def _keys(title: str, values: Mapping) -> Html:
+    rows = [fill("keys row", key=k, value=repr(v)) for k, v in values.items()]
+    return fill("keys", title=title, rows=rows)
+
+
+def _wrong_pixels(metrics: Mapping) -> Html:
+    lost, confused = metrics.get("wrong_not_selected"), metrics.get("wrong_confused")
+    if not (is_finite(lost) and is_finite(confused) and lost + confused > 0):
+        return Html()
+    part, accuracy = lost / (lost + confused), metrics.get("pixel_accuracy")
+    wrong = format_percent(1 - accuracy) if is_finite(accuracy) else "–"
+    text = {
+        "wrong": wrong,
+        "lost": format_percent(part),
+        "confused": format_percent(1 - part),
+    }
+    parts = {"lost_part": 100 * part, "confused_part": 100 * (1 - part)}
+    return fill("wrong pixels", **text, **parts)
+
+
+def _worst(evaluation: bytes) -> Html:
+    classes = json.loads(evaluation)["classes"]
+    scored = [c for c in classes if is_finite(c["iou"])]
+    worst = sorted(scored, key=lambda c: (c["iou"], -c["pixel_share"]))[:WORST_CLASSES]
+    rows, shares = [], ("iou", "average_precision", "pixel_share")
+    for c in worst:
+        text = {"name": c["name"], "examples": f"{c['examples']:,}"}
+        text |= {share: format_percent(c[share]) for share in shares}
+        rows.append(fill("worst row", width=100.0 * c["iou"], **text))
+    sizes = {"scored": f"{len(scored):,}", "complete": f"{len(classes):,}"}
+    return fill("worst", count=len(worst), rows=rows, **sizes)
+
+
+def _load(archive: bytes, count: int) -> tuple[list[dict], list[str]]:
+    kinds = ("image", "truth", "prediction", *LABELS)
+    with np.load(io.BytesIO(archive)) as arrays:
+        indices = sorted(int(n[6:]) for n in arrays.files if n.startswith("image_"))
+        examples = [{n: arrays[f"{n}_{i}"] for n in kinds} for i in indices[:count]]
+        return examples, arrays["names"].tolist()
+
+
+def _picture(pixels: np.ndarray, alt: str, side: int, photo: bool) -> Html:
+    scale = min(1, side / max(pixels.shape[:2]))
+    size = [max(1, round(n * scale)) for n in pixels.shape[1::-1]]
+    how = cv2.INTER_AREA if photo else cv2.INTER_NEAREST
+    bgr = cv2.resize(pixels[..., ::-1], size, interpolation=how)
+    kind, data = "png", cv2.imencode(".png", bgr)[1]
+    if len(data) > MAX_PNG_BYTES:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 82]
+        kind, data = "jpeg", cv2.imencode(".jpg", bgr, quality)[1]
+    return fill("picture", alt=alt, kind=kind, data=base64.b64encode(data).decode())
+
+
+def _examples(archive: bytes) -> list[Html]:
+    examples, names = _load(archive, MAX_EXAMPLES)
+    colours = visualise.class_colours(names)
+    cards = []
+    for number, e in enumerate(examples, 1):
+        truth, prediction = e["truth"], e["prediction"]
+        selected = set(e["label_ids"][e["label_selected"]].tolist())
+        pictures = {
+            "image": e["image"],
+            "truth": visualise.colourise(truth, colours),
+            "prediction": visualise.colourise(prediction, colours),
+            "errors": visualise.error_map(truth, prediction, sorted(selected)),
+        }
+        figures = []
+        for name, pixels in pictures.items():
+            alt, photo = f"{name} of example {number}", name == "image"
+            picture = _picture(pixels, alt, MAX_PICTURE_SIDE, photo)
+            figures.append(fill("figure", picture=picture, caption=name))
+        judged = truth != visualise.IGNORE
+        right = float((truth == prediction)[judged].mean()) if judged.any() else None
+        present = visualise.present_labels(truth)
+        parts = {"figures": figures, "right": format_percent(right)}
+        parts["chips"] = _chips(present, prediction, selected, names)
+        counts = {"found": len(selected & set(present)), "present": len(present)}
+        cards.append(fill("example", number=number, **counts, **parts))
+    return cards
+
+
+def _chips(present, prediction, selected, names) -> list[Html]:
+    """The labels of the truth, largest first, then those that are only predicted."""
+    predicted, chips = visualise.present_labels(prediction), []
+    colours = visualise.class_colours(names).tolist()
+    for i in [*present, *(p for p in predicted if p not in present)]:
+        note = format_percent(present.get(i))
+        if i not in present:
+            problem, note = ", not in the truth", format_percent(predicted[i])
+        elif i not in selected:
+            problem = ", not selected"
+        else:
+            problem = "" if i in predicted else ", not predicted"
+        style = {"kind": "bad" if problem else "", "colour": _css(colours[i])}
+        chips.append(fill("chip", name=_name(names[i]), note=note + problem, **style))
+    if len(chips) > MAX_CHIPS:
+        chips[MAX_CHIPS:] = [fill("more chips", count=len(chips) - MAX_CHIPS)]
+    return chips
+
+
+def _ranked(archive: bytes) -> Html:
+    examples, names = _load(archive, RANKED_EXAMPLES)
+    cards = []
+    for number, e in enumerate(examples, 1):
+        truth = set(visualise.present_labels(e["truth"]))
+        order, selected = e["label_ids"].tolist(), e["label_selected"]
+        rows, last = [], -1
+        for r, i in enumerate(order):
+            if r >= RANKED_BARS and i not in truth:
+                continue
+            if r and selected[last] and not selected[r]:
+                rows.append(fill("cut", text="below: not selected"))
+            elif r > last + 1:
+                rows.append(fill("cut", text=f"{r - last - 1} more"))
+            last, score = r, float(e["label_scores"][r])
+            kind, tick = ("yes", "✓") if i in truth else ("no", "")
+            values = {
+                "width": 100 * score,
+                "score": format_percent(score),
+                "tick": tick,
+            }
+            rows.append(
+                fill("bar", kind=kind, rank=r + 1, name=_name(names[i]), **values)
+            )
+        if unranked := ", ".join(names[i] for i in sorted(truth.difference(order))):
+            text = f"in the truth, not in the best {len(order)}: {unranked}"
+            rows.append(fill("cut", text=text))
+        picture = _picture(e["image"], f"example {number}", 160, photo=True)
+        parts = {"picture": picture, "rows": rows, "present": len(truth)}
+        cards.append(fill("ranked", number=number, **parts))
+    return fill("grid", warning="", cards=cards)

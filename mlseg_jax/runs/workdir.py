@@ -1,0 +1,145 @@
+"""A work directory: whose run it is, and the trained model out of it."""
+
+import dataclasses
+import json
+
+import jax
+import ml_collections
+from etils import epath
+
+from input_pipeline.info import DatasetInfo
+from mlseg_jax.distributed.sharding import make_mesh
+from mlseg_jax.errors import UserError
+from mlseg_jax.models.build import FunctionalModel, Parameters
+from mlseg_jax.runs.checkpoint import Checkpoints, write_json
+from mlseg_jax.runs.weights import abstract_weights, evaluation_parameters
+from mlseg_jax.settings import saved
+
+CARD = "model_card.json"
+"""In work directories that `convert` wrote: where the weights are from."""
+
+FREE_TO_CHANGE = (
+    "eval",
+    "mesh",
+    "train.log_every",
+    "train.stop_after",
+    "train.keep_best",
+    "train.hang_minutes",
+    "train.profile_start",
+    "train.profile_steps",
+    "data.num_threads",
+    "data.on_bad_example",
+)
+"""Keys that may differ when a run is taken up again: they change no weight."""
+
+
+def load_config(workdir: str) -> ml_collections.ConfigDict:
+    """The configuration that the work directory was trained with."""
+    try:
+        return saved.get_config(workdir)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def load_info(workdir: str) -> DatasetInfo:
+    """The classes that the model was trained on."""
+    load_config(workdir)  # Says it where this is no work directory.
+    facts = json.loads((epath.Path(workdir) / "dataset.json").read_text())
+    return DatasetInfo(
+        facts["name"], tuple(facts["class_names"]), tuple(facts["is_thing"])
+    )
+
+
+def load_parameters(
+    workdir: str, config: ml_collections.ConfigDict, checkpoint: str = "latest"
+) -> tuple[FunctionalModel, Parameters, int]:
+    """The model, its (averaged) weights and the step they are of.
+
+    ``checkpoint`` is ``latest``, ``best`` or a step.
+    """
+    num_classes = load_info(workdir).num_classes
+    # What the weights look like is the training's business, not an override's.
+    trained = load_config(workdir)
+    model = FunctionalModel.build(trained, num_classes)
+    wanted = abstract_weights(trained, model, make_mesh(config))
+    checkpoints = Checkpoints(workdir)
+    try:
+        step = checkpoints.find(checkpoint)
+        weights = evaluation_parameters(wanted, config.eval.weights)
+        better = checkpoints.better_weights(step)
+        average = (better if better in weights else next(iter(weights))) == "average"
+        parts = ("ema",) if average else ("params", "stats")
+        restored = checkpoints.restore_part(
+            step, {part: wanted[part] for part in parts}
+        )
+    finally:
+        checkpoints.close()
+    parameters = {path: x for part in parts for path, x in restored[part].items()}
+    return model, parameters, step
+
+
+def claim_workdir(
+    config: ml_collections.ConfigDict, workdir: str, info: DatasetInfo
+) -> None:
+    """Writes configuration and classes, or checks that they are the same.
+
+    Before its first checkpoint a directory holds nothing that could be spoilt: whoever
+    corrects a setting that did not work may use it again.
+
+    Raises:
+      UserError: the directory belongs to a run with other settings, or cannot be
+      written.
+    """
+    path = epath.Path(workdir) / "config.json"
+    if (path.parent / CARD).exists():
+        raise UserError(
+            f"{workdir} holds converted weights and no run; train from them with "
+            f"--config.init={workdir} and another --workdir."
+        )
+    wanted = json.loads(config.to_json_best_effort())
+    if not path.exists() or not _holds_checkpoint(path.parent):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                write_json(path.parent / "dataset.json", dataclasses.asdict(info))
+                write_json(path, wanted)
+        except OSError as error:
+            raise UserError(
+                f"Cannot write to the work directory {workdir} ({error.strerror}); "
+                f"choose another --workdir."
+            ) from error
+        return
+    trained_on = json.loads((path.parent / "dataset.json").read_text())
+    if trained_on["class_names"] != list(info.class_names):
+        raise UserError(
+            f"The work directory {workdir} was trained on other classes than the data "
+            f"has now; restore the data's classes or choose another --workdir."
+        )
+    differences = _differences(json.loads(path.read_text()), wanted)
+    if differences:
+        raise UserError(
+            f"The work directory {workdir} holds a run with another configuration "
+            f"({'; '.join(differences[:5])}{' ...' if len(differences) > 5 else ''}); "
+            f"choose another --workdir, or the same settings to take it up."
+        )
+
+
+def _holds_checkpoint(workdir: epath.Path) -> bool:
+    folder = workdir / "checkpoints"
+    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+def _differences(old, new, path: str = "") -> list[str]:
+    """Leaves that are not equal, as ``key was x, is y``."""
+    if path in FREE_TO_CHANGE:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [
+            line
+            for key in keys
+            for line in _differences(
+                old.get(key), new.get(key), f"{path}.{key}" if path else key
+            )
+        ]
+    return [] if old == new else [f"{path} was {old}, is {new}"]

@@ -1,0 +1,34 @@
+"""What stands after the colon of a recipe, and names near to misspelt ones."""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+
+def parse_arg(arg: str | None, **defaults: str | int) -> ConfigDict:
+    """``"a=1,b=x"`` over ``defaults``, with their types; unknown keys are an error."""
+    values = ConfigDict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        key, separator, text = item.partition("=")
+        if not separator or key not in defaults:
+            raise ValueError(
+                f"The configuration takes {', '.join(f'{k}=...' for k in defaults)} "
+                f"after the colon, not {item!r}{did_you_mean(key, defaults)}"
+            )
+        values[key] = type(defaults[key])(text)
+    return values
+
+
+def choose(table, what: str, name: str):
+    """The row of a table, or a sentence that names the nearest one."""
+    if name not in table:
+        raise ValueError(f"There is no {what} {name!r}{did_you_mean(name, table)}")
+    return table[name] if isinstance(table, dict) else name
+
+
+def did_you_mean(name: str, known) -> str:
+    """The end of an error sentence: the nearest known name, else all of them."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; choose one of {', '.join(known)}."

@@ -1,0 +1,128 @@
+"""The independent scheme: a frozen classifier selects for a Segmenter (method.md 8.3).
+
+The classifier is frozen and looks at whole pictures, so its scores are computed once,
+before the training, and not again in every step.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import ml_collections
+
+from input_pipeline.datasets.bad_examples import Skips, drop_bad
+from input_pipeline.datasets.given_labels import (
+    WithGivenLabels,
+    read_facts,
+    write_scores,
+)
+from input_pipeline.info import DatasetInfo
+from input_pipeline.pipeline import evaluation_examples
+from mlseg_jax.distributed.processes import first_process_first
+from mlseg_jax.distributed.sharding import own_mesh
+from mlseg_jax.errors import UserError
+from mlseg_jax.inference.label_scores import LabelScorer
+from mlseg_jax.runs.progress import progress_bar
+from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
+from mlseg_jax.tasks.semantic_evaluation import check_given
+
+
+def load_classifier(
+    workdir: str, info: DatasetInfo | None = None, checkpoint: str = "best"
+) -> LabelScorer:
+    """The trained classifier of a work directory, which must know the same classes.
+
+    Raises:
+      UserError: it is no classifier, or knows other classes than ``info``.
+    """
+    config = load_config(workdir)
+    if config.task != "multilabel":
+        raise UserError(
+            f"{workdir} is no classifier of labels (its task is {config.task!r}); "
+            f"train one with configs/query2label.py."
+        )
+    if info is not None and load_info(workdir).class_names != info.class_names:
+        raise UserError(
+            f"The classifier {workdir} was trained on other classes than the data set "
+            f"{info.name!r} has; train one on its classes."
+        )
+    config.mesh.update(data=-1, fsdp=1)  # the devices of its training need not be here
+    model, parameters, _ = load_parameters(workdir, config, checkpoint)
+    return LabelScorer(config, model, parameters, own_mesh(config))
+
+
+def add_given_labels(
+    config: ml_collections.ConfigDict, workdir: str, source, *, train: bool
+):
+    """The split with the labels that were selected for it, where these are given.
+
+    They come from ``selection.scores``, a folder, or from ``selection.classifier``, a
+    work directory: then the scores are computed once and kept in ``workdir``.
+    """
+    selection = config.selection
+    name = selection.name if train else selection.eval_name or selection.name
+    if name != "given":
+        return source
+    check_given(config)
+    k = selection.k if train else selection.eval_k or selection.k
+    split = config.data.train_split if train else config.data.eval_split
+    folder = selection.scores or f"{workdir}/label_scores"
+    if not selection.scores:
+        first_process_first(
+            f"scores of {split}",
+            lambda: _write_once(config, folder, split, source),
+        )
+    given = WithGivenLabels(source, folder, split, min(k, source.info.num_classes))
+    missing = len(source) - given.num_scored
+    if missing > 0 and config.data.on_bad_example == "fail":
+        raise UserError(
+            f"{folder} has no label scores of {missing} of the {len(source)} examples "
+            f"of the split {split!r}; write the scores of this data set."
+        )
+    return given
+
+
+def _write_once(config, folder: str, split: str, source) -> None:
+    facts, workdir = read_facts(folder, split), config.selection.classifier
+    wanted = {"data": _data(config, source), "classifier": workdir}
+    if facts is None or any(facts[key] != wanted[key] for key in wanted):
+        classifier = load_classifier(workdir, source.info)
+        write_split(config, classifier, workdir, folder, source, split)
+
+
+def _data(config: ml_collections.ConfigDict, source) -> str:
+    """What tells the examples of one run from those of another."""
+    return f"{config.data.name} {config.data.path} {len(source)}"
+
+
+def write_split(
+    config: ml_collections.ConfigDict,
+    classifier: LabelScorer,
+    workdir: str,
+    folder: str,
+    source,
+    split: str,
+) -> None:
+    """Scores every example of a split into a folder; ``workdir``: the classifier's."""
+    with progress_bar(len(source), 0, f"scoring {split}") as bar:
+
+        def batches() -> Iterator[tuple]:
+            skips = Skips()
+            examples = evaluation_examples(
+                drop_bad(source, config.data.on_bad_example, skips),
+                num_threads=config.data.num_threads,
+            )
+            while group := list(itertools.islice(examples, classifier.batch_size)):
+                names = [example["name"] for example in group]
+                yield names, classifier([example["image"] for example in group])
+                bar.update(len(group))
+            skips.log(f"split {split!r}")
+
+        write_scores(
+            folder,
+            split,
+            source.info,
+            len(source),
+            batches(),
+            data=_data(config, source),
+            classifier=workdir,
+        )

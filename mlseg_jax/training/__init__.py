@@ -1,0 +1,1 @@
+"""The loop, the only one, and what it needs."""

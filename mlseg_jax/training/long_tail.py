@@ -1,0 +1,127 @@
+"""Rare classes: how often each occurs in training, and what is made of it.
+
+The classes of every training example come from the preparation of a data set, or are
+counted once and kept in the work directory. From them follow the sampling of examples
+(``data.repeat_factor``) and of crops (``data.rare_crop_rate``), the weights and offsets
+of the pixel loss (``loss.class_weighting``, ``loss.logit_adjustment``), and which
+classes are rare in the metrics (`metrics.class_groups`).
+"""
+
+import json
+import logging
+import zlib
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from input_pipeline.preparation.class_statistics import Presence
+from input_pipeline.resample import Resampled, repeat_factors, repeated_indices
+from input_pipeline.survey import survey, to_presence
+from mlseg_jax.errors import UserError
+from mlseg_jax.losses.class_priors import ClassPriors, class_priors
+from mlseg_jax.runs.progress import progress_bar
+from mlseg_jax.typing import Int
+
+logger = logging.getLogger(__name__)
+
+PRESENCE_FILE = "training_presence.npz"
+
+
+def is_used(config: ml_collections.ConfigDict) -> bool:
+    """Whether the training itself depends on how often classes occur."""
+    return bool(
+        config.data.repeat_factor > 0
+        or config.data.rare_crop_rate > 0
+        or config.loss.class_weighting != "none"
+        or config.loss.logit_adjustment
+    )
+
+
+def training_presence(
+    config: ml_collections.ConfigDict, source, workdir: str, *, count: bool
+) -> Presence | None:
+    """The classes of each training example; kept in the work directory once known.
+
+    Args:
+      config: the configuration.
+      source: the training split.
+      workdir: of the run.
+      count: whether to read every example where nobody has counted yet; None is the
+        result if not.
+    """
+    path = epath.Path(workdir) / PRESENCE_FILE
+    key = _key(source)
+    if path.exists():
+        with path.open("rb") as file, np.load(file) as stored:
+            if str(stored["key"]) == key:
+                return Presence(*(stored[name] for name in _FIELDS))
+    presence = getattr(source, "presence", None)
+    if presence is None and count:
+        presence = count_presence(source, config.data.num_threads)
+    if presence is not None and jax.process_index() == 0:
+        with path.open("wb") as file:
+            arrays = {name: getattr(presence, name) for name in _FIELDS}
+            np.savez_compressed(file, key=key, **arrays)
+    return presence
+
+
+_FIELDS = ("offsets", "class_ids", "pixels")
+
+
+def _key(source) -> str:
+    names = zlib.crc32(json.dumps(source.info.class_names).encode())
+    return f"{len(source)} examples, classes {names:08x}"
+
+
+def count_presence(source, num_threads: int) -> Presence:
+    """Reads a whole split for the classes of its examples."""
+    with progress_bar(len(source), 0, "counting classes") as bar:
+
+        def readings():
+            for reading in survey(source, range(len(source)), num_threads, False):
+                bar.update()
+                yield reading
+
+        return to_presence(readings())
+
+
+def resample(config: ml_collections.ConfigDict, source, presence: Presence | None):
+    """The training split with rare classes repeated, if the configuration says so."""
+    threshold = config.data.repeat_factor
+    if threshold < 0:
+        raise UserError(
+            f"data.repeat_factor is {threshold}; give the share of images under which "
+            "a class is repeated, such as 0.001, or 0 for no repeating."
+        )
+    if threshold == 0:
+        return source
+    indices = repeated_indices(repeat_factors(presence, threshold), config.seed)
+    logger.info(
+        "repeat_factor: an epoch has %d examples, %d of them repeated",
+        len(indices),
+        len(indices) - len(source),
+    )
+    return Resampled(source, indices)
+
+
+def loss_priors(
+    config: ml_collections.ConfigDict, presence: Presence | None, num_classes: int
+) -> ClassPriors:
+    """What the configured pixel loss needs to know about the classes."""
+    pixels = None
+    if presence is not None:
+        pixels = np.asarray(presence.statistics(num_classes)["class_pixels"])
+    return class_priors(
+        pixels, config.loss.class_weighting, config.loss.logit_adjustment
+    )
+
+
+def class_examples(
+    presence: Presence | None, num_classes: int
+) -> Int[np.ndarray, "C"] | None:
+    """In how many training images each class is, where that is known."""
+    if presence is None:
+        return None
+    return np.asarray(presence.statistics(num_classes)["class_examples"])

@@ -1,0 +1,69 @@
+"""One step of training: gradients of a batch, one update of the state."""
+
+import jax
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from mlseg_jax.distributed.sharding import within
+from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
+from mlseg_jax.models.build import FunctionalModel, statistics
+from mlseg_jax.tasks.table import find_task
+from mlseg_jax.training.accumulate import accumulated_gradients
+from mlseg_jax.training.optimizer import (
+    average_decay,
+    frozen_paths,
+    make_optimizer,
+)
+from mlseg_jax.training.state import TrainState, abstract_state
+from mlseg_jax.typing import Array
+
+
+def make_train_step(
+    config: ml_collections.ConfigDict,
+    model: FunctionalModel,
+    mesh: Mesh,
+    priors: ClassPriors = NO_PRIORS,
+):
+    """The jitted step: ``(state, batch) -> (state, metrics)``; the state is donated."""
+    task = find_task(config)
+    optimizer = make_optimizer(config)
+    num_parts = config.train.accumulate
+    dropout_key = jax.random.key(config.seed + 1)
+
+    frozen = frozen_paths(config, model.learned)
+
+    def forward(params, stats, batch, rng):
+        still = {path: jax.lax.stop_gradient(params[path]) for path in frozen}
+        bound = model.bind(params | still | stats)
+        means = task.means(bound, batch, config, rng, priors)
+        return means, statistics(bound)
+
+    def train_step(state: TrainState, batch: dict[str, Array]):
+        rng = jax.random.fold_in(dropout_key, state["step"])
+        with within(mesh):
+            grads, metrics, stats = accumulated_gradients(
+                forward, num_parts, state["params"], state["stats"], batch, rng
+            )
+        updates, opt_state = optimizer.update(
+            grads, state["opt_state"], state["params"]
+        )
+        params = optax.apply_updates(state["params"], updates)
+        decay = average_decay(config, state["step"])
+        latest = params | stats
+        ema = {
+            path: decay * average + (1.0 - decay) * latest[path]
+            for path, average in state["ema"].items()
+        }
+        metrics["train/gradient_norm"] = optax.tree.norm(grads)
+        # Also so that no state is ever saved whose parameters are not finite.
+        metrics["train/parameter_norm"] = optax.tree.norm(params)
+        step = state["step"] + 1
+        new = dict(step=step, params=params, stats=stats, opt_state=opt_state, ema=ema)
+        return new, metrics
+
+    shardings = jax.tree.map(
+        lambda x: x.sharding,
+        abstract_state(config, model.num_classes, mesh),
+    )
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))

@@ -1,0 +1,92 @@
+# ruff: noqa: E501 (a wrong line and its sentence stand on one line)
+"""Commands, flags and what is said about wrong ones."""
+
+import json
+import os
+
+import pytest
+from main_program import as_process
+
+from mlseg_jax.cli import program as cli
+
+# ml_collections loads configuration files in a way that Python wants to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+def test_usage_as_a_process_and_without_jax():
+    result = as_process()
+    assert result.status == 0
+    for command in cli.COMMANDS:
+        assert f"\n  {command} " in result.out
+        assert f"main.py {command} --" in result.out
+
+
+def test_help(program):
+    usage = program().out
+    for arguments in (["--help"], ["train", "--help"], ["-h"]):
+        result = program(*arguments)
+        assert (result.status, result.out) == (0, usage)
+
+
+def test_a_misspelt_command_as_a_process():
+    assert as_process("trian").error.endswith("'trian'; did you mean 'train'?")
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("eval", "no command 'eval'; did you mean 'evaluate'"),
+        ("train --config=configs/demo.py --workdri=x", "'workdri'. Did you mean: workdir"),
+        ("train --config=configs/demo.py --config.train.stpes=3", "'stpes'; did you mean 'steps'"),
+        ("train --config=configs/demo.py --config.trian.steps=3", "'trian'; did you mean 'train'"),
+        ("train --config=configs/demo.py --config.zzz=3", "no key 'zzz'"),
+        ("train --config=configs/demo.py --config.zzz.yyy=3", "no key 'zzz'"),
+        ("train --config=configs/demo.py --config.train.steps=many", "--config.train.steps=many"),
+        ("train --config=configs/demo.py --workdir=/tmp/x --config.data.crop_size=64", "image_size=(64,)"),
+        ("train --config=configs/dmeo.py", "did you mean 'demo.py'"),
+        ("train --config=nowhere/at/all", "no configuration nowhere/at/all"),
+        ("train --config=configs/segmenter.py:dataset=ade2k", "did you mean 'ade20k'"),
+        ("train --config=configs/segmenter.py:backbone=vit_b61", "did you mean 'vit_b16'"),
+        ("train --config=configs/segmenter.py:datset=ade20k", "did you mean 'dataset'"),
+        ("train --config=configs/demo.py:k=5", "not 'k=5'"),
+        ("train --config=configs/demo.py", "needs --workdir"),
+        ("train --workdir=/nowhere/run", "/nowhere/run is not a work directory"),
+        ("evaluate --workdir", "--workdir needs a directory"),
+        ("evaluate", "needs --workdir"),
+        ("predict --config=configs/demo.py --workdir=/nowhere --output=/tmp/x", "No pictures are given"),
+        ("evaluate --config=configs/demo.py --workdir=/nowhere", "is not a work directory"),
+        ("report --workdir=/nowhere", "/nowhere"),
+        ("export_dataset --config=configs/demo.py", "needs --output"),
+        ("summary", "needs --config"),
+        ("summary extra --config=configs/demo.py", "takes flags only, not 'extra'"),
+        ("train --workdir=/tmp/x --config=configs/segmenter.py:dataset=folder", "config.data.path"),
+        ("train --workdir=/tmp/x --config=configs/segmenter.py:dataset=folder --config.data.path=/nowhere", "no data folder /nowhere"),
+        ("train --workdir=/tmp/x --config=configs/segmenter.py:dataset=ade20k", "has no place"),
+    ],
+)  # fmt: skip
+def test_a_wrong_line_gets_one_sentence(program, line, words):
+    assert words in program(*line.split()).error
+
+
+def test_summary(program):
+    arguments = ("summary", "--config=configs/segmenter.py:dataset=coco_stuff")
+    told = json.loads(program(*arguments, "--json").out)
+    assert told["parameters"] == 109_734_415 == sum(told["parameters_by_part"].values())
+    assert isinstance(told["macs"], int) and told["macs"] > 10**10
+    text = program(*arguments).out
+    assert "109,734,415" in text and f"{told['macs']:,}" in text
+
+
+def test_a_full_disk_is_one_sentence(program, monkeypatch):
+    from mlseg_jax.cli import commands
+
+    def fill(flags):
+        raise OSError(28, "No space left on device", "/disk/run")
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(commands, "report", fill)
+    monkeypatch.setattr(os, "_exit", leave)
+    error = program("report", "--config=configs/demo.py", "--workdir=/disk/run").error
+    assert "The disk is full (/disk/run); free some space" in error

@@ -1,0 +1,165 @@
+"""The independent scheme as its user runs it: a classifier, then a Segmenter."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from etils import epath
+from tiny import OVERRIDES, tiny_config
+
+import mlseg_jax
+from configs import query2label, segmenter
+from input_pipeline.datasets.given_labels import (
+    LabelScoreFile,
+    WithGivenLabels,
+    write_scores,
+)
+from input_pipeline.datasets.open import open_dataset
+from input_pipeline.info import DataError
+from mlseg_jax.errors import UserError
+from mlseg_jax.prediction.labels import write_label_scores, write_labels
+from mlseg_jax.tasks.given_selection import add_given_labels, load_classifier
+from mlseg_jax.training.loop import train
+
+ARGUMENTS = "dataset=sign_scenes,backbone=vit_demo"
+
+
+def shrink(config, **more):
+    known = config.to_dict(preserve_field_references=False)
+
+    def has(key, tree=None):
+        part, _, rest = key.partition(".")
+        tree = known if tree is None else tree
+        return part in tree and (not rest or has(rest, tree[part]))
+
+    values = {key: value for key, value in OVERRIDES.items() if has(key)}
+    config.update_from_flattened_dict({**values, **more})
+    return config
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    config = shrink(
+        query2label.get_config(ARGUMENTS),
+        **{"train.steps": 6, "train.eval_every": 2, "model.transformer.mlp_dim": 32},
+    )
+    workdir = str(tmp_path_factory.mktemp("labels"))
+    return config, workdir, train(config, workdir)
+
+
+@pytest.fixture(scope="module")
+def independent(classifier, tmp_path_factory):
+    config = shrink(
+        segmenter.get_config(f"{ARGUMENTS},selection=given"),
+        **{"selection.classifier": classifier[1], "train.steps": 2},
+    )
+    workdir = str(tmp_path_factory.mktemp("independent"))
+    return config, workdir, train(config, workdir)
+
+
+def read_json(workdir, name):
+    return json.loads((pathlib.Path(workdir) / name).read_text())
+
+
+def test_the_classifier_is_evaluated_with_both_weights(classifier):
+    _, workdir, metrics = classifier
+    assert metrics["mAP"] == max(metrics["mAP_latest"], metrics["mAP_average"])
+    scores = read_json(workdir, "checkpoints/scores.json")
+    assert scores.keys() == {"2", "4", "6"}
+    assert all(each.keys() == {"average", "latest"} for each in scores.values())
+    details = read_json(workdir, "evaluation.json")
+    assert len(details["classes"]) == 20 and details["classes"][0]["iou"] is None
+
+
+def test_its_labels_are_selected_in_training_and_evaluation(classifier, independent):
+    config, workdir, metrics = independent
+    scorer = load_classifier(classifier[1])
+    for is_train in (True, False):
+        source = open_dataset(config.data, train=is_train)
+        given = add_given_labels(config, workdir, source, train=is_train)
+        for index in (0, 5):
+            scores = scorer([source[index]["image"]])[0]
+            best = np.argsort(-scores, kind="stable")[:4]
+            np.testing.assert_array_equal(given[index]["given"], best)
+    assert metrics["pixel_recall_at_k"] == pytest.approx(recall(source, given))
+
+
+def recall(source, given):
+    shares = []
+    for index in range(len(source)):
+        labels = source[index]["label_map"]
+        labels = labels[labels >= 0]
+        shares.append(np.isin(labels, given[index]["given"]).mean())
+    return np.mean(shares)
+
+
+def test_new_pictures_are_segmented_among_the_classifiers_labels(
+    classifier, independent
+):
+    config, workdir, _ = independent
+    image = open_dataset(config.data, train=False)[1]["image"]
+    scores = load_classifier(classifier[1])([image])[0]
+    model = mlseg_jax.load(workdir)
+    found = model(image)
+    order = np.argsort(-scores, kind="stable")
+    assert [label.class_id for label in found.labels] == order[:4].tolist()
+    best = 1 / (1 + np.exp(-scores[order[0]]))
+    assert found.labels[0].score == pytest.approx(best, rel=1e-4)
+    assert set(np.unique(found.label_map)) <= set(order[:4].tolist())
+    assert len(model(image, k=2).labels) == 2
+    names = [model.info.class_names[i] for i in (3, 7)]
+    assert {label.name for label in model(image, allowed=names).labels} == set(names)
+
+
+def test_scores_in_a_folder_and_labels_of_pictures(classifier, tmp_path):
+    config, workdir, _ = classifier
+    write_label_scores(config, workdir, "best", str(tmp_path / "scores"))
+    scores = np.load(tmp_path / "scores" / "val.npy")
+    source = open_dataset(config.data, train=False)
+    expected = load_classifier(workdir)([source[i]["image"] for i in range(6)])
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    given = tiny_config({"selection.name": "given"})
+    given.selection.scores = str(tmp_path / "scores")
+    with_given = add_given_labels(given, "nowhere", source, train=False)
+    np.testing.assert_array_equal(
+        with_given[2]["given"], np.argsort(-scores[2], kind="stable")[:4]
+    )
+    from PIL import Image
+
+    picture = tmp_path / "a.png"
+    Image.fromarray(source[2]["image"]).save(picture)
+    write_labels(config, workdir, "best", [picture], epath.Path(tmp_path / "out"))
+    line = json.loads((tmp_path / "out" / "labels.jsonl").read_text())
+    found = [label["class_id"] for label in line["labels"]]
+    assert found == with_given[2]["given"].tolist()
+
+
+def test_what_can_be_wrong(classifier, independent, tmp_path):
+    _, workdir, _ = classifier
+    config = tiny_config({"selection.name": "given"})
+    source = open_dataset(config.data, train=False)
+    with pytest.raises(UserError, match="needs labels; set selection.classifier"):
+        add_given_labels(config, str(tmp_path), source, train=False)
+    with pytest.raises(UserError, match="is no classifier of labels"):
+        load_classifier(independent[1])
+    with pytest.raises(UserError, match="holds a classifier, which segments nothing"):
+        mlseg_jax.load(workdir)
+    info = source.info
+    with pytest.raises(DataError, match="no label scores of the split 'val'"):
+        LabelScoreFile(str(tmp_path), "val", info)
+    rows = [(["a", "b"], np.zeros((2, 20), np.float32))]
+    write_scores(str(tmp_path), "val", info, 6, rows)
+    file = LabelScoreFile(str(tmp_path), "val", info)
+    # Of equal scores the lower class ids.
+    np.testing.assert_array_equal(file.top_k("b", 3), [0, 1, 2])
+    with pytest.raises(DataError, match="no scores of the example 'c'"):
+        file.top_k("c", 3)
+    config.selection.scores = str(tmp_path)
+    with pytest.raises(UserError, match="no label scores of 4 of the 6 examples"):
+        add_given_labels(config, str(tmp_path), source, train=False)
+    other = open_dataset(tiny_config({"data.num_classes": 21}).data, train=False)
+    with pytest.raises(DataError, match="are of other classes"):
+        WithGivenLabels(other, str(tmp_path), "val", 3)
+    with pytest.raises(UserError, match="was trained on other classes"):
+        load_classifier(workdir, other.info)
