@@ -122,8 +122,8 @@ def region_means(settings: RegionLoss, losses: RegionLosses) -> dict[str, Mean]:
         "loss/class": Mean(classes, weights, settings.class_weight, least=1e-6),
         # Mask and dice, weighted; the two that follow are only to be seen.
         "loss/regions": Mean(jnp.sum(losses.masks), count, 1.0),
-        "loss/mask": Mean(mask_parts[:, 0], count),
-        "loss/dice": Mean(mask_parts[:, 1], count),
+        "loss/mask": Mean(mask_parts[:, 0], jnp.full_like(weights, count)),
+        "loss/dice": Mean(mask_parts[:, 1], jnp.full_like(weights, count)),
     }
 
 
