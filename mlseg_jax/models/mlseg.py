@@ -14,10 +14,16 @@ so is the selection: with the complete one, in class order, this is the baseline
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.label_selection import Select, Selection, gather_classes
+from mlseg_jax.label_selection import (
+    UNSELECTED_LOGIT,
+    Select,
+    Selection,
+    gather_classes,
+)
 from mlseg_jax.models.decoders.auxiliary import FCNHead
 from mlseg_jax.models.interfaces import (
     AbstractBackbone,
@@ -48,6 +54,7 @@ class MLSeg(nnx.Module):
         scales_of_classes: bool = False,
         classes_in_backbone: bool = False,
         zero_classes: bool = False,
+        num_nearest: int | None = None,
         auxiliary_head: FCNHead | None = None,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
@@ -68,6 +75,8 @@ class MLSeg(nnx.Module):
         # Learned with all classes in class order, as the baseline's are.
         self.scales_of_classes = scales_of_classes
         self.classes_in_backbone = classes_in_backbone
+        # ESSNet predicts among as many classes in each cell, those that score best.
+        self.num_nearest = num_nearest
         biases = linear_init(rngs.params(), (num_classes, 1))
         self.class_biases = nnx.Param(biases) if decoder.class_bias else None
         self.pixel_mean = pixel_mean
@@ -137,6 +146,8 @@ class MLSeg(nnx.Module):
             scores = scores + biases[:, None, None, :, 0].astype(scores.dtype)
         class_ids = selection.class_ids if self.scales_of_classes else None
         logits = self.rank_norm(scores, selection.valid, class_ids)
+        if self.num_nearest is not None and rng is None:
+            logits = keep_best(logits, self.num_nearest)
         return Output(labels.scores, selection, logits, labels.pixels.grid_size)
 
     def grid_length(self, length: Length) -> Length:
@@ -162,6 +173,30 @@ class MLSeg(nnx.Module):
             + (Macs() if self.rank_norm.kind == "none" else norm(*grid, num_ranks)),
             "multilabel_head": head.macs(grids[decoder.image_level], num_classes),
         }
+
+
+def keep_best(logits: Float[Array, "B h w K"], count: int) -> Float[Array, "B h w K"]:
+    """The best of each cell; the others get what unselected labels get.
+
+    ESSNet's release does so before it upsamples, which changes the best label between
+    cells that keep different ones (method.md 10.2).
+    """
+    least = jax.lax.top_k(logits, min(count, logits.shape[-1]))[0][..., -1:]
+    return jnp.where(logits >= least, logits, UNSELECTED_LOGIT)
+
+
+def clear_padding(
+    images: UInt8[Array, "B H W 3"],
+    image_size: Int[Array, "B 2"],
+    pixel_mean: tuple[float, ...],
+) -> Float[Array, "B H W 3"]:
+    """Pads crops with what is exactly 0 once normalised, as the release pads.
+
+    To the model that padding is picture: in training nothing is masked.
+    """
+    mean = jnp.asarray(pixel_mean, jnp.float32).reshape(1, 1, 1, 3)
+    inside = inside_mask(images.shape[1:3], image_size)[..., None]
+    return jnp.where(inside, images.astype(jnp.float32), mean)
 
 
 def normalise(
