@@ -50,7 +50,7 @@ NUM_EPOCHS = 80
 def _backbone(name: str, size: tuple[int, int]) -> ConfigDict:
     if name in backbones.SWINS:
         backbone = backbones.swin(name)
-        backbone.num_norms = 1
+        backbone.update(num_norms=1, shift_small_maps=False)
         return backbone
     if name in backbones.TRESNETS:
         return backbones.tresnet(name)
