@@ -11,7 +11,7 @@ from tiny import ROOT
 from toy_builder import make_toy, record_bytes, run
 
 from input_pipeline.info import DataError
-from input_pipeline.preparation import prepare, prepared, shards
+from input_pipeline.preparation import prepared, shards
 
 
 def test_bad_examples_are_skipped_if_wanted(tmp_path):
