@@ -16,13 +16,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from mlseg_jax.distributed.sharding import on_each_device
 from mlseg_jax.losses import mask
 from mlseg_jax.losses.mask import RegionLoss
 from mlseg_jax.losses.matched_masks import mask_losses
 from mlseg_jax.losses.points import uniform_points
 from mlseg_jax.losses.region_matching import match_regions
 from mlseg_jax.losses.targets import Targets
-from mlseg_jax.sharding import on_each_device
 from mlseg_jax.typing import Array, Bool, Float, Int, PRNGKeyArray
 
 Draw = Callable[..., Float[Array, "count 2"]]

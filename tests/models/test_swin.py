@@ -8,12 +8,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 from shrink import use_tiny_backbone
 
-from configs import backbones, query2label, upernet
+from configs import query2label, upernet
 from mlseg_jax.models.backbones.swin import Swin, SwinPair
 from mlseg_jax.models.build import build_model
 from mlseg_jax.models.layers.window_attention import WindowAttention
 from mlseg_jax.pretrained.formats import FORMATS
 from mlseg_jax.pretrained.load import with_facts
+from mlseg_jax.settings import backbones
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.sharding import on_every_device, split_examples
+from mlseg_jax.distributed.sharding import on_every_device, split_examples
 from mlseg_jax.typing import Array, Float
 
 

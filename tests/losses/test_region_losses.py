@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from mlseg_jax.distributed.sharding import AXES, within
 from mlseg_jax.losses import mask, matched_masks, points
 from mlseg_jax.losses.mask import MASK2FORMER, MASKFORMER
 from mlseg_jax.losses.regions import (
@@ -18,7 +19,6 @@ from mlseg_jax.losses.regions import (
     region_losses,
 )
 from mlseg_jax.losses.targets import Targets
-from mlseg_jax.sharding import AXES, within
 from mlseg_jax.typing import IGNORE
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -62,7 +62,7 @@ def run(settings, leaves, targets, key):
 
 
 def plain_loss(settings, leaves, targets, queries, key):
-    """The definition, all masks at once, for plain autodiff; NumPy's loops over pairs."""
+    """The definition, all masks at once, for plain autodiff; loops over pairs."""
     class_logits, embeddings, features = leaves
     maps = jnp.einsum("bpnd,bhwd->bpnhw", embeddings, features)
     count = max(int(np.sum(targets.valid)), 1)
