@@ -17,7 +17,9 @@ from PIL import Image
 from tiny import ROOT, tiny_config, tiny_flags
 
 from input_pipeline.datasets.open import open_dataset
-from mlseg_jax.cli import program as cli
+from mlseg_jax.cli.commands import report
+from mlseg_jax.cli.program import COMMANDS
+from mlseg_jax.cli.program import run as run_program
 from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.runs.checkpoint import Checkpoints
 from mlseg_jax.runs.workdir import claim_workdir
@@ -66,7 +68,7 @@ def program(capsys, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
         status = 0
         try:
-            cli.run()
+            run_program()
         except SystemExit as stop:
             status = stop.code or 0
         captured = capsys.readouterr()
@@ -90,9 +92,11 @@ def as_process(*arguments):
 def test_usage_as_a_process_and_without_jax():
     result = as_process()
     assert result.status == 0
-    for command in cli.COMMANDS:
+    for command in COMMANDS:
         assert f"\n  {command} " in result.out
         assert f"main.py {command} --" in result.out
+    modules = (ROOT / "mlseg_jax/cli/commands").glob("[!_]*.py")
+    assert {path.stem for path in modules} == set(COMMANDS)
 
 
 def test_help(program):
@@ -152,15 +156,13 @@ def test_summary(program):
 
 
 def test_a_full_disk_is_one_sentence(program, monkeypatch):
-    from mlseg_jax.cli import commands
-
     def fill(flags):
         raise OSError(28, "No space left on device", "/disk/run")
 
     def leave(status):
         raise SystemExit(status)
 
-    monkeypatch.setattr(commands, "report", fill)
+    monkeypatch.setattr(report, "run", fill)
     monkeypatch.setattr(os, "_exit", leave)
     error = program("report", "--config=configs/demo.py", "--workdir=/disk/run").error
     assert "The disk is full (/disk/run); free some space" in error
