@@ -116,8 +116,8 @@ def evaluate(
     class_examples: Int[np.ndarray, "C"] | None = None,
     on_progress=lambda done, total: None,
 ) -> tuple[LabelEvaluation, dict[str, float]]:
-    """One pass over ``source``; as `evaluate.evaluate`, which reads what this cannot
-    use: the oracle and the classes' frequencies.
+    """One pass over ``source``; as `semantic_evaluation.evaluate`, which
+    reads what this cannot use: the oracle and the classes' frequencies.
     """
     del with_oracle, class_examples
     evaluation = LabelEvaluation(config, source.info)

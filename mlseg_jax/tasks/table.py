@@ -7,12 +7,11 @@ import ml_collections
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.inference.label_scores import LabelScorer
-from mlseg_jax.tasks import multilabel, semantic
 from mlseg_jax.tasks import (
-    multilabel_evaluation as evaluate_labels,
-)
-from mlseg_jax.tasks import (
-    semantic_evaluation as evaluate,
+    multilabel,
+    multilabel_evaluation,
+    semantic,
+    semantic_evaluation,
 )
 
 
@@ -34,8 +33,18 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "semantic": Task(semantic.loss, evaluate.make_engine, evaluate.evaluate, "mIoU"),
-    "multilabel": Task(multilabel.loss, LabelScorer, evaluate_labels.evaluate, "mAP"),
+    "semantic": Task(
+        semantic.loss,
+        semantic_evaluation.make_engine,
+        semantic_evaluation.evaluate,
+        best_metric="mIoU",
+    ),
+    "multilabel": Task(
+        multilabel.loss,
+        LabelScorer,
+        multilabel_evaluation.evaluate,
+        best_metric="mAP",
+    ),
 }
 
 
