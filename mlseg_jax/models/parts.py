@@ -49,10 +49,10 @@ def make_part(
     """The part that ``model.KEY`` names.
 
     Raises:
-      UserError: no part is called so, or it needs a key that its section has not.
+      UserError: it needs a key that its section has not.
     """
     name = config.model[key].name
-    row = choose(table, f"model.{key}.name", name)
+    row = table[name]
     try:
         if isinstance(row, type):
             offered = OFFERED[key](config, *stands_on)
@@ -104,13 +104,6 @@ def arguments_of(part: type) -> dict[str, object]:
         for each in parameters
         if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     }
-
-
-def choose(table: Mapping, what: str, name: str):
-    """The row of a table; a sentence where there is none so called."""
-    if name not in table:
-        raise UserError(f"Unknown {what} {name!r}; choose one of {', '.join(table)}.")
-    return table[name]
 
 
 # ------------------------------------------------- what a part learns from what it

@@ -7,12 +7,10 @@ import ml_collections
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.inference.label_scores import LabelScorer
-from mlseg_jax.tasks import (
-    multilabel,
-    multilabel_evaluation,
-    semantic,
-    semantic_evaluation,
-)
+from mlseg_jax.tasks import multilabel, semantic
+from mlseg_jax.tasks.evaluation import AbstractEvaluation
+from mlseg_jax.tasks.multilabel_evaluation import LabelEvaluation
+from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation, make_engine
 
 
 class Task(NamedTuple):
@@ -21,30 +19,20 @@ class Task(NamedTuple):
     Attributes:
       loss: ``(model, batch, config, rng, priors) -> (loss, what to log)``.
       make_engine: ``(config, model, parameters, mesh)`` to what predicts for pictures.
-      evaluate: ``(engine, source, config, with_oracle=, class_examples=,
-        on_progress=) -> (evaluation, metrics)``.
+      make_evaluation: ``(config, info, with_oracle=, class_examples=)`` to what
+        `evaluation.evaluate` fills.
       best_metric: the metric by which checkpoints are compared.
     """
 
     loss: Callable
     make_engine: Callable
-    evaluate: Callable
+    make_evaluation: Callable[..., AbstractEvaluation]
     best_metric: str
 
 
 TASKS = {
-    "semantic": Task(
-        semantic.loss,
-        semantic_evaluation.make_engine,
-        semantic_evaluation.evaluate,
-        best_metric="mIoU",
-    ),
-    "multilabel": Task(
-        multilabel.loss,
-        LabelScorer,
-        multilabel_evaluation.evaluate,
-        best_metric="mAP",
-    ),
+    "semantic": Task(semantic.loss, make_engine, SemanticEvaluation, "mIoU"),
+    "multilabel": Task(multilabel.loss, LabelScorer, LabelEvaluation, "mAP"),
 }
 
 
