@@ -16,22 +16,23 @@ class Task(NamedTuple):
     """How a batch becomes a loss, and a split an evaluation.
 
     Attributes:
-      loss: ``(model, batch, config, rng, priors) -> (loss, what to log)``.
+      means: ``(model, batch, config, rng, priors)`` to losses and what else to log, as
+        sums and counts (`losses.reduce.Mean`).
       make_engine: ``(config, model, parameters, mesh)`` to what predicts for pictures.
       make_evaluation: ``(config, info, with_oracle=, class_examples=)`` to what
         `evaluation.evaluate` fills.
       best_metric: the metric by which checkpoints are compared.
     """
 
-    loss: Callable
+    means: Callable
     make_engine: Callable
     make_evaluation: Callable[..., AbstractEvaluation]
     best_metric: str
 
 
 TASKS = {
-    "semantic": Task(semantic.loss, make_engine, SemanticEvaluation, "mIoU"),
-    "multilabel": Task(multilabel.loss, LabelScorer, LabelEvaluation, "mAP"),
+    "semantic": Task(semantic.means, make_engine, SemanticEvaluation, "mIoU"),
+    "multilabel": Task(multilabel.means, LabelScorer, LabelEvaluation, "mAP"),
 }
 
 
