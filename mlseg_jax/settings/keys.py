@@ -124,6 +124,7 @@ KEYS = {
     "optimizer.frozen": PATTERNS,
     "optimizer.clip_norm": FROM_0,
     "optimizer.ema_decay": number(0, below=1),
+    "optimizer.ema_warmup": FLAG,
     # ------------------------------------------------------------------------ train
     "train.steps": COUNT_OR_NONE,
     "train.batch_size": COUNT,
@@ -260,7 +261,7 @@ def _leaves(
         if isinstance(value, ml_collections.ConfigDict):
             yield from _leaves(value, f"{path}{key}.")
         else:
-            yield f"{path}{key}", value, section.get("name", "")
+            yield f"{path}{key}", value, str(section.get("name", ""))
 
 
 def _check_windows(config: ml_collections.ConfigDict) -> None:

@@ -20,7 +20,10 @@ def get_config(workdir: str) -> ConfigDict:
             f"directory that `python main.py train --workdir=...` wrote."
         )
     config = ConfigDict(_with_tuples(json.loads(path.read_text())))
-    _add_new_keys(config, base.base(""))
+    defaults = base.base("")
+    # Averages began without a warm-up before there was the key.
+    defaults.optimizer.ema_warmup = config.optimizer.ema_decay == 0
+    _add_new_keys(config, defaults)
     _add_new_keys(config.data, base.data(name="", crop_size=(), base_size=()))
     config.lock()
     return config
