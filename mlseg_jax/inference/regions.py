@@ -9,7 +9,8 @@ exist a tile at a time, and a rank becomes a class id last: nothing here has C c
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,12 @@ from mlseg_jax.inference.mask_tiles import (
     MaskAxis,
     Masks,
     MaskTile,
+    mask_axes,
     mask_tiles,
     tile_size,
     upsampled_masks,
 )
+from mlseg_jax.inference.views import View
 from mlseg_jax.typing import Array, Float, Int, UInt
 
 
@@ -152,6 +155,50 @@ class SegmentedRegions:
     def _dtype(self) -> np.dtype:
         """The smallest type that holds C class ids."""
         return np.dtype(np.uint8 if self.num_classes <= 256 else np.uint16)
+
+
+def regions_of_views(
+    size: tuple[int, int],
+    views: Sequence[View],
+    windows: Sequence[tuple[Float[np.ndarray, "N _"], Masks]],
+    class_ids: Int[np.ndarray, "U"],
+    num_classes: int,
+    ranks: Int[np.ndarray, "windows U"] | None = None,
+    stride: int = 4,
+) -> SegmentedRegions:
+    """A picture out of what the network gave for each window of its views.
+
+    Args:
+      size: height and width of the picture.
+      views: its scales and mirror images, which have equal weight; where windows
+        overlap they are averaged.
+      windows: class logits and masks of each window, view by view, row by row.
+      class_ids: the labels of the picture, such as the union of the windows'.
+      num_classes: C.
+      ranks: see `RegionWindow`; None where each window's ranks are the picture's.
+      stride: pixels of a window in a cell of its masks.
+    """
+    results = []
+    for view in views:
+        rows, columns = (
+            mask_axes(
+                axis.length,
+                axis.view_length,
+                axis.starts,
+                axis.size,
+                stride * axis.cells,
+                axis.cells,
+                num_cells=axis.canvas_cells,
+                flip=axis.flip,
+            )
+            for axis in (view.rows, view.columns)
+        )
+        for row, column in itertools.product(rows, columns):
+            row = dataclasses.replace(row, share=row.share / len(views))
+            own = None if ranks is None else ranks[len(results)]
+            logits, masks = windows[len(results)]
+            results.append(RegionWindow(logits, masks, row, column, own))
+    return SegmentedRegions(size, tuple(results), class_ids, num_classes)
 
 
 def _class_scores(
