@@ -1,6 +1,7 @@
 """Label maps, segments and instances of regions against whole-picture loops."""
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -11,18 +12,29 @@ from mlseg_jax.inference import mask_tiles as tiles
 from mlseg_jax.inference.instances import instance_segments
 from mlseg_jax.inference.mask_tiles import Masks, mask_axes, tile_size
 from mlseg_jax.inference.panoptic import panoptic_segments
+from mlseg_jax.inference.pixel_counts import count_pixels
 from mlseg_jax.inference.regions import (
     RegionWindow,
     SegmentedRegions,
     regions_of_views,
 )
 from mlseg_jax.inference.views import make_views
+from mlseg_jax.label_selection import Selection
+from mlseg_jax.metrics.mean_iou import MeanIoU
+from mlseg_jax.typing import IGNORE
 
 NUM_CLASSES = 300
 SIZE, RESIZED, PADDED = (75, 101), (50, 67), (64, 96)
 CLASS_IDS = np.int32([7, 290, 3, 44, 5])
 NAMES = [f"class {i}" for i in range(NUM_CLASSES)]
 IS_THING = np.arange(NUM_CLASSES) % 2 == 1  # 290 and 44 are stuff
+
+
+SCORES = np.zeros((1, NUM_CLASSES), np.float32)
+
+
+def select(class_ids):
+    return Selection(class_ids[None], None, NUM_CLASSES)
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +73,7 @@ def picture_of(class_logits, masks, factored=False):
         basis = basis.astype(np.float32)
         source = Masks(np.einsum("nyx,ne->yxe", masks, basis), basis)
     window = RegionWindow(class_logits, source, *axes())
-    return SegmentedRegions(SIZE, (window,), CLASS_IDS, NUM_CLASSES)
+    return SegmentedRegions(SIZE, (window,), select(CLASS_IDS), SCORES)
 
 
 @pytest.mark.parametrize("factored", [False, True])
@@ -72,18 +84,25 @@ def test_label_map(factored):
     ordered = np.sort(scores, axis=0)
     sure = ordered[-1] - ordered[-2] > 1e-4
     assert sure.mean() > 0.99
-    labels = picture.label_map()
+    (labels,) = picture.label_maps()
     assert labels.dtype == np.uint16 and labels.shape == SIZE
     np.testing.assert_array_equal(labels[sure], CLASS_IDS[scores.argmax(0)][sure])
     assert len(np.unique(labels)) > 2
     for y, x, tile in picture.score_tiles():
         inside = (..., slice(y.stop - y.start), slice(x.stop - x.start))
         np.testing.assert_allclose(np.asarray(tile)[inside], scores[:, y, x], atol=3e-5)
-    top, shares = picture.top_labels(3)
+    (top,), (shares,) = picture.top_labels(3)
     np.testing.assert_array_equal(top[0], labels)
     expected = ordered[:-4:-1] / scores.sum(0)
     np.testing.assert_allclose(shares, expected, atol=2e-3)
-    assert picture.top_labels(9)[0].shape == (5, *SIZE)
+    assert picture.top_labels(9)[0].shape == (1, 5, *SIZE)
+    truth = np.where(np.arange(SIZE[1]) % 3 == 0, 290, labels).astype(np.int32)
+    truth[:, -9:], truth[-5:] = 17, IGNORE  # not selected; not labelled
+    counts = count_pixels(picture, truth[None])
+    expected = MeanIoU.from_maps(
+        *map(jnp.asarray, (labels.astype(np.int32), truth, truth != 17)), NUM_CLASSES
+    )
+    jax.tree.map(np.testing.assert_array_equal, counts, expected.to_host())
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -213,7 +232,7 @@ def test_windows_scales_and_mirror_images():
     scores += (total / covered)[:, :, ::-1] / 2
     class_ids = np.int32([*CLASS_IDS, 111])
     picture = regions_of_views(
-        SIZE, [*whole, *mirrored], windows, class_ids, NUM_CLASSES, ranks
+        SIZE, [*whole, *mirrored], windows, select(class_ids), SCORES, ranks
     )
     for y, x, tile in picture.score_tiles():
         inside = (..., slice(y.stop - y.start), slice(x.stop - x.start))
@@ -239,9 +258,10 @@ def test_tiny_pictures(size):
     window = RegionWindow(
         logits, Masks(masks.transpose(1, 2, 0)), *axes(size, (20, 17), (32, 32))
     )
-    picture = SegmentedRegions(size, (window,), CLASS_IDS, 40)
+    labels = Selection(CLASS_IDS[None], None, 40)
+    picture = SegmentedRegions(size, (window,), labels, SCORES[:, :40])
     full = full_masks(masks, (32, 32), (20, 17), size)
-    labels = picture.label_map()
+    (labels,) = picture.label_maps()
     assert labels.dtype == np.uint8
     expected = CLASS_IDS[semantic_scores(logits, full).argmax(0)]
     assert (labels == expected.astype(np.uint8)).mean() > 0.99
