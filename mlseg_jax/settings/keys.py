@@ -41,7 +41,21 @@ from mlseg_jax.settings.kinds import (
     tuple_of,
     whole,
 )
+from mlseg_jax.settings.resolve import AUTO
 
+
+def _is_weight(value) -> bool:
+    if not isinstance(value, str):
+        return FROM_0.fits(value)
+    try:
+        return value == AUTO or FROM_0.fits(float(value))
+    except ValueError:
+        return False
+
+
+_WEIGHT = Kind(
+    "a number from 0, or auto for one in proportion to the classes", _is_weight
+)
 _AXIS = also(COUNT, -1, "a whole number from 1, or -1 for all devices that are left")
 
 KEYS = {
@@ -104,7 +118,7 @@ KEYS = {
     "loss.class_weighting": choice("none", "inverse_sqrt"),
     "loss.logit_adjustment": FROM_0,
     "loss.multilabel": choice("asymmetric", "binary_cross_entropy"),
-    "loss.multilabel_weight": FROM_0,
+    "loss.multilabel_weight": _WEIGHT,
     "loss.gamma_negative": FROM_0,
     "loss.gamma_positive": FROM_0,
     "loss.clip": RATE,
