@@ -12,6 +12,7 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from mlseg_jax.cli.overrides import last_of_each
 from mlseg_jax.distributed.host_memory import keep_freed_memory
 from mlseg_jax.errors import UserError, refuse_foreign_pipeline
 from mlseg_jax.settings import recipes, saved
@@ -187,7 +188,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _fail(f"There is no command {command!r}{did_you_mean(command, COMMANDS)}")
     try:
         with recipes.bound():
-            rest = FLAGS(_complete(argv))[2:]
+            rest = FLAGS(_complete(last_of_each(argv)))[2:]
     except flags.Error as error:
         _fail(_last_reason(str(error)))
     except (AttributeError, KeyError, ValueError, TypeError, OSError) as error:
@@ -293,6 +294,10 @@ def _main(argv: list[str]) -> None:
     # Libraries raise what they log; Orbax logs a full disk in a hundred lines.
     logging.set_verbosity(logging.FATAL)
     try:
+        if FLAGS.config is not None:
+            from mlseg_jax.models.build import check_config
+
+            check_config(FLAGS.config)
         if command in SHARED:
             processes.connect(
                 FLAGS.coordinator,

@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 
 from mlseg_jax.doctor.label_statistics import least_k, pixel_curve
+from mlseg_jax.training.checks import warmup_note
 
 MAX_IGNORED_SHARE = 0.5
 
@@ -60,6 +61,8 @@ def check_splits(
         return
     yield from _check_classes(train, evaluation)
     yield from _check_selection(config, train)
+    if note := warmup_note(config):
+        yield Finding("warmup", False, note)
 
 
 def _check_faults(split, skips: bool) -> Iterator[Finding]:

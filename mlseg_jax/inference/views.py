@@ -15,7 +15,6 @@ import ml_collections
 import numpy as np
 
 from input_pipeline.augmentation.transforms import resize_for_test
-from mlseg_jax.errors import UserError
 from mlseg_jax.models.layers.resize import bilinear_matrix
 from mlseg_jax.typing import Float
 
@@ -154,11 +153,9 @@ def _plan(
     length = picture.shape[axis]
     if settings.mode == "whole":
         window, stride, canvas = length, length, round_up(length)
-    elif settings.mode == "slide":
+    else:
         window, stride = settings.window[axis], settings.stride[axis]
         canvas = window
-    else:
-        raise UserError(f"Unknown eval.mode {settings.mode!r}; choose whole or slide.")
     if not any_canvas:
         canvas = min(window, length)
     cells = grid_length(min(window, length)), grid_length(canvas)

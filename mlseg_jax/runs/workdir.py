@@ -115,7 +115,9 @@ def claim_workdir(
             f"The work directory {workdir} was trained on other classes than the data "
             f"has now; restore the data's classes or choose another --workdir."
         )
-    differences = _differences(json.loads(path.read_text()), wanted)
+    # Not the file: it may lack keys that are newer than the run.
+    saved_config = load_config(workdir)
+    differences = _differences(json.loads(saved_config.to_json_best_effort()), wanted)
     if differences:
         raise UserError(
             f"The work directory {workdir} holds a run with another configuration "

@@ -16,7 +16,7 @@ def data(
     name: str,
     crop_size: tuple[int, int],
     base_size: tuple[int, int],
-    normalisation: str,
+    normalisation: str = "half",
 ) -> ConfigDict:
     mean, std = choose(NORMALISATIONS, "normalisation", normalisation)
     return ConfigDict(

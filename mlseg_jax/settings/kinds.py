@@ -22,7 +22,10 @@ class Kind:
     table: bool = False
 
 
-def whole(least: int | None = None, most: int | None = None) -> Kind:
+Bound = int | float | None
+
+
+def whole(least: Bound = None, most: Bound = None) -> Kind:
     """Whole numbers; a bool is none."""
 
     def fits(value) -> bool:
@@ -37,11 +40,11 @@ def whole(least: int | None = None, most: int | None = None) -> Kind:
 
 
 def number(
-    least: float | None = None,
-    most: float | None = None,
+    least: Bound = None,
+    most: Bound = None,
     *,
-    above: float | None = None,
-    below: float | None = None,
+    above: Bound = None,
+    below: Bound = None,
 ) -> Kind:
     """Finite numbers; ``above`` and ``below`` are not among them."""
 
@@ -61,7 +64,7 @@ def number(
     return Kind(f"a number{low}{high}", fits)
 
 
-def _range(least: float | None, most: float | None) -> str:
+def _range(least: Bound, most: Bound) -> str:
     low = "" if least is None else f" from {least:g}"
     return low + ("" if most is None else f" to {most:,}")
 

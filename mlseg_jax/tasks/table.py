@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import ml_collections
 
-from mlseg_jax.errors import UserError
 from mlseg_jax.inference.label_scores import LabelScorer
 from mlseg_jax.tasks import multilabel, semantic
 from mlseg_jax.tasks.evaluation import AbstractEvaluation
@@ -39,8 +38,4 @@ TASKS = {
 
 def find_task(config: ml_collections.ConfigDict) -> Task:
     """The task of a configuration."""
-    if config.task not in TASKS:
-        raise UserError(
-            f"Unknown task {config.task!r}; choose one of {', '.join(TASKS)}."
-        )
     return TASKS[config.task]

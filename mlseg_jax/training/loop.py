@@ -20,7 +20,7 @@ from mlseg_jax.distributed.sharding import (
     to_own_mesh,
 )
 from mlseg_jax.errors import UserError
-from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.build import FunctionalModel, check_config
 from mlseg_jax.models.flops import peak_flops, training_flops
 from mlseg_jax.pretrained.initialise import start_from
 from mlseg_jax.runs.checkpoint import Checkpoints
@@ -62,6 +62,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
     Returns the metrics that are also in ``metrics.json``.
     """
+    check_config(config)
     preflight.check(config, workdir)
     with StopRequest() as stop:
         try:

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.errors import UserError
 from mlseg_jax.models.interfaces import AbstractBackbone, FeatureMap
 from mlseg_jax.models.layers.block_stack import BlockStack
 from mlseg_jax.models.layers.norm import LayerNorm
@@ -60,11 +59,6 @@ class ViT(AbstractBackbone):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if position_resize not in POSITION_RESIZES:
-            raise UserError(
-                f"Unknown position_resize {position_resize!r}; choose one of "
-                f"{', '.join(POSITION_RESIZES)}."
-            )
         self.patch_size = patch_size
         self.position_resize = position_resize
         self.taps = taps or (depth - 1,)
