@@ -138,6 +138,7 @@ KEYS = {
     "optimizer.frozen": PATTERNS,
     "optimizer.clip_norm": FROM_0,
     "optimizer.ema_decay": number(0, below=1),
+    "optimizer.ema_warmup": FLAG,
     # ------------------------------------------------------------------------ train
     "train.steps": COUNT_OR_NONE,
     "train.batch_size": COUNT,

@@ -21,7 +21,7 @@ def get_config(workdir: str) -> ConfigDict:
         )
     config = ConfigDict(_with_tuples(json.loads(path.read_text())))
     _add_new_keys(config, base.base(""))
-    _add_new_keys(config.data, base.data(name="", crop_size=(), base_size=()))
+    _add_new_keys(config.data, base.data(name="", crop_size=(1, 1), base_size=(0, 0)))
     config.lock()
     return config
 
