@@ -189,17 +189,31 @@ def test_void_counts_nowhere(settings):
     changed[:, :, :1] += 3.0
     targets = dataclasses.replace(targets, masks=ids)
     key = jax.random.key(1)
-    found = run(settings, leaves, targets, key)[0][1][0]
-    other = run(settings, (*leaves[:2], changed), targets, key)[0][1][0]
-    assert abs(found["mask"] - other["mask"]).max() > 1e-3
+    (_, (parts, losses)), _ = run(settings, leaves, targets, key)
+    (_, (changed_parts, _)), _ = run(settings, (*leaves[:2], changed), targets, key)
+    assert abs(parts["mask"] - changed_parts["mask"]).max() > 1e-3
+    leaves, changed = jax.tree.map(jnp.asarray, (leaves, changed))
     targets = dataclasses.replace(targets, void=ids == IGNORE)
-    if settings is POINTS:  # the same points all over, or others would be chosen
-        settings = dataclasses.replace(settings, oversampling=1.0, importance=0.0)
-    loss = jax.jit(functools.partial(total_loss, settings))
-    found = loss(leaves, targets, key)[1][0]
-    other = loss((*leaves[:2], changed), targets, key)[1][0]
-    for name, part in found.items():
-        np.testing.assert_allclose(part, other[name], rtol=1e-5)
+    targets = jax.tree.map(jnp.asarray, targets)
+
+    @jax.jit
+    def mask_parts(features):
+        if settings is MASKFORMER:
+            return total_loss(settings, (*leaves[:2], features), targets, key)[1][0]
+        # The same points all over, or others would be chosen.
+        own = dataclasses.replace(settings, oversampling=1.0, importance=0.0)
+        draw, image = random_points(key), jnp.arange(8)
+        return matched_masks.mask_losses(
+            own, leaves[1], features, losses.queries, targets, image, draw
+        )
+
+    for found, other in zip(
+        jax.tree.leaves(mask_parts(leaves[2])),
+        jax.tree.leaves(mask_parts(changed)),
+        strict=True,
+    ):
+        assert np.all(np.isfinite(found))
+        np.testing.assert_allclose(found, other, rtol=1e-5)
 
 
 def test_bfloat16_leaves_get_gradients_of_their_type():
