@@ -34,7 +34,7 @@ NOT_OURS = {
     *("my_script.py", "configs/FILE.py", "configs/pointwise.py"),
     "mlseg_jax/models/decoders/pointwise.py",
     "mlseg_jax/cli/commands/NAME.py",
-    *("register_ade20k_full.py", "register_ade20k_panoptic.py", "vspw.py"),
+    *("register_ade20k_full.py", "register_ade20k_panoptic.py"),
 }
 
 
