@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from input_pipeline.datasets import instances, names, panoptic
-from input_pipeline.files import images, raw_files
+from input_pipeline.files import images, mask_files, raw_files
 from input_pipeline.info import DataError
 from input_pipeline.preparation import prepared
 from mlseg_jax.typing import IGNORE
@@ -101,7 +101,7 @@ def label_instances(
       DataError: a file cannot be read, the sizes differ, a value is out of range, or an
         instance has several classes.
     """
-    classes = images.read_mask(semantic)
+    classes = mask_files.read_mask(semantic)
     thing, number, _ = np.moveaxis(images.read_image(instance).astype(np.int32), -1, 0)
     if thing.shape != classes.shape:
         raise DataError(

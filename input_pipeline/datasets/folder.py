@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 
 from input_pipeline.datasets import label_schema
-from input_pipeline.files import images
+from input_pipeline.files import images, mask_files
 from input_pipeline.info import DataError, DatasetInfo, raise_fault
 
 # Of 10 parts, how many the hash of a stem sends to the split "val".
@@ -90,7 +90,7 @@ class Folder:
         """
         stem = self._stems[index]
         image = images.read_image(self._images[stem])
-        raw, depth = images.decode_mask(self._masks[stem])
+        raw, depth = mask_files.decode_mask(self._masks[stem])
         if image.shape[:2] != raw.shape:
             turned = image.shape[:2] == raw.shape[::-1]
             raise DataError(
@@ -121,7 +121,7 @@ class Folder:
         Indices of a palette are the raw values. Where files give one index several
         colours, the colours were meant, and each file numbers them in its own way.
         """
-        return images.palette_colours(self._masks[self._stems[index]])
+        return mask_files.palette_colours(self._masks[self._stems[index]])
 
 
 def _find_examples(

@@ -110,7 +110,7 @@ def _open_prepared(data: ml_collections.ConfigDict, split: str, report):
         raise DataError(
             f"The data set {data.name!r} is not prepared in {data.path}; run: {command}"
         )
-    # Of all that may be in `data.path`, this data set alone.
+    # Of all that may be in ``data.path``, this data set alone.
     path = local_copy(str(path))
     features = prepared.stored_features(path)
     if "video_index" in features:

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from input_pipeline.datasets import label_schema
-from input_pipeline.files import images
+from input_pipeline.files import images, mask_files
 from input_pipeline.info import DataError, DatasetInfo
 from input_pipeline.preparation import stored
 
@@ -90,7 +90,7 @@ class TfdsSource:
         record = self._source[index]
         where = f"{index} of split {self._split!r} of {self._where}"
         image = images.image_from_bytes(record[self._keys[0]], where)
-        raw, _ = images.mask_from_bytes(record[self._keys[1]], where)
+        raw, _ = mask_files.mask_from_bytes(record[self._keys[1]], where)
         if image.shape[:2] != raw.shape:
             raise DataError(
                 f"Mask {where} is {raw.shape[1]}x{raw.shape[0]} pixels but its image "

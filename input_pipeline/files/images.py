@@ -4,8 +4,8 @@ A file which cannot be read whole is an error here and never a picture padded wi
 grey: a model would train on the padding without anybody noticing.
 """
 
+import dataclasses
 import io
-import math
 import os
 import struct
 import warnings
@@ -13,12 +13,18 @@ import zlib
 
 import cv2
 import numpy as np
-import simplejpeg
 from etils import epath
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile
 
+from input_pipeline.files.jpeg import decode_jpeg
 from input_pipeline.info import DataError
 from mlseg_jax.typing import IGNORE
+
+MAX_PIXELS = 2**28
+"""Default of the largest picture: a phone makes 200 megapixels."""
+
+WHITE = 65535
+"""Default of the 16-bit value that is white."""
 
 IGNORE_RAW = {8: 255, 16: 65535}
 """Raw mask value that means IGNORE, by bit depth of the file."""
@@ -26,19 +32,40 @@ IGNORE_RAW = {8: 255, 16: 65535}
 MAX_CLASSES = 65535
 """Most classes that a 16-bit mask can hold beside its ignore value."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2"),
+)
 """Endings, in lower case, by which a file counts as an image."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # In a JPEG these modes need no colour management: every decoder gives the same.
 _PLAIN_JPEG_MODES = ("L", "RGB")
-# It is an error here, see `open_picture`.
+# It is an error here from a limit on that is ours, see `open_picture`.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # 16-bit grey. A 16-bit colour file is opened by Pillow as 8 bits (its high bytes).
 MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """How pictures are read.
+
+    Attributes:
+      max_pixels: height times width of the largest that is read.
+      exif: whether they are turned as their EXIF says.
+      white: 16-bit value that becomes 255: 4095 in files of a 12-bit camera.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    exif: bool = True
+    white: int = WHITE
+
+
+USUAL = ReadOptions()
+
+
+def read_image(path: str | os.PathLike, options: ReadOptions = USUAL) -> np.ndarray:
     """Reads an image of any usual mode as 8-bit RGB, turned as EXIF says.
 
     Grey is repeated into three channels, alpha is dropped, 16-bit values
@@ -46,129 +73,43 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
     Args:
       path: file to read.
+      options: what of this is to be otherwise.
 
     Returns:
       uint8 ``[H W 3]``, RGB.
 
     Raises:
       DataError: the file is missing, empty, truncated, unreadable, less than 2 pixels
-        high or wide, so large that it looks like a decompression bomb, or holds
-        values with no fixed range (32-bit, float).
+        high or wide, larger than the limit, or holds values with no fixed range
+        (32-bit, float).
     """
-    return image_from_bytes(read_bytes(path), path)
+    return image_from_bytes(read_bytes(path), path, options)
 
 
-def image_from_bytes(data: bytes, path: str | os.PathLike) -> np.ndarray:
+def image_from_bytes(
+    data: bytes, path: str | os.PathLike, options: ReadOptions = USUAL
+) -> np.ndarray:
     """As `read_image`, of a file's content; ``path`` is what errors call it."""
-    with open_picture(data, path) as header:
+    with open_picture(data, path, options.max_pixels) as header:
         if min(header.size) < 2:
             raise DataError(
                 f"Image {path} is {header.width}x{header.height} pixels, but both "
                 "sides must have at least 2; remove it or replace it."
             )
-        if header.mode in ("I", "F"):
+        if header.mode in ("I", "F") and not _is_16_bit(header):
             raise DataError(
                 f"Image {path} holds 32-bit or floating-point values, whose range is "
                 "unknown; save it with 8 or 16 bits a channel."
             )
-        if header.format in ("JPEG", "MPO") and header.mode in _PLAIN_JPEG_MODES:
+        if header.format in ("JPEG", "MPO"):
+            orientation = read_orientation(header) if options.exif else 1
             try:
-                return _turn(decode_jpeg(data), _orientation(header))
+                if header.mode in _PLAIN_JPEG_MODES:
+                    return _turn(decode_jpeg(data), orientation)
+                decode_jpeg(data, "CMYK")  # Pillow says nothing of damage.
             except ValueError as error:
                 raise _unreadable(path, error) from error
-        return _decode_with_pillow(header, path)
-
-
-def decode_jpeg(data: bytes) -> np.ndarray:
-    """Decodes a JPEG file as cv2 does, but not turned and 1.7 times as fast.
-
-    Returns:
-      uint8 ``[H W 3]``, RGB.
-
-    Raises:
-      ValueError: it is truncated or damaged, with libjpeg's words.
-    """
-    try:
-        return simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError as error:
-        # Padding of careless programs; every other warning is about lost pixels.
-        if "extraneous bytes" in str(error):
-            return simplejpeg.decode_jpeg(data, "RGB", strict=False)
-        raise
-
-
-def read_mask(path: str | os.PathLike) -> np.ndarray:
-    """Reads the raw values of a mask.
-
-    Args:
-      path: PNG file, grey or with a palette, whose indices are then the values.
-
-    Returns:
-      int32 ``[H W]``, the values as they are in the file.
-
-    Raises:
-      DataError: as for `decode_mask`.
-    """
-    return decode_mask(path)[0].astype(np.int32)
-
-
-def decode_mask(path: str | os.PathLike) -> tuple[np.ndarray, int]:
-    """Reads the raw values of a mask and the depth that says which one is ignore.
-
-    Args:
-      path: PNG file, grey or with a palette.
-
-    Returns:
-      uint8 or uint16 ``[H W]`` of raw values, and 8 or 16, the key of `IGNORE_RAW`.
-
-    Raises:
-      DataError: the file is missing, truncated, unreadable or too large, is no PNG, or
-        is a colour picture.
-    """
-    return mask_from_bytes(read_bytes(path), path)
-
-
-def mask_from_bytes(data: bytes, path: str | os.PathLike) -> tuple[np.ndarray, int]:
-    """As `decode_mask`, of a file's content; ``path`` is what errors call it."""
-    if not data.startswith(_PNG_SIGNATURE):
-        raise DataError(
-            f"Mask {path} is not a PNG file inside, and other formats change the class "
-            "numbers when they compress; save it as an 8-bit or 16-bit PNG."
-        )
-    with open_picture(data, path) as picture:
-        if picture.mode not in ("1", "L", "P", *MODES_16_BIT):
-            raise DataError(
-                f"Mask {path} is a colour picture (mode {picture.mode}), but colours "
-                "are not class numbers; save it with one channel of class numbers, as "
-                "an 8-bit or 16-bit grey PNG or as a palette PNG."
-            )
-        depth = 16 if picture.mode in MODES_16_BIT else 8
-        # cv2 lets other threads run meanwhile; of palettes it would give the colours.
-        if picture.mode not in ("1", "P") and data[24] == depth:
-            raw = np.frombuffer(data, np.uint8)
-            values = cv2.imdecode(raw, cv2.IMREAD_UNCHANGED)
-            if values is not None and values.shape == picture.size[::-1]:
-                return values, depth
-        values = load_pixels(picture, path)
-        if picture.mode == "L" and data[24] < 8:
-            # Pillow stretches 2-bit and 4-bit grey to 0..255; the 25th byte of a PNG
-            # is its bit depth, and the stretch is a whole factor (85 or 17).
-            values = values // (255 // (2 ** data[24] - 1))
-        return values.astype(np.uint8 if depth == 8 else np.uint16), depth
-
-
-def palette_colours(
-    path: str | os.PathLike,
-) -> dict[int, tuple[int, ...]] | None:
-    """RGB by value of the values in a palette PNG; None if it has no palette."""
-    with open_picture(read_bytes(path), path) as picture:
-        if picture.mode != "P":
-            return None
-        colours = np.reshape(picture.getpalette("RGB"), (-1, 3))
-        values = np.unique(load_pixels(picture, path))
-        # Files may leave out the end of the palette.
-        known = values[values < len(colours)].tolist()
-        return {value: tuple(colours[value].tolist()) for value in known}
+        return _decode_with_pillow(header, data, path, options)
 
 
 def write_label_map(
@@ -218,10 +159,15 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     return data
 
 
-def open_picture(data: bytes, path: str | os.PathLike) -> Image.Image:
+def open_picture(
+    data: bytes, path: str | os.PathLike, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Reads the header; pixels stay compressed until `load_pixels`; raises
     DataError.
     """
+    # Pillow's own limit is of the whole process; it must not be below ours.
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
     # A library may have switched this on for the whole process; Pillow would then pad
     # what is missing with grey instead of raising.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -229,14 +175,13 @@ def open_picture(data: bytes, path: str | os.PathLike) -> Image.Image:
         _check_png(data, path)
     try:
         picture = Image.open(io.BytesIO(data))
-        # Pillow only warns up to twice its limit, where a picture is 270 MB.
-        if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-            raise _too_large(path)
+        if picture.width * picture.height > max_pixels:
+            raise _too_large(path, max_pixels, f" ({picture.width}x{picture.height})")
         return picture
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path) from error
+        raise _too_large(path, max_pixels) from error
     except Exception as error:  # Pillow's plugins raise nearly every type there is.
         raise _unreadable(path, error) from error
 
@@ -258,13 +203,12 @@ def load_pixels(picture: Image.Image, path: str | os.PathLike) -> np.ndarray:
     """The pixels of what `open_picture` gave; raises DataError."""
     try:
         return np.asarray(picture)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path) from error
     except Exception as error:
         raise _unreadable(path, error) from error
 
 
-def _orientation(picture: Image.Image) -> int:
+def read_orientation(picture: Image.Image) -> int:
+    """EXIF's orientation 1..8 of what `open_picture` gave."""
     try:
         return picture.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Damaged EXIF.
@@ -279,25 +223,45 @@ def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
     return image if axis is None else cv2.flip(image, axis)
 
 
-def _decode_with_pillow(picture: Image.Image, path: str | os.PathLike) -> np.ndarray:
+def _is_16_bit(picture: Image.Image) -> bool:
+    # Pillow makes whole numbers from 0 to 65535 of a PGM of more than 8 bits.
+    is_pgm = picture.format == "PPM" and picture.mode == "I"
+    return picture.mode in MODES_16_BIT or is_pgm
+
+
+def _decode_with_pillow(
+    picture: Image.Image, data: bytes, path: str | os.PathLike, options: ReadOptions
+) -> np.ndarray:
     """Decodes to uint8 ``[H W 3]``."""
+    stored = read_orientation(picture)
+    orientation = stored if options.exif else 1
+    if options.white != WHITE and picture.mode in ("RGB", "RGBA"):
+        # Of 16-bit colours Pillow gives no more than the high bytes.
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if values is not None and values.dtype == np.uint16:
+            return _turn(_to_8_bits(values[..., 2::-1], options.white), orientation)
+    if picture.format == "TIFF":  # Pillow turns it, and no other, by itself.
+        orientation = 1 if options.exif else {6: 8, 8: 6}.get(stored, stored)
+    if _is_16_bit(picture):
+        grey = _to_8_bits(load_pixels(picture, path), options.white)
+        return _turn(np.repeat(grey[:, :, None], 3, axis=2), orientation)
     try:
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode not in MODES_16_BIT:
-            return np.array(picture.convert("RGB"))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path) from error
+        return _turn(np.array(picture.convert("RGB")), orientation)
     except Exception as error:
         raise _unreadable(path, error) from error
-    # Pillow clips 16-bit grey to 255; keep the high byte, as it does for colour.
-    grey = (load_pixels(picture, path) >> 8).astype(np.uint8)
-    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def _too_large(path: str | os.PathLike) -> DataError:
+def _to_8_bits(values: np.ndarray, white: int) -> np.ndarray:
+    """The high byte where white is 65535."""
+    scaled = values.astype(np.int64) * 256 // (white + 1)
+    return np.ascontiguousarray(np.minimum(scaled, 255).astype(np.uint8))
+
+
+def _too_large(path: str | os.PathLike, limit: int, size: str = "") -> DataError:
     return DataError(
-        f"Picture {path} has so many pixels that it may be a decompression bomb; cut "
-        f"it into tiles of at most {Image.MAX_IMAGE_PIXELS or 0:,} pixels."
+        f"Picture {path} has so many pixels{size} that it may be a decompression bomb: "
+        f"the limit data.max_pixels is {limit:,}; raise it, or cut the picture into "
+        "tiles."
     )
 
 

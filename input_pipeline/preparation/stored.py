@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
-from input_pipeline.files import images
+from input_pipeline.files import images, mask_files
+from input_pipeline.files.jpeg import decode_jpeg
 from input_pipeline.info import DataError
 from mlseg_jax.typing import IGNORE
 
@@ -59,7 +60,7 @@ class RawLabels:
 
 def read_label(path: str | os.PathLike, labels: RawLabels) -> np.ndarray:
     """Reads a grey or palette PNG of raw values as int32 [H W] of class ids."""
-    return labels(images.read_mask(path), path)
+    return labels(mask_files.read_mask(path), path)
 
 
 def encode_png(array: np.ndarray) -> bytes:
@@ -128,7 +129,7 @@ def decode_image(data: bytes) -> np.ndarray | None:
     """Bytes of a picture as uint8 [H W 3], RGB; None if they are damaged."""
     if data.startswith(b"\xff\xd8"):
         try:
-            return images.decode_jpeg(data)
+            return decode_jpeg(data)
         except ValueError:
             return None
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION

@@ -1,7 +1,8 @@
-"""Commands: from flags to functions, and from exceptions to one sentence."""
+"""The program: from flags to commands, and from exceptions to one sentence."""
 
 import contextlib
 import errno
+import importlib
 import os
 import pathlib
 import re
@@ -12,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mlseg_jax.distributed.host_memory import keep_freed_memory
-from mlseg_jax.errors import UserError
+from mlseg_jax.errors import UserError, refuse_foreign_pipeline
 from mlseg_jax.settings import recipes, saved
 from mlseg_jax.settings.arguments import did_you_mean
 
@@ -83,6 +84,7 @@ COMPILING = (*SHARED, "predict")
 """Commands whose compilations are counted."""
 
 COMMANDS = {
+    # name, which is that of its module in commands/: what it does, an example
     "train": (
         "train, or take up a run; ends with an evaluation",
         "--config=configs/demo.py --workdir=runs/demo",
@@ -260,16 +262,33 @@ def _last_reason(text: str) -> str:
     return re.sub(r"^[\w.]*(Error|Exception): ", "", last)
 
 
+def _keep_compilations() -> None:
+    """What one call has compiled the next does not compile again."""
+    import jax
+
+    from input_pipeline.files.local_copy import cache_directory
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", cache_directory("xla"))
+
+
 def _main(argv: list[str]) -> None:
     from mlseg_jax.planning.chatter import quiet
 
     command = argv[1]
+    try:
+        refuse_foreign_pipeline()
+    except UserError as error:
+        _fail(str(error))
     if command == "train":
         keep_freed_memory()
     with quiet() if command == "plan" else contextlib.nullcontext():
-        from mlseg_jax.cli import commands
         from mlseg_jax.distributed import processes
         from mlseg_jax.runs.progress import compilations_logged, log_to_stderr
+
+        # What other commands need is not waited for.
+        module = importlib.import_module(f"mlseg_jax.cli.commands.{command}")
+        _keep_compilations()
 
     # Libraries raise what they log; Orbax logs a full disk in a hundred lines.
     logging.set_verbosity(logging.FATAL)
@@ -283,11 +302,10 @@ def _main(argv: list[str]) -> None:
             )
         if command != "plan":  # which sets JAX up for devices that are not there
             log_to_stderr()
-        commands.start()
         with (
             compilations_logged() if command in COMPILING else contextlib.nullcontext()
         ):
-            getattr(commands, command)(FLAGS)
+            module.run(FLAGS)
         processes.leave()
     except UserError as error:
         _fail(str(error))

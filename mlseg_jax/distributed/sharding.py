@@ -158,6 +158,24 @@ def _examples_spec(mesh, count: int) -> P:
     return P(AXES) if count % mesh.size == 0 else P()
 
 
+def split_examples(x: jax.Array) -> jax.Array:
+    """``[B ... D]`` as ``[parts n D]``: the rows that each device holds, side by side.
+
+    One part where the examples are not split (`pin_examples`).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    split = not mesh.empty and x.shape[0] % mesh.size == 0
+    x = x.reshape(mesh.size if split else 1, -1, x.shape[-1])
+    return jax.lax.with_sharding_constraint(x, P(AXES)) if split else x
+
+
+def on_every_device(x: jax.Array) -> jax.Array:
+    """What devices hold parts of, whole on all of them: they talk here, and once."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P())
+
+
 def gather_weights(weights, dtype=None):
     """Makes weights whole on every device, at the place where they are needed.
 

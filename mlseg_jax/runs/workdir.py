@@ -7,13 +7,13 @@ import jax
 import ml_collections
 from etils import epath
 
-from mlseg_jax.settings import saved
 from input_pipeline.info import DatasetInfo
-from mlseg_jax.runs.checkpoint import Checkpoints, write_json
+from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel, Parameters
-from mlseg_jax.distributed.sharding import make_mesh
+from mlseg_jax.runs.checkpoint import Checkpoints, write_json
 from mlseg_jax.runs.weights import abstract_weights, evaluation_parameters
+from mlseg_jax.settings import saved
 
 CARD = "model_card.json"
 """In work directories that `convert` wrote: where the weights are from."""

@@ -157,6 +157,9 @@ def base(name: str) -> ConfigDict:
                 "clip_norm": 0.0,
                 # Decay of the averaged weights that are evaluated; 0 is no average.
                 "ema_decay": 0.0,
+                # At most (1 + t) / (10 + t) in step t, so that the random start does
+                # not stay in the average for thousands of steps.
+                "ema_warmup": True,
             },
             "train": {
                 "steps": 1000,

@@ -27,6 +27,7 @@ from mlseg_jax.runs.checkpoint import Checkpoints
 from mlseg_jax.runs.progress import MetricWriter, Stopwatch, log_line, progress_bar
 from mlseg_jax.runs.weights import evaluation_parameters
 from mlseg_jax.runs.workdir import claim_workdir
+from mlseg_jax.tasks.evaluation import evaluate
 from mlseg_jax.tasks.given_selection import add_given_labels
 from mlseg_jax.tasks.table import find_task
 from mlseg_jax.training import long_tail, preflight
@@ -233,12 +234,14 @@ class _Loop:
         weights = evaluation_parameters(state, self.config.eval.weights)
         for name, parameters in weights.items():
             self.engine.parameters = to_own_mesh(parameters, self.engine.mesh)
-            _, results[name] = self.task.evaluate(
+            evaluation = self.task.make_evaluation(
+                self.config, self.eval_source.info, class_examples=self.class_examples
+            )
+            results[name] = evaluate(
+                evaluation,
                 self.engine,
                 self.eval_source,
                 self.config,
-                with_oracle=False,
-                class_examples=self.class_examples,
                 on_progress=alive,
             )
         self.engine.parameters = {}  # the step is about to donate them

@@ -1,6 +1,5 @@
 """Real files of every mode, whole and damaged."""
 
-import io
 import struct
 import zlib
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from input_pipeline.files import images
+from input_pipeline.files import images, mask_files
 from input_pipeline.info import DataError
 from mlseg_jax.typing import IGNORE
 
@@ -111,13 +110,19 @@ def test_exif_orientation(tmp_path, rgb, suffix, orientation):
     assert np.abs(image.astype(int) - expected).max() <= 12
 
 
-def test_exif_orientation_of_16_bit(tmp_path):
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("white", [65535, 1535])
+def test_exif_orientation_of_16_bit(tmp_path, suffix, white):
     exif = Image.Exif()
     exif[0x0112] = 6
     values = (np.arange(6, dtype=np.uint16) * 256).reshape(2, 3)
-    Image.fromarray(values).save(tmp_path / "a.png", exif=exif)
-    image = images.read_image(tmp_path / "a.png")
-    np.testing.assert_array_equal(image[..., 0], np.rot90(values // 256, -1))
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}", exif=exif)
+    grey = values.astype(int) * 256 // (white + 1)
+    for turned in (True, False):
+        options = images.ReadOptions(exif=turned, white=white)
+        image = images.read_image(tmp_path / f"a.{suffix}", options)
+        expected = np.rot90(grey, -1) if turned else grey
+        np.testing.assert_array_equal(image[..., 0], expected)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif"])
@@ -168,7 +173,7 @@ def test_float_image(tmp_path):
     _one_sentence(error)
 
 
-@pytest.mark.parametrize("read", [images.read_image, images.read_mask])
+@pytest.mark.parametrize("read", [images.read_image, mask_files.read_mask])
 def test_decompression_bomb(tmp_path, read):
     path = tmp_path / "a.png"
     path.write_bytes(_png(60000, [], 8)[:16] + _png(60000, [b"\0"], 8)[16:])
@@ -187,7 +192,7 @@ def test_decompression_bomb(tmp_path, read):
 )
 def test_mask_of_few_bits_keeps_its_values(tmp_path, depth, row, expected):
     (tmp_path / "a.png").write_bytes(_png(len(expected), [bytes([row])] * 2, depth))
-    values = images.read_mask(tmp_path / "a.png")
+    values = mask_files.read_mask(tmp_path / "a.png")
     np.testing.assert_array_equal(values, [expected] * 2)
 
 
@@ -196,7 +201,7 @@ def test_palette_mask_gives_indices(tmp_path):
     picture = Image.fromarray(indices, mode="P")
     picture.putpalette(np.random.default_rng(0).permutation(768) % 256)
     picture.save(tmp_path / "a.png")
-    values, depth = images.decode_mask(tmp_path / "a.png")
+    values, depth = mask_files.decode_mask(tmp_path / "a.png")
     assert values.dtype == np.uint8 and depth == 8
     np.testing.assert_array_equal(values, indices)
 
@@ -206,17 +211,17 @@ def test_masks_that_are_no_masks(tmp_path, rgb):
     for mode in ("RGB", "RGBA", "LA"):
         Image.fromarray(rgb).convert(mode).save(path)
         with pytest.raises(DataError, match=f"colour picture .mode {mode}") as error:
-            images.read_mask(path)
+            mask_files.read_mask(path)
         assert str(path) in _one_sentence(error)
     Image.fromarray(rgb).convert("L").save(path, format="JPEG")
     with pytest.raises(DataError, match="not a PNG file inside") as error:
-        images.read_mask(path)
+        mask_files.read_mask(path)
     _one_sentence(error)
     noise = np.random.default_rng(0).integers(0, 256, (99, 99), np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(DataError, match="damaged") as error:
-        images.read_mask(path)
+        mask_files.read_mask(path)
     _one_sentence(error)
 
 
@@ -226,7 +231,7 @@ def test_label_map_round_trip(tmp_path, num_classes):
     ids = np.minimum(ids, num_classes - 1)
     path = tmp_path / "a.png"
     images.write_label_map(path, ids, num_classes)
-    raw, depth = images.decode_mask(path)
+    raw, depth = mask_files.decode_mask(path)
     assert depth == (8 if num_classes <= 255 else 16)
     assert raw[0, 0] == (255 if depth == 8 else 65535)
     np.testing.assert_array_equal(np.where(ids == IGNORE, raw, ids), raw)
@@ -256,30 +261,102 @@ def test_a_flipped_bit_is_found(tmp_path, mode, capfd):
         changed = bytearray(data)
         changed[place] ^= 4
         with pytest.raises(DataError, match="a.png is damaged"):
-            images.mask_from_bytes(bytes(changed), "a.png")
+            mask_files.mask_from_bytes(bytes(changed), "a.png")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"subsampling": 0}, {"progressive": True}, {"restart_marker_blocks": 3}],
-)
-def test_jpeg_is_decoded_as_cv2_does(options):
-    noise = np.random.default_rng(0).integers(0, 256, (61, 83, 3), np.uint8)
-    picture = Image.fromarray(cv2.GaussianBlur(noise, (0, 0), 2))
-    for mode in ("RGB", "L"):
-        file = io.BytesIO()
-        picture.convert(mode).save(file, "JPEG", **options)
-        data = np.frombuffer(file.getvalue(), np.uint8)
-        np.testing.assert_array_equal(
-            images.decode_jpeg(file.getvalue()),
-            cv2.imdecode(data, cv2.IMREAD_COLOR_RGB),
-        )
-
-
-def test_a_hundred_megapixels_are_refused_by_the_header_alone():
+def test_a_limit_on_pixels_is_held_by_the_header_alone():
+    limit = 50_000_000
     data = bytearray(cv2.imencode(".png", np.zeros((2, 2), np.uint8))[1].tobytes())
     data[16:24] = (10_000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-    for read in (images.image_from_bytes, images.mask_from_bytes):
-        with pytest.raises(DataError, match="at most 89,478,485 pixels"):
+    for read in (
+        lambda *args: images.image_from_bytes(*args, images.ReadOptions(limit)),
+        lambda *args: mask_files.mask_from_bytes(*args, limit),
+    ):
+        with pytest.raises(DataError, match="limit data.max_pixels is 50,000,000"):
             read(bytes(data), "a.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_a_white_value_of_16_bit_pictures(tmp_path, suffix):
+    values = np.array([[0, 15, 16], [2048, 4095, 65535]], np.uint16)
+    cv2.imwrite(str(tmp_path / f"a.{suffix}"), values)
+    options = images.ReadOptions(white=4095)
+    image = images.read_image(tmp_path / f"a.{suffix}", options)
+    np.testing.assert_array_equal(image[..., 0], [[0, 0, 1], [128, 255, 255]])
+    if suffix != "pgm":
+        colours = np.stack([values, values // 2, 0 * values], axis=-1)
+        cv2.imwrite(str(tmp_path / f"c.{suffix}"), colours)
+        image = images.read_image(tmp_path / f"c.{suffix}", options)
+        np.testing.assert_array_equal(image[..., 2], [[0, 0, 1], [128, 255, 255]])
+        np.testing.assert_array_equal(image[1, :, 1], [64, 127, 255])
+        assert (image[..., 0] == 0).all()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_exif_can_be_ignored(tmp_path, rgb, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rgb).save(tmp_path / f"a.{suffix}", exif=exif, quality=95)
+    image = images.read_image(tmp_path / f"a.{suffix}", images.ReadOptions(exif=False))
+    assert image.shape == rgb.shape
+    assert np.abs(image.astype(int) - rgb).max() <= 12
+
+
+def test_pictures_up_to_the_limit_are_read(monkeypatch):
+    """Also over Pillow's own limit, which is of the whole process."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    data = cv2.imencode(".png", np.zeros((30, 40, 3), np.uint8))[1].tobytes()
+    for limit, fits in ((1200, True), (1199, False)):
+        options = images.ReadOptions(max_pixels=limit)
+        if fits:
+            assert images.image_from_bytes(data, "a", options).shape == (30, 40, 3)
+        else:
+            with pytest.raises(DataError, match="40x30.*data.max_pixels is 1,199"):
+                images.image_from_bytes(data, "a", options)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "bmp"])
+def test_masks_of_other_lossless_formats(tmp_path, suffix):
+    values = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(
+        mask_files.read_mask(tmp_path / f"a.{suffix}"), values
+    )
+    if suffix == "tif":
+        deep = values.astype(np.uint16) * 200
+        Image.fromarray(deep).save(tmp_path / "b.tif")
+        found, depth = mask_files.decode_mask(tmp_path / "b.tif")
+        assert depth == 16
+        np.testing.assert_array_equal(found, deep)
+
+
+def test_masks_whose_values_would_change(tmp_path):
+    grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    path = tmp_path / "a.tif"
+    grey.save(path, compression="jpeg")
+    with pytest.raises(DataError, match="TIFF jpeg, and other formats change"):
+        mask_files.read_mask(path)
+    grey.save(path, save_all=True, append_images=[grey])
+    with pytest.raises(DataError, match="has 2 pages"):
+        mask_files.read_mask(path)
+    for kind in ("webp", "ppm", "gif"):
+        grey.save(tmp_path / f"a.{kind}")
+        with pytest.raises(DataError, match="not a PNG file inside"):
+            mask_files.read_mask(tmp_path / f"a.{kind}")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L"])
+def test_colours_of_masks(tmp_path, mode):
+    rgb = np.zeros((3, 4, 3), np.uint8)
+    rgb[0], rgb[1, 2] = (255, 128, 1), (7, 7, 7)
+    picture = Image.fromarray(rgb if mode != "L" else rgb[..., 0])
+    picture = picture.convert(mode, palette=Image.Palette.ADAPTIVE)
+    picture.save(tmp_path / "a.png")
+    expected = rgb.astype(int) @ [65536, 256, 1]
+    if mode == "L":
+        expected = rgb[..., 0].astype(int) * 65793
+    np.testing.assert_array_equal(mask_files.read_colours(tmp_path / "a.png"), expected)
+    Image.fromarray(np.ones((2, 2), np.uint16)).save(tmp_path / "b.png")
+    with pytest.raises(DataError, match="16 bits a colour"):
+        mask_files.read_colours(tmp_path / "b.png")
