@@ -62,11 +62,7 @@ def panoptic_segments(
     good &= (areas[:, : 3 if inside_mask else 2] > 0).all(axis=1)
     class_ids = picture.class_ids[ranks]
     ids, leaders = _number(class_ids, good, is_thing)
-    # A pixel holds 1 + 2 q if query q won it, and one more inside its mask.
-    won = ids if not inside_mask else np.full_like(ids, VOID)
-    table = np.r_[VOID, np.stack([won, ids], axis=1).ravel()].astype(np.int32)
-    for row in segment_map:  # row by row: a copy would be as large as the map
-        row[:] = table[row]
+    _renumber(segment_map, np.full_like(ids, VOID) if inside_mask else ids, ids)
     area_of = np.bincount(
         ids, weights=areas[:, 2 if inside_mask else 0], minlength=len(leaders) + 1
     ).astype(int)
@@ -85,6 +81,17 @@ def panoptic_segments(
         for i, q in enumerate(leaders, start=1)
     )
     return Panoptic(segment_map, segments)
+
+
+def _renumber(
+    winners: Int[np.ndarray, "H W"],
+    outside: Int[np.ndarray, "n"],
+    inside: Int[np.ndarray, "n"],
+) -> None:
+    """Puts segment ids, those outside and inside of masks, in place of winners."""
+    table = np.r_[VOID, np.stack([outside, inside], axis=1).ravel()].astype(np.int32)
+    for row in winners:  # row by row: a copy would be as large as the map
+        row[:] = table[row]
 
 
 def _number(
