@@ -275,7 +275,7 @@ def _leaves(
         if isinstance(value, ml_collections.ConfigDict):
             yield from _leaves(value, f"{path}{key}.")
         else:
-            yield f"{path}{key}", value, section.get("name", "")
+            yield f"{path}{key}", value, str(section.get("name", ""))
 
 
 def _check_windows(config: ml_collections.ConfigDict) -> None:

@@ -206,7 +206,7 @@ beit_config = functools.partial(upernet_config, backbone="beit_b16")
         (segmenter_config, "backbone.num_heads", 3, "3 attention heads do not divide"),
         (segmenter_config, "decoder.depth", 0, "decoder.depth is 0; give a whole num"),
         (upernet_config, "backbone.window_size", -1, "window_size is -1; give a whole"),
-        (upernet_config, "backbone.depths", (2, 0), r"is \(2, 0\); give a whole"),
+        (upernet_config, "backbone.depths", (2, 0), r"is \(2, 0\); give a tuple"),
         (beit_config, "multilabel_head.downsample", -2, "is -2; give a .* from 0"),
         (linear_config, "decoder.dropout_rate", 1.0, "is 1.0; give a probability"),
     ],
