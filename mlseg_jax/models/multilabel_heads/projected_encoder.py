@@ -87,7 +87,7 @@ class ProjectedEncoderHead(AbstractMultiLabelHead):
         if self.class_projection is not None:
             tokens = self.class_projection(tokens)
         labels = self.encoder(Embeddings(image, image), tokens, rng)
-        return LabelPrediction(labels.scores, class_embeddings, embeddings.pixels)
+        return LabelPrediction(labels.scores, class_embeddings, embeddings.elements)
 
     def macs(self, grid: tuple[int, int], num_classes: int) -> Macs:
         inputs, outputs = self.pointwise.kernel.shape[-2:]
