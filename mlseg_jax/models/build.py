@@ -12,12 +12,13 @@ import ml_collections
 from flax import nnx
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.models.mlseg import MLSeg
+from mlseg_jax.models.mlseg import CLASS_INITIALS, MLSeg
 from mlseg_jax.models.parts import (
     AUXILIARY_HEADS,
     BACKBONES,
     DECODERS,
     MULTILABEL_HEADS,
+    PIXEL_DECODERS,
 )
 from mlseg_jax.models.query2label import Query2Label
 from mlseg_jax.models.rank_adaptive import RankNorm
@@ -37,7 +38,11 @@ def _build_mlseg(
     choice = config.model
     make = functools.partial(_make_part, config, **common)
     backbone = make(BACKBONES, "backbone")
-    decoder = make(DECODERS, "decoder", backbone)
+    # A decoder of regions stands on a pixel decoder.
+    base = backbone
+    if "pixel_decoder" in choice:
+        base = make(PIXEL_DECODERS, "pixel_decoder", backbone)
+    decoder = make(DECODERS, "decoder", base)
     return MLSeg(
         backbone,
         decoder,
@@ -46,11 +51,12 @@ def _build_mlseg(
             choice.rank_norm.kind,
             _norm_size(config, num_classes),
             unbiased_variance=choice.rank_norm.unbiased_variance,
+            no_object=decoder.num_queries > 0,
         ),
         num_classes=num_classes,
         scales_of_classes=config.selection.name == "complete",
         classes_in_backbone=_classes_in_backbone(config),
-        zero_classes=choice.class_embeddings.initial == "zeros",
+        initial_classes=choice.class_embeddings.initial,
         auxiliary_head=make(AUXILIARY_HEADS, "auxiliary_head", backbone, num_classes),
         pixel_mean=tuple(config.data.pixel_mean),
         pixel_std=tuple(config.data.pixel_std),
@@ -78,7 +84,12 @@ def _build_query2label(
     )
 
 
-MODELS = {"semantic": _build_mlseg, "multilabel": _build_query2label}
+MODELS = {
+    "semantic": _build_mlseg,
+    "panoptic": _build_mlseg,
+    "instance": _build_mlseg,
+    "multilabel": _build_query2label,
+}
 """The kind of model that a task trains."""
 
 
@@ -90,7 +101,10 @@ def build_model(
     return _choose(MODELS, "task", config.task)(config, num_classes, rngs)
 
 
-_MAY_BE_ZERO = ("downsample", "num_registers", "num_norms", "num_encoder_layers")
+_MAY_BE_ZERO = (
+    *("downsample", "num_registers", "num_norms", "num_encoder_layers"),
+    "image_layer",
+)
 """Counts that 0 switches off."""
 
 _PLACES = ("taps", "level")
@@ -134,11 +148,7 @@ def _norm_size(config: ml_collections.ConfigDict, num_classes: int) -> int:
 
 def _classes_in_backbone(config: ml_collections.ConfigDict) -> bool:
     choice = config.model.class_embeddings
-    if choice.initial not in ("normal", "zeros"):
-        raise UserError(
-            f"Unknown model.class_embeddings.initial {choice.initial!r}; choose normal "
-            f"or zeros."
-        )
+    _choose(CLASS_INITIALS, "model.class_embeddings.initial", choice.initial)
     if choice.in_backbone and config.model.backbone.name != "vit":
         raise UserError(
             "model.class_embeddings.in_backbone puts the classes before the last block "

@@ -297,7 +297,6 @@ class AbstractDecoder(nnx.Module):
       class_bias: whether every class also has a learned bias on its scores.
       num_queries: object queries of a picture; 0 where pixels are classified. Where
         there are any, scores have a last column, no-object, of the decoder's own.
-      class_init: first values of class queries and biases.
     """
 
     embed_dim: int
@@ -306,7 +305,6 @@ class AbstractDecoder(nnx.Module):
     image_level: int | None
     class_bias: bool
     num_queries: int = 0
-    class_init: nnx.Initializer = staticmethod(nnx.initializers.normal(0.02))
 
     @abc.abstractmethod
     def embed(

@@ -30,10 +30,18 @@ from mlseg_jax.models.interfaces import (
     inside_mask,
     make_output,
 )
-from mlseg_jax.models.layers.transformer import split_rng
-from mlseg_jax.models.macs import Macs, norm
+from mlseg_jax.models.layers.transformer import linear_init, split_rng, torch_uniform
+from mlseg_jax.models.macs import Macs, in_full, norm
 from mlseg_jax.models.rank_adaptive import RankNorm
 from mlseg_jax.typing import Array, Float, Int, Length, PRNGKeyArray, UInt8
+
+CLASS_INITIALS = {
+    "normal": lambda embed_dim: linear_init,
+    "zeros": lambda embed_dim: nnx.initializers.zeros,
+    "uniform": torch_uniform,
+}
+"""First values of class embeddings: as of tokens, none, as of PyTorch's linear layer.
+"""
 
 
 class MLSeg(nnx.Module):
@@ -49,7 +57,7 @@ class MLSeg(nnx.Module):
         num_classes: int,
         scales_of_classes: bool = False,
         classes_in_backbone: bool = False,
-        zero_classes: bool = False,
+        initial_classes: str = "normal",
         auxiliary_head: FCNHead | None = None,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
@@ -63,14 +71,14 @@ class MLSeg(nnx.Module):
         # One table serves the multi-label head and the classifier. The paper's OCE
         # sends it through the backbone's last block first; as released it starts at
         # zero where the backbone starts from a checkpoint (method.md 6).
-        initial = nnx.initializers.zeros if zero_classes else decoder.class_init
+        initial = CLASS_INITIALS[initial_classes](decoder.embed_dim)
         self.class_embeddings = nnx.Param(
             initial(rngs.params(), (num_classes, decoder.embed_dim))
         )
         # Learned with all classes in class order, as the baseline's are.
         self.scales_of_classes = scales_of_classes
         self.classes_in_backbone = classes_in_backbone
-        biases = decoder.class_init(rngs.params(), (num_classes, 1))
+        biases = initial(rngs.params(), (num_classes, 1))
         self.class_biases = nnx.Param(biases) if decoder.class_bias else None
         self.pixel_mean = pixel_mean
         self.pixel_std = pixel_std
@@ -167,13 +175,18 @@ class MLSeg(nnx.Module):
         seen = queries
         if decoder.image_level is not None:
             seen = grids[decoder.image_level]
-        return {
+        parts = {
             "backbone": self.backbone.macs(size, *extra),
             "decoder": decoder.embed_macs(grids)
             + decoder.classify_macs(scored, num_ranks)
             + (Macs() if self.rank_norm.kind == "none" else norm(*scored, num_ranks)),
             "multilabel_head": head.macs(seen, num_classes),
         }
+        if decoder.num_queries:
+            # Table 9 (`macs.in_full`); the decoder knows itself what was done there.
+            counted = ("backbone", "multilabel_head")
+            parts |= {name: in_full(parts[name]) for name in counted}
+        return parts
 
 
 def normalise(

@@ -14,8 +14,12 @@ from mlseg_jax.models.backbones.vit import ViT
 from mlseg_jax.models.decoders.auxiliary import FCNHead
 from mlseg_jax.models.decoders.deeplabv3 import DeepLabV3Decoder
 from mlseg_jax.models.decoders.linear import LinearDecoder
+from mlseg_jax.models.decoders.mask2former import Mask2FormerDecoder
+from mlseg_jax.models.decoders.maskformer import MaskFormerDecoder
+from mlseg_jax.models.decoders.regions import IMAGES
 from mlseg_jax.models.decoders.segmenter import SegmenterDecoder
 from mlseg_jax.models.decoders.upernet import UPerNetDecoder
+from mlseg_jax.models.interfaces import AbstractPixelDecoder
 from mlseg_jax.models.layers.context_encoding import ContextEncoding
 from mlseg_jax.models.multilabel_heads.global_pooling import GlobalPoolingHead
 from mlseg_jax.models.multilabel_heads.linear import LinearHead
@@ -30,6 +34,9 @@ from mlseg_jax.models.multilabel_heads.transformer_decoder import (
 from mlseg_jax.models.multilabel_heads.transformer_encoder import (
     TransformerEncoderHead,
 )
+from mlseg_jax.models.pixel_decoders.deformable import DeformableDecoder
+from mlseg_jax.models.pixel_decoders.encoder_fpn import EncoderFPNDecoder
+from mlseg_jax.models.pixel_decoders.fpn import FPNDecoder
 
 
 def _check_taps(backbone, count: int | None = None) -> None:
@@ -59,6 +66,7 @@ def _build_vit(config, **common):
         num_registers=backbone.num_registers,
         layer_scale=backbone.layer_scale or None,
         gated=backbone.gated,
+        pyramid=backbone.get("pyramid", False),
         drop_path_rate=backbone.drop_path_rate,
         scan=backbone.scan,
         remat=backbone.remat,
@@ -209,6 +217,92 @@ def _build_linear(config, backbone, **common):
     )
 
 
+def _build_fpn(config, backbone, **common):
+    pixels = config.model.pixel_decoder
+    return FPNDecoder(
+        feature_dims=backbone.feature_dims,
+        embed_dim=pixels.embed_dim,
+        num_groups=pixels.num_groups,
+        **common,
+    )
+
+
+def _build_encoder_fpn(config, backbone, **common):
+    pixels = config.model.pixel_decoder
+    return EncoderFPNDecoder(
+        feature_dims=backbone.feature_dims,
+        embed_dim=pixels.embed_dim,
+        num_groups=pixels.num_groups,
+        depth=pixels.depth,
+        num_heads=pixels.num_heads,
+        mlp_dim=pixels.mlp_dim,
+        dropout_rate=pixels.dropout_rate,
+        remat=config.model.backbone.remat,
+        **common,
+    )
+
+
+def _build_deformable(config, backbone, **common):
+    pixels = config.model.pixel_decoder
+    return DeformableDecoder(
+        feature_dims=backbone.feature_dims,
+        embed_dim=pixels.embed_dim,
+        num_groups=pixels.num_groups,
+        depth=pixels.depth,
+        num_heads=pixels.num_heads,
+        num_points=pixels.num_points,
+        mlp_dim=pixels.mlp_dim,
+        dropout_rate=pixels.dropout_rate,
+        remat=config.model.backbone.remat,
+        **common,
+    )
+
+
+def _region_settings(config, pixel_decoder) -> dict:
+    decoder = config.model.decoder
+    if not isinstance(pixel_decoder, AbstractPixelDecoder):
+        raise UserError(
+            f"model.decoder.name={decoder.name!r} stands on a pixel decoder; set "
+            f"model.pixel_decoder.name, or start from configs/mask2former.py."
+        )
+    if decoder.image not in IMAGES:
+        raise UserError(
+            f"Unknown model.decoder.image {decoder.image!r}; choose one of "
+            f"{', '.join(IMAGES)}."
+        )
+    if decoder.image_layer > decoder.depth:
+        raise UserError(
+            f"model.decoder.image_layer is {decoder.image_layer}, but there are "
+            f"{decoder.depth} layers; give a number up to that."
+        )
+    return {
+        "embed_dim": decoder.embed_dim,
+        "num_queries": decoder.num_queries,
+        "depth": decoder.depth,
+        "num_heads": decoder.num_heads,
+        "mlp_dim": decoder.mlp_dim,
+        "cosine": decoder.cosine,
+        "image": decoder.image,
+        "image_layer": decoder.image_layer,
+        "remat": config.model.backbone.remat,
+    }
+
+
+def _build_mask2former(config, pixel_decoder, **common):
+    settings = _region_settings(config, pixel_decoder)
+    return Mask2FormerDecoder(pixel_decoder, **settings, **common)
+
+
+def _build_maskformer(config, pixel_decoder, **common):
+    settings = _region_settings(config, pixel_decoder)
+    return MaskFormerDecoder(
+        pixel_decoder,
+        dropout_rate=config.model.decoder.dropout_rate,
+        **settings,
+        **common,
+    )
+
+
 def _build_transformer_encoder_head(config, decoder, num_classes, **common):
     if decoder.image_dim != decoder.embed_dim:
         raise UserError(
@@ -255,15 +349,24 @@ def _build_global_pooling_head(config, decoder, num_classes, **common):
 
 def _build_projected_encoder_head(config, decoder, num_classes, **common):
     head = config.model.multilabel_head
+    # 0, or nothing said: as wide as the class queries.
+    width = head.get("embed_dim", 0) or decoder.embed_dim
+    if head.share_embeddings and width != decoder.embed_dim:
+        raise UserError(
+            f"model.multilabel_head.embed_dim is {width}, but it shares class "
+            f"embeddings of {decoder.embed_dim}; set it to 0, or share_embeddings to "
+            f"False."
+        )
     return ProjectedEncoderHead(
         num_classes=num_classes,
         image_dim=decoder.image_dim,
-        embed_dim=decoder.embed_dim,
+        embed_dim=width,
         num_heads=head.num_heads,
         dropout_rate=head.dropout_rate,
         downsample=head.downsample or None,
         share_embeddings=head.share_embeddings,
         class_projection=head.class_projection,
+        projection=head.get("projection", "convolutions"),
         remat=config.model.backbone.remat,
         **common,
     )
@@ -298,8 +401,17 @@ DECODERS = {
     "encnet": _build_encnet,
     "essnet": _build_essnet,
     "linear": _build_linear,
+    "mask2former": _build_mask2former,
+    "maskformer": _build_maskformer,
     "segmenter": _build_segmenter,
     "upernet": _build_upernet,
+}
+PIXEL_DECODERS = {
+    "deformable": _build_deformable,
+    "encoder_fpn": _build_encoder_fpn,
+    "fpn": _build_fpn,
+    # Pixels are classified: the decoder stands on the backbone itself.
+    "none": lambda config, backbone, **common: backbone,
 }
 MULTILABEL_HEADS = {
     "transformer_encoder": _build_transformer_encoder_head,
