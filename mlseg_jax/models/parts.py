@@ -116,6 +116,7 @@ def _build_swin(config, **common):
         depths=tuple(backbone.depths),
         num_heads=tuple(backbone.num_heads),
         window_size=backbone.window_size,
+        mlp_ratio=backbone.get("mlp_ratio", 4),
         drop_path_rate=backbone.drop_path_rate,
         num_norms=backbone.num_norms,
         scan=backbone.scan,
