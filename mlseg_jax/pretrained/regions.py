@@ -218,15 +218,13 @@ def hugging_face_names(arrays: Arrays) -> Arrays:
         for pattern, new in _HUGGING_FACE_NAMES:
             name = re.sub(pattern, new, name)
         renamed[name] = array
-    if not backbone:
-        return arrays
     backbone = swin.hugging_face_names(backbone)
     renamed |= {f"backbone.{name}": array for name, array in backbone.items()}
     return _without_no_object(renamed)
 
 
 def _without_no_object(arrays: Arrays) -> Arrays:
-    """The last row is no class of the data's."""
+    """The last row of the classifier is no class of the data's."""
     for leaf in ("weight", "bias"):
         rows = arrays.pop(f"classes.{leaf}", None)
         if rows is not None:

@@ -109,44 +109,43 @@ def _shares(inside: Array, right: Array, below: Array) -> Array:
 
 def _forward_head(values, points, weights):
     height, width, dim = values.shape
-    table, out = _pack(values), jnp.zeros((len(points), dim), jnp.float32)
+    table = _pack(values)
+
     # One point after the other: the gathered rows need not be kept.
-    for p in range(points.shape[1]):
-        rows, *place = _locate(points[:, p], height, width)
-        shares = _shares(*place) * weights[:, p, None]
+    def add(out, place):
+        point, weight = place
+        rows, *corner = _locate(point, height, width)
+        shares = _shares(*corner) * weight[:, None]
         corners = table.at[rows].get(mode="promise_in_bounds").astype(jnp.float32)
-        out = out + jnp.sum(corners * shares[:, :, None], axis=1)
-    return out
+        return out + jnp.sum(corners * shares[:, :, None], axis=1), None
+
+    zeros = jnp.zeros((len(points), dim), jnp.float32)
+    return jax.lax.scan(add, zeros, (points.swapaxes(0, 1), weights.T))[0]
 
 
 def _backward_head(values, points, weights, grad):
     height, width, _ = values.shape
     table, unpack = jax.vjp(_pack, values.astype(jnp.float32))
-    table_grad = jnp.zeros_like(table)
-    point_grads, weight_grads = [], []
-    for p in range(points.shape[1]):
-        rows, inside, right, below = _locate(points[:, p], height, width)
-        shares, weight = _shares(inside, right, below), weights[:, p, None]
+
+    def add(table_grad, place):
+        point, weight = place
+        weight = weight[:, None]
+        rows, inside, right, below = _locate(point, height, width)
+        shares = _shares(inside, right, below)
         corners = table.at[rows].get(mode="promise_in_bounds")
         products = jnp.sum(corners * grad[:, None], axis=2)
-        weight_grads.append(jnp.sum(products * shares, axis=1))
         upper_left, upper_right, lower_left, lower_right = jnp.split(products, 4, 1)
-        along = jnp.concatenate(
-            [
-                (1.0 - below) * (upper_right - upper_left)
-                + below * (lower_right - lower_left),
-                (1.0 - right) * (lower_left - upper_left)
-                + right * (lower_right - upper_right),
-            ],
-            axis=1,
-        )
-        point_grads.append(jnp.where(inside, along * weight, 0.0))
+        upper, lower = upper_right - upper_left, lower_right - lower_left
+        left, far = lower_left - upper_left, lower_right - upper_right
+        along = [upper + below * (lower - upper), left + right * (far - left)]
+        along = jnp.where(inside, jnp.concatenate(along, axis=1) * weight, 0.0)
         table_grad = table_grad.at[rows].add(
             (shares * weight)[:, :, None] * grad[:, None], mode="promise_in_bounds"
         )
-    (value_grad,) = unpack(table_grad)
-    return (
-        value_grad.astype(values.dtype),
-        jnp.stack(point_grads, axis=1),
-        jnp.stack(weight_grads, axis=1),
+        return table_grad, (along, jnp.sum(products * shares, axis=1))
+
+    table_grad, (point_grads, weight_grads) = jax.lax.scan(
+        add, jnp.zeros_like(table), (points.swapaxes(0, 1), weights.T)
     )
+    (value_grad,) = unpack(table_grad)
+    return value_grad.astype(values.dtype), point_grads.swapaxes(0, 1), weight_grads.T
