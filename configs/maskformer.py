@@ -56,11 +56,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         | {"image": args.image, "dropout_rate": 0.1},
     )
     common.use_schedule(config, STEPS.get(args.dataset, DEFAULT_STEPS))
-    # Masks.md 3.3: focal losses at every pixel.
+    # masks.md 3.3: focal losses at every pixel.
     config.loss.regions = region_classifier.region_loss(
         class_weight=1.0, mask_weight=20.0, dice_weight=1.0, mask="focal"
     )
-    # Masks.md 3.4.
+    # masks.md 3.4.
     if is_resnet or args.task != "semantic":
         region_classifier.use_adamw(config, learning_rate=1e-4, weight_decay=1e-4)
         config.optimizer.learning_rate_factors = (("^backbone/", 0.1),)

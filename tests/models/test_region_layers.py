@@ -95,7 +95,7 @@ def test_samples_and_their_gradients(batch, height, width):
 
 
 def test_published_samples():
-    """Masks.md 1.3: shares of the map's width and height."""
+    """masks.md 1.3: shares of the map's width and height."""
     values = np.asarray([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], np.float32)
     shares = [(0, 0), (0.5, 0.5), (1, 1), (1 / 6, 1 / 4), (0.9, 0.1)]
     points = np.asarray(shares, np.float32) * (3, 2) - 0.5
@@ -111,7 +111,7 @@ def test_published_samples():
 
 
 def slow_attention(weights, queries, tokens, shapes, heads, count):
-    """Masks.md 1.3 for one picture."""
+    """masks.md 1.3 for one picture."""
 
     def linear(name, x):
         return x @ weights[f"{name}/kernel"] + weights[f"{name}/bias"]
@@ -178,7 +178,7 @@ def test_deformable_attention(sizes):
 
 
 def test_first_offsets():
-    """Masks.md 1.4."""
+    """masks.md 1.4."""
     offsets = first_offsets(8, 3, 4)
     directions = [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)]
     for level in range(3):
@@ -263,7 +263,7 @@ def test_group_norms_must_divide():
 
 
 def test_positions():
-    """Masks.md 1.2's vector, and canvases."""
+    """masks.md 1.2's vector, and canvases."""
     first = sine_positions(2, 3, 256)[0]
     np.testing.assert_allclose(
         first[[0, 1, 2, 128, 129]],

@@ -25,7 +25,7 @@ PANOPTIC = {
     name: f"dataset={name}_panoptic,task=panoptic" for name in ("ade20k", "coco")
 }
 
-# Masks.md 2.5 and 3.5 and method.md 14.4: parameters, and of its table 2^30
+# masks.md 2.5 and 3.5 and method.md 14.4: parameters, and of its table 2^30
 # multiply-accumulates of pictures of 640 pixels. Without the affine parameters of
 # frozen batch norms, which there are no parameters.
 PUBLISHED = [
