@@ -124,6 +124,7 @@ def base(name: str) -> ConfigDict:
                 "logit_adjustment": 0.0,
                 # asymmetric or binary_cross_entropy.
                 "multilabel": "asymmetric",
+                # A number, or auto: in proportion to the classes (resolve.py).
                 "multilabel_weight": 10.0,
                 "gamma_negative": 2.0,
                 "gamma_positive": 0.0,

@@ -41,7 +41,21 @@ from mlseg_jax.settings.kinds import (
     tuple_of,
     whole,
 )
+from mlseg_jax.settings.resolve import AUTO
 
+
+def _is_weight(value) -> bool:
+    if not isinstance(value, str):
+        return FROM_0.fits(value)
+    try:
+        return value == AUTO or FROM_0.fits(float(value))
+    except ValueError:
+        return False
+
+
+_WEIGHT = Kind(
+    "a number from 0, or auto for one in proportion to the classes", _is_weight
+)
 _AXIS = also(COUNT, -1, "a whole number from 1, or -1 for all devices that are left")
 
 KEYS = {
@@ -104,7 +118,15 @@ KEYS = {
     "loss.class_weighting": choice("none", "inverse_sqrt"),
     "loss.logit_adjustment": FROM_0,
     "loss.multilabel": choice("asymmetric", "binary_cross_entropy"),
-    "loss.multilabel_weight": FROM_0,
+    "loss.multilabel_weight": _WEIGHT,
+    "loss.regions.class_weight": FROM_0,
+    "loss.regions.dice_weight": FROM_0,
+    "loss.regions.importance": SHARE,
+    "loss.regions.mask": choice("points", "focal"),
+    "loss.regions.mask_weight": FROM_0,
+    "loss.regions.no_object_weight": FROM_0,
+    "loss.regions.num_points": COUNT,
+    "loss.regions.oversample": number(least=1),
     "loss.gamma_negative": FROM_0,
     "loss.gamma_positive": FROM_0,
     "loss.clip": RATE,
@@ -158,7 +180,7 @@ KEYS = {
     "model.rank_norm.kind": ROW,
     "model.rank_norm.unbiased_variance": FLAG,
     "model.class_embeddings.in_backbone": FLAG,
-    "model.class_embeddings.initial": choice("normal", "zeros"),
+    "model.class_embeddings.initial": choice("normal", "uniform", "zeros"),
     "model.backbone.name": ROW,
     "model.backbone.bottlenecks": FLAGS,
     "model.backbone.contract_dilation": FLAG,
@@ -172,12 +194,14 @@ KEYS = {
     "model.backbone.image_size": SIDES,
     "model.backbone.layer_scale": FROM_0,
     "model.backbone.mlp_dim": COUNT,
+    "model.backbone.mlp_ratio": COUNT,
     "model.backbone.norm_epsilon": ABOVE_0,
     "model.backbone.num_heads": COUNT,
     "model.backbone.num_norms": COUNT_OR_NONE,
     "model.backbone.num_registers": COUNT_OR_NONE,
     "model.backbone.patch_size": COUNT,
     "model.backbone.position_resize": ROW,
+    "model.backbone.pyramid": FLAG,
     "model.backbone.remat": ROW,
     "model.backbone.scan": FLAG,
     "model.backbone.shift_small_maps": FLAG,
@@ -186,18 +210,34 @@ KEYS = {
     "model.backbone.taps": PLACES,
     "model.backbone.window_size": COUNT,
     "model.decoder.name": ROW,
+    "model.decoder.cosine": FLAG,
     "model.decoder.cosine_dim": COUNT,
     "model.decoder.depth": COUNT,
     "model.decoder.dilations": COUNTS,
     "model.decoder.dropout_rate": RATE,
     "model.decoder.embed_dim": COUNT,
+    "model.decoder.image": ROW,
+    "model.decoder.image_layer": COUNT_OR_NONE,
+    "model.decoder.mlp_dim": COUNT,
     "model.decoder.num_codes": COUNT,
+    "model.decoder.num_heads": COUNT,
+    "model.decoder.num_queries": COUNT,
+    "model.pixel_decoder.name": ROW,
+    "model.pixel_decoder.depth": COUNT,
+    "model.pixel_decoder.dropout_rate": RATE,
+    "model.pixel_decoder.embed_dim": COUNT,
+    "model.pixel_decoder.mlp_dim": COUNT,
+    "model.pixel_decoder.num_groups": COUNT,
+    "model.pixel_decoder.num_heads": COUNT,
+    "model.pixel_decoder.num_points": COUNT,
     "model.multilabel_head.name": ROW,
     "model.multilabel_head.class_projection": FLAG,
     "model.multilabel_head.depth": COUNT,
     "model.multilabel_head.downsample": COUNT_OR_NONE,
     "model.multilabel_head.dropout_rate": RATE,
+    "model.multilabel_head.embed_dim": COUNT_OR_NONE,
     "model.multilabel_head.mlp_dim": COUNT,
+    "model.multilabel_head.projection": ROW,
     "model.multilabel_head.num_heads": COUNT,
     "model.multilabel_head.share_embeddings": FLAG,
     "model.auxiliary_head.name": ROW,

@@ -27,6 +27,7 @@ from mlseg_jax.runs.checkpoint import Checkpoints
 from mlseg_jax.runs.progress import MetricWriter, Stopwatch, log_line, progress_bar
 from mlseg_jax.runs.weights import evaluation_parameters
 from mlseg_jax.runs.workdir import claim_workdir
+from mlseg_jax.settings.resolve import AUTO, resolve
 from mlseg_jax.tasks.evaluation import evaluate
 from mlseg_jax.tasks.given_selection import add_given_labels
 from mlseg_jax.tasks.table import find_task
@@ -74,6 +75,11 @@ def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
     train_source = open_dataset(config.data, train=True)
     eval_source = open_dataset(config.data, train=False)
     num_classes = train_source.info.num_classes
+    is_auto = config.loss.multilabel_weight == AUTO
+    config = resolve(config, num_classes)
+    if is_auto:
+        weight = config.loss.multilabel_weight
+        logger.info("loss.multilabel_weight: %g for %d classes", weight, num_classes)
     check_labels(config, train_source.info, eval_source.info)
     skips = Skips()
     for source in (train_source, eval_source):

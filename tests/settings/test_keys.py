@@ -43,11 +43,14 @@ TUPLES_MAY_BE_EMPTY = {
     *("optimizer.weight_decay_factors", "optimizer.learning_rate_factors"),
     *("optimizer.frozen", "model.backbone.taps"),
 }
+NUMBER_OR_AUTO = {"loss.multilabel_weight"}
 NAN, INFINITE = float("nan"), float("inf")
 
 
 def wrong_values(path, value):
     """What nobody can mean, by the kind of a right value."""
+    if path in NUMBER_OR_AUTO:
+        return [-7.0, "-7", "nonsense", "", NAN, INFINITE, None, (), (value,)]
     if isinstance(value, bool):
         return ["nonsense", "True", 2, -1, 0.5, None, (), (True,)]
     if isinstance(value, str):
