@@ -5,9 +5,9 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from input_pipeline.files import text
 from input_pipeline.info import DataError
 from input_pipeline.preparation.prepared import RawExample
+from mlseg_jax.errors import printable
 
 
 def short_keys(raws: list[RawExample]) -> list[RawExample]:
@@ -17,9 +17,7 @@ def short_keys(raws: list[RawExample]) -> list[RawExample]:
     stems = [str(pathlib.PurePosixPath(raw.key).with_suffix("")) for raw in raws]
     counts = collections.Counter(stems)
     return [
-        dataclasses.replace(
-            raw, key=text.printable(stem if counts[stem] == 1 else raw.key)
-        )
+        dataclasses.replace(raw, key=printable(stem if counts[stem] == 1 else raw.key))
         for raw, stem in zip(raws, stems, strict=True)
     ]
 
@@ -46,8 +44,8 @@ def image_places(
     if address is not None:
         folder, _, last = address.rpartition("/")
         if last and ".." not in address and ":" not in address:
-            places += [f / p for f in folders for p in (address, last)]
-            places.append(folders[0].parent / address)
+            around = [*folders, folders[0].parent]
+            places += [f / p for f in around for p in (address, last)]
     return name, list(dict.fromkeys(places))
 
 

@@ -38,8 +38,9 @@ from input_pipeline.datasets.folder_files import (
     find_files,
 )
 from input_pipeline.datasets.mask_labels import MaskLabels
-from input_pipeline.files import images, mask_files, text
+from input_pipeline.files import images, mask_files
 from input_pipeline.info import DataError, DatasetInfo, raise_fault
+from mlseg_jax.errors import printable
 
 
 class Folder:
@@ -111,7 +112,7 @@ class Folder:
         label_map = self._labels(self._masks[stem])
         if image.shape[:2] != label_map.shape:
             raise self._size_fault(stem, image.shape[:2], label_map.shape)
-        name = text.printable(stem)
+        name = printable(stem)
         return {"image": image, "label_map": label_map, "name": name}
 
     def _size_fault(self, stem, size, mask_size) -> DataError:

@@ -56,8 +56,3 @@ def check_name(name: str, where: str) -> None:
                 f"{where} has the name {name!r}, which holds the control character "
                 f"{character!r}; write a name of one line, without it."
             )
-
-
-def printable(name: str) -> str:
-    """A file's name with bytes that are no UTF-8 as ``\\xff``."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
