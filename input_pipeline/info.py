@@ -22,12 +22,21 @@ class DataError(UserError):
     Attributes:
       kind: what is wrong, such as "unreadable", "size" or "unmapped"; faults are
         counted by it.
+      path: the file, where several faults are told in one.
       values: the raw values (or colours) without a class, where that is wrong.
     """
 
-    def __init__(self, message: str, *, kind: str = "unreadable", values: tuple = ()):
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: str = "unreadable",
+        values: tuple = (),
+        path: str = "",
+    ):
         super().__init__(message)
         self.kind = kind
+        self.path = path
         self.values = values
 
 

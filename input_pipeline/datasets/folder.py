@@ -84,14 +84,9 @@ class Folder:
             raw_values=classes.raw_values,
         )
         files = find_files(self._root, split, layout, report)
-        self._stems, self._images, self._masks = (
-            files.stems,
-            files.image_of,
-            files.mask_of,
-        )
-        self.unused_masks = tuple(
-            path for stem, path in self._masks.items() if stem not in self._images
-        )
+        self._stems = files.stems
+        self._images, self._masks = files.image_of, files.mask_of
+        self.unused_masks = files.unused_masks
         """Masks that no image belongs to."""
 
     def __len__(self) -> int:
@@ -133,6 +128,10 @@ class Folder:
         found = images.remarks(self._images[stem], self._options)
         fault = self._labels.odd_ignore(self._masks[stem])
         return found if fault is None else [*found, fault]
+
+    def ignored_value(self, index: int) -> int | None:
+        """The raw value of a mask that is ignored without being named, if one is."""
+        return self._labels.ignored_value(self._masks[self._stems[index]])
 
     def palette(self, index: int) -> dict[int, tuple[int, ...]] | None:
         """Colours of the raw values in a palette mask; None for a grey one.

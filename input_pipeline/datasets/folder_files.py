@@ -52,11 +52,13 @@ class FolderFiles:
     Attributes:
       stems: of the examples, in order.
       image_of, mask_of: file by stem, also of images and masks of no example.
+      unused_masks: those that no image belongs to.
     """
 
     stems: list[str]
     image_of: dict[str, str]
     mask_of: dict[str, str]
+    unused_masks: tuple[str, ...]
 
 
 def find_files(
@@ -108,7 +110,9 @@ def find_files(
         stems = _choose_stems(root, split, image_dir, image_of, twice, report)
     missing = [stem for stem in stems if not (stem in mask_of or stem in twice_masks)]
     _report_missing(missing, image_of, mask_dir, listed_masks, layout, report)
-    return FolderFiles([s for s in stems if s in mask_of], image_of, mask_of)
+    unused = [m for s, m in mask_of.items() if not (s in image_of or s in twice)]
+    examples = [stem for stem in stems if stem in mask_of]
+    return FolderFiles(examples, image_of, mask_of, tuple(unused))
 
 
 def _sub_folders(image_dir: pathlib.Path, split: str, ending: str) -> list[str]:

@@ -67,6 +67,14 @@ class MaskLabels:
             kind="ignore_value",
         )
 
+    def ignored_value(self, path: str | os.PathLike) -> int | None:
+        """The raw value that this mask has for IGNORE though no table names it."""
+        if not self.classes.keeps_ignore:
+            return None
+        _, depth = mask_files.decode_mask(path, self._max_pixels)
+        value = images.IGNORE_RAW[depth]
+        return None if value in self.classes.class_of else value
+
     def _unmapped(self, raw, unknown, path) -> DataError:
         values = np.unique(raw[unknown]).tolist()
         shown = f"#{values[0]:06x}" if self.classes.by_colour else values[0]
@@ -77,6 +85,7 @@ class MaskLabels:
             f"{self.classes.path} does not name; add the class, ignore it with null in "
             "a classes.json, or correct the mask.",
             kind="unmapped",
+            path=str(path),
             values=tuple(f"#{v:06x}" if self.classes.by_colour else v for v in values),
         )
 

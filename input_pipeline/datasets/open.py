@@ -247,6 +247,11 @@ class _Subset:
         """Of the whole source."""
         return getattr(self._source, "unused_masks", ())
 
+    def ignored_value(self, index: int) -> int | None:
+        """As `folder.Folder.ignored_value`; None where the source has none."""
+        ignored_value = getattr(self._source, "ignored_value", None)
+        return ignored_value and ignored_value(index)
+
     def palette(self, index: int):
         """As `folder.Folder.palette`; None where the source has none."""
         palette = getattr(self._source, "palette", None)

@@ -207,7 +207,9 @@ def remarks(path: str | os.PathLike, options: ReadOptions = USUAL) -> list[DataE
     data, found = read_bytes(path), []
     with open_picture(data, path, options.max_pixels) as picture:
         orientation = read_orientation(picture)
-        if options.exif and orientation in range(2, 9):
+        # Others swap the sides, so that a label of the wrong kind has another size.
+        is_hidden = orientation in (2, 3, 4) or picture.width == picture.height
+        if options.exif and orientation in range(2, 9) and is_hidden:
             fault = (
                 f"Picture {path} is turned as its EXIF says (orientation "
                 f"{orientation}); its label must be of the turned picture."

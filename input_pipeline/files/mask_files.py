@@ -54,6 +54,11 @@ def mask_from_bytes(
 ) -> tuple[np.ndarray, int]:
     """As `decode_mask`, of a file's content; ``path`` is what errors call it."""
     with open_mask(data, path, max_pixels) as picture:
+        if picture.mode in ("I", "F"):
+            raise DataError(
+                f"Mask {path} holds 32-bit or floating-point values, not class "
+                "numbers; save it as an 8-bit or 16-bit PNG."
+            )
         if picture.mode not in ("1", "L", "P", *images.MODES_16_BIT):
             raise DataError(
                 f"Mask {path} is a colour picture (mode {picture.mode}), but colours "

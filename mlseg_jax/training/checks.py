@@ -2,6 +2,7 @@
 
 import logging
 
+from input_pipeline.findings import differing_classes
 from mlseg_jax.errors import UserError
 from mlseg_jax.tasks.semantic_evaluation import check_given, evaluation_policy
 
@@ -11,8 +12,9 @@ logger = logging.getLogger(__name__)
 def check_labels(config, train_info, eval_info) -> None:
     if train_info.class_names != eval_info.class_names:
         raise UserError(
-            f"The splits {config.data.train_split!r} and {config.data.eval_split!r} "
-            f"have different classes; both must be of one data set."
+            differing_classes(
+                (config.data.train_split, config.data.eval_split), train_info, eval_info
+            )
         )
     if len(config.data.crop_size) != 2:
         raise UserError(
