@@ -13,10 +13,13 @@ TPU := .tpu-compiler
 
 setup: $(VENV)/.installed
 
-# Rebuilt when the requirements change or another Python is asked for.
-$(VENV)/.installed: requirements.txt requirements-dev.txt
+# The requirements, then the project itself as it lies here (editable), so that
+# `import mlseg_jax` and the command `mlseg-jax` work from any directory. Made again when
+# either changes.
+$(VENV)/.installed: requirements.txt requirements-dev.txt pyproject.toml setup.py
 	$(if $(UV),$(UV) venv --quiet --allow-existing --python $(PY) $(VENV),$(PY) -m venv $(VENV))
 	$(INSTALL) -r requirements.txt -r requirements-dev.txt
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: setup

@@ -44,13 +44,14 @@ NUM_EXAMPLES = {
     "folder": 10_000,
     "sign_scenes": 4_000,
 }
+NOT_IN_PAPER = ("folder", "sign_scenes")
 NUM_EPOCHS = 80
 
 
 def _backbone(name: str, size: tuple[int, int]) -> ConfigDict:
     if name in backbones.SWINS:
         backbone = backbones.swin(name)
-        backbone.num_norms = 1
+        backbone.update(num_norms=1, shift_small_maps=False)
         return backbone
     if name in backbones.TRESNETS:
         return backbones.tresnet(name)
@@ -105,6 +106,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         schedule="one_cycle",
         weight_decay=0.01,
         ema_decay=0.9997,
+        # The release averages with one decay from the first step on.
+        ema_warmup=args.dataset in NOT_IN_PAPER,
         frozen=choice["frozen"],
     )
     config.train.update(

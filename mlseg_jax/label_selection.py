@@ -194,6 +194,8 @@ def ranks_to_labels(
 class SelectionPolicy:
     """How labels are selected, as a configuration says it; static under ``jax.jit``.
 
+    `settings.keys` has the ranges of these values.
+
     Attributes:
       name: ``complete``, ``top_k``, ``oracle`` or ``given``.
       k: largest number of labels; above C it means C.
@@ -206,23 +208,6 @@ class SelectionPolicy:
     minimum_score: float = 0.0
     cumulative: float = 1.0
     by_score: bool = False
-
-    def __post_init__(self):
-        if self.name not in SELECTIONS:
-            raise UserError(
-                f"Unknown selection {self.name!r}; choose one of "
-                f"{', '.join(SELECTIONS)}."
-            )
-        if self.name != "complete" and self.k < 1:
-            raise UserError(
-                f"selection.k is {self.k}; at least one label must be selected."
-            )
-        for key in ("minimum_score", "cumulative"):
-            if not 0.0 <= getattr(self, key) <= 1.0:
-                raise UserError(
-                    f"selection.{key} is {getattr(self, key)}; it is a probability, "
-                    f"from 0 to 1."
-                )
 
     def select(
         self,

@@ -15,7 +15,9 @@ FLOORS = (
     ("label_selection",),
     ("settings",),
     ("models",),
-    ("losses", "metrics"),
+    # Losses count pixels as metrics do.
+    ("metrics",),
+    ("losses",),
     ("runs",),
     ("inference",),
     ("pretrained",),
@@ -58,7 +60,7 @@ def all_imports(package):
 
 
 def room_of(path_or_name):
-    """``mlseg_jax/models/mlseg.py``, as ``mlseg_jax.models.mlseg``, is in ``models``."""
+    """``mlseg_jax/models/mlseg.py`` and ``mlseg_jax.models.mlseg``: ``models``."""
     parts = str(path_or_name).removesuffix(".py").replace("/", ".").split(".")
     return parts[1] if len(parts) > 1 else ""
 

@@ -32,27 +32,12 @@ def _place(data: ml_collections.ConfigDict, what: str) -> str:
 
 
 def read_options(data: ml_collections.ConfigDict) -> images.ReadOptions:
-    """How pictures are read; runs of before these keys were there have the defaults.
-
-    Raises:
-      DataError: a key has a value of no meaning.
-    """
-    options = images.ReadOptions(
+    """How pictures are read; runs of before these keys were there have the defaults."""
+    return images.ReadOptions(
         max_pixels=getattr(data, "max_pixels", images.MAX_PIXELS),
         exif=getattr(data, "exif", True),
         white=getattr(data, "white_value", images.WHITE),
     )
-    if options.max_pixels < 1:
-        raise DataError(
-            f"data.max_pixels is {options.max_pixels}; give height times width of the "
-            "largest picture to read."
-        )
-    if not 255 <= options.white <= images.WHITE:
-        raise DataError(
-            f"data.white_value is {options.white}; give a value from 255 to "
-            f"{images.WHITE}, such as 4095 for pictures of 12 bits."
-        )
-    return options
 
 
 def _open_folder(data: ml_collections.ConfigDict, split: str, report):
@@ -63,10 +48,6 @@ def _open_folder(data: ml_collections.ConfigDict, split: str, report):
         image_ending=getattr(data, "image_ending", usual.image_ending),
         mask_ending=getattr(data, "mask_ending", usual.mask_ending),
     )
-    if not layout.mask_ending:
-        raise DataError(
-            "data.mask_ending is empty; give the end of the masks' names, such as .png."
-        )
     place = _place(data, "its folder")
     return Folder(place, split, report, layout, read_options(data))
 
@@ -152,7 +133,7 @@ def _open_prepared(data: ml_collections.ConfigDict, split: str, report):
         raise DataError(
             f"The data set {data.name!r} is not prepared in {data.path}; run: {command}"
         )
-    # Of all that may be in `data.path`, this data set alone.
+    # Of all that may be in ``data.path``, this data set alone.
     path = local_copy(str(path))
     features = prepared.stored_features(path)
     if "video_index" in features:

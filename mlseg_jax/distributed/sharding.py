@@ -158,6 +158,24 @@ def _examples_spec(mesh, count: int) -> P:
     return P(AXES) if count % mesh.size == 0 else P()
 
 
+def split_examples(x: jax.Array) -> jax.Array:
+    """``[B ... D]`` as ``[parts n D]``: the rows that each device holds, side by side.
+
+    One part where the examples are not split (`pin_examples`).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    split = not mesh.empty and x.shape[0] % mesh.size == 0
+    x = x.reshape(mesh.size if split else 1, -1, x.shape[-1])
+    return jax.lax.with_sharding_constraint(x, P(AXES)) if split else x
+
+
+def on_every_device(x: jax.Array) -> jax.Array:
+    """What devices hold parts of, whole on all of them: they talk here, and once."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P())
+
+
 def gather_weights(weights, dtype=None):
     """Makes weights whole on every device, at the place where they are needed.
 
@@ -239,11 +257,7 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 def check_batch_size(mesh: Mesh, batch_size: int, accumulate: int) -> None:
     """A batch must split evenly over devices and over the parts of an accumulation."""
     devices = mesh.size
-    if accumulate < 1:
-        raise UserError(
-            f"train.accumulate={accumulate} is no number of parts; set it to 1."
-        )
-    if batch_size < 1 or batch_size % (devices * accumulate):
+    if batch_size % (devices * accumulate):
         raise UserError(
             f"train.batch_size={batch_size} does not split over {devices} devices "
             f"times train.accumulate={accumulate}; make it a multiple of "

@@ -8,7 +8,7 @@ import numpy as np
 
 from input_pipeline.findings import Finding, check_readings, differing_classes
 from mlseg_jax.doctor.label_statistics import least_k, pixel_curve
-from mlseg_jax.training.schedule_checks import schedule_remarks
+from mlseg_jax.training.checks import warmup_note
 
 MAX_IGNORED_SHARE = 0.5
 _ALIKE = 3
@@ -36,8 +36,6 @@ def check_splits(
         yield from _check_copies(split)
         if split.good:
             yield from check_readings(split.name, split.source, split.info, split.good)
-    for remark in schedule_remarks(config):
-        yield Finding("schedule", False, remark)
     if train.source is None or evaluation.source is None:
         return
     yield from _check_leaks(train, evaluation)
@@ -52,6 +50,8 @@ def check_splits(
         return
     yield from _check_classes(train, evaluation)
     yield from _check_selection(config, train)
+    if note := warmup_note(config):
+        yield Finding("warmup", False, note)
 
 
 def _check_faults(split, skips: bool) -> Iterator[Finding]:

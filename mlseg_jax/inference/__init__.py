@@ -1,1 +1,1 @@
-"""Pictures to logits over ranks to label maps: windows, scales, flips, tiles."""
+"""Pictures to logits over ranks to maps, segments, instances: windows, tiles."""

@@ -2,8 +2,6 @@
 
 import functools
 import math
-import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -13,15 +11,21 @@ from flax import nnx
 
 from mlseg_jax.distributed.sharding import gather_weights
 from mlseg_jax.errors import UserError
+from mlseg_jax.models.backbones.resnet import STEMS
+from mlseg_jax.models.layers.block_stack import REMAT_POLICIES
+from mlseg_jax.models.layers.resize import POSITION_RESIZES
 from mlseg_jax.models.mlseg import MLSeg
 from mlseg_jax.models.parts import (
     AUXILIARY_HEADS,
     BACKBONES,
     DECODERS,
     MULTILABEL_HEADS,
+    from_section,
+    make_part,
 )
 from mlseg_jax.models.query2label import Query2Label
-from mlseg_jax.models.rank_adaptive import RankNorm
+from mlseg_jax.models.rank_adaptive import RANK_NORMS, RankNorm
+from mlseg_jax.settings import keys
 from mlseg_jax.typing import Array
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -33,9 +37,9 @@ Parameters = dict[str, Array]
 def _build_mlseg(
     config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
 ) -> MLSeg:
-    common = {"dtype": _choose(DTYPES, "dtype", config.model.dtype), "rngs": rngs}
+    common = {"dtype": DTYPES[config.model.dtype], "rngs": rngs}
     choice = config.model
-    make = functools.partial(_make_part, config, **common)
+    make = functools.partial(make_part, config, **common)
     backbone = make(BACKBONES, "backbone")
     decoder = make(DECODERS, "decoder", backbone)
     return MLSeg(
@@ -61,17 +65,12 @@ def _build_mlseg(
 def _build_query2label(
     config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
 ) -> Query2Label:
-    common = {"dtype": _choose(DTYPES, "dtype", config.model.dtype), "rngs": rngs}
-    transformer = config.model.transformer
-    return Query2Label(
-        _make_part(config, BACKBONES, "backbone", **common),
+    common = {"dtype": DTYPES[config.model.dtype], "rngs": rngs}
+    return from_section(
+        Query2Label,
+        config.model.transformer,
+        backbone=make_part(config, BACKBONES, "backbone", **common),
         num_classes=num_classes,
-        num_heads=transformer.num_heads,
-        mlp_dim=transformer.mlp_dim,
-        num_encoder_layers=transformer.num_encoder_layers,
-        num_decoder_layers=transformer.num_decoder_layers,
-        dropout_rate=transformer.dropout_rate,
-        remat=transformer.remat,
         pixel_mean=tuple(config.data.pixel_mean),
         pixel_std=tuple(config.data.pixel_std),
         **common,
@@ -86,36 +85,33 @@ def build_model(
     config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
 ) -> MLSeg | Query2Label:
     """The model of a configuration for ``num_classes`` complete labels."""
-    _check_sizes(config)
-    return _choose(MODELS, "task", config.task)(config, num_classes, rngs)
+    check_config(config)
+    return MODELS[config.task](config, num_classes, rngs)
 
 
-_MAY_BE_ZERO = ("downsample", "num_registers", "num_norms", "num_encoder_layers")
-"""Counts that 0 switches off."""
+TABLES = {
+    "task": MODELS,
+    "model.dtype": DTYPES,
+    "model.rank_norm.kind": RANK_NORMS,
+    "model.backbone.name": BACKBONES,
+    "model.backbone.position_resize": POSITION_RESIZES,
+    "model.backbone.remat": REMAT_POLICIES,
+    "model.backbone.stem": STEMS,
+    "model.decoder.name": DECODERS,
+    "model.multilabel_head.name": MULTILABEL_HEADS,
+    "model.auxiliary_head.name": AUXILIARY_HEADS,
+    "model.transformer.remat": REMAT_POLICIES,
+}
+"""Keys that are names in a table, and that table."""
 
-_PLACES = ("taps", "level")
-"""Numbers of blocks or maps; `parts` knows how many there are."""
 
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Checks every key of a configuration; whoever opens something calls it first.
 
-def _check_sizes(config: ml_collections.ConfigDict) -> None:
-    """Whole numbers of parts are sizes and counts; rates are probabilities."""
-    for part, settings in config.model.items():
-        if not isinstance(settings, ml_collections.ConfigDict):
-            continue
-        for name, value in settings.items():
-            values = value if isinstance(value, tuple | list) else (value,)
-            if name.endswith("_rate"):
-                fits = all(0 <= x < 1 for x in values)
-                wanted = "a probability, from 0 to below 1"
-            else:
-                least = 0 if name in _MAY_BE_ZERO else 1
-                # A bool is an int to `isinstance`.
-                fits = name in _PLACES or all(
-                    x >= least for x in values if type(x) is int
-                )
-                wanted = f"a whole number from {least}"
-            if not fits:
-                raise UserError(f"model.{part}.{name} is {value}; give {wanted}.")
+    Raises:
+      UserError: a sentence that names the key, says what it is and what it may be.
+    """
+    keys.check(config, TABLES)
 
 
 def num_ranks(config: ml_collections.ConfigDict, num_classes: int) -> int:
@@ -134,42 +130,12 @@ def _norm_size(config: ml_collections.ConfigDict, num_classes: int) -> int:
 
 def _classes_in_backbone(config: ml_collections.ConfigDict) -> bool:
     choice = config.model.class_embeddings
-    if choice.initial not in ("normal", "zeros"):
-        raise UserError(
-            f"Unknown model.class_embeddings.initial {choice.initial!r}; choose normal "
-            f"or zeros."
-        )
     if choice.in_backbone and config.model.backbone.name != "vit":
         raise UserError(
             "model.class_embeddings.in_backbone puts the classes before the last block "
             "of a ViT; set it to False, or model.backbone to a ViT."
         )
     return choice.in_backbone
-
-
-def _make_part(
-    config: ml_collections.ConfigDict, table: Mapping, key: str, *args, **common
-):
-    """The part that ``model.KEY`` names, which must have all that this kind reads."""
-    name = config.model[key].name
-    make = _choose(table, f"model.{key}.name", name)
-    try:
-        return make(config, *args, **common)
-    except AttributeError as error:
-        # What a ConfigDict raises for a key that it has not.
-        if not (error.args and isinstance(error.args[0], KeyError)):
-            raise
-        (missing, *_) = re.findall(r"\w+", str(error.args[0]))
-        raise UserError(
-            f"model.{key}.name={name!r} needs the key {missing!r}, which this "
-            f"configuration has not; start from a file of configs/ that has it."
-        ) from error
-
-
-def _choose(table: Mapping, what: str, name: str):
-    if name not in table:
-        raise UserError(f"Unknown {what} {name!r}; choose one of {', '.join(table)}.")
-    return table[name]
 
 
 class FunctionalModel(NamedTuple):

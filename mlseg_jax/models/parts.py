@@ -1,9 +1,20 @@
-"""The tables of parts: a name in a configuration to a function that makes the module.
+"""The tables of parts: a name in a configuration to what makes the module.
 
-A builder gets the configuration, what it stands on (a backbone nothing, a decoder the
-backbone, a multi-label head the decoder and the number of classes) and the keywords
-``dtype`` and ``rngs``.
+Parts build themselves: a row is a class whose constructor's arguments are named like
+the keys of its section, such as ``model.decoder``; the rest of them is what it stands
+on (a backbone on nothing, a decoder on the backbone, a head on the decoder or backbone
+and the number of classes), ``dtype`` and ``rngs``. A section may have keys of other
+parts of its table, so that ``name`` alone chooses another part and saved runs load.
+Where something is no plain key, the row is a function that says it and leaves the
+others to `from_section`.
 """
+
+import inspect
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import ml_collections
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.backbones.beit import Beit
@@ -32,6 +43,106 @@ from mlseg_jax.models.multilabel_heads.transformer_encoder import (
 )
 
 
+def make_part(
+    config: ml_collections.ConfigDict, table: Mapping, key: str, *stands_on, **common
+):
+    """The part that ``model.KEY`` names.
+
+    Raises:
+      UserError: it needs a key that its section has not.
+    """
+    name = config.model[key].name
+    row = table[name]
+    try:
+        if isinstance(row, type):
+            offered = OFFERED[key](config, *stands_on)
+            return from_section(row, config.model[key], **offered, **common)
+        return row(config, *stands_on, **common)
+    except AttributeError as error:
+        # What a ConfigDict raises for a key that it has not.
+        if not (error.args and isinstance(error.args[0], KeyError)):
+            raise
+        (missing, *_) = re.findall(r"\w+", str(error.args[0]))
+        raise UserError(
+            f"model.{key}.name={name!r} needs the key {missing!r}, which this "
+            f"configuration has not; start from a file of configs/ that has it."
+        ) from error
+
+
+def from_section(
+    part: type,
+    section: ml_collections.ConfigDict,
+    said: Mapping = MappingProxyType({}),
+    **offered,
+):
+    """Makes a part; each argument of its constructor is what the table's row has
+    ``said``, or a key of the section, or else ``offered``; or has its default.
+
+    Keys and offers that it has no argument for are for other parts.
+    """
+    arguments = dict(said)
+    for name, default in arguments_of(part).items():
+        if name in said:
+            continue
+        if name in section or (name not in offered and default is REQUIRED):
+            value = getattr(section, name)  # an AttributeError where there is none
+            arguments[name] = tuple(value) if isinstance(value, list) else value
+        elif name in offered:
+            arguments[name] = offered[name]
+    return part(**arguments)
+
+
+REQUIRED = inspect.Parameter.empty
+
+
+def arguments_of(part: type) -> dict[str, object]:
+    """Names and defaults of a constructor's arguments."""
+    # The signature of an nnx.Module itself is that of its metaclass.
+    _, *parameters = inspect.signature(part.__init__).parameters.values()
+    return {
+        each.name: each.default
+        for each in parameters
+        if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    }
+
+
+# ------------------------------------------------- what a part learns from what it
+# stands on, by the name of its section
+
+
+def _from_backbone(config, backbone, num_classes: int | None = None) -> dict:
+    return {
+        "feature_dims": backbone.feature_dims,
+        "feature_dim": backbone.feature_dims[-1],
+        "num_classes": num_classes,
+        "remat": config.model.backbone.remat,
+    }
+
+
+def _from_decoder(config, decoder, num_classes: int) -> dict:
+    """A head drops out as its decoder does, unless its own section has a rate."""
+    section = config.model.decoder
+    rate = {"dropout_rate": section.dropout_rate} if "dropout_rate" in section else {}
+    return rate | {
+        "decoder": decoder,
+        "image_dim": decoder.image_dim,
+        "embed_dim": decoder.embed_dim,
+        "num_classes": num_classes,
+        "remat": config.model.backbone.remat,
+    }
+
+
+OFFERED = {
+    "backbone": lambda config: {},
+    "decoder": _from_backbone,
+    "multilabel_head": _from_decoder,
+    "auxiliary_head": _from_backbone,
+}
+
+
+# ------------------------------------------------------------ what is no plain key
+
+
 def _check_taps(backbone, count: int | None = None) -> None:
     taps, last = tuple(backbone.taps), backbone.depth - 1
     fits = sorted(taps) == list(taps) and all(0 <= tap <= last for tap in taps)
@@ -44,45 +155,13 @@ def _check_taps(backbone, count: int | None = None) -> None:
 
 
 def _build_vit(config, **common):
-    backbone = config.model.backbone
-    _check_taps(backbone)
-    return ViT(
-        image_size=tuple(backbone.image_size),
-        patch_size=backbone.patch_size,
-        embed_dim=backbone.embed_dim,
-        depth=backbone.depth,
-        num_heads=backbone.num_heads,
-        mlp_dim=backbone.mlp_dim,
-        norm_epsilon=backbone.norm_epsilon,
-        position_resize=backbone.position_resize,
-        taps=tuple(backbone.taps),
-        num_registers=backbone.num_registers,
-        layer_scale=backbone.layer_scale or None,
-        gated=backbone.gated,
-        drop_path_rate=backbone.drop_path_rate,
-        scan=backbone.scan,
-        remat=backbone.remat,
-        **common,
-    )
+    _check_taps(config.model.backbone)
+    return from_section(ViT, config.model.backbone, **common)
 
 
 def _build_beit(config, **common):
-    backbone = config.model.backbone
-    _check_taps(backbone, count=4)
-    return Beit(
-        image_size=tuple(backbone.image_size),
-        patch_size=backbone.patch_size,
-        embed_dim=backbone.embed_dim,
-        depth=backbone.depth,
-        num_heads=backbone.num_heads,
-        mlp_dim=backbone.mlp_dim,
-        taps=tuple(backbone.taps),
-        layer_scale=backbone.layer_scale,
-        drop_path_rate=backbone.drop_path_rate,
-        scan=backbone.scan,
-        remat=backbone.remat,
-        **common,
-    )
+    _check_taps(config.model.backbone, count=4)
+    return from_section(Beit, config.model.backbone, **common)
 
 
 def _check_stages(backbone, *keys: str) -> None:
@@ -103,45 +182,17 @@ def _build_swin(config, **common):
             f"The blocks of Swin come in pairs, but model.backbone.depths is "
             f"{tuple(backbone.depths)}; give even numbers."
         )
-    return Swin(
-        embed_dim=backbone.embed_dim,
-        depths=tuple(backbone.depths),
-        num_heads=tuple(backbone.num_heads),
-        window_size=backbone.window_size,
-        drop_path_rate=backbone.drop_path_rate,
-        num_norms=backbone.num_norms,
-        scan=backbone.scan,
-        remat=backbone.remat,
-        **common,
-    )
+    return from_section(Swin, backbone, **common)
 
 
 def _build_tresnet(config, **common):
-    backbone = config.model.backbone
-    return TResNet(
-        embed_dim=backbone.embed_dim,
-        depths=tuple(backbone.depths),
-        bottlenecks=tuple(backbone.bottlenecks),
-        remat=backbone.remat,
-        **common,
-    )
+    _check_stages(config.model.backbone, "depths", "bottlenecks")
+    return from_section(TResNet, config.model.backbone, **common)
 
 
 def _build_resnet(config, **common):
-    backbone = config.model.backbone
-    _check_stages(backbone, "depths", "strides", "dilations")
-    return ResNet(
-        embed_dim=backbone.embed_dim,
-        depths=tuple(backbone.depths),
-        stem=backbone.stem,
-        strides=tuple(backbone.strides),
-        dilations=tuple(backbone.dilations),
-        contract_dilation=backbone.contract_dilation,
-        freeze_norms=backbone.freeze_norms,
-        scan=backbone.scan,
-        remat=backbone.remat,
-        **common,
-    )
+    _check_stages(config.model.backbone, "depths", "strides", "dilations")
+    return from_section(ResNet, config.model.backbone, **common)
 
 
 def _num_heads(config, embed_dim: int) -> int:
@@ -153,22 +204,20 @@ def _num_heads(config, embed_dim: int) -> int:
 
 
 def _build_segmenter(config, backbone, encoding=None, cosine_dim=None, **common):
-    head = config.model.multilabel_head.name
-    return SegmenterDecoder(
-        feature_dim=backbone.feature_dims[-1],
-        embed_dim=backbone.feature_dims[-1],
-        depth=config.model.decoder.depth,
-        num_heads=_num_heads(config, backbone.feature_dims[-1]),
-        dropout_rate=config.model.decoder.dropout_rate,
-        # What the head looks at; features, where it is not said here.
-        image={"transformer_encoder": "projected", "linear": "encoding"}.get(
-            head, "features"
-        ),
-        encoding=encoding,
-        cosine_dim=cosine_dim,
-        remat=config.model.backbone.remat,
-        **common,
+    width = backbone.feature_dims[-1]
+    # What the head looks at; features, where it is not said here.
+    image = {"transformer_encoder": "projected", "linear": "encoding"}.get(
+        config.model.multilabel_head.name, "features"
     )
+    said = {
+        "embed_dim": width,
+        "num_heads": _num_heads(config, width),
+        "image": image,
+        "encoding": encoding,
+        "cosine_dim": cosine_dim,
+    }
+    offered = _from_backbone(config, backbone) | common
+    return from_section(SegmenterDecoder, config.model.decoder, said, **offered)
 
 
 def _build_encnet(config, backbone, **common):
@@ -182,33 +231,6 @@ def _build_essnet(config, backbone, **common):
     return _build_segmenter(config, backbone, cosine_dim=cosine_dim, **common)
 
 
-def _build_deeplabv3(config, backbone, **common):
-    return DeepLabV3Decoder(
-        feature_dim=backbone.feature_dims[-1],
-        embed_dim=config.model.decoder.embed_dim,
-        dilations=tuple(config.model.decoder.dilations),
-        dropout_rate=config.model.decoder.dropout_rate,
-        **common,
-    )
-
-
-def _build_upernet(config, backbone, **common):
-    return UPerNetDecoder(
-        feature_dims=backbone.feature_dims,
-        embed_dim=config.model.decoder.embed_dim,
-        dropout_rate=config.model.decoder.dropout_rate,
-        **common,
-    )
-
-
-def _build_linear(config, backbone, **common):
-    return LinearDecoder(
-        feature_dims=backbone.feature_dims,
-        dropout_rate=config.model.decoder.dropout_rate,
-        **common,
-    )
-
-
 def _build_transformer_encoder_head(config, decoder, num_classes, **common):
     if decoder.image_dim != decoder.embed_dim:
         raise UserError(
@@ -217,56 +239,14 @@ def _build_transformer_encoder_head(config, decoder, num_classes, **common):
             f"{config.model.decoder.name!r} hands it {decoder.image_dim}; set "
             f"model.multilabel_head.name to projected_encoder."
         )
-    return TransformerEncoderHead(
-        num_classes=num_classes,
-        embed_dim=decoder.embed_dim,
-        num_heads=_num_heads(config, decoder.embed_dim),
-        dropout_rate=config.model.decoder.dropout_rate,
-        downsample=config.model.multilabel_head.downsample or None,
-        remat=config.model.backbone.remat,
-        **common,
-    )
-
-
-def _build_transformer_decoder_head(config, decoder, num_classes, **common):
-    head = config.model.multilabel_head
-    return TransformerDecoderHead(
-        num_classes=num_classes,
-        image_dim=decoder.image_dim,
-        embed_dim=decoder.embed_dim,
-        num_heads=head.num_heads,
-        mlp_dim=head.mlp_dim,
-        depth=head.depth,
-        downsample=head.downsample,
-        dropout_rate=config.model.decoder.dropout_rate,
-        remat=config.model.backbone.remat,
-        **common,
-    )
-
-
-def _build_global_pooling_head(config, decoder, num_classes, **common):
-    return GlobalPoolingHead(
-        num_classes=num_classes,
-        image_dim=decoder.image_dim,
-        downsample=config.model.multilabel_head.downsample,
-        **common,
-    )
-
-
-def _build_projected_encoder_head(config, decoder, num_classes, **common):
-    head = config.model.multilabel_head
-    return ProjectedEncoderHead(
-        num_classes=num_classes,
-        image_dim=decoder.image_dim,
-        embed_dim=decoder.embed_dim,
-        num_heads=head.num_heads,
-        dropout_rate=head.dropout_rate,
-        downsample=head.downsample or None,
-        share_embeddings=head.share_embeddings,
-        class_projection=head.class_projection,
-        remat=config.model.backbone.remat,
-        **common,
-    )
+    # These keys of the section are other heads'.
+    said = {
+        "num_heads": _num_heads(config, decoder.embed_dim),
+        "dropout_rate": config.model.decoder.dropout_rate,
+    }
+    offered = _from_decoder(config, decoder, num_classes) | common
+    section = config.model.multilabel_head
+    return from_section(TransformerEncoderHead, section, said, **offered)
 
 
 def _build_fcn_head(config, backbone, num_classes, **common):
@@ -276,14 +256,8 @@ def _build_fcn_head(config, backbone, num_classes, **common):
             f"model.auxiliary_head.level is {head.level}, but the backbone "
             f"{config.model.backbone.name!r} has {count} maps, from 0."
         )
-    return FCNHead(
-        num_classes,
-        level=head.level,
-        feature_dim=backbone.feature_dims[head.level],
-        embed_dim=head.embed_dim,
-        dropout_rate=head.dropout_rate,
-        **common,
-    )
+    said = {"feature_dim": backbone.feature_dims[head.level]}
+    return from_section(FCNHead, head, said, num_classes=num_classes, **common)
 
 
 BACKBONES = {
@@ -294,25 +268,21 @@ BACKBONES = {
     "vit": _build_vit,
 }
 DECODERS = {
-    "deeplabv3": _build_deeplabv3,
+    "deeplabv3": DeepLabV3Decoder,
     "encnet": _build_encnet,
     "essnet": _build_essnet,
-    "linear": _build_linear,
+    "linear": LinearDecoder,
     "segmenter": _build_segmenter,
-    "upernet": _build_upernet,
+    "upernet": UPerNetDecoder,
 }
 MULTILABEL_HEADS = {
     "transformer_encoder": _build_transformer_encoder_head,
-    "transformer_decoder": _build_transformer_decoder_head,
-    "projected_encoder": _build_projected_encoder_head,
-    "global_pooling": _build_global_pooling_head,
-    "linear": lambda config, decoder, num_classes, **common: LinearHead(
-        num_classes=num_classes, image_dim=decoder.image_dim, **common
-    ),
-    "segmentation_logits": lambda config, decoder, num_classes, **common: (
-        SegmentationLogitsHead(decoder, num_classes=num_classes)
-    ),
-    "none": lambda config, decoder, num_classes, **common: NoMultiLabelHead(),
+    "transformer_decoder": TransformerDecoderHead,
+    "projected_encoder": ProjectedEncoderHead,
+    "global_pooling": GlobalPoolingHead,
+    "linear": LinearHead,
+    "segmentation_logits": SegmentationLogitsHead,
+    "none": NoMultiLabelHead,
 }
 AUXILIARY_HEADS = {
     "fcn": _build_fcn_head,

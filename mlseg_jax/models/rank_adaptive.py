@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import UNSELECTED_LOGIT
 from mlseg_jax.typing import Array, Bool, Float, Int
 
@@ -41,10 +40,6 @@ class RankNorm(nnx.Module):
         epsilon: float = 1e-5,
         unbiased_variance: bool = False,
     ):
-        if kind not in RANK_NORMS:
-            raise UserError(
-                f"Unknown rank norm {kind!r}; choose one of {', '.join(RANK_NORMS)}."
-            )
         if kind in ("affine", "shared"):
             size = num_ranks if kind == "affine" else 1
             self.scale = nnx.Param(jnp.ones(size))

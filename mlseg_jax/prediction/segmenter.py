@@ -17,8 +17,10 @@ from mlseg_jax.inference.label_scores import LabelScorer
 from mlseg_jax.inference.probabilities import write_probabilities
 from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.label_selection import SelectionPolicy
+from mlseg_jax.models.build import check_config
 from mlseg_jax.prediction import visualise
 from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
+from mlseg_jax.settings import keys
 from mlseg_jax.tasks.given_selection import load_classifier
 from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
 from mlseg_jax.typing import Bool, Float, UInt, UInt8
@@ -155,6 +157,7 @@ class Segmenter:
     def _policy(self, k, allowed, minimum_score, cumulative):
         policy = self.policy
         if k is not None:
+            keys.check_value("selection.k", k)
             policy = dataclasses.replace(policy, k=k)
         mask = None
         if allowed is not None:
@@ -169,6 +172,8 @@ class Segmenter:
             policy = dataclasses.replace(policy, k=min(policy.k, count))
         dynamic = {"minimum_score": minimum_score, "cumulative": cumulative}
         given = {key: value for key, value in dynamic.items() if value is not None}
+        for key, value in given.items():
+            keys.check_value(f"selection.{key}", value)
         policy = dataclasses.replace(policy, **given)
         return policy, mask
 
@@ -254,6 +259,7 @@ def load(workdir: str | os.PathLike, checkpoint: str = "latest") -> Segmenter:
 
 def load_with_config(workdir: str, config, checkpoint: str) -> Segmenter:
     """As `load`, with changes to the ``eval`` and ``selection`` parts."""
+    check_config(config)
     info = load_info(workdir)
     if config.task == "multilabel":
         raise UserError(

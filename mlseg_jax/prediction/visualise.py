@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from input_pipeline.datasets.names import customary_palette
-from mlseg_jax.typing import IGNORE, Int, UInt8
+from mlseg_jax.typing import IGNORE, Bool, Int, UInt8
 
 IGNORE_COLOUR = (22, 22, 24)
 CORRECT_COLOUR = (104, 119, 134)
@@ -25,7 +25,7 @@ NOT_SELECTED_COLOUR = (222, 58, 60)  # wrong, and could not have been right
 MAX_DISTINCT_COLOURS = 10_000
 MAX_LEGEND_ROWS = 20
 MIN_PICTURE_SIDE = 480  # smaller pictures are enlarged
-_INK, _MUTED, _PAPER = (24, 24, 27), (110, 110, 116), (255, 255, 255)
+INK, _MUTED, _PAPER = (24, 24, 27), (110, 110, 116), (255, 255, 255)
 
 
 def palette(num_classes: int) -> UInt8[np.ndarray, "C 3"]:
@@ -152,21 +152,50 @@ def overlay(
             "resize one to the other first."
         )
     shares = present_labels(label_map)  # before enlarging: same shares, less work
-    factor = -(-MIN_PICTURE_SIDE // max(label_map.shape))
-    if factor > 1:
-        image = image.repeat(factor, 0).repeat(factor, 1)
-        label_map = label_map.repeat(factor, 0).repeat(factor, 1)
-    colours = colourise(label_map, class_colours(class_names))
-    tinted = cv2.addWeighted(image, 1 - alpha, colours, alpha, 0)
-    tinted[label_map == IGNORE] = image[label_map == IGNORE]
-    # A dark line inside a rim of the pure colour, the one that the legend shows.
-    line = max(1, round(max(label_map.shape) / 900))
-    rim = _borders(label_map, 5 * line) & (label_map != IGNORE)
-    tinted[rim] = colours[rim]
-    tinted[_borders(label_map, line)] = _INK
+    image, label_map = enlarge(image, label_map)
+    palette_of = class_colours(class_names)
+    colours = colourise(label_map, palette_of)
+    tinted = tint(image, label_map, colours, label_map == IGNORE, alpha)
     if not isinstance(scores, Mapping | None):
         scores = dict(enumerate(np.asarray(scores).tolist()))
-    return _with_legend(tinted, shares, class_names, scores)
+    rows = [
+        (None if i is None else tuple(palette_of[i].tolist()), *texts)
+        for i, *texts in _legend_rows(shares, class_names, scores)
+    ]
+    heading = ("label", "pixels", *(["score"] if scores else []))
+    return with_legend(tinted, heading, rows)
+
+
+def enlarge(
+    image: UInt8[np.ndarray, "H W 3"], id_map: Int[np.ndarray, "H W"]
+) -> tuple[UInt8[np.ndarray, "H2 W2 3"], Int[np.ndarray, "H2 W2"]]:
+    """Both, every pixel repeated where the picture is under ``MIN_PICTURE_SIDE``."""
+    factor = -(-MIN_PICTURE_SIDE // max(id_map.shape))
+    if factor <= 1:
+        return image, id_map
+    repeat = lambda x: x.repeat(factor, 0).repeat(factor, 1)  # noqa: E731
+    return repeat(image), repeat(id_map)
+
+
+def tint(
+    image: UInt8[np.ndarray, "H W 3"],
+    id_map: Int[np.ndarray, "H W"],
+    colours: UInt8[np.ndarray, "H W 3"],
+    nothing: Bool[np.ndarray, "H W"],
+    alpha: float,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture under the colours of its regions, with their borders.
+
+    Where there is ``nothing`` it keeps its own colour.
+    """
+    tinted = cv2.addWeighted(image, 1 - alpha, colours, alpha, 0)
+    tinted[nothing] = image[nothing]
+    # A dark line inside a rim of the pure colour, the one that the legend shows.
+    line = max(1, round(max(id_map.shape) / 900))
+    rim = _borders(id_map, 5 * line) & ~nothing
+    tinted[rim] = colours[rim]
+    tinted[_borders(id_map, line)] = INK
+    return tinted
 
 
 def _borders(label_map: np.ndarray, width: int) -> np.ndarray:
@@ -177,14 +206,20 @@ def _borders(label_map: np.ndarray, width: int) -> np.ndarray:
     return cv2.dilate(edge, np.ones((width, width), np.uint8)) > 0
 
 
-def _with_legend(
-    picture: np.ndarray, shares: Mapping, class_names: Sequence, scores: Mapping | None
-) -> np.ndarray:
+def with_legend(
+    picture: UInt8[np.ndarray, "H W 3"],
+    heading: Sequence[str],
+    rows: Sequence[tuple],
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The picture with a table to its right, or below if it is wide.
+
+    Each row is a colour (RGB, or None), a name and as many texts as the heading has
+    after its first.
+    """
     height, width = picture.shape[:2]
-    em = max(13, round(max(height, width) / 52))
-    rows = _legend_rows(shares, class_names, scores)
-    longest = max(_font(em).getlength(name) for _, name, *_ in rows)
-    column = round(min(max(longest, 6 * em), 18 * em) + (13 if scores else 9) * em)
+    em = em_of(picture.shape)
+    longest = max(font_of(em).getlength(name) for _, name, *_ in rows)
+    column = round(min(max(longest, 6 * em), 18 * em) + (1 + 4 * len(heading)) * em)
     row = round(1.6 * em)
     below = width >= 1.5 * height
     columns = max(1, min(width // column, len(rows))) if below else 1
@@ -196,38 +231,42 @@ def _with_legend(
         left, top, size = width, 0, (width + column, max(height, panel))
     canvas = Image.new("RGB", size, _PAPER)
     canvas.paste(Image.fromarray(picture), (0, 0))
-    draw, colours = ImageDraw.Draw(canvas), class_colours(class_names)
-    heading = [(None, "label", "pixels", *(["score"] if scores else []))]
+    draw = ImageDraw.Draw(canvas)
     for c in range(-(-len(rows) // per_column)):
-        chunk = heading + rows[c * per_column : (c + 1) * per_column]
-        for r, (class_id, *texts) in enumerate(chunk):
+        chunk = [(None, *heading), *rows[c * per_column : (c + 1) * per_column]]
+        for r, (colour, *texts) in enumerate(chunk):
             corner = (left + c * column + em, top + em + r * row)
-            colour = class_id is not None and tuple(colours[class_id].tolist())
             _draw_row(draw, corner, column - 2 * em, em, colour, texts)
     return np.asarray(canvas)
+
+
+def em_of(shape: Sequence[int]) -> int:
+    """Size of letters for a picture of this shape, in pixels."""
+    return max(13, round(max(shape[:2]) / 52))
 
 
 def _legend_rows(shares, class_names, scores) -> list[tuple]:
     """(class id or None, name, share[, score]); a last row counts what is left out."""
     rows = []
     for i, share in list(shares.items())[:MAX_LEGEND_ROWS]:
-        score = [_percent(scores.get(i))] if scores else []
-        rows.append((i, str(class_names[i]), _percent(share), *score))
+        score = [percent(scores.get(i))] if scores else []
+        rows.append((i, str(class_names[i]), percent(share), *score))
     if n := len(shares) - len(rows):
-        rest = _percent(sum(list(shares.values())[MAX_LEGEND_ROWS:]))
+        rest = percent(sum(list(shares.values())[MAX_LEGEND_ROWS:]))
         rows.append((None, f"+{n} more", rest, *[""] * bool(scores)))
     return rows or [(None, "no labels", "", *[""] * bool(scores))]
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A share of one, as the legend writes it."""
     return "" if value is None else "<0.1%" if 0 < value < 5e-4 else f"{value:.1%}"
 
 
 def _draw_row(draw, corner, width, em, colour, texts) -> None:
     (x, y), (name, *columns) = corner, texts
-    font, ink = _font(em), _INK if colour else _MUTED
+    font, ink = font_of(em), INK if colour else _MUTED
     if colour:
-        draw.rectangle((x, y, x + em, y + em), fill=colour, outline=_INK)
+        draw.rectangle((x, y, x + em, y + em), fill=colour, outline=INK)
     x, right, middle = x + 1.6 * em, x + width, y + em // 2
     for text in reversed(columns):
         draw.text((right, middle), text, ink, font, anchor="rm")
@@ -237,7 +276,8 @@ def _draw_row(draw, corner, width, em, colour, texts) -> None:
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """Letters of a size in pixels."""
     # OpenCV draws ASCII only; matplotlib ships a font with thousands of characters.
     path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     basic = ImageFont.Layout.BASIC  # raqm raises on control characters

@@ -106,6 +106,7 @@ FORMATS = {
         f"code: MIT (SlongLiu/query2labels); {_TERMS}",
         dropped=query2label.DROPPED,
         rename=query2label.names,
+        facts={"model.backbone.shift_small_maps": False},
         classes=("query_embed.weight",),
     ),
     "augreg": Format(

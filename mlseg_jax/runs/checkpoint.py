@@ -16,8 +16,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mlseg_jax.errors import UserError
 from mlseg_jax.distributed.processes import barrier, gather
+from mlseg_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 

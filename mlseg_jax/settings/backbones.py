@@ -162,6 +162,9 @@ def swin(name: str) -> ConfigDict:
             "drop_path_rate": drop_path_rate,
             # How many of the outputs, from the coarsest, have a layer norm.
             "num_norms": 4,
+            # Maps not larger than a window: shifted as others (segmentation), or one
+            # window, the classifiers' way (method.md section 9.2).
+            "shift_small_maps": True,
             # As of `vit`; a scan goes over pairs of blocks.
             "scan": False,
             "remat": "none",

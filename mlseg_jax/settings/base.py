@@ -16,7 +16,7 @@ def data(
     name: str,
     crop_size: tuple[int, int],
     base_size: tuple[int, int],
-    normalisation: str,
+    normalisation: str = "half",
 ) -> ConfigDict:
     mean, std = choose(NORMALISATIONS, "normalisation", normalisation)
     return ConfigDict(
@@ -137,6 +137,7 @@ def base(name: str) -> ConfigDict:
                 "logit_adjustment": 0.0,
                 # asymmetric or binary_cross_entropy.
                 "multilabel": "asymmetric",
+                # A number, or auto: in proportion to the classes (resolve.py).
                 "multilabel_weight": 10.0,
                 "gamma_negative": 2.0,
                 "gamma_positive": 0.0,
@@ -170,6 +171,9 @@ def base(name: str) -> ConfigDict:
                 "clip_norm": 0.0,
                 # Decay of the averaged weights that are evaluated; 0 is no average.
                 "ema_decay": 0.0,
+                # At most (1 + t) / (10 + t) in step t, so that the random start does
+                # not stay in the average for thousands of steps.
+                "ema_warmup": True,
             },
             "train": {
                 "steps": 1000,

@@ -5,7 +5,12 @@ import ml_collections
 
 from mlseg_jax.label_selection import select_top_k
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
-from mlseg_jax.losses.reduce import mean_over_labels
+from mlseg_jax.losses.reduce import (
+    Mean,
+    mean_over_examples,
+    mean_over_labels,
+    total_loss,
+)
 from mlseg_jax.models.query2label import Query2Label
 from mlseg_jax.tasks.semantic import multilabel_losses, selection_recall
 from mlseg_jax.typing import Array, Float, PRNGKeyArray
@@ -18,7 +23,18 @@ def loss(
     rng: PRNGKeyArray | None,
     priors: ClassPriors = NO_PRIORS,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The weighted multi-label loss, and what to log.
+    """The weighted multi-label loss of a batch, and what to log of it (`means`)."""
+    return total_loss(means(model, batch, config, rng, priors))
+
+
+def means(
+    model: Query2Label,
+    batch: dict[str, Array],
+    config: ml_collections.ConfigDict,
+    rng: PRNGKeyArray | None,
+    priors: ClassPriors = NO_PRIORS,
+) -> dict[str, Mean]:
+    """The multi-label loss and what else to log, as sums and counts.
 
     ``batch``: ``image`` uint8 [B H W 3], ``presence`` bool [B C], the classes of the
     whole picture. ``priors`` are of pixels, so they count for nothing here.
@@ -27,11 +43,9 @@ def loss(
     presence = batch["presence"]
     scores = model(batch["image"], rng=rng)
     label_loss = mean_over_labels(multilabel_losses(config, scores, presence))
-    total = config.loss.multilabel_weight * label_loss
     selection = select_top_k(scores, config.selection.k)
     _, recall = selection_recall(presence.astype(jnp.int32), selection)
-    return total, {
-        "loss/total": total,
-        "loss/multilabel": label_loss,
-        "train/image_recall_at_k": recall,
+    return {
+        "loss/multilabel": label_loss.weighted(config.loss.multilabel_weight),
+        "train/image_recall_at_k": mean_over_examples(recall),
     }

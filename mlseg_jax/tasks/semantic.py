@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import ml_collections
 
 from mlseg_jax.distributed.sharding import on_each_device
-from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import (
     Selection,
     SelectionPolicy,
@@ -22,7 +21,13 @@ from mlseg_jax.losses.pixel import (
     nearest_class_cross_entropy,
     upsampled_cross_entropy,
 )
-from mlseg_jax.losses.reduce import mean_over_labels, mean_over_pixels
+from mlseg_jax.losses.reduce import (
+    Mean,
+    mean_over_examples,
+    mean_over_labels,
+    mean_over_pixels,
+    total_loss,
+)
 from mlseg_jax.metrics.label_recall import label_histogram
 from mlseg_jax.models.decoders.auxiliary import FCNHead
 from mlseg_jax.models.interfaces import FeatureMap
@@ -37,7 +42,18 @@ def loss(
     rng: PRNGKeyArray | None,
     priors: ClassPriors = NO_PRIORS,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Pixel loss over ranks + weighted multi-label loss, and what to log of them.
+    """Pixel loss over ranks + weighted multi-label loss, and what to log (`means`)."""
+    return total_loss(means(model, batch, config, rng, priors))
+
+
+def means(
+    model: MLSeg,
+    batch: dict[str, Array],
+    config: ml_collections.ConfigDict,
+    rng: PRNGKeyArray | None,
+    priors: ClassPriors = NO_PRIORS,
+) -> dict[str, Mean]:
+    """All losses of a batch and what else to log of it, as sums and counts.
 
     ``batch``: ``image`` uint8 [B H W 3], ``label_map`` int32 [B H W]. A label counts as
     present if any pixel of the (augmented) crop has it. ``priors``: see `class_priors`.
@@ -71,20 +87,20 @@ def loss(
     label_loss = mean_over_labels(
         multilabel_losses(config, output.label_scores, histogram > 0)
     )
-    total = pixel_loss + config.loss.multilabel_weight * label_loss
-    parts = {"loss/pixel": pixel_loss, "loss/multilabel": label_loss}
+    losses = {
+        "loss/pixel": pixel_loss.weighted(1.0),
+        "loss/multilabel": label_loss.weighted(config.loss.multilabel_weight),
+    }
     if output.auxiliary is not None:
         auxiliary = auxiliary_loss(
             model.auxiliary_head, output.auxiliary, label_map, config
         )
-        total = total + config.model.auxiliary_head.weight * auxiliary
-        parts["loss/auxiliary"] = auxiliary
+        weight = config.model.auxiliary_head.weight
+        losses["loss/auxiliary"] = auxiliary.weighted(weight)
     pixel_recall, image_recall = selection_recall(histogram, output.selection)
-    return total, {
-        "loss/total": total,
-        **parts,
-        "train/pixel_recall_at_k": pixel_recall,
-        "train/image_recall_at_k": image_recall,
+    return losses | {
+        "train/pixel_recall_at_k": mean_over_examples(pixel_recall),
+        "train/image_recall_at_k": mean_over_examples(image_recall),
     }
 
 
@@ -94,13 +110,8 @@ def _pixel_losses(
     """The configured loss of logits over ranks and ranks of pixels, unreduced."""
     if config.loss.pixel == "cross_entropy":
         return upsampled_cross_entropy
-    if config.loss.pixel == "nearest_classes":
-        return functools.partial(
-            nearest_class_cross_entropy, num_nearest=config.loss.num_nearest
-        )
-    raise UserError(
-        f"Unknown loss.pixel {config.loss.pixel!r}; choose cross_entropy or "
-        f"nearest_classes."
+    return functools.partial(
+        nearest_class_cross_entropy, num_nearest=config.loss.num_nearest
     )
 
 
@@ -109,7 +120,7 @@ def auxiliary_loss(
     pixels: FeatureMap,
     label_map: Int[Array, "B H W"],
     config: ml_collections.ConfigDict,
-) -> Float[Array, ""]:
+) -> Mean:
     """Pixel loss of the auxiliary head, among all C classes whatever is selected."""
     losses = on_each_device(classified_cross_entropy)(
         pixels.grid,
@@ -127,25 +138,20 @@ def multilabel_losses(
     """The configured multi-label loss, unreduced."""
     if config.loss.multilabel == "binary_cross_entropy":
         return binary_cross_entropy(scores, presence)
-    if config.loss.multilabel == "asymmetric":
-        return asymmetric_loss(
-            scores,
-            presence,
-            gamma_negative=config.loss.gamma_negative,
-            gamma_positive=config.loss.gamma_positive,
-            clip=config.loss.clip,
-            detach_focus=config.loss.detach_focus,
-        )
-    raise UserError(
-        f"Unknown loss.multilabel {config.loss.multilabel!r}; choose asymmetric or "
-        f"binary_cross_entropy."
+    return asymmetric_loss(
+        scores,
+        presence,
+        gamma_negative=config.loss.gamma_negative,
+        gamma_positive=config.loss.gamma_positive,
+        clip=config.loss.clip,
+        detach_focus=config.loss.detach_focus,
     )
 
 
 def selection_recall(
     histogram: Int[Array, "B C"], selection: Selection
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Shares of labelled pixels and of present labels that were selected (mean over B).
+) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    """Shares of each image's labelled pixels and present labels that were selected.
 
     Images without any label count as 1 (method.md 13.4).
     """
@@ -154,7 +160,7 @@ def selection_recall(
 
     def share(part: Array, whole: Array) -> Array:
         part, whole = jnp.sum(part, axis=1), jnp.sum(whole, axis=1)
-        return jnp.mean(jnp.where(whole > 0, part / jnp.maximum(whole, 1), 1.0))
+        return jnp.where(whole > 0, part / jnp.maximum(whole, 1), 1.0)
 
     return (
         share(jnp.where(selected, histogram, 0), histogram),

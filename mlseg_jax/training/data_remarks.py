@@ -7,7 +7,6 @@ import numpy as np
 
 from input_pipeline.findings import check_readings
 from input_pipeline.survey import survey
-from mlseg_jax.training.schedule_checks import schedule_remarks
 
 logger = logging.getLogger(__name__)
 
@@ -16,12 +15,10 @@ NUM_LOOKED_AT = 16
 
 
 def say_oddities(config: ml_collections.ConfigDict, source) -> None:
-    """Logs a line for each kind of oddity of schedule and training examples.
+    """Logs a line for each kind of oddity of training examples.
 
     ``doctor`` looks at all examples and says more.
     """
-    for remark in schedule_remarks(config):
-        logger.warning("%s", remark)
     count = min(NUM_LOOKED_AT, len(source))
     indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
     readings = survey(source, indices, config.data.num_threads)

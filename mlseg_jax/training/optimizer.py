@@ -9,7 +9,7 @@ import optax
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import Parameters
-from mlseg_jax.typing import Array
+from mlseg_jax.typing import Array, Float, Int
 
 BLOCKS = r"backbone/blocks/blocks/(?:(\d+)/)?"
 BEFORE_BLOCKS = r"backbone/(patch_projection|.*_tokens?$|position_table)"
@@ -40,17 +40,27 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
         decay = optax.polynomial_schedule(start, end, optimizer.poly_power, steps)
     elif optimizer.schedule == "cosine":
         decay = optax.cosine_decay_schedule(start, steps, alpha=end / start)
-    elif optimizer.schedule == "constant":
-        decay = optax.constant_schedule(start)
     else:
-        raise UserError(
-            f"Unknown optimizer.schedule {optimizer.schedule!r}; choose poly, cosine, "
-            f"one_cycle or constant."
-        )
+        decay = optax.constant_schedule(start)
     if optimizer.warmup_steps == 0:
         return decay
     warmup = optax.linear_schedule(0.0, start, optimizer.warmup_steps)
     return optax.join_schedules([warmup, decay], [optimizer.warmup_steps])
+
+
+def average_decay(
+    config: ml_collections.ConfigDict, step: int | Int[Array, ""]
+) -> float | Float[Array, ""]:
+    """What is kept of the averaged weights in a step, from 0.
+
+    With ``optimizer.ema_warmup`` at most (1 + step) / (10 + step): until that reaches
+    the decay, the average is of about the last ninth of the steps, and soon nothing of
+    the random start is left in it. Runs from before that choice have none.
+    """
+    decay = config.optimizer.ema_decay
+    if not config.optimizer.get("ema_warmup", False):
+        return decay
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
 def _one_cycle(steps: int, start: float, peak: float, end: float) -> optax.Schedule:
@@ -88,12 +98,8 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
     )
     if optimizer.name == "sgd":
         steps += [decay, optax.trace(decay=optimizer.momentum)]
-    elif optimizer.name == "adamw":
-        steps += [_scale_by_adam(config), decay]
     else:
-        raise UserError(
-            f"Unknown optimizer.name {optimizer.name!r}; choose sgd or adamw."
-        )
+        steps += [_scale_by_adam(config), decay]
     factors = tuple(map(tuple, optimizer.learning_rate_factors))
     if factors or optimizer.layer_decay != 1.0:
         steps.append(_scale_by_path(factors, optimizer.layer_decay))

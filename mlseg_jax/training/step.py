@@ -8,11 +8,17 @@ from jax.sharding import Mesh
 
 from mlseg_jax.distributed.sharding import within
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
+from mlseg_jax.losses.reduce import counts_of, total_loss
 from mlseg_jax.models.build import FunctionalModel, statistics
+from mlseg_jax.settings.resolve import resolve
 from mlseg_jax.tasks.table import find_task
-from mlseg_jax.training.optimizer import frozen_paths, make_optimizer
+from mlseg_jax.training.optimizer import average_decay, frozen_paths, make_optimizer
 from mlseg_jax.training.state import TrainState, abstract_state
 from mlseg_jax.typing import Array
+
+
+def _zeros(shapes):
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def make_train_step(
@@ -22,6 +28,7 @@ def make_train_step(
     priors: ClassPriors = NO_PRIORS,
 ):
     """The jitted step: ``(state, batch) -> (state, metrics)``; the state is donated."""
+    config = resolve(config, model.num_classes)
     task = find_task(config)
     optimizer = make_optimizer(config)
     num_parts = config.train.accumulate
@@ -29,14 +36,19 @@ def make_train_step(
 
     frozen = frozen_paths(config, model.learned)
 
-    def loss(params, stats, batch, rng):
+    def forward(params, stats, batch, rng):
         still = {path: jax.lax.stop_gradient(params[path]) for path in frozen}
         bound = model.bind(params | still | stats)
-        total, metrics = task.loss(bound, batch, config, rng, priors)
-        return total, (metrics, statistics(bound))
+        means = task.means(bound, batch, config, rng, priors)
+        return means, statistics(bound)
+
+    def loss(params, stats, batch, rng, counts=None):
+        means, stats = forward(params, stats, batch, rng)
+        total, metrics = total_loss(means, counts)
+        return total, (metrics, stats)
 
     def gradients(params, stats, batch, rng):
-        """Mean over ``num_parts`` equal parts, one after the other; metrics; stats."""
+        """Sum over ``num_parts`` equal parts, one after the other; metrics; stats."""
         differentiate = jax.grad(loss, has_aux=True)
         if num_parts == 1:
             grads, (metrics, stats) = differentiate(params, stats, batch, rng)
@@ -46,18 +58,27 @@ def make_train_step(
             lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), batch
         )
 
+        parts = parts, jax.random.split(rng, num_parts)
+        first = jax.tree.map(lambda x: x[0], parts)
+
+        def count(sums, part):
+            means, _ = forward(params, stats, *part)
+            return jax.tree.map(jnp.add, sums, counts_of(means)), None
+
+        # First what the means of the whole batch divide by. XLA leaves out what that
+        # does not need: everything, or where it depends on the selection the decoder.
+        means, _ = jax.eval_shape(forward, params, stats, *first)
+        counts, _ = jax.lax.scan(count, _zeros(counts_of(means)), parts)
+
         def add(carry, part):
             sums, stats = carry
-            grads, (metrics, stats) = differentiate(params, stats, *part)
+            grads, (metrics, stats) = differentiate(params, stats, *part, counts)
             return (jax.tree.map(jnp.add, sums, (grads, metrics)), stats), None
 
-        rngs = jax.random.split(rng, num_parts)
-        grads, (metrics, _) = jax.eval_shape(
-            differentiate, params, stats, jax.tree.map(lambda x: x[0], parts), rng
-        )
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, metrics))
-        (sums, stats), _ = jax.lax.scan(add, (zeros, stats), (parts, rngs))
-        return *jax.tree.map(lambda x: x / num_parts, sums), stats
+        grads, (metrics, _) = jax.eval_shape(differentiate, params, stats, *first)
+        start = _zeros((grads, metrics)), stats
+        (sums, stats), _ = jax.lax.scan(add, start, parts)
+        return *sums, stats
 
     def train_step(state: TrainState, batch: dict[str, Array]):
         rng = jax.random.fold_in(dropout_key, state["step"])
@@ -69,7 +90,7 @@ def make_train_step(
             grads, state["opt_state"], state["params"]
         )
         params = optax.apply_updates(state["params"], updates)
-        decay = config.optimizer.ema_decay
+        decay = average_decay(config, state["step"])
         latest = params | stats
         ema = {
             path: decay * average + (1.0 - decay) * latest[path]

@@ -155,32 +155,6 @@ def test_colours_without_a_class(tmp_path):
     assert '"#010101": null' in findings["unmapped"].places[0]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "sentences"),
-    [
-        ({"optimizer.warmup_steps": 0}, []),
-        ({"optimizer.warmup_steps": 20}, ["warmup_steps=20 begins at 0"]),
-        (
-            {"optimizer.warmup_steps": 100},
-            ["warmup_steps is 100, but train.steps is 100", "begins at 0"],
-        ),
-        ({"optimizer.learning_rate": 0.0}, ["optimizer.learning_rate is 0"]),
-        ({"optimizer.schedule": "one_cycle", "optimizer.warmup_steps": 500}, []),
-    ],
-)
-def test_schedules_that_waste_steps(tmp_path, caplog, overrides, sentences):
-    root = write_folder(tmp_path, [0, 1], ("a", "b"), count=3)
-    usual = {"train.steps": 100, "optimizer.schedule": "poly"}
-    config = configuration(root, **(usual | overrides))
-    _, report = found(config)
-    messages = [f.message for f in report.findings if f.kind == "schedule"]
-    assert len(messages) == len(sentences)
-    for message, sentence in zip(messages, sentences, strict=True):
-        assert sentence in message
-    assert not report.training_would_go_wrong
-    assert warnings_of(caplog, config) == messages
-
-
 def test_splits_of_json_files_with_other_categories(tmp_path):
     for split, names in (("train", "abc"), ("val", "ab")):
         categories = [{"id": i, "name": name} for i, name in enumerate(names)]

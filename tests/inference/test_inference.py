@@ -11,8 +11,7 @@ import pytest
 from shrink import segmenter_config
 
 from mlseg_jax.inference import rank_space
-from mlseg_jax.inference.engine import Engine, unite
-from mlseg_jax.inference.views import plan_axis, round_up
+from mlseg_jax.inference.engine import Engine
 from mlseg_jax.label_selection import Selection, SelectionPolicy
 from mlseg_jax.models.interfaces import FeatureMap, LabelPrediction, Output
 
@@ -301,50 +300,6 @@ def test_sizes_do_not_each_compile(unchecked, caplog):
     caplog.clear()
     assert sum(compiled) <= 16, compiled
     assert compiled[1:].count(0) >= 15, compiled
-
-
-# ------------------------------------------------------------------------- the pieces
-
-
-def test_unite_against_sets():
-    rng = np.random.default_rng(0)
-    for windows, ranks, valid_share in [(1, 4, 1.0), (5, 3, 1.0), (6, 4, 0.5)]:
-        class_ids = np.stack([rng.permutation(C)[:ranks] for _ in range(windows)])
-        class_ids = class_ids.astype(np.int32)
-        valid = rng.random(class_ids.shape) < valid_share
-        valid[:, 0] = True
-        union, real, rank_of = unite(class_ids, None if valid_share == 1 else valid, C)
-        sets = [set(i[v].tolist()) for i, v in zip(class_ids, valid, strict=True)]
-        expected = sorted(set().union(*sets))
-        count = len(expected)
-        assert union[:count].tolist() == expected
-        assert real.tolist() == [True] * count + [False] * (len(union) - count)
-        assert len(union) <= C and (len(union) == C or len(union) % ranks == 0)
-        for window, row in enumerate(rank_of):
-            for place, rank in enumerate(row):
-                if place >= count:
-                    assert rank == ranks + 1
-                elif union[place] in sets[window]:
-                    assert class_ids[window, rank] == union[place]
-                else:
-                    assert rank == ranks
-
-
-def test_plan_axis():
-    axis = plan_axis(50, 50, 16, 12, 16, 4, 4, False)
-    assert axis.starts == (0, 12, 24, 34)
-    np.testing.assert_allclose(axis.matrix.sum(axis=1), 1.0, rtol=1e-6)
-    mirrored = plan_axis(50, 50, 16, 12, 16, 4, 4, True)
-    np.testing.assert_array_equal(mirrored.matrix, axis.matrix[::-1])
-    short = plan_axis(30, 11, 16, 12, 16, 3, 4, False)
-    assert (short.starts, short.size, short.canvas) == ((0,), 11, 16)
-    assert short.matrix.shape == (30, 4)
-    np.testing.assert_array_equal(short.matrix[:, 3], 0.0)  # the padding's cells
-
-
-def test_round_up():
-    for length in (1, 32, 33, 100, 512, 5000):
-        assert length <= round_up(length) <= max(32, 1.5 * length + 16)
 
 
 def test_padding_of_a_union_is_never_predicted(unchecked):

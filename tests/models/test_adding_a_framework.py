@@ -19,7 +19,7 @@ from mlseg_jax.models.flops import count_macs
 from mlseg_jax.training.state import abstract_state
 from mlseg_jax.training.step import make_train_step
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "adding_a_framework.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "adding_a_framework.md"
 C = 7
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")

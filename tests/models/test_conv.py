@@ -1,5 +1,7 @@
 """Convolutions, pooling and batch norms against plain versions; canvases; devices."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType
 
-from mlseg_jax.distributed.sharding import AXES, batch_sharding
+from mlseg_jax.distributed.sharding import AXES, batch_sharding, on_mesh
 from mlseg_jax.models.interfaces import FeatureMap
 from mlseg_jax.models.layers.conv import Conv, ConvUnit, average_pool, max_pool
 from mlseg_jax.models.layers.dropout import channel_dropout
@@ -207,17 +209,38 @@ def test_batch_norm_by_what_it_remembers(frozen):
     assert_close(norm.var[...], untouched.var[...], 0)
 
 
-def test_batch_norm_far_from_zero():
-    """Large means do not cancel once the running mean has come near."""
+@pytest.mark.parametrize(
+    "shape", [(8, 6, 6, 4), (1, 5, 7, 4), (3, 1, 1, 4), (2, 1, 1, 4)]
+)
+@pytest.mark.parametrize("offset, remembered", [(0, 30), (3, 0), (1000, 1000.5)])
+def test_batch_norm_far_from_zero(shape, offset, remembered):
+    """As in double precision, wherever batch and running mean are."""
     norm = BatchNorm(4)
-    norm.mean[...] = jnp.full(4, 1000.5)
-    x = 1000 + normal(4, 8, 6, 6, 4)
-    out = np.asarray(norm(jnp.asarray(x), train=True))
-    exact = x.astype(np.float64)
-    exact = (exact - exact.mean((0, 1, 2))) / exact.std((0, 1, 2))
-    assert_close(out, exact, 1e-3)
+    norm.mean[...] = jnp.full(4, remembered)
+    x = offset + normal(4, *shape)
+    out = norm(jnp.asarray(x), train=True)
+    rows = x.astype(np.float64).reshape(-1, 4)
+    mean, var = rows.mean(0), rows.var(0)
+    exact = (x.astype(np.float64) - mean) / np.sqrt(var + 1e-5)
+    # What a mean of 1,000 alone loses when it is rounded to float32.
+    assert_close(out, exact, 1e-6 + 1e-7 * offset / np.sqrt(var.min()))
+    assert_close(norm.mean[...], 0.9 * remembered + 0.1 * mean, 2e-6)
+    assert_close(norm.var[...], 0.9 + 0.1 * rows.var(0, ddof=1), 2e-6)
+
+
+def test_batch_norm_of_one_row_and_in_bfloat16():
+    norm, x = make_norm(4), 100 + normal(4, 1, 1, 1, 4)
+    assert_close(norm(jnp.asarray(x), train=True).ravel(), norm.bias[...], 1e-6)
     rough = BatchNorm(4)(jnp.asarray(normal(0, 4, 4, 4, 4), jnp.bfloat16), train=True)
     assert rough.dtype == jnp.bfloat16
+
+
+def test_batch_norm_in_evaluation_far_from_zero():
+    norm, x = BatchNorm(4), 1000 + 0.01 * normal(4, 2, 3, 5, 4)
+    norm.mean[...] = jnp.full(4, 1000.0)
+    norm.var[...] = jnp.full(4, 1e-4)
+    exact = (x.astype(np.float64) - 1000) / np.sqrt(1e-4 + 1e-5)
+    assert_close(norm(jnp.asarray(x), train=False), exact, 1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
@@ -243,6 +266,29 @@ def test_batch_statistics_are_those_of_all_devices(shape):
         devices=jax.devices()[: shape[0] * shape[1]],
     )
     split = batch_sharding(mesh)
-    found = step(params, *jax.device_put((x, weights), split))
-    assert found[1][0].sharding.is_equivalent_to(split, 4)
-    jax.tree.map(lambda a, b: assert_close(a, b, 1e-4), found, expected)
+    on_devices = jax.jit(on_mesh(mesh, jax.grad(run, has_aux=True)))
+    for call in (step, on_devices):
+        found = call(params, *jax.device_put((x, weights), split))
+        assert found[1][0].sharding.is_equivalent_to(split, 4)
+        jax.tree.map(lambda a, b: assert_close(a, b, 1e-4), found, expected)
+
+
+def test_batch_statistics_take_one_collective():
+    mesh = jax.make_mesh((2, 4), AXES, axis_types=(AxisType.Auto,) * 2)
+    x = jax.device_put(1000 + normal(0, 16, 3, 5, 6), batch_sharding(mesh))
+    graph, state = nnx.split(BatchNorm(6))
+
+    def run(state, x):
+        bound = nnx.merge(graph, state, copy=True)
+        return bound(x, train=True), bound.mean[...], bound.var[...]
+
+    compiled = jax.jit(on_mesh(mesh, run)).lower(state, x).compile()
+    text = compiled.as_text()
+    collectives = re.findall(r"= \S+ (all-\w+|collective-\w+|reduce-scatter)", text)
+    assert collectives in (["all-gather"], ["all-gather-start"]), collectives
+    rows = np.asarray(x, np.float64).reshape(-1, 6)
+    out, mean, var = compiled(state, x)
+    exact = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5)
+    assert_close(np.asarray(out).reshape(-1, 6), exact, 2e-4)
+    assert_close(mean, 0.1 * rows.mean(0), 1e-5)
+    assert_close(var, 0.9 + 0.1 * rows.var(0, ddof=1), 2e-6)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from make_golden import gradients, make_image, normal, write
+from golden_files import gradients, make_image, normal, write
 from make_golden_frameworks import import_mmseg, randomise, statistics
 
 CLASSES = 5

@@ -6,7 +6,7 @@ Run with a Python that has torch, timm, transformers, mmsegmentation 1.2 and mmc
     python tests/parity/make_golden_frameworks.py [case ...]
 
 The modules are the toolboxes' own, in tiny sizes, with random values as
-``make_golden.py`` makes them; files look as its do.
+``golden_files.py`` makes them; files look as its do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import warnings
 
 import numpy as np
 import torch
-from make_golden import gradients, make_image, normal, write
+from golden_files import gradients, make_image, normal, write
 
 warnings.filterwarnings("ignore", message="Fail to import")
 
@@ -115,6 +115,63 @@ def swin(case, batch, height, width, window, depths, seed):
         drop_path_rate=0.0,
     )
     backbone_case(case, model, config, batch, height, width, seed)
+
+
+def swin_classifier(case, batch, height, width, window, depths, seed):
+    """The transformers library's, whose windows shrink to the shorter side of a map.
+
+    There the bias of a smaller window needs a table of its own, which the original
+    makes when it is built for a size of picture; here it is the middle of the large.
+    """
+    import transformers
+    from transformers.models.swin import modeling_swin
+
+    class Bias(modeling_swin.SwinRelativePositionBias):
+        def forward(self):
+            rest = window - side[0]
+            length = 2 * window - 1
+            table = self.relative_position_bias_table.reshape(length, length, -1)
+            table = table[rest : length - rest, rest : length - rest]
+            cells = torch.arange(side[0])
+            offset = cells[:, None] - cells[None] + side[0] - 1
+            rows = offset[:, None, :, None].expand(-1, side[0], -1, side[0])
+            bias = table[rows, rows.transpose(0, 1).transpose(2, 3)]
+            return bias.reshape(side[0] ** 2, side[0] ** 2, -1).permute(2, 0, 1)[None]
+
+    side = [window]
+    settings = transformers.SwinConfig(
+        image_size=64, patch_size=4, embed_dim=8, depths=list(depths),
+        num_heads=[1, 2], window_size=window, mlp_ratio=2.0, drop_path_rate=0.0,
+        attn_implementation="eager",
+    )  # fmt: skip
+    model = transformers.SwinModel(settings, add_pooling_layer=False)
+
+    def watch(layer, args, kwargs):
+        grid = args[1] if len(args) > 1 else kwargs["input_dimensions"]
+        side[0] = min(window, *grid)
+
+    for layer in model.modules():
+        if isinstance(layer, modeling_swin.SwinLayer):
+            layer.register_forward_pre_hook(watch, with_kwargs=True)
+        if isinstance(layer, modeling_swin.SwinRelativePositionBias):
+            layer.__class__ = Bias
+    first = []
+    last_block = model.encoder.layers[0].blocks[-1]
+    last_block.register_forward_hook(lambda layer, args, out: first.append(out[0]))
+
+    def run(image):
+        first.clear()
+        maps = [None, model(padded(image), interpolate_pos_encoding=True)[0]]
+        maps[0] = first[0]
+        lengths = [-(-n // 4) for n in image.shape[2:]]
+        grids = [lengths, [-(-n // 2) for n in lengths]]
+        return [
+            x.transpose(1, 2).unflatten(2, grid)
+            for x, grid in zip(maps, grids, strict=True)
+        ]
+
+    config = dict(embed_dim=8, depths=depths, num_heads=(1, 2), window_size=window)
+    backbone_case(case, model, config, batch, height, width, seed, run)
 
 
 def tresnet(case, batch, height, width, seed):
@@ -249,6 +306,12 @@ CASES = {
     "swin": lambda case: swin(case, 3, 37, 58, 4, (2, 4), 1),
     # One window larger than the last grid.
     "swin_small": lambda case: swin(case, 1, 20, 35, 6, (2, 2), 2),
+    # Larger than the window, then a shorter side of its size.
+    "swin_classifier": lambda case: swin_classifier(case, 3, 37, 58, 5, (2, 4), 8),
+    # A shorter side of its size, then smaller.
+    "swin_classifier_small": lambda case: swin_classifier(
+        case, 1, 20, 27, 5, (2, 2), 9
+    ),
     "tresnet": lambda case: tresnet(case, 2, 36, 52, 7),
     # The position table grows and shrinks; sides that the patch does not divide.
     "dinov2": lambda case: dinov2(case, 3, 27, 18, 3),

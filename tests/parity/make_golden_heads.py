@@ -2,20 +2,21 @@
 
     python tests/parity/make_golden_heads.py [case ...]
 
-As ``make_golden.py``, whose rules and helpers it follows.
+As ``make_golden.py``, with the same ``golden_files``.
 """
 
 from __future__ import annotations
 
 import sys
 
-import make_golden as golden
+import golden_files as golden
 import numpy as np
 import pytorch_comparisons as other
 import torch
-from make_golden import CLASSES, IGNORE, TOPK, ref
+from golden_files import CLASSES, IGNORE, TOPK, ref
+from make_golden import tiny
 
-VIT = golden.tiny(embed_dim=16, depth=2, patch_size=4, image_size=24)
+VIT = tiny(embed_dim=16, depth=2, patch_size=4, image_size=24)
 SHAPE = dict(dim=16, heads=2, dropout=0.0)
 MLP_DIM, HEADS, DOWNSAMPLE, CODES, COSINE_DIM, NEAREST = 24, 4, 4, 5, 6, 3
 LAYERS = 1, 2

@@ -15,7 +15,7 @@ import make_golden_deeplab
 import numpy as np
 import torch
 import torch.nn.functional as F
-from make_golden import (
+from golden_files import (
     CLASSES,
     GAP,
     IGNORE,

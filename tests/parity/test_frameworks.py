@@ -53,6 +53,12 @@ def mmsegmentation_names(arrays):
 GATED = ConfigDict({"model": {"backbone": {"gated": True}}})
 PLAIN = ConfigDict({"model": {"backbone": {}}})
 SWIN = swin.mmsegmentation(PLAIN), mmsegmentation_names
+SWIN_CLASSIFIER = (
+    swin.hugging_face(
+        ConfigDict({"model": {"backbone": {"num_norms": 1, "depths": (2, 2)}}})
+    ),
+    swin.hugging_face_names,
+)
 DINOV2 = beit.dinov2(PLAIN), beit.dinov2_names
 DINOV2_GIANT = beit.dinov2(GATED), beit.dinov2_names
 TRESNET = tresnet.tresnet(PLAIN), tresnet.names
@@ -150,6 +156,15 @@ def test_swin(case, canvas):
     model = make_swin(golden)
     params, images, grids = check_backbone(golden, model, SWIN)
     check_canvas(model, params, images, grids, canvas)
+
+
+@pytest.mark.parametrize("case", ["swin_classifier", "swin_classifier_small"])
+def test_swin_of_classifiers(case):
+    """Maps larger than the window, of its size, and smaller."""
+    golden = load(case)
+    model = make_swin(golden, num_norms=1, shift_small_maps=False)
+    check_backbone(golden, model, SWIN_CLASSIFIER)
+    assert not nnx.merge(model.graph, model.abstract).any_canvas
 
 
 def test_tresnet():

@@ -12,15 +12,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from tiny import tiny_config
 
-from mlseg_jax.settings import saved
-from input_pipeline.preparation.export import export_folder
-from input_pipeline.info import DataError
-from input_pipeline.files.local_copy import local_copy
 from input_pipeline.datasets.open import open_dataset
-from input_pipeline.preparation.prepare import prepare
 from input_pipeline.files.images import read_image, write_label_map
+from input_pipeline.files.local_copy import local_copy
+from input_pipeline.info import DataError
+from input_pipeline.preparation.export import export_folder
+from input_pipeline.preparation.prepare import prepare
 from mlseg_jax.runs import progress
 from mlseg_jax.runs.workdir import claim_workdir, load_info
+from mlseg_jax.settings import saved
 
 
 class Bucket(MemoryFileSystem):

@@ -8,10 +8,10 @@ import pytest
 from shrink import deeplabv3_config, segmenter_config
 from tiny import tiny_config
 
-from configs import segmenter
+from configs import query2label, segmenter
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.training.optimizer import make_optimizer, make_schedule
+from mlseg_jax.training.optimizer import average_decay, make_optimizer, make_schedule
 
 
 def configure(**optimizer):
@@ -278,3 +278,35 @@ def test_layer_decay_of_a_backbone_in_stages():
     shapes = FunctionalModel.build(config, 7).learned
     with pytest.raises(UserError, match="needs a backbone that is one stack"):
         steps_of(config, shapes)
+
+
+# --------------------------------------------------------------------- averaged weights
+
+
+def test_the_average_warms_up():
+    config = configure(ema_decay=0.9997)
+    decays = [float(average_decay(config, t)) for t in range(300)]
+    np.testing.assert_allclose(
+        decays, [min(0.9997, (1 + t) / (10 + t)) for t in range(300)], rtol=1e-6
+    )
+    # How much of the random start is in what is evaluated, then and without.
+    assert np.prod(decays) < 1e-12 < 0.9 < 0.9997**300
+    assert float(average_decay(config, 10**6)) == pytest.approx(0.9997)
+    assert float(jax.jit(lambda t: average_decay(config, t))(4)) == pytest.approx(
+        5 / 14
+    )
+
+
+def test_without_warm_up_and_in_runs_from_before_it():
+    config = configure(ema_decay=0.75, ema_warmup=False)
+    assert average_decay(config, 0) == 0.75
+    with config.unlocked():
+        del config.optimizer.ema_warmup
+    assert average_decay(config, 0) == 0.75
+
+
+def test_the_release_of_query2label_has_none():
+    """Method.md 8.2: one decay from epoch 0 on; own data is trained shorter."""
+    for dataset, wanted in (("coco_stuff", False), ("folder", True)):
+        optimizer = query2label.get_config(f"dataset={dataset}").optimizer
+        assert (optimizer.ema_decay, optimizer.ema_warmup) == (0.9997, wanted)

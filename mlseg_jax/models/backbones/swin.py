@@ -12,15 +12,12 @@ from mlseg_jax.models.interfaces import AbstractBackbone, FeatureMap, inside_mas
 from mlseg_jax.models.layers.block_stack import BlockStack
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.patches import patchify
-from mlseg_jax.models.layers.relative_position import (
-    biased_attention,
-    relative_position_bias,
-)
 from mlseg_jax.models.layers.transformer import (
     TransformerBlock,
     linear_init,
     split_rng,
 )
+from mlseg_jax.models.layers.window_attention import WindowAttention
 from mlseg_jax.models.macs import Macs, norm, product
 from mlseg_jax.typing import Array, DTypeLike, Float, Int, Length, PRNGKeyArray
 
@@ -38,6 +35,12 @@ class Swin(AbstractBackbone):
     their side. Pictures of any size are padded as PyTorch's segmentation toolboxes do:
     patches and mergings up to a multiple with zeros, and windows with zero tokens after
     the norm, which are seen as keys.
+
+    ``shift_small_maps``: what becomes of maps whose shorter side is not larger than the
+    window. Segmentation's Swin shifts and pads them as all others; the classifiers
+    (Query2Label, the original, Hugging Face's, timm's for square pictures) do not shift
+    and take windows of the shorter side, so that a square map is one window. Those
+    windows depend on the map, so such a model has no padded canvases.
     """
 
     def __init__(
@@ -50,12 +53,14 @@ class Swin(AbstractBackbone):
         mlp_ratio: int = 4,
         drop_path_rate: float = 0.0,
         num_norms: int = 4,
+        shift_small_maps: bool = True,
         scan: bool = False,
         remat: str = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.feature_dims = tuple(embed_dim * 2**i for i in range(len(depths)))
+        self.any_canvas = shift_small_maps
         self.patch_projection = nnx.Linear(
             PATCH_SIZE**2 * 3,
             embed_dim,
@@ -71,7 +76,13 @@ class Swin(AbstractBackbone):
             self.feature_dims, depths, num_heads, strict=True
         ):
             make_pair = functools.partial(
-                SwinPair, width, heads, mlp_ratio * width, window_size, dtype
+                SwinPair,
+                width,
+                heads,
+                mlp_ratio * width,
+                window_size,
+                shift_small_maps,
+                dtype,
             )
             pairs = depth // 2
             stage = BlockStack(
@@ -102,6 +113,8 @@ class Swin(AbstractBackbone):
     ) -> tuple[FeatureMap, ...]:
         sizes = (None,) * len(self.stages)
         if image_size is not None:
+            if not self.any_canvas:
+                raise ValueError("This Swin has no padded canvases: see any_canvas.")
             sizes = self.grid_lengths(image_size)
         grid = self.patch_norm(self.patch_projection(patchify(images, PATCH_SIZE)))
         features = []
@@ -146,6 +159,7 @@ class SwinPair(nnx.Module):
         num_heads: int,
         mlp_dim: int,
         window_size: int,
+        shift_small_maps: bool,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -156,7 +170,11 @@ class SwinPair(nnx.Module):
                 mlp_dim,
                 epsilon=EPSILON,
                 make_attention=lambda *args, **kwargs: WindowAttention(
-                    *args, window_size=window_size, shift=shift, **kwargs
+                    *args,
+                    window_size=window_size,
+                    shift=shift,
+                    shift_small_maps=shift_small_maps,
+                    **kwargs,
                 ),
                 dtype=dtype,
                 rngs=rngs,
@@ -183,109 +201,12 @@ class SwinPair(nnx.Module):
         block = self.plain
         tokens = math.prod(grid)
         width, hidden = block.mlp_in.in_features, block.mlp_out.in_features
-        side = block.attention.window_size
+        side, _ = block.attention.windows(grid)
         padded = math.prod(-(-length // side) * side for length in grid)
         linear = product(padded, width, 4 * width)
         products = product(padded, side * side, 2 * width, in_paper=False)
         mlp = product(tokens, width, 2 * hidden)
         return 2 * (linear + products + mlp + 2 * norm(tokens, width))
-
-
-class WindowAttention(nnx.Module):
-    """Self-attention inside windows with a bias for each relative position."""
-
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        *,
-        window_size: int,
-        shift: int,
-        dropout_rate: float = 0.0,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        del dropout_rate  # Swin has none here.
-
-        def linear(features):
-            return nnx.Linear(
-                embed_dim, features, kernel_init=linear_init, dtype=dtype, rngs=rngs
-            )
-
-        self.query_key_value = linear(3 * embed_dim)
-        self.out = linear(embed_dim)
-        self.relative_position_bias_table = nnx.Param(
-            linear_init(rngs.params(), ((2 * window_size - 1) ** 2, num_heads))
-        )
-        self.num_heads = num_heads
-        self.window_size = window_size
-        self.shift = shift
-
-    def __call__(
-        self,
-        grid: Float[Array, "B h w D"],
-        grid_size: Int[Array, "B 2"] | None = None,
-        rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B h w D"]:
-        batch, height, width, embed_dim = grid.shape
-        side, shift = self.window_size, self.shift
-        if grid_size is not None:
-            # What lies beside a picture is as if the canvas had ended there.
-            inside = inside_mask((height, width), grid_size)
-            grid = jnp.where(inside[..., None], grid, 0)
-        grid = jnp.pad(grid, [(0, 0), (0, -height % side), (0, -width % side), (0, 0)])
-        canvas = grid.shape[1:3]
-        groups = self._groups(canvas, grid_size)
-        grid = jnp.roll(grid, (-shift, -shift), (1, 2)) if shift else grid
-        fused = self.query_key_value(_to_windows(grid, side))
-        fused = fused.reshape(*fused.shape[:3], 3, self.num_heads, -1)
-        out = biased_attention(
-            *(fused[:, :, :, i] for i in range(3)),
-            self.relative_position_bias_table[...],
-            lambda table: relative_position_bias(table, side, side),
-            groups,
-        )
-        out = self.out(out.reshape(*out.shape[:3], embed_dim))
-        out = _from_windows(out, side, canvas)
-        out = jnp.roll(out, (shift, shift), (1, 2)) if shift else out
-        return out[:, :height, :width]
-
-    def _groups(
-        self, canvas: tuple[int, int], grid_size: Int[Array, "B 2"] | None
-    ) -> Int[np.ndarray | Array, "#B windows L"] | None:
-        """Tokens that may see each other have the same number; ``None``: all may.
-
-        Shifting brings the first rows behind the last ones, and a picture on a larger
-        canvas ends with the last of its own windows.
-        """
-        if not self.shift and grid_size is None:
-            return None
-
-        def along(axis: int) -> Int[np.ndarray | Array, "#B length"]:
-            length = canvas[axis]
-            source = (np.arange(length) + self.shift) % length
-            groups = (np.arange(length) >= length - self.shift).astype(np.int32)[None]
-            if grid_size is None:
-                return groups
-            end = -(-grid_size[:, axis] // self.window_size) * self.window_size
-            return jnp.where(source[None] < end[:, None], groups, 2)
-
-        groups = 3 * along(0)[:, :, None, None] + along(1)[:, None, :, None]
-        return _to_windows(groups, self.window_size)[..., 0]
-
-
-def _to_windows(grid: Array | np.ndarray, side: int) -> Array | np.ndarray:
-    """``[B h w D]`` to ``[B windows side*side D]``."""
-    batch, height, width, dim = grid.shape
-    grid = grid.reshape(batch, height // side, side, width // side, side, dim)
-    return grid.swapaxes(2, 3).reshape(batch, -1, side * side, dim)
-
-
-def _from_windows(windows: Array, side: int, canvas: tuple[int, int]) -> Array:
-    height, width = canvas
-    dim = windows.shape[-1]
-    grid = windows.reshape(-1, height // side, width // side, side, side, dim)
-    return grid.swapaxes(2, 3).reshape(-1, height, width, dim)
 
 
 class PatchMerging(nnx.Module):

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.errors import UserError
 from mlseg_jax.models.interfaces import AbstractBackbone, FeatureMap
 from mlseg_jax.models.layers.block_stack import BlockStack
 from mlseg_jax.models.layers.norm import LayerNorm
@@ -50,7 +49,7 @@ class ViT(AbstractBackbone):
         mlp_dim: int,
         taps: tuple[int, ...] = (),
         num_registers: int = 0,
-        layer_scale: float | None = None,
+        layer_scale: float = 0.0,
         gated: bool = False,
         norm_epsilon: float = 1e-6,
         position_resize: str = "bicubic",
@@ -60,11 +59,6 @@ class ViT(AbstractBackbone):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if position_resize not in POSITION_RESIZES:
-            raise UserError(
-                f"Unknown position_resize {position_resize!r}; choose one of "
-                f"{', '.join(POSITION_RESIZES)}."
-            )
         self.patch_size = patch_size
         self.position_resize = position_resize
         self.taps = taps or (depth - 1,)
@@ -92,7 +86,7 @@ class ViT(AbstractBackbone):
                 mlp_dim,
                 epsilon=norm_epsilon,
                 bias_init=nnx.initializers.normal(1e-6),
-                layer_scale=layer_scale,
+                layer_scale=layer_scale or None,
                 gated=gated,
                 dtype=dtype,
                 rngs=rngs,

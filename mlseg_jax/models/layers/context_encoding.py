@@ -65,15 +65,22 @@ class ContextEncoding(nnx.Module):
     def _residuals(
         self, cells: Float[Array, "B L D"], mask: Array | None
     ) -> Float[Array, "B codes D"]:
-        """Sum over cells of their share in a code word times their distance to it."""
-        codes = self.codes[...]
-        dots = jnp.einsum("bld,nd->bln", cells, codes, precision="highest")
+        """Sum over cells of their share in a code word times their distance to it.
+
+        Distances are the same from any origin. From the middle of the cells, no number
+        is much larger than they are, and differences of squares keep their digits.
+        """
+        inside = None if mask is None else mask[..., None]
+        middle = jnp.mean(cells, axis=1, keepdims=True, where=inside)
+        middle = jax.lax.stop_gradient(middle)
+        cells, codes = cells - middle, self.codes[...][None] - middle
+        dots = jnp.einsum("bld,bnd->bln", cells, codes, precision="highest")
         square = jnp.sum(cells**2, axis=-1)[..., None] - 2.0 * dots
-        square = square + jnp.sum(codes**2, axis=-1)[None, None]
+        square = square + jnp.sum(codes**2, axis=-1)[:, None]
         shares = jax.nn.softmax(self.code_scales[...][None, None] * square, axis=-1)
         if mask is not None:
             shares = jnp.where(mask[..., None], shares, 0.0)
-        total = jnp.sum(shares, axis=1)[..., None] * codes[None]
+        total = jnp.sum(shares, axis=1)[..., None] * codes
         return jnp.einsum("bln,bld->bnd", shares, cells, precision="highest") - total
 
     def macs(self, num_cells: int) -> Macs:

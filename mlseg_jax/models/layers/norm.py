@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mlseg_jax.distributed.sharding import on_every_device, split_examples
 from mlseg_jax.typing import Array, Float
 
 
@@ -100,11 +101,13 @@ class BatchNorm(nnx.Module):
         )
         if self.frozen or not train:
             factor = scale * jax.lax.rsqrt(var + self.epsilon)
-            wide = (
-                rows.astype(jnp.float32) * factor[None] + (bias - mean * factor)[None]
-            )
-            return wide.astype(x.dtype).reshape(x.shape)
-        out, batch_mean, batch_var = _batch_norm(rows, scale, bias, mean, self.epsilon)
+            # The mean first: both may be large, and their difference small.
+            centred = rows.astype(jnp.float32) - mean[None]
+            out = centred * factor[None] + bias[None]
+            return out.astype(x.dtype).reshape(x.shape)
+        out, batch_mean, batch_var = _batch_norm(
+            split_examples(x), scale, bias, self.epsilon
+        )
         count = rows.shape[0]
         unbiased = batch_var * (count / max(count - 1, 1))
         self.mean[...] = mean + self.momentum * (batch_mean - mean)
@@ -112,38 +115,53 @@ class BatchNorm(nnx.Module):
         return out.reshape(x.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _batch_norm(x, scale, bias, shift, epsilon):
-    """Normalises the columns of ``[n D]``; also their mean and variance, which carry no
-    gradient. Keeps nothing of the size of ``x`` for the backward pass but ``x``.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _batch_norm(x, scale, bias, epsilon):
+    """Normalises the columns of all parts ``[parts n D]`` alike; also their mean and
+    variance, which carry no gradient. Keeps nothing of the size of ``x`` for the
+    backward pass but ``x``.
     """
-    return _batch_forward(x, scale, bias, shift, epsilon)[0]
+    return _batch_forward(x, scale, bias, epsilon)[0]
 
 
-def _batch_forward(x, scale, bias, shift, epsilon):
-    # Both sums at once, so devices talk once; about the running mean, so that the
-    # difference of squares is not one of large numbers.
-    centred = x.astype(jnp.float32) - shift[None]
-    mean = jnp.mean(centred, axis=0)
-    var = jnp.maximum(jnp.mean(centred * centred, axis=0) - mean * mean, 0.0)
+def _batch_forward(x, scale, bias, epsilon):
+    mean, var = _batch_moments(x.astype(jnp.float32))
     inverse_std = jax.lax.rsqrt(var + epsilon)
-    factor = scale * inverse_std
-    out = (centred * factor[None] + (bias - mean * factor)[None]).astype(x.dtype)
-    mean = mean + shift
-    return (out, mean, var), (x, mean, inverse_std, scale)
+    centred = x.astype(jnp.float32) - mean[None, None]
+    out = centred * (scale * inverse_std)[None, None] + bias[None, None]
+    return (out.astype(x.dtype), mean, var), (x, mean, inverse_std, scale)
+
+
+def _batch_moments(x):
+    """Mean and biased variance of the columns of ``[parts n D]`` float32.
+
+    Each part about its own mean, then all about theirs (Chan et al. 1979): no
+    difference of large numbers anywhere, whatever the mean. A part is what one device
+    holds, so that devices talk once, about two numbers a column.
+    """
+    mean = jnp.mean(x, axis=1)
+    centred = x - mean[:, None]
+    # What rounding left of the mean of many rows.
+    rest = jnp.mean(centred, axis=1)
+    square = jnp.mean(centred * centred, axis=1) - rest * rest
+    parts = on_every_device(jnp.stack([mean + rest, square], axis=1))
+    mean, square = parts[:, 0], parts[:, 1]
+    total = jnp.mean(mean, axis=0)
+    return total, jnp.mean(square + (mean - total[None]) ** 2, axis=0)
 
 
 def _batch_backward(epsilon, residuals, grads):
     del epsilon
     x, mean, inverse_std, scale = residuals
     grad = grads[0].astype(jnp.float32)
-    normalised = (x.astype(jnp.float32) - mean[None]) * inverse_std[None]
-    grad_sum = jnp.sum(grad, axis=0)
-    product_sum = jnp.sum(grad * normalised, axis=0)
-    mean_grad, mean_product = grad_sum / x.shape[0], product_sum / x.shape[0]
-    correction = mean_grad[None] + normalised * mean_product[None]
-    x_grad = (grad - correction) * (scale * inverse_std)[None]
-    return x_grad.astype(x.dtype), product_sum, grad_sum, jnp.zeros_like(scale)
+    count = x.shape[0] * x.shape[1]
+    normalised = (x.astype(jnp.float32) - mean[None, None]) * inverse_std[None, None]
+    grad_sum = jnp.sum(grad, axis=(0, 1))
+    product_sum = jnp.sum(grad * normalised, axis=(0, 1))
+    mean_grad, mean_product = grad_sum / count, product_sum / count
+    correction = mean_grad[None, None] + normalised * mean_product[None, None]
+    x_grad = (grad - correction) * (scale * inverse_std)[None, None]
+    return x_grad.astype(x.dtype), product_sum, grad_sum
 
 
 _batch_norm.defvjp(_batch_forward, _batch_backward)

@@ -51,15 +51,24 @@ def bilinear_matrix(
     size_out = length_out if size_out is None else size_out
     size_in = length_in if size_in is None else size_in
     xp = _namespace(size_out, size_in)
+    low, high, fraction = bilinear_taps(length_out, size_out, size_in)
+    return _taps(xp, low, 1 - fraction, length_in) + _taps(
+        xp, high, fraction, length_in
+    )
+
+
+def bilinear_taps(length_out: int, size_out: Size, size_in: Size):
+    """The two input samples of each output sample, and the weight of the second.
+
+    For signals too long for a matrix of all pairs; see `bilinear_matrix`.
+    """
+    xp = _namespace(size_out, size_in)
     position = _source_positions(xp, length_out, size_out, size_in)
     position = xp.maximum(position, xp.float32(0.0))
     low = xp.floor(position)
     fraction = position - low
     low = xp.minimum(low.astype(xp.int32), size_in - 1)
-    high = xp.minimum(low + 1, size_in - 1)
-    return _taps(xp, low, 1 - fraction, length_in) + _taps(
-        xp, high, fraction, length_in
-    )
+    return low, xp.minimum(low + 1, size_in - 1), fraction
 
 
 def bicubic_matrix(

@@ -38,7 +38,7 @@ class ProjectedEncoderHead(AbstractMultiLabelHead):
         embed_dim: int,
         num_heads: int,
         dropout_rate: float,
-        downsample: int | None,
+        downsample: int,
         share_embeddings: bool = True,
         class_projection: bool = False,
         remat: str = "none",
@@ -62,7 +62,7 @@ class ProjectedEncoderHead(AbstractMultiLabelHead):
             embed_dim=embed_dim,
             num_heads=num_heads,
             dropout_rate=dropout_rate,
-            downsample=None,
+            downsample=0,
             remat=remat,
             **common,
         )

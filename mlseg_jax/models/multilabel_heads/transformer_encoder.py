@@ -38,7 +38,7 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
         embed_dim: int,
         num_heads: int,
         dropout_rate: float,
-        downsample: int | None,
+        downsample: int,
         remat: str = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,

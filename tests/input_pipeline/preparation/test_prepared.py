@@ -1,11 +1,9 @@
-"""The base of the builders, `prepare` and `Prepared`, on small made-up data."""
+"""The base of the builders and `Prepared`, on small made-up data."""
 
 import concurrent.futures
-import functools
 import io
 import json
 import os
-import pathlib
 import pickle
 import subprocess
 import sys
@@ -15,84 +13,20 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from tiny import ROOT
+from toy_builder import (
+    NUM_CLASSES,
+    SIZE,
+    Toy,
+    make_toy,
+    record_bytes,
+    run,
+    write_example,
+)
 
 from input_pipeline.files import images
-from input_pipeline.info import DataError, DatasetInfo
-from input_pipeline.preparation import builders, prepare, prepared, stored
-
-ROOT = pathlib.Path(__file__).parents[2]
-NUM_CLASSES = 65_535  # The most that there can be.
-SIZE = (6, 8)
-
-
-class Toy(prepared.SegmentationBuilder, skip_registration=True):
-    """Reads ``<split>/<key>.*`` and ``<split>/<key>.npy``."""
-
-    def class_info(self):
-        names = tuple(f"class {i}" for i in range(NUM_CLASSES))
-        return DatasetInfo("toy", names, (True,) * NUM_CLASSES)
-
-    def expected_examples(self):
-        return {"train": 4}
-
-    def raw_splits(self, manual_dir):
-        return {
-            folder.name: [
-                prepared.RawExample(
-                    path.stem,
-                    next(p for p in folder.glob(f"{path.stem}.*") if p != path),
-                    functools.partial(np.load, path),
-                )
-                for path in sorted(folder.glob("*.npy"))
-            ]
-            for folder in sorted(manual_dir.iterdir())
-        }
-
-
-class Killed(Toy, skip_registration=True):
-    """Its labels end the process that makes them."""
-
-    def raw_splits(self, manual_dir):
-        raws = super().raw_splits(manual_dir)["train"]
-        die = functools.partial(os._exit, 9)
-        return {"train": [prepared.RawExample(r.key, r.image, die) for r in raws]}
-
-
-@pytest.fixture(autouse=True)
-def toy(monkeypatch):
-    monkeypatch.setitem(builders.BUILDERS, "toy", f"{__name__}:Toy")
-    monkeypatch.setitem(builders.BUILDERS, "killed", f"{__name__}:Killed")
-
-
-def write_example(folder, key, label, *, suffix=".jpg", seed=0):
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 256, (*label.shape, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / f"{key}{suffix}")
-    np.save(folder / f"{key}.npy", label.astype(np.int32))
-
-
-def make_toy(root, count=4):
-    labels = []
-    for i in range(count):
-        rng = np.random.default_rng(100 + i)
-        label = rng.choice([-1, 0, 1, 254, 255, 256, 65_533, 65_534], SIZE)
-        write_example(root / "train", f"example_{i}", label, seed=i)
-        labels.append(label)
-    write_example(root / "val", "only", labels[0])
-    return labels
-
-
-def run(name, manual, out, **kwargs):
-    kwargs = {"num_workers": 0, "allow_incomplete": True} | kwargs
-    return prepare.prepare(name, manual, out, **kwargs)
-
-
-def record_bytes(path, split="train"):
-    skip = tfds.decode.SkipDecoding()
-    return tfds.builder_from_directory(path).as_data_source(
-        split=split, decoders={"image": skip, "label": skip}
-    )
+from input_pipeline.info import DataError
+from input_pipeline.preparation import prepared, stored
 
 
 def test_labels_of_16_bits_and_original_bytes_survive(tmp_path):
@@ -225,49 +159,6 @@ def test_raw_values_without_a_class_name_file_and_value():
         small(np.array([[256]]), "x.png")
 
 
-def test_bad_examples_are_skipped_if_wanted(tmp_path):
-    labels = make_toy(tmp_path / "raw")
-    damaged = tmp_path / "raw" / "train" / "example_1.jpg"
-    damaged.write_bytes(damaged.read_bytes()[:-30])
-    with pytest.raises(DataError, match="example_1"):
-        run("toy", tmp_path / "raw", tmp_path / "failed")
-    path = run("toy", tmp_path / "raw", tmp_path / "out", on_bad_example="skip")
-    source = prepared.Prepared(path, "train")
-    assert [e["name"] for e in source] == ["example_0", "example_2", "example_3"]
-    (sentence,) = source.statistics["skipped"]
-    assert sentence.startswith("example_1: ") and "damaged" in sentence
-    assert source.statistics["num_examples"] == 3
-    np.testing.assert_array_equal(source[1]["label_map"], labels[2])
-
-
-def test_incomplete_copies_duplicates_and_wrong_names(tmp_path, capsys):
-    make_toy(tmp_path / "raw", count=3)
-    with pytest.raises(
-        DataError, match="3 of 4 train examples; complete it, or add --"
-    ):
-        run("toy", tmp_path / "raw", tmp_path / "out", allow_incomplete=False)
-    assert not (tmp_path / "out" / "toy" / "1.0.0").exists()
-    path = run("toy", tmp_path / "raw", tmp_path / "out")
-    assert (
-        "Note: This copy of toy has 3 of 4 train examples." in capsys.readouterr().out
-    )
-    with pytest.raises(DataError, match="has no split 'test', only"):
-        prepared.Prepared(path, "test")
-    with pytest.raises(DataError, match="no prepared data set in"):
-        prepared.Prepared(tmp_path, "train")
-    with pytest.raises(DataError, match="no builder for the data set 'toys'"):
-        run("toys", tmp_path / "raw", tmp_path / "out")
-    with pytest.raises(DataError, match="no variant '12'"):
-        run("coco_stuff/12", tmp_path / "raw", tmp_path / "out")
-    with pytest.raises(DataError, match="no directory"):
-        run("toy", tmp_path / "nowhere", tmp_path / "other")
-    raw = prepared.RawExample("a", "a.jpg", None)
-    with pytest.raises(DataError, match="2 examples named 'a'"):
-        prepared.check_keys({"train": [raw, raw]}, "toy")
-    with pytest.raises(DataError, match="has no examples"):
-        prepared.check_keys({"train": []}, "toy")
-
-
 def test_read_by_threads_and_in_other_processes(tmp_path):
     make_toy(tmp_path / "raw", count=30)
     path = run("toy", tmp_path / "raw", tmp_path / "out")
@@ -295,80 +186,6 @@ def test_scaling_down_keeps_image_and_label_together(tmp_path, monkeypatch):
     np.testing.assert_array_equal(source[1]["label_map"], label[:4, :5])
 
 
-def test_killed_preparation_is_taken_up(tmp_path, monkeypatch):
-    make_toy(tmp_path / "raw", count=20)
-    script = f"""
-import os, signal, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(pathlib.Path(__file__).parent)!r}]
-import test_prepared
-from input_pipeline.datasets import builders, prepare
-builders.BUILDERS["toy"] = "test_prepared:Toy"
-prepare._SHARD_EXAMPLES = 4
-left = 14
-encode = test_prepared.Toy.encode
-def fatal(self, raw, record):
-    global left
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return encode(self, raw, record)
-test_prepared.Toy.encode = fatal
-prepare.prepare("toy", {str(tmp_path / "raw")!r}, {str(tmp_path / "out")!r},
-                num_workers=0, allow_incomplete=True)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True)
-    assert done.returncode == -9, done.stderr.decode()
-    work = tmp_path / "out" / "toy" / "1.0.0.incomplete"
-    finished = sorted(work.glob("*-of-00005"))
-    assert len(finished) == 3 and len(list(work.glob("*.part"))) == 1
-    before = [path.stat().st_mtime_ns for path in finished]
-
-    monkeypatch.setattr(prepare, "_SHARD_EXAMPLES", 4)
-    heard = []
-    path = run(
-        "toy", tmp_path / "raw", tmp_path / "out", progress=lambda *a: heard.append(a)
-    )
-    assert heard[:3] == [("train", 12, 20), ("val", 0, 1), ("train", 16, 20)]
-    after = [(path / old.name).stat().st_mtime_ns for old in finished]
-    assert before == after and not list(path.glob("*.part*"))
-    assert not work.exists()
-    unbroken = run("toy", tmp_path / "raw", tmp_path / "unbroken")
-    for one, other in zip(
-        prepared.Prepared(path, "train"),
-        prepared.Prepared(unbroken, "train"),
-        strict=True,
-    ):
-        assert one["name"] == other["name"]
-        np.testing.assert_array_equal(one["label_map"], other["label_map"])
-    for name in ("class_statistics.json", "classes.json"):
-        assert (path / name).read_text() == (unbroken / name).read_text()
-
-
-def test_unfinished_work_of_other_files_is_not_mixed(tmp_path):
-    make_toy(tmp_path / "raw")
-    work = tmp_path / "out" / "toy" / "1.0.0.incomplete"
-    work.mkdir(parents=True)
-    (work / "plan.json").write_text(json.dumps({"version": "0"}))
-    with pytest.raises(DataError, match="unfinished preparation of other files"):
-        run("toy", tmp_path / "raw", tmp_path / "out")
-
-
-def test_processes_make_the_same_files_and_a_killed_one_is_explained(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(prepare, "_SHARD_EXAMPLES", 3)
-    make_toy(tmp_path / "raw", count=9)
-    alone = run("toy", tmp_path / "raw", tmp_path / "alone")
-    both = run("toy", tmp_path / "raw", tmp_path / "both", num_workers=2)
-    files = sorted(path.name for path in alone.glob("*array_record*"))
-    assert len(files) == 4
-    assert files == sorted(path.name for path in both.glob("*array_record*"))
-    for one, other in zip(record_bytes(alone), record_bytes(both), strict=True):
-        assert one == other
-    with pytest.raises(DataError, match="process that prepares data was killed"):
-        run("killed", tmp_path / "raw", tmp_path / "killed", num_workers=1)
-
-
 def test_a_million_examples_open_fast_and_small(tmp_path):
     make_toy(tmp_path / "raw")
     path = run("toy", tmp_path / "raw", tmp_path / "out")
@@ -393,7 +210,7 @@ def test_a_million_examples_open_fast_and_small(tmp_path):
     script = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from input_pipeline.datasets.prepared import Prepared
+from input_pipeline.preparation.prepared import Prepared
 start = time.perf_counter()
 source = Prepared({str(path)!r}, "train")
 assert len(source) == 1_000_000

@@ -1,0 +1,142 @@
+"""Mask losses of matched queries, a few masks at a time, with their gradients.
+
+Gradients are made in the same pass as the losses: points are drawn and chosen once,
+nothing is kept for a second pass, and the pass ends with the number of valid targets,
+not of padded ones.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from mlseg_jax.losses import mask, points
+from mlseg_jax.losses.targets import segment_pixels
+from mlseg_jax.models.layers.resize import bilinear_matrix
+from mlseg_jax.typing import IGNORE
+
+CHUNK = 4
+"""Matched queries whose masks exist at a time, on each device."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def mask_losses(settings, embeddings, features, queries, targets, image, draw):
+    """Weighted sum ``[B]`` of mask losses and dice, and both ``[B P 2]``.
+
+    Gradients are of the former alone, to embeddings and features.
+    """
+    own = embeddings, features, queries, targets, image
+    image_losses = functools.partial(_image_losses, settings, draw, False)
+    return jax.lax.map(lambda own: image_losses(*own)[0], own)
+
+
+def _forward(settings, embeddings, features, queries, targets, image, draw):
+    own = embeddings, features, queries, targets, image
+    image_losses = functools.partial(_image_losses, settings, draw, True)
+    losses, grads = jax.lax.map(lambda own: image_losses(*own), own)
+    like = embeddings[:0], features[:0]  # for their types
+    return losses, (grads, like)
+
+
+def _backward(settings, residuals, cotangents):
+    (embeddings, features), like = residuals
+    scale = cotangents[0][:, None, None, None]
+    return (
+        (embeddings * scale).astype(like[0].dtype),
+        (features * scale).astype(like[1].dtype),
+        *(None,) * 4,
+    )
+
+
+mask_losses.defvjp(_forward, _backward)
+
+
+def _image_losses(
+    settings, draw, with_grads, embeddings, features, queries, targets, image
+):
+    """Losses of one image, and the gradients of their weighted sum.
+
+    One loop over predictions and chunks of valid targets.
+    """
+    embeddings = embeddings.astype(jnp.float32)
+    features = features.astype(jnp.float32)
+    num_targets = targets.valid.shape[0]
+    order = jnp.pad(jnp.argsort(~targets.valid), (0, -num_targets % CHUNK))
+    num_valid = jnp.sum(targets.valid, dtype=jnp.int32)
+    num_chunks = -(-num_valid // CHUNK)
+    compare = functools.partial(_pair_losses, settings, draw, targets, image)
+
+    def step(i, state):
+        parts, embedding_grads, feature_grads = state
+        prediction, chunk = i // num_chunks, i % num_chunks
+        here = chunk * CHUNK + jnp.arange(CHUNK)
+        own = order[here]
+        query = queries[prediction, own]
+        counts = (here < num_valid) & (query != IGNORE)
+        query = jnp.maximum(query, 0)
+        chosen = embeddings[prediction, query]
+        pairs = functools.partial(compare, prediction, own, counts)
+        if with_grads:
+            (_, losses), grads = jax.value_and_grad(pairs, (0, 1), has_aux=True)(
+                chosen, features
+            )
+            embedding_grads = embedding_grads.at[prediction, query].add(grads[0])
+            feature_grads = feature_grads + grads[1]
+        else:
+            _, losses = pairs(chosen, features)
+        return parts.at[prediction].add(losses), embedding_grads, feature_grads
+
+    parts = jnp.zeros((len(embeddings), 2))
+    grads = (0.0, 0.0)
+    if with_grads:
+        grads = jnp.zeros_like(embeddings), jnp.zeros_like(features)
+    state = (parts, *grads)
+    parts, *grads = jax.lax.fori_loop(0, len(embeddings) * num_chunks, step, state)
+    weights = jnp.asarray([settings.mask_weight, settings.dice_weight])
+    return (jnp.sum(parts @ weights), parts), tuple(grads)
+
+
+def _pair_losses(
+    settings, draw, targets, image, prediction, own, counts, embeddings, features
+):
+    """Of a few matched queries: the weighted sum, and mask loss and dice ``[2]``."""
+    maps = jnp.einsum("gd,hwd->ghw", embeddings, features)
+    if settings.masks == "dense":
+        logits, labels, weights = _at_pixels(maps, targets, own)
+        losses = mask.focal_at(logits, labels)
+    else:
+        logits, labels, weights = _at_points(
+            settings, draw, maps, targets, image, prediction, own
+        )
+        losses = mask.binary_cross_entropy_at(logits, labels)
+    both = jnp.stack(
+        [mask.mean_at(losses, weights), mask.dice(logits, labels, weights)]
+    )
+    both = jnp.sum(jnp.where(counts[None], both, 0.0), axis=1)
+    return both @ jnp.asarray([settings.mask_weight, settings.dice_weight]), both
+
+
+def _at_points(settings, draw, maps, targets, image, prediction, own):
+    """Logits, labels and weights ``[G P]`` at uncertain points of each map."""
+    count = settings.num_candidates + settings.num_points - settings.num_uncertain
+    drawn = jax.vmap(lambda m: draw(prediction, image, m + 1, count))(own)
+    where = points.select_points(
+        maps, drawn, settings.num_points, settings.num_uncertain, targets.void
+    )
+    logits = points.sample_maps(maps, where)
+    labels = points.sample_segments(targets.masks, targets.size, own, where)
+    return logits, labels, points.weights_at(targets.void, where)
+
+
+def _at_pixels(maps, targets, own):
+    """Logits, labels and weights ``[G HW]`` at all pixels of the crop."""
+    height, width = targets.size
+    rows = jnp.asarray(bilinear_matrix(height, maps.shape[1]))
+    columns = jnp.asarray(bilinear_matrix(width, maps.shape[2]))
+    logits = jnp.einsum("Hh,ghw,Ww->gHW", rows, maps, columns)
+    labels = segment_pixels(targets.masks, targets.size, own)
+    weights = None
+    if targets.void is not None:
+        weights = jnp.broadcast_to(~targets.void[None], logits.shape)
+        weights = weights.astype(jnp.float32).reshape(len(maps), -1)
+    return logits.reshape(len(maps), -1), labels.reshape(len(maps), -1), weights

@@ -1,0 +1,120 @@
+"""The loss of a set of regions: every supervised prediction is matched and compared.
+
+A prediction's queries are matched with the segments of the crop; a matched query shall
+find its segment's class and mask, the others no-object. Every prediction is matched by
+itself and looks at points of its own (masks.md 2.3, 2.4, 3.3).
+
+How it stays small: Mask2Former's costs come from features sampled at points
+(`region_matching`), losses from the maps of a few matched queries (`matched_masks`). So
+masks of all queries never exist in training, nor those of two predictions at a time.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from mlseg_jax.distributed.sharding import on_each_device
+from mlseg_jax.losses import mask
+from mlseg_jax.losses.mask import RegionLoss
+from mlseg_jax.losses.matched_masks import mask_losses
+from mlseg_jax.losses.points import uniform_points
+from mlseg_jax.losses.region_matching import match_regions
+from mlseg_jax.losses.targets import Targets
+from mlseg_jax.typing import Array, Bool, Float, Int, PRNGKeyArray
+
+Draw = Callable[..., Float[Array, "count 2"]]
+"""``(prediction, image, stream, count)`` to points: `random_points`, or a test's own.
+Stream 0 is for the costs, 1 + m for target m."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RegionLosses:
+    """Losses of each example, before anything is divided by their number.
+
+    Attributes:
+      classes: cross-entropy of each query, not weighted.
+      class_weights: its weight, less for no-object.
+      masks: weighted mask and dice losses, summed over predictions and targets. The
+        gradient of the masks comes through here alone.
+      mask_parts: sums over targets of mask loss and dice, to be logged.
+      num_targets: valid targets, matched or not.
+      queries: the query of each target, ``IGNORE`` without one.
+      bad_costs: whether some matching cost was not a finite number.
+    """
+
+    __no_type_check__ = True
+
+    classes: Float[Array, "B P N"]
+    class_weights: Float[Array, "B P N"]
+    masks: Float[Array, "B"]
+    mask_parts: Float[Array, "B P 2"]
+    num_targets: Int[Array, "B"]
+    queries: Int[Array, "B P M"]
+    bad_costs: Bool[Array, "B"]
+
+
+def random_points(key: PRNGKeyArray) -> Draw:
+    """How a training step draws its points."""
+    return jax.tree_util.Partial(uniform_points, key)
+
+
+def region_losses(
+    settings: RegionLoss,
+    class_logits: Float[Array, "B P N K1"],
+    mask_embeddings: Float[Array, "B P N D"],
+    features: Float[Array, "B h w D"],
+    targets: Targets,
+    draw: Draw,
+) -> RegionLosses:
+    """Losses of all P predictions; mask logits are embeddings times ``features``.
+
+    Runs on each device without a collective: the points depend on ``draw``, prediction
+    and position in the batch alone.
+    """
+    batch, _, num_queries, num_columns = class_logits.shape
+    image = jnp.arange(batch, dtype=jnp.int32)
+    own = class_logits, mask_embeddings, features, targets, image
+    own = jax.lax.stop_gradient(own)
+    queries, bad_costs = on_each_device(functools.partial(match_regions, settings))(
+        *own, shared=(draw,)
+    )
+    classes = mask.query_classes(queries, targets.ranks, num_queries, num_columns - 1)
+    masks, mask_parts = on_each_device(functools.partial(mask_losses, settings))(
+        mask_embeddings, features, queries, targets, image, shared=(draw,)
+    )
+    return RegionLosses(
+        classes=mask.class_cross_entropy(class_logits, classes),
+        class_weights=jnp.where(
+            classes == num_columns - 1, settings.no_object_weight, 1.0
+        ),
+        masks=masks,
+        mask_parts=mask_parts,
+        num_targets=jnp.sum(targets.valid, axis=1, dtype=jnp.int32),
+        queries=queries,
+        bad_costs=bad_costs,
+    )
+
+
+def reduce_region_losses(
+    settings: RegionLoss, losses: RegionLosses
+) -> tuple[Float[Array, ""], dict[str, Float[Array, "P"]]]:
+    """The loss of a batch, and its parts for each prediction.
+
+    Both means are over the whole batch, on however many devices it lies:
+
+    * classes: Σ w·nll / Σ w over all B·N queries of a prediction. The release takes
+      this quotient on each worker and averages; that is the same only where every
+      worker has as many matched queries, and differs from one mesh to another.
+    * masks: Σ / max(number of targets, 1), matched or not. The release's Σ / max(mean
+      number per worker, 1) with averaged gradients is the same.
+    """
+    weight = jnp.sum(losses.class_weights, axis=(0, 2))
+    classes = jnp.sum(losses.classes * losses.class_weights, axis=(0, 2)) / weight
+    count = jnp.maximum(jnp.sum(losses.num_targets), 1)
+    total = settings.class_weight * jnp.sum(classes) + jnp.sum(losses.masks) / count
+    parts = jnp.sum(losses.mask_parts, axis=0) / count
+    return total, {"class": classes, "mask": parts[:, 0], "dice": parts[:, 1]}

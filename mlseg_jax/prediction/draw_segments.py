@@ -1,0 +1,150 @@
+"""Segments as pictures: tinted, outlined and numbered, with a table of the numbers.
+
+The n-th segment of a class has a shade of the class's colour that depends on n alone,
+so that neighbours differ and a class looks alike in all pictures.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mlseg_jax.inference.segments import VOID, Panoptic, Segment
+from mlseg_jax.prediction.visualise import (
+    INK,
+    MAX_LEGEND_ROWS,
+    class_colours,
+    em_of,
+    enlarge,
+    font_of,
+    percent,
+    tint,
+    with_legend,
+)
+from mlseg_jax.typing import Int, UInt8
+
+SHADES = (0.0, 0.35, -0.3, 0.18, -0.16, 0.5, -0.42)
+"""How far the next segments of a class are from its colour to white, or to black."""
+
+MIN_NUMBER_RADIUS = 3.0
+"""Segments thinner than this, in pixels of the drawing, have their number only in the
+table.
+"""
+
+
+def lay_over(
+    segments: Sequence[Segment], size: tuple[int, int]
+) -> Int[np.ndarray, "H W"]:
+    """A map of segments that may overlap; those of higher score lie on top."""
+    segment_map = np.full(size, VOID, np.int32)
+    for segment in sorted(segments, key=lambda segment: segment.score):
+        segment_map[segment.mask] = segment.segment_id
+    return segment_map
+
+
+def segment_colours(
+    segments: Sequence[Segment], class_names: Sequence[str]
+) -> UInt8[np.ndarray, "n 3"]:
+    """One RGB colour for each segment, a shade of its class's."""
+    colours = class_colours(class_names)
+    seen: dict[int, int] = {}
+    result = np.zeros((len(segments), 3), np.uint8)
+    for i, segment in enumerate(segments):
+        count = seen.get(segment.class_id, 0)
+        seen[segment.class_id] = count + 1
+        shade = SHADES[count % len(SHADES)]
+        end = 255.0 if shade > 0 else 0.0
+        colour = colours[segment.class_id].astype(np.float64)
+        result[i] = np.round(colour + abs(shade) * (end - colour))
+    return result
+
+
+def draw_segments(
+    image: UInt8[np.ndarray, "_ _ 3"],
+    found: Panoptic | Sequence[Segment],
+    class_names: Sequence[str],
+    alpha: float = 0.5,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The picture with its segments, their numbers and a table of them.
+
+    Pixels of no segment keep their colour. The table lists the largest segments: their
+    number and label, their share of the pixels, their score. Pictures under
+    ``MIN_PICTURE_SIDE`` are enlarged.
+
+    Raises:
+      ValueError: the picture and the segments have different sizes.
+    """
+    if isinstance(found, Panoptic):
+        segments, segment_map = found.segments, found.segment_map
+    else:
+        segments, segment_map = found, lay_over(found, image.shape[:2])
+    if image.shape[:2] != segment_map.shape:
+        raise ValueError(
+            f"image has shape {image.shape} but its segments {segment_map.shape}; "
+            "resize one to the other first."
+        )
+    pixels = segment_map.size
+    colours = segment_colours(segments, class_names)
+    image, segment_map = enlarge(image, segment_map)
+    table = np.zeros((int(segment_map.max(initial=0)) + 1, 3), np.uint8)
+    for segment, colour in zip(segments, colours, strict=True):
+        table[segment.segment_id : segment.segment_id + 1] = colour
+    nothing = segment_map == VOID
+    tinted = tint(image, segment_map, table[segment_map], nothing, alpha)
+    numbered = _with_numbers(tinted, segment_map)
+    rows = _rows(segments, colours, pixels)
+    return with_legend(numbered, ("segment", "pixels", "score"), rows)
+
+
+def _with_numbers(picture: np.ndarray, segment_map: np.ndarray) -> np.ndarray:
+    """Every segment's number where it is widest."""
+    canvas = Image.fromarray(picture)
+    draw, em = ImageDraw.Draw(canvas), em_of(picture.shape)
+    for number in np.unique(segment_map):
+        if number == VOID:
+            continue
+        radius, place = _widest(segment_map == number)
+        if radius < MIN_NUMBER_RADIUS:
+            continue
+        size = int(np.clip(1.2 * radius, 9, 1.2 * em))
+        draw.text(
+            place,
+            str(number),
+            (255, 255, 255),
+            font_of(size),
+            anchor="mm",
+            stroke_width=max(1, size // 8),
+            stroke_fill=INK,
+        )
+    return np.asarray(canvas)
+
+
+def _widest(mask: np.ndarray) -> tuple[float, tuple[int, int]]:
+    """Radius and centre (x, y) of about the largest disc in a mask, in its middle."""
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    part = np.pad(mask[y : y + height, x : x + width], 1).astype(np.uint8)
+    distance = cv2.distanceTransform(part, cv2.DIST_L2, 3)
+    # Of a long segment a whole line of pixels is as far from its outline.
+    far = np.argwhere(distance >= 0.95 * distance.max())
+    nearest = np.square(far - np.argwhere(part).mean(axis=0)).sum(axis=1).argmin()
+    top, left = (int(value) for value in far[nearest])
+    return float(distance[top, left]), (x + left - 1, y + top - 1)
+
+
+def _rows(segments: Sequence[Segment], colours: np.ndarray, pixels: int) -> list[tuple]:
+    """Colour, number and label, share and score; a last row counts what is left out."""
+    order = sorted(range(len(segments)), key=lambda i: -segments[i].area)
+    rows = [
+        (
+            tuple(colours[i].tolist()),
+            f"{segments[i].segment_id} {segments[i].label}",
+            percent(segments[i].area / pixels),
+            percent(segments[i].score),
+        )
+        for i in order[:MAX_LEGEND_ROWS]
+    ]
+    if left := order[MAX_LEGEND_ROWS:]:
+        share = percent(sum(segments[i].area for i in left) / pixels)
+        rows.append((None, f"+{len(left)} more", share, ""))
+    return rows or [(None, "no segments", "", "")]
