@@ -44,3 +44,14 @@ def quick_compiles():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+LONGEST = ("test_processes.py", "test_kills.py", "test_train.py", "test_step.py")
+"""Files that take long for their few tests."""
+
+
+def pytest_collection_modifyitems(items):
+    """Of the files that two workers share, the longest come first, so that at the end
+    none is left to one worker while the other has nothing to do.
+    """
+    items.sort(key=lambda item: item.path.name not in LONGEST)
