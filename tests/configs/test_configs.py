@@ -24,6 +24,7 @@ from mlseg_jax.runs.workdir import claim_workdir, load_config
 from mlseg_jax.settings import backbones, saved
 from mlseg_jax.settings.arguments import parse_arg
 from mlseg_jax.settings.data_sets import DATA_SETS
+from mlseg_jax.settings.resolve import resolve
 from mlseg_jax.tasks import semantic
 from mlseg_jax.tasks.semantic_evaluation import check_given
 from mlseg_jax.training.loop import train
@@ -270,7 +271,7 @@ def test_every_key_is_read(tmp_path, monkeypatch):
         "image": jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32),
         "label_map": jax.ShapeDtypeStruct((1, 8, 8), np.int32),
     }
-    essnet = tiny_config({"loss.pixel": "nearest_classes"})
+    essnet = resolve(tiny_config({"loss.pixel": "nearest_classes"}), 20)
     jax.eval_shape(
         lambda p, b: semantic.loss(model.bind(p), b, essnet, None),
         model.shapes,
