@@ -28,7 +28,7 @@ from mlseg_jax.settings.resolve import resolve
 from mlseg_jax.tasks import semantic
 from mlseg_jax.tasks.semantic_evaluation import check_given
 from mlseg_jax.training.loop import train
-from mlseg_jax.training.optimizer import make_optimizer
+from mlseg_jax.training.optimizer import average_decay, make_optimizer
 from mlseg_jax.training.state import abstract_state
 from mlseg_jax.training.step import make_train_step
 
@@ -258,6 +258,7 @@ def test_every_key_is_read(tmp_path, monkeypatch):
     model = FunctionalModel.build(config, config.data.num_classes)
     # What only another optimiser, multi-label head, schedule or data set reads.
     make_optimizer(tiny_config({"optimizer.name": "sgd", "optimizer.schedule": "poly"}))
+    average_decay(config, 0)
     whole = tiny_config({"data.augmentation": "whole", "data.crop_size": (9, 9)}).data
     empty = {"image": np.zeros((9, 9, 3), np.uint8)}
     empty["label_map"] = np.zeros((9, 9), np.int32)
