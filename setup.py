@@ -1,15 +1,25 @@
-"""Which packages are installed; everything else stands in pyproject.toml.
+"""What pyproject.toml cannot say: an installed package carries the recipes as data.
 
-The recipes of ``configs/`` go into the library's own package, as data that
-``mlseg_jax/settings/recipes.py`` finds by path: an installed package named ``configs``
-would stand in the way of everybody's own.
+They go to ``mlseg_jax/recipes``, where ``mlseg_jax/settings/recipes.py`` finds them by
+path: a package installed as ``configs`` would be in the way of everybody's own. An
+editable installation has them in the checkout.
 """
 
-from setuptools import find_packages, setup
+import pathlib
 
-RECIPES = "mlseg_jax.recipes"
+from setuptools import setup
+from setuptools.command.build_py import build_py
 
-setup(
-    packages=[*find_packages(include=["mlseg_jax*", "input_pipeline*"]), RECIPES],
-    package_dir={RECIPES: "configs"},
-)
+
+class BuildWithRecipes(build_py):
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        folder = pathlib.Path(self.build_lib, "mlseg_jax", "recipes")
+        folder.mkdir(exist_ok=True)
+        for path in sorted(pathlib.Path("configs").glob("*.py")):
+            self.copy_file(str(path), str(folder / path.name))
+
+
+setup(cmdclass={"build_py": BuildWithRecipes})

@@ -23,10 +23,10 @@ measure.use_repository()
 
 from input_pipeline.datasets.open import open_dataset  # noqa: E402
 from mlseg_jax.models.build import FunctionalModel, initial_parameters  # noqa: E402
+from mlseg_jax.tasks.evaluation import evaluate  # noqa: E402
 from mlseg_jax.tasks.semantic_evaluation import (  # noqa: E402
-    evaluate,
+    SemanticEvaluation,
     evaluation_policy,
-    group_by_size,
     make_engine,
 )
 
@@ -45,7 +45,7 @@ def run(config, repetitions: int) -> dict[str, object]:
     examples = [source[i] for i in range(len(source))]
     groups = [
         [example["image"] for example in group]
-        for group in group_by_size(examples, engine.batch_sizes[0])
+        for group in SemanticEvaluation(config, source.info).groups(engine, examples)
     ]
 
     def predict():
@@ -54,7 +54,8 @@ def run(config, repetitions: int) -> dict[str, object]:
                 segmented.label_maps()
 
     def evaluate_all():
-        evaluate(engine, source, config, with_oracle=False)
+        evaluation = SemanticEvaluation(config, source.info)
+        evaluate(evaluation, engine, source, config)
 
     turns = {
         "predict": lambda: measure.seconds_of(predict),

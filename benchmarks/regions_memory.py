@@ -30,6 +30,7 @@ from mlseg_jax.inference.regions import (  # noqa: E402
     RegionWindow,
     SegmentedRegions,
 )
+from mlseg_jax.label_selection import Selection  # noqa: E402
 
 STRIDE, EMBED_DIM, NUM_CLASSES = 4, 32, 10_000
 
@@ -68,9 +69,11 @@ def make_picture(size, num_queries: int, k: int, side: int) -> SegmentedRegions:
             size, resized, padded, cells, strict=True
         )
     ]
-    masks = Masks(jnp.asarray(features), jnp.asarray(embeddings))
+    masks = Masks(jnp.asarray(features)[None], jnp.asarray(embeddings))
     window = RegionWindow(logits, jax.block_until_ready(masks), *axes)
-    return SegmentedRegions(size, (window,), np.arange(k), NUM_CLASSES)
+    selection = Selection(np.arange(k)[None], None, NUM_CLASSES)
+    scores = np.zeros((1, NUM_CLASSES), np.float32)
+    return SegmentedRegions(size, (window,), selection, scores)
 
 
 def rss_bytes(key: str) -> int:
@@ -97,7 +100,7 @@ def run(size, num_queries: int, k: int, side: int) -> list[dict]:
     things = np.arange(NUM_CLASSES) % 2 == 0
     return [
         measured("panoptic", lambda: panoptic_segments(picture, names, things)),
-        measured("semantic", picture.label_map),
+        measured("semantic", picture.label_maps),
         measured("instance", lambda: instance_segments(picture, names)),
     ]
 

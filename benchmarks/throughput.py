@@ -79,7 +79,7 @@ class Training:
     def _run(self, next_batch) -> None:
         for _ in range(self.steps):
             self.state, metrics = self.step(self.state, next_batch())
-            # As in the loop of train.py, nothing waits for a step but the last.
+            # As in training/loop.py, nothing waits for a step but the last.
         jax.block_until_ready((self.state, metrics))
 
 

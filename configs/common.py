@@ -13,7 +13,13 @@ def use_labels(config: ConfigDict, dataset: str, selection: str) -> None:
     config.data.num_classes = num_classes
     config.selection.name = choose(SELECTIONS, "selection", selection)
     config.selection.k = k
-    config.loss.multilabel_weight = weight if selection == "top_k" else 0.0
+    set_label_weight(config, weight if selection == "top_k" else 0.0)
+
+
+def set_label_weight(config: ConfigDict, weight: float | str) -> None:
+    """A number, or ``auto``, which flags can replace by a number as text."""
+    with config.loss.ignore_type():
+        config.loss.multilabel_weight = weight
 
 
 def use_schedule(config: ConfigDict, steps: int) -> None:

@@ -12,9 +12,10 @@ before, and writes ``study.md`` and ``study.png``. One row alone is
 
 from ml_collections import ConfigDict
 
-from configs import query2label, segmenter
+from configs import common, query2label, segmenter
 from mlseg_jax.settings import backbones
 from mlseg_jax.settings.arguments import choose, parse_arg
+from mlseg_jax.settings.resolve import AUTO
 
 MLSEG, BASELINE = "selection=top_k", "selection=complete"
 ALL = 1e9
@@ -138,6 +139,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = segmenter.get_config(
         f"dataset=sign_scenes,backbone={size['backbone']},{argument}"
     )
+    if config.loss.multilabel_weight == AUTO:
+        common.set_label_weight(config, 10.0)  # the paper's, for 150 labels
     _use_size(config, args, size, steps)
     config.model.decoder.dropout_rate = 0.0
     config.optimizer.update(learning_rate=7e-4, warmup_steps=min(50, steps // 4))

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from configs import common, pixel_classifier
 from mlseg_jax.settings import backbones
 from mlseg_jax.settings.arguments import choose, parse_arg
+from mlseg_jax.settings.resolve import AUTO
 
 # Steps with Swin and with BEiT (method.md 12.1, which has none for BEiT on COCO+LVIS).
 STEPS = {
@@ -87,7 +88,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     _use_recipe(config, is_beit)
     if is_beit:
-        config.loss.multilabel_weight *= 0.5
+        weight = config.loss.multilabel_weight
+        if weight != AUTO:
+            config.loss.multilabel_weight = 0.5 * weight
         config.eval.mode = "slide"
         # A third of each window is seen twice.
         config.eval.stride = (side * 2 // 3,) * 2

@@ -10,9 +10,12 @@ result.label_map, result.labels, result.overlay()
 def load(workdir, checkpoint="latest"):
     """The model that was trained in ``workdir``: see `prediction.segmenter.load`."""
     # Imported on use, so that `import mlseg_jax.typing` does not start JAX.
-    from mlseg_jax.prediction.segmenter import load as load_segmenter
+    from mlseg_jax.errors import refuse_foreign_pipeline
 
-    return load_segmenter(workdir, checkpoint)
+    refuse_foreign_pipeline()
+    from mlseg_jax.prediction import segmenter
+
+    return segmenter.load(workdir, checkpoint)
 
 
 __all__ = ["load"]

@@ -15,7 +15,9 @@ FLOORS = (
     ("label_selection",),
     ("settings",),
     ("models",),
-    ("losses", "metrics"),
+    # Losses count pixels as metrics do.
+    ("metrics",),
+    ("losses",),
     ("runs",),
     ("inference",),
     ("pretrained",),

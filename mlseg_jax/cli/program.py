@@ -1,7 +1,8 @@
-"""Commands: from flags to functions, and from exceptions to one sentence."""
+"""The program: from flags to commands, and from exceptions to one sentence."""
 
 import contextlib
 import errno
+import importlib
 import os
 import pathlib
 import re
@@ -11,8 +12,9 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from mlseg_jax.cli.overrides import last_of_each
 from mlseg_jax.distributed.host_memory import keep_freed_memory
-from mlseg_jax.errors import UserError
+from mlseg_jax.errors import UserError, refuse_foreign_pipeline
 from mlseg_jax.settings import recipes, saved
 from mlseg_jax.settings.arguments import did_you_mean
 
@@ -38,6 +40,11 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_string(
     "scores", None, "predict: folder for label scores of both splits of the data set."
+)
+flags.DEFINE_bool(
+    "raw_values",
+    False,
+    "predict: write the raw values of the training's masks.",
 )
 flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU) or a step.")
 flags.DEFINE_string("topology", None, "plan: v5e-256, v5p-64, h100x8, cpu8, ...")
@@ -75,7 +82,9 @@ flags.DEFINE_integer(
     "heartbeat_seconds", 60, "Several processes: silence after which one is gone."
 )
 
-LAUNCH = "python main.py"
+INSTALLED = "mlseg-jax"
+LAUNCH = INSTALLED if pathlib.Path(sys.argv[0]).stem == INSTALLED else "python main.py"
+"""How this was started."""
 
 SHARED = ("train", "evaluate")
 """Commands that several processes work on together."""
@@ -83,6 +92,7 @@ COMPILING = (*SHARED, "predict")
 """Commands whose compilations are counted."""
 
 COMMANDS = {
+    # name, which is that of its module in commands/: what it does, an example
     "train": (
         "train, or take up a run; ends with an evaluation",
         "--config=configs/demo.py --workdir=runs/demo",
@@ -185,7 +195,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _fail(f"There is no command {command!r}{did_you_mean(command, COMMANDS)}")
     try:
         with recipes.bound():
-            rest = FLAGS(_complete(argv))[2:]
+            rest = FLAGS(_complete(last_of_each(argv)))[2:]
     except flags.Error as error:
         _fail(_last_reason(str(error)))
     except (AttributeError, KeyError, ValueError, TypeError, OSError) as error:
@@ -225,7 +235,7 @@ def _find_config(value: str) -> str:
     path, colon, arguments = value.partition(":")
     # `configs/segmenter.py` means ours from everywhere.
     shipped = recipes.folder().parent / path
-    if pathlib.PurePath(path).parent.name == recipes.NAME:
+    if pathlib.PurePath(path).parent == pathlib.PurePath(recipes.NAME):
         shipped = recipes.folder() / pathlib.PurePath(path).name
     if not os.path.exists(path):
         if not shipped.exists():
@@ -260,20 +270,41 @@ def _last_reason(text: str) -> str:
     return re.sub(r"^[\w.]*(Error|Exception): ", "", last)
 
 
+def _keep_compilations() -> None:
+    """What one call has compiled the next does not compile again."""
+    import jax
+
+    from input_pipeline.files.local_copy import cache_directory
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", cache_directory("xla"))
+
+
 def _main(argv: list[str]) -> None:
     from mlseg_jax.planning.chatter import quiet
 
     command = argv[1]
+    try:
+        refuse_foreign_pipeline()
+    except UserError as error:
+        _fail(str(error))
     if command == "train":
         keep_freed_memory()
     with quiet() if command == "plan" else contextlib.nullcontext():
-        from mlseg_jax.cli import commands
         from mlseg_jax.distributed import processes
         from mlseg_jax.runs.progress import compilations_logged, log_to_stderr
+
+        # What other commands need is not waited for.
+        module = importlib.import_module(f"mlseg_jax.cli.commands.{command}")
+        _keep_compilations()
 
     # Libraries raise what they log; Orbax logs a full disk in a hundred lines.
     logging.set_verbosity(logging.FATAL)
     try:
+        if FLAGS.config is not None:
+            from mlseg_jax.models.build import check_config
+
+            check_config(FLAGS.config)
         if command in SHARED:
             processes.connect(
                 FLAGS.coordinator,
@@ -283,11 +314,10 @@ def _main(argv: list[str]) -> None:
             )
         if command != "plan":  # which sets JAX up for devices that are not there
             log_to_stderr()
-        commands.start()
         with (
             compilations_logged() if command in COMPILING else contextlib.nullcontext()
         ):
-            getattr(commands, command)(FLAGS)
+            module.run(FLAGS)
         processes.leave()
     except UserError as error:
         _fail(str(error))

@@ -257,11 +257,7 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 def check_batch_size(mesh: Mesh, batch_size: int, accumulate: int) -> None:
     """A batch must split evenly over devices and over the parts of an accumulation."""
     devices = mesh.size
-    if accumulate < 1:
-        raise UserError(
-            f"train.accumulate={accumulate} is no number of parts; set it to 1."
-        )
-    if batch_size < 1 or batch_size % (devices * accumulate):
+    if batch_size % (devices * accumulate):
         raise UserError(
             f"train.batch_size={batch_size} does not split over {devices} devices "
             f"times train.accumulate={accumulate}; make it a multiple of "

@@ -16,6 +16,7 @@ from input_pipeline.survey import Reading, survey, to_presence
 from mlseg_jax.doctor.checks import Finding, check_splits
 from mlseg_jax.doctor.label_statistics import SplitStatistics, as_text
 from mlseg_jax.errors import UserError
+from mlseg_jax.models.build import check_config
 from mlseg_jax.prediction.visualise import overlay
 from mlseg_jax.runs.checkpoint import write_json
 from mlseg_jax.runs.progress import progress_bar
@@ -117,6 +118,7 @@ def examine(config: ml_collections.ConfigDict, *, sample: int = 0) -> Report:
       config: of the training that is planned.
       sample: examples of each split to read, spread over it; 0 reads all.
     """
+    check_config(config)
     splits = tuple(_read_split(config, train, sample) for train in (True, False))
     return Report(splits, tuple(check_splits(config, *splits)))
 

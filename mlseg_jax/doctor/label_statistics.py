@@ -10,6 +10,7 @@ from etils import epath
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.info import DatasetInfo
 from input_pipeline.preparation.class_statistics import Presence
+from mlseg_jax.models.build import check_config
 from mlseg_jax.training.long_tail import count_presence
 from mlseg_jax.typing import Float
 
@@ -81,6 +82,7 @@ class SplitStatistics:
 
 def measure(config: ml_collections.ConfigDict) -> list[SplitStatistics]:
     """The statistics of both splits: prepared ones, or counted now."""
+    check_config(config)
     found = []
     for train in (True, False):
         source = open_dataset(config.data, train=train)

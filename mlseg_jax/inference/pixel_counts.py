@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlseg_jax.inference.rank_space import Segmented, tile_labels
+from mlseg_jax.inference.rank_space import Segmented
+from mlseg_jax.inference.regions import SegmentedRegions
 from mlseg_jax.label_selection import Selection, rank_of_class
 from mlseg_jax.metrics.mean_iou import MeanIoU
 from mlseg_jax.typing import IGNORE, Int
 
 
 @jax.jit
-def _count_tile(pieces, selection: Selection, label_map) -> MeanIoU:
-    prediction = tile_labels(pieces, selection)
+def _count_tile(prediction, selection: Selection, label_map) -> MeanIoU:
     ranks = rank_of_class(selection)
     flat = jnp.maximum(label_map.reshape(label_map.shape[0], -1), 0)
     selected = jnp.take_along_axis(ranks, flat, axis=1).reshape(label_map.shape)
@@ -21,15 +21,16 @@ def _count_tile(pieces, selection: Selection, label_map) -> MeanIoU:
     )
 
 
-def count_pixels(segmented: Segmented, label_maps: Int[np.ndarray, "N H W"]) -> MeanIoU:
+def count_pixels(
+    segmented: Segmented | SegmentedRegions, label_maps: Int[np.ndarray, "N H W"]
+) -> MeanIoU:
     """Counts at the size of the pictures; predictions never leave the device."""
     total = None
-    batch = segmented.selection.class_ids.shape[0]
-    for y, x, pieces in segmented.tiles():
-        truth = np.full((batch, *map(len, pieces[0][1:])), IGNORE, np.int32)
+    for y, x, prediction in segmented.label_tiles():
+        truth = np.full(prediction.shape, IGNORE, np.int32)
         part = label_maps[:, y, x]
         truth[: len(part), : part.shape[1], : part.shape[2]] = part
-        counts = _count_tile(pieces, segmented.selection, truth)
+        counts = _count_tile(prediction, segmented.selection, truth)
         total = counts if total is None else total.merge(counts)
     return total.to_host()
 

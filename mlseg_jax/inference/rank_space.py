@@ -64,13 +64,21 @@ class Segmented:
                 end = min(y + tile_height, height), min(x + side, width)
                 yield slice(y, end[0]), slice(x, end[1]), pieces
 
+    def label_tiles(self) -> Iterator[tuple[slice, slice, Int[Array, "B S T"]]]:
+        """Slices of the picture, and the class ids there.
+
+        Tiles at the right and lower border reach over it.
+        """
+        for y, x, pieces in self.tiles():
+            yield y, x, tile_labels(pieces, self.selection)
+
     def label_maps(self) -> UInt[np.ndarray, "N H W"]:
         """Class ids of every pixel, uint8 where that holds C of them, else uint16."""
         batch = self.selection.class_ids.shape[0]
         labels = np.zeros((batch, *self.size), self._dtype)
-        for y, x, pieces in self.tiles():
-            tile = np.asarray(tile_labels(pieces, self.selection))
-            labels[:, y, x] = tile[:, : y.stop - y.start, : x.stop - x.start]
+        for y, x, tile in self.label_tiles():
+            inside = (..., slice(y.stop - y.start), slice(x.stop - x.start))
+            labels[:, y, x] = np.asarray(tile)[inside]
         return labels[: self.count]
 
     def top_labels(
@@ -144,6 +152,7 @@ def tile_labels(pieces, selection: Selection) -> Int[Array, "B S T"]:
     return ranks_to_labels(best_rank(scores), selection)
 
 
+@jax.jit
 def best_rank(scores: Float[Array, "B K S T"]) -> Int[Array, "B S T"]:
     """``argmax`` over ranks, the first one on ties, in two quick reductions.
 

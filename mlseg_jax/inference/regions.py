@@ -9,7 +9,8 @@ exist a tile at a time, and a rank becomes a class id last: nothing here has C c
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,17 @@ from mlseg_jax.inference.mask_tiles import (
     MaskAxis,
     Masks,
     MaskTile,
+    mask_axes,
     mask_tiles,
     tile_size,
     upsampled_masks,
 )
+from mlseg_jax.inference.rank_space import best_rank
+from mlseg_jax.inference.views import View
+from mlseg_jax.label_selection import Selection, ranks_to_labels
 from mlseg_jax.typing import Array, Float, Int, UInt
+
+AnyArray = Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +45,7 @@ class RegionWindow:
         not select it; None if its ranks are those of the picture.
     """
 
-    class_logits: Float[np.ndarray, "N _"]
+    class_logits: Float[AnyArray, "N _"]
     masks: Masks
     rows: MaskAxis
     columns: MaskAxis
@@ -66,38 +73,52 @@ class RegionWindow:
 class SegmentedRegions:
     """A picture, ready to be turned into a label map, segments or instances.
 
+    As label maps are concerned it is used like `rank_space.Segmented`, with a batch of
+    one.
+
     Attributes:
       size: height and width of the picture.
       windows: what was seen of it; segments and instances need exactly one.
-      class_ids: class of each rank of the picture.
-      num_classes: C.
+      selection: the labels; with several windows, the union of theirs.
+      scores: label scores of the picture, the highest of its windows'.
     """
 
     size: tuple[int, int]
     windows: tuple[RegionWindow, ...]
-    class_ids: Int[np.ndarray, "U"]
-    num_classes: int
+    selection: Selection
+    scores: Float[np.ndarray, "1 C"]
+
+    @property
+    def count(self) -> int:
+        """Pictures in the batch."""
+        return 1
+
+    @property
+    def class_ids(self) -> Int[np.ndarray, "U"]:
+        """Class of each rank of the picture."""
+        return np.asarray(self.selection.class_ids)[0]
 
     def score_tiles(self) -> Iterator[tuple[slice, slice, Float[Array, "U S T"]]]:
         """Slices of the picture, and the scores of the labels there.
 
         Tiles at the right and lower border reach over it.
         """
-        masks = max(window.masks.num_queries for window in self.windows)
-        tile = tile_size(2 * (masks + len(self.class_ids)), self.size)
+        queries = max(window.masks.num_queries for window in self.windows)
+        tile = tile_size(2 * (queries + len(self.class_ids)), self.size)
         probabilities = [
             jnp.asarray(window.label_probabilities()) for window in self.windows
         ]
+        masks = [window.masks.on_device() for window in self.windows]
         streams = [mask_tiles(w.rows, w.columns, tile) for w in self.windows]
         if len(self.windows) == 1:
             for y, x, piece in streams[0]:
-                yield y, x, _score_tile(probabilities[0], self.windows[0].masks, piece)
+                yield y, x, _score_tile(probabilities[0], masks[0], piece)
             return
         for pieces in zip(*streams, strict=True):
             y, x, _ = pieces[0]
             total = jnp.zeros((len(self.class_ids), *tile), jnp.float32)
-            for window, labels, (*_, piece) in zip(
-                self.windows, probabilities, pieces, strict=True
+            for window, labels, own, (*_, piece) in zip(
+                self.windows, probabilities, masks, pieces, strict=True
             ):
                 shares = [
                     np.pad(axis.share[part], (0, length - (part.stop - part.start)))
@@ -106,33 +127,37 @@ class SegmentedRegions:
                     )
                 ]
                 if all(share.any() for share in shares):
-                    total = _add_scores(total, labels, window.masks, piece, *shares)
+                    total = _add_scores(total, labels, own, piece, *shares)
             yield y, x, total
 
-    def label_map(self) -> UInt[np.ndarray, "H W"]:
-        """Class id of every pixel, uint8 where that holds C of them, else uint16."""
-        labels = np.zeros(self.size, self._dtype)
+    def label_tiles(self) -> Iterator[tuple[slice, slice, Int[Array, "1 S T"]]]:
+        """Slices of the picture, and the class ids there; see `score_tiles`."""
         for y, x, scores in self.score_tiles():
-            ranks = np.asarray(_best_rank(scores))
-            inside = slice(y.stop - y.start), slice(x.stop - x.start)
-            labels[y, x] = self.class_ids[ranks[inside]]
+            yield y, x, ranks_to_labels(best_rank(scores[None]), self.selection)
+
+    def label_maps(self) -> UInt[np.ndarray, "1 H W"]:
+        """Class ids of every pixel, uint8 where that holds C of them, else uint16."""
+        labels = np.zeros((1, *self.size), self._dtype)
+        for y, x, tile in self.label_tiles():
+            inside = (..., slice(y.stop - y.start), slice(x.stop - x.start))
+            labels[:, y, x] = np.asarray(tile)[inside]
         return labels
 
     def top_labels(
         self, count: int
-    ) -> tuple[UInt[np.ndarray, "n H W"], Float[np.ndarray, "n H W"]]:
+    ) -> tuple[UInt[np.ndarray, "1 n H W"], Float[np.ndarray, "1 n H W"]]:
         """The best ``count`` classes of every pixel and their scores, as float16.
 
         Scores are divided by their sum over the labels, as probabilities would be.
         """
         count = min(count, len(self.class_ids))
-        labels = np.zeros((count, *self.size), self._dtype)
-        shares = np.zeros((count, *self.size), np.float16)
+        labels = np.zeros((1, count, *self.size), self._dtype)
+        shares = np.zeros((1, count, *self.size), np.float16)
         for y, x, scores in self.score_tiles():
             inside = (..., slice(y.stop - y.start), slice(x.stop - x.start))
             best, ranks = (np.asarray(part) for part in _top_ranks(scores, count))
-            labels[:, y, x] = self.class_ids[ranks[inside]]
-            shares[:, y, x] = best[inside]
+            labels[0, :, y, x] = self.class_ids[ranks[inside]]
+            shares[0, :, y, x] = best[inside]
         return labels, shares
 
     def only_window(self) -> RegionWindow:
@@ -151,7 +176,50 @@ class SegmentedRegions:
     @property
     def _dtype(self) -> np.dtype:
         """The smallest type that holds C class ids."""
-        return np.dtype(np.uint8 if self.num_classes <= 256 else np.uint16)
+        return np.dtype(np.uint8 if self.selection.num_classes <= 256 else np.uint16)
+
+
+def regions_of_views(
+    size: tuple[int, int],
+    views: Sequence[View],
+    windows: Sequence[tuple[Float[AnyArray, "N _"], Masks]],
+    selection: Selection,
+    scores: Float[np.ndarray, "1 C"],
+    ranks: Int[np.ndarray, "windows U"] | None = None,
+    stride: int = 4,
+) -> SegmentedRegions:
+    """A picture out of what the network gave for each window of its views.
+
+    Args:
+      size: height and width of the picture.
+      views: its scales and mirror images, which have equal weight; where windows
+        overlap they are averaged.
+      windows: class logits and masks of each window, view by view, row by row.
+      selection, scores: see `SegmentedRegions`.
+      ranks: see `RegionWindow`; None where each window's ranks are the picture's.
+      stride: pixels of a window in a cell of its masks.
+    """
+    results = []
+    for view in views:
+        rows, columns = (
+            mask_axes(
+                axis.length,
+                axis.view_length,
+                axis.starts,
+                axis.size,
+                stride * axis.cells,
+                axis.cells,
+                num_cells=axis.canvas_cells,
+                flip=axis.flip,
+            )
+            for axis in (view.rows, view.columns)
+        )
+        for row, column in itertools.product(rows, columns):
+            row = dataclasses.replace(row, share=row.share / len(views))
+            own = None if ranks is None else ranks[len(results)]
+            logits, masks = windows[len(results)]
+            results.append(RegionWindow(logits, masks, row, column, own))
+    return SegmentedRegions(size, tuple(results), selection, scores)
 
 
 def _class_scores(
@@ -172,14 +240,6 @@ def _add_scores(total, probabilities, masks, tile, row_share, column_share):
     """Adds a window's part to the scores of a tile."""
     share = (row_share[:, None] * column_share[None])[None]
     return total + share * _class_scores(probabilities, masks, tile)
-
-
-@jax.jit
-def _best_rank(scores: Float[Array, "U S T"]) -> Int[Array, "S T"]:
-    """``argmax`` over ranks, the first one on ties, in two quick reductions."""
-    is_best = scores == jnp.max(scores, axis=0, keepdims=True)
-    ranks = jnp.arange(len(scores))[:, None, None]
-    return jnp.min(jnp.where(is_best, ranks, len(scores) - 1), axis=0)
 
 
 @functools.partial(jax.jit, static_argnames="count")

@@ -15,7 +15,6 @@ import ml_collections
 import numpy as np
 
 from input_pipeline.augmentation.transforms import fitted_size, resize_for_test
-from mlseg_jax.errors import UserError
 from mlseg_jax.models.layers.resize import bilinear_matrix
 from mlseg_jax.typing import Float, Int
 
@@ -33,16 +32,41 @@ class Axis:
     """Windows along one axis of a view, and the way from their grids to the pixels.
 
     Attributes:
+      length: pixels of the picture.
+      view_length: pixels of the view.
       starts: first pixel of each window in the view.
       size: pixels of a window that are real.
       canvas: pixels of a window with padding.
-      matrix: from the grids of all windows, one after the other, to the picture.
+      cells, canvas_cells: the same of a window's grid.
+      flip: whether the view is a mirror image.
     """
 
+    length: int
+    view_length: int
     starts: tuple[int, ...]
     size: int
     canvas: int
-    matrix: Float[np.ndarray, "pixels cells"]
+    cells: int
+    canvas_cells: int
+    flip: bool
+
+    @functools.cached_property
+    def matrix(self) -> Float[np.ndarray, "pixels cells"]:
+        """From the grids of all windows, one after the other, to the picture.
+
+        Made when it is asked for: masks of regions go another way (``mask_tiles``).
+        """
+        upsample = bilinear_matrix(self.size, self.canvas_cells, size_in=self.cells)
+        count = len(self.starts), self.canvas_cells
+        stitched = np.zeros((self.view_length, *count), np.float32)
+        covered = np.zeros((self.view_length, 1, 1), np.float32)
+        for i, start in enumerate(self.starts):
+            stitched[start : start + self.size, i] = upsample
+            covered[start : start + self.size] += 1
+        matrix = (stitched / covered).reshape(self.view_length, -1)
+        if self.length != self.view_length:
+            matrix = bilinear_matrix(self.length, self.view_length) @ matrix
+        return matrix[::-1] if self.flip else matrix
 
 
 @functools.lru_cache(maxsize=512)
@@ -63,17 +87,7 @@ def plan_axis(
     size = min(window, view_length)
     count = max(view_length - window + stride - 1, 0) // stride + 1
     starts = tuple(max(min(i * stride, view_length - size), 0) for i in range(count))
-    upsample = bilinear_matrix(size, canvas_cells, size_in=cells)
-    stitched = np.zeros((view_length, count, canvas_cells), np.float32)
-    covered = np.zeros((view_length, 1, 1), np.float32)
-    for i, start in enumerate(starts):
-        stitched[start : start + size, i] = upsample
-        covered[start : start + size] += 1
-    stitched = (stitched / covered).reshape(view_length, -1)
-    matrix = stitched
-    if length != view_length:
-        matrix = bilinear_matrix(length, view_length) @ stitched
-    return Axis(starts, size, canvas, matrix[::-1] if flip else matrix)
+    return Axis(length, view_length, starts, size, canvas, cells, canvas_cells, flip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,11 +175,9 @@ def _plan(
     length = picture.shape[axis]
     if settings.mode == "whole":
         window, stride, canvas = length, length, round_up(length)
-    elif settings.mode == "slide":
+    else:
         window, stride = settings.window[axis], settings.stride[axis]
         canvas = window
-    else:
-        raise UserError(f"Unknown eval.mode {settings.mode!r}; choose whole or slide.")
     if not any_canvas:
         canvas = min(window, length)
     cells = grid_length(min(window, length)), grid_length(canvas)

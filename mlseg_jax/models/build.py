@@ -11,18 +11,24 @@ from flax import nnx
 
 from mlseg_jax.distributed.sharding import gather_weights
 from mlseg_jax.errors import UserError
+from mlseg_jax.models.backbones.resnet import STEMS
+from mlseg_jax.models.decoders.regions import IMAGES
+from mlseg_jax.models.layers.block_stack import REMAT_POLICIES
+from mlseg_jax.models.layers.resize import POSITION_RESIZES
 from mlseg_jax.models.mlseg import MLSeg
+from mlseg_jax.models.multilabel_heads.projected_encoder import PROJECTIONS
 from mlseg_jax.models.parts import (
     AUXILIARY_HEADS,
     BACKBONES,
     DECODERS,
     MULTILABEL_HEADS,
-    choose,
+    PIXEL_DECODERS,
     from_section,
     make_part,
 )
 from mlseg_jax.models.query2label import Query2Label
-from mlseg_jax.models.rank_adaptive import RankNorm
+from mlseg_jax.models.rank_adaptive import RANK_NORMS, RankNorm
+from mlseg_jax.settings import keys
 from mlseg_jax.typing import Array
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -34,11 +40,15 @@ Parameters = dict[str, Array]
 def _build_mlseg(
     config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
 ) -> MLSeg:
-    common = {"dtype": choose(DTYPES, "dtype", config.model.dtype), "rngs": rngs}
+    common = {"dtype": DTYPES[config.model.dtype], "rngs": rngs}
     choice = config.model
     make = functools.partial(make_part, config, **common)
     backbone = make(BACKBONES, "backbone")
-    decoder = make(DECODERS, "decoder", backbone)
+    # A decoder of regions stands on a pixel decoder.
+    base = backbone
+    if "pixel_decoder" in choice:
+        base = make(PIXEL_DECODERS, "pixel_decoder", backbone)
+    decoder = make(DECODERS, "decoder", base)
     return MLSeg(
         backbone,
         decoder,
@@ -47,11 +57,12 @@ def _build_mlseg(
             choice.rank_norm.kind,
             _norm_size(config, num_classes),
             unbiased_variance=choice.rank_norm.unbiased_variance,
+            no_object=decoder.num_queries > 0,
         ),
         num_classes=num_classes,
         scales_of_classes=config.selection.name == "complete",
         classes_in_backbone=_classes_in_backbone(config),
-        zero_classes=choice.class_embeddings.initial == "zeros",
+        initial_classes=choice.class_embeddings.initial,
         num_nearest=_num_nearest(config),
         auxiliary_head=make(AUXILIARY_HEADS, "auxiliary_head", backbone, num_classes),
         pixel_mean=tuple(config.data.pixel_mean),
@@ -63,7 +74,7 @@ def _build_mlseg(
 def _build_query2label(
     config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
 ) -> Query2Label:
-    common = {"dtype": choose(DTYPES, "dtype", config.model.dtype), "rngs": rngs}
+    common = {"dtype": DTYPES[config.model.dtype], "rngs": rngs}
     return from_section(
         Query2Label,
         config.model.transformer,
@@ -75,7 +86,12 @@ def _build_query2label(
     )
 
 
-MODELS = {"semantic": _build_mlseg, "multilabel": _build_query2label}
+MODELS = {
+    "semantic": _build_mlseg,
+    "panoptic": _build_mlseg,
+    "instance": _build_mlseg,
+    "multilabel": _build_query2label,
+}
 """The kind of model that a task trains."""
 
 
@@ -83,36 +99,36 @@ def build_model(
     config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
 ) -> MLSeg | Query2Label:
     """The model of a configuration for ``num_classes`` complete labels."""
-    _check_sizes(config)
-    return choose(MODELS, "task", config.task)(config, num_classes, rngs)
+    check_config(config)
+    return MODELS[config.task](config, num_classes, rngs)
 
 
-_MAY_BE_ZERO = ("downsample", "num_registers", "num_norms", "num_encoder_layers")
-"""Counts that 0 switches off."""
+TABLES = {
+    "task": MODELS,
+    "model.dtype": DTYPES,
+    "model.rank_norm.kind": RANK_NORMS,
+    "model.backbone.name": BACKBONES,
+    "model.backbone.position_resize": POSITION_RESIZES,
+    "model.backbone.remat": REMAT_POLICIES,
+    "model.backbone.stem": STEMS,
+    "model.decoder.image": IMAGES,
+    "model.decoder.name": DECODERS,
+    "model.pixel_decoder.name": PIXEL_DECODERS,
+    "model.multilabel_head.projection": PROJECTIONS,
+    "model.multilabel_head.name": MULTILABEL_HEADS,
+    "model.auxiliary_head.name": AUXILIARY_HEADS,
+    "model.transformer.remat": REMAT_POLICIES,
+}
+"""Keys that are names in a table, and that table."""
 
-_PLACES = ("taps", "level")
-"""Numbers of blocks or maps; `parts` knows how many there are."""
 
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Checks every key of a configuration; whoever opens something calls it first.
 
-def _check_sizes(config: ml_collections.ConfigDict) -> None:
-    """Whole numbers of parts are sizes and counts; rates are probabilities."""
-    for part, settings in config.model.items():
-        if not isinstance(settings, ml_collections.ConfigDict):
-            continue
-        for name, value in settings.items():
-            values = value if isinstance(value, tuple | list) else (value,)
-            if name.endswith("_rate"):
-                fits = all(0 <= x < 1 for x in values)
-                wanted = "a probability, from 0 to below 1"
-            else:
-                least = 0 if name in _MAY_BE_ZERO else 1
-                # A bool is an int to `isinstance`.
-                fits = name in _PLACES or all(
-                    x >= least for x in values if type(x) is int
-                )
-                wanted = f"a whole number from {least}"
-            if not fits:
-                raise UserError(f"model.{part}.{name} is {value}; give {wanted}.")
+    Raises:
+      UserError: a sentence that names the key, says what it is and what it may be.
+    """
+    keys.check(config, TABLES)
 
 
 def num_ranks(config: ml_collections.ConfigDict, num_classes: int) -> int:
@@ -137,11 +153,6 @@ def _num_nearest(config: ml_collections.ConfigDict) -> int | None:
 
 def _classes_in_backbone(config: ml_collections.ConfigDict) -> bool:
     choice = config.model.class_embeddings
-    if choice.initial not in ("normal", "zeros"):
-        raise UserError(
-            f"Unknown model.class_embeddings.initial {choice.initial!r}; choose normal "
-            f"or zeros."
-        )
     if choice.in_backbone and config.model.backbone.name != "vit":
         raise UserError(
             "model.class_embeddings.in_backbone puts the classes before the last block "

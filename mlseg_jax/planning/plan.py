@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.distributed.sharding import AXES, make_mesh
 from mlseg_jax.errors import UserError
-from mlseg_jax.models.build import FunctionalModel, num_ranks
+from mlseg_jax.models.build import FunctionalModel, check_config, num_ranks
 from mlseg_jax.planning.planned_step import EFFORT, Step, StepCompiler
 from mlseg_jax.planning.topologies import GIB, Topology, devices, parse_topology
 
@@ -71,6 +71,7 @@ def plan(
     Raises `UserError` where the topology is not known, its compiler is not installed,
     or the mesh does not fit it.
     """
+    check_config(config)
     if isinstance(topology, str):
         topology = parse_topology(topology)
     num_classes = config.data.num_classes

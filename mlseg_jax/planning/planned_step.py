@@ -109,7 +109,7 @@ class StepCompiler:
         return self._step(step, (self.state, batch), sizes, flops, executed)
 
     def predict(self) -> Step:
-        """What `inference.Engine` runs on a batch of windows."""
+        """What `inference.engine.Engine` runs on a batch of windows."""
         config, model = self.config, self.model
         policy = evaluation_policy(config, model.num_classes)
         given = None

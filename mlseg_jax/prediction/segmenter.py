@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from input_pipeline.files.images import read_image
+from input_pipeline.datasets.open import read_options
+from input_pipeline.files.images import USUAL, ReadOptions, read_image
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
@@ -17,8 +18,10 @@ from mlseg_jax.inference.label_scores import LabelScorer
 from mlseg_jax.inference.probabilities import write_probabilities
 from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.label_selection import SelectionPolicy
+from mlseg_jax.models.build import check_config
 from mlseg_jax.prediction import visualise
 from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
+from mlseg_jax.settings import keys
 from mlseg_jax.tasks.given_selection import load_classifier
 from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
 from mlseg_jax.typing import Bool, Float, UInt, UInt8
@@ -82,8 +85,12 @@ class Segmenter:
         info: DatasetInfo,
         policy: SelectionPolicy,
         classifier: LabelScorer | None = None,
+        reading: ReadOptions = USUAL,
     ):
-        """``classifier``: what selects, where the policy is ``given``."""
+        """``classifier``: what selects, where the policy is ``given``; ``reading``: how
+        files of pictures are read.
+        """
+        self._reading = reading
         self.info = info
         self.policy = policy
         self._engine = engine
@@ -116,7 +123,10 @@ class Segmenter:
           DataError: a file that cannot be read.
         """
         single = isinstance(images, np.ndarray | str | os.PathLike)
-        arrays = [_as_picture(image) for image in ([images] if single else images)]
+        arrays = [
+            _as_picture(image, self._reading)
+            for image in ([images] if single else images)
+        ]
         policy, mask = self._policy(k, allowed, minimum_score, cumulative)
         predictions = list(self._predict(arrays, policy, mask, top_labels))
         return predictions[0] if single else predictions
@@ -127,7 +137,7 @@ class Segmenter:
 
         The only way to the C-wide result; it exists on disk alone (`probabilities`).
         """
-        results = self._segment([_as_picture(image)], self.policy, None)
+        results = self._segment([_as_picture(image, self._reading)], self.policy, None)
         write_probabilities(results[0], path)
 
     def _segment(
@@ -155,6 +165,7 @@ class Segmenter:
     def _policy(self, k, allowed, minimum_score, cumulative):
         policy = self.policy
         if k is not None:
+            keys.check_value("selection.k", k)
             policy = dataclasses.replace(policy, k=k)
         mask = None
         if allowed is not None:
@@ -169,6 +180,8 @@ class Segmenter:
             policy = dataclasses.replace(policy, k=min(policy.k, count))
         dynamic = {"minimum_score": minimum_score, "cumulative": cumulative}
         given = {key: value for key, value in dynamic.items() if value is not None}
+        for key, value in given.items():
+            keys.check_value(f"selection.{key}", value)
         policy = dataclasses.replace(policy, **given)
         return policy, mask
 
@@ -220,9 +233,9 @@ class Segmenter:
         )
 
 
-def _as_picture(image: Picture) -> UInt8[np.ndarray, "H W 3"]:
+def _as_picture(image: Picture, reading: ReadOptions) -> UInt8[np.ndarray, "H W 3"]:
     if not isinstance(image, np.ndarray):
-        return read_image(image)
+        return read_image(image, reading)
     if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -254,6 +267,7 @@ def load(workdir: str | os.PathLike, checkpoint: str = "latest") -> Segmenter:
 
 def load_with_config(workdir: str, config, checkpoint: str) -> Segmenter:
     """As `load`, with changes to the ``eval`` and ``selection`` parts."""
+    check_config(config)
     info = load_info(workdir)
     if config.task == "multilabel":
         raise UserError(
@@ -271,4 +285,4 @@ def load_with_config(workdir: str, config, checkpoint: str) -> Segmenter:
         classifier = load_classifier(config.selection.classifier, info)
     model, parameters, _ = load_parameters(workdir, config, checkpoint)
     engine = make_engine(config, model, parameters, make_mesh(config))
-    return Segmenter(engine, info, policy, classifier)
+    return Segmenter(engine, info, policy, classifier, read_options(config.data))

@@ -7,23 +7,15 @@ import ml_collections
 from jax.sharding import Mesh
 
 from mlseg_jax.distributed.sharding import state_sharding
-from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
-
-EVALUATED_WEIGHTS = ("average", "latest", "better")
-"""Which weights ``eval.weights`` can name: of the average over steps (where there is
-one), of the last step, or whichever of the two scores better."""
 
 
 def evaluation_parameters(
     state: dict[str, Any], which: str = "average"
 ) -> dict[str, dict[str, Any]]:
-    """The weights to evaluate, by what they are: ``average``, ``latest`` or both."""
-    if which not in EVALUATED_WEIGHTS:
-        raise UserError(
-            f"Unknown eval.weights {which!r}; choose one of "
-            f"{', '.join(EVALUATED_WEIGHTS)}."
-        )
+    """The weights to evaluate, by what they are: of the ``average`` over steps (where
+    there is one), of the ``latest`` step, or of both where ``which`` is ``better``.
+    """
     latest = {"latest": state["params"] | state["stats"]}
     if which == "latest" or not state["ema"]:
         return latest

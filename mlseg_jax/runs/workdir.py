@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Collection
 
 import jax
 import ml_collections
@@ -14,6 +15,7 @@ from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.runs.checkpoint import Checkpoints, write_json
 from mlseg_jax.runs.weights import abstract_weights, evaluation_parameters
 from mlseg_jax.settings import saved
+from mlseg_jax.settings.resolve import resolve
 
 CARD = "model_card.json"
 """In work directories that `convert` wrote: where the weights are from."""
@@ -27,10 +29,16 @@ FREE_TO_CHANGE = (
     "train.hang_minutes",
     "train.profile_start",
     "train.profile_steps",
+    "data.path",
+    "data.cache",
     "data.num_threads",
+    "data.num_workers",
     "data.on_bad_example",
 )
 """Keys that may differ when a run is taken up again: they change no weight."""
+
+FREE_WITHOUT_EARLY_STOPPING = ("train.eval_every", "train.patience")
+"""As those, unless evaluations without a better score are counted."""
 
 
 def load_config(workdir: str) -> ml_collections.ConfigDict:
@@ -45,8 +53,12 @@ def load_info(workdir: str) -> DatasetInfo:
     """The classes that the model was trained on."""
     load_config(workdir)  # Says it where this is no work directory.
     facts = json.loads((epath.Path(workdir) / "dataset.json").read_text())
+    raw_values = facts.get("raw_values")  # Runs of before do not have them.
     return DatasetInfo(
-        facts["name"], tuple(facts["class_names"]), tuple(facts["is_thing"])
+        facts["name"],
+        tuple(facts["class_names"]),
+        tuple(facts["is_thing"]),
+        raw_values and tuple(raw_values),
     )
 
 
@@ -96,6 +108,7 @@ def claim_workdir(
             f"{workdir} holds converted weights and no run; train from them with "
             f"--config.init={workdir} and another --workdir."
         )
+    config = resolve(config, info.num_classes)
     wanted = json.loads(config.to_json_best_effort())
     if not path.exists() or not _holds_checkpoint(path.parent):
         try:
@@ -115,13 +128,26 @@ def claim_workdir(
             f"The work directory {workdir} was trained on other classes than the data "
             f"has now; restore the data's classes or choose another --workdir."
         )
-    differences = _differences(json.loads(path.read_text()), wanted)
+    # Not the file: it may lack keys that are newer than the run, and name files from
+    # where it was started.
+    before = resolve(load_config(workdir), info.num_classes)
+    free = set(FREE_TO_CHANGE)
+    if before.train.patience == config.train.patience == 0:
+        free.update(FREE_WITHOUT_EARLY_STOPPING)
+    differences = _differences(json.loads(before.to_json_best_effort()), wanted, free)
     if differences:
+        more = (
+            f" To train on for more steps, start a run from this one "
+            f"(--config.init={workdir})."
+        )
         raise UserError(
             f"The work directory {workdir} holds a run with another configuration "
             f"({'; '.join(differences[:5])}{' ...' if len(differences) > 5 else ''}); "
             f"choose another --workdir, or the same settings to take it up."
+            f"{more if any(x.startswith('train.steps ') for x in differences) else ''}"
         )
+    if jax.process_index() == 0:
+        write_json(path, wanted)  # Where the data is now, and how it is evaluated.
 
 
 def _holds_checkpoint(workdir: epath.Path) -> bool:
@@ -129,9 +155,9 @@ def _holds_checkpoint(workdir: epath.Path) -> bool:
     return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
 
 
-def _differences(old, new, path: str = "") -> list[str]:
+def _differences(old, new, free: Collection[str], path: str = "") -> list[str]:
     """Leaves that are not equal, as ``key was x, is y``."""
-    if path in FREE_TO_CHANGE:
+    if path in free:
         return []
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
@@ -139,7 +165,7 @@ def _differences(old, new, path: str = "") -> list[str]:
             line
             for key in keys
             for line in _differences(
-                old.get(key), new.get(key), f"{path}.{key}" if path else key
+                old.get(key), new.get(key), free, f"{path}.{key}" if path else key
             )
         ]
     return [] if old == new else [f"{path} was {old}, is {new}"]

@@ -26,9 +26,9 @@ def choose(table, what: str, name: str):
     return table[name] if isinstance(table, dict) else name
 
 
-def did_you_mean(name: str, known) -> str:
-    """The end of an error sentence: the nearest known name, else all of them."""
+def did_you_mean(name: str, known, *, of_all: bool = True) -> str:
+    """The end of an error sentence: the nearest known name, else all (or none)."""
     near = difflib.get_close_matches(name, list(known), n=1)
     if near:
         return f"; did you mean {near[0]!r}?"
-    return f"; choose one of {', '.join(known)}."
+    return f"; choose one of {', '.join(known)}." if of_all else "; remove it."

@@ -15,9 +15,9 @@ DATA_SETS = {
     "ade20k_full": (847, 100, 100.0),
     "coco_lvis": (1284, 100, 300.0),
     # Not in the paper: anyone's own data (it says its labels), and the embedded scenes.
-    "folder": (0, 50, 10.0),
-    "sign_scenes": (120, 20, 10.0),
+    "folder": (0, 50, "auto"),
+    "sign_scenes": (120, 20, "auto"),
 }
 """What the paper chose for each data set whatever the framework (method.md 4.4, 9.1);
-what depends on both stands in the framework's file.
+what depends on both stands in the framework's file. ``auto``: see `resolve`.
 """

@@ -7,7 +7,6 @@ have a package of that name itself, so the name is theirs only while a recipe is
 
 import contextlib
 import importlib
-import importlib.util
 import pathlib
 import sys
 import types
@@ -37,13 +36,8 @@ def bound() -> Iterator[None]:
         return
     foreign = _take_away()
     try:
-        spec = importlib.util.spec_from_file_location(
-            NAME,
-            folder() / "__init__.py",
-            submodule_search_locations=[str(folder())],
-        )
-        sys.modules[NAME] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[NAME])
+        sys.modules[NAME] = types.ModuleType(NAME)
+        sys.modules[NAME].__path__ = [str(folder())]
         yield
     finally:
         _take_away()
@@ -51,7 +45,7 @@ def bound() -> Iterator[None]:
 
 
 def _is_ours(module: types.ModuleType | None) -> bool:
-    return str(folder()) in getattr(module, "__path__", ())
+    return list(getattr(module, "__path__", ()))[:1] == [str(folder())]
 
 
 def _take_away() -> dict[str, types.ModuleType]:

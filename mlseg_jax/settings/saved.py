@@ -9,6 +9,8 @@ import json
 from etils import epath
 from ml_collections import ConfigDict
 
+from mlseg_jax.settings import base
+
 
 def get_config(workdir: str) -> ConfigDict:
     path = epath.Path(workdir) / "config.json"
@@ -18,8 +20,27 @@ def get_config(workdir: str) -> ConfigDict:
             f"directory that `python main.py train --workdir=...` wrote."
         )
     config = ConfigDict(_with_tuples(json.loads(path.read_text())))
+    defaults = base.base("")
+    # Averages began without a warm-up before there was the key.
+    defaults.optimizer.ema_warmup = config.optimizer.ema_decay == 0
+    _add_new_keys(config, defaults)
+    _add_new_keys(config.data, _data_defaults())
     config.lock()
     return config
+
+
+def _data_defaults() -> ConfigDict:
+    # Every run has what is to be said here.
+    return base.data(name="", crop_size=(1, 1), base_size=(0, 0), normalisation="half")
+
+
+def _add_new_keys(section: ConfigDict, defaults: ConfigDict) -> None:
+    """Keys that the run did not know yet; parts of models have defaults themselves."""
+    for key, default in defaults.items():
+        if key not in section:
+            section[key] = default
+        elif isinstance(default, ConfigDict):
+            _add_new_keys(section[key], default)
 
 
 def _with_tuples(value):

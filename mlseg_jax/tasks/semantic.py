@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import ml_collections
 
 from mlseg_jax.distributed.sharding import on_each_device
-from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import (
     Selection,
     SelectionPolicy,
@@ -115,13 +114,8 @@ def _pixel_losses(
     """The configured loss of logits over ranks and ranks of pixels, unreduced."""
     if config.loss.pixel == "cross_entropy":
         return upsampled_cross_entropy
-    if config.loss.pixel == "nearest_classes":
-        return functools.partial(
-            nearest_class_cross_entropy, num_nearest=config.loss.num_nearest
-        )
-    raise UserError(
-        f"Unknown loss.pixel {config.loss.pixel!r}; choose cross_entropy or "
-        f"nearest_classes."
+    return functools.partial(
+        nearest_class_cross_entropy, num_nearest=config.loss.num_nearest
     )
 
 
@@ -148,18 +142,13 @@ def multilabel_losses(
     """The configured multi-label loss, unreduced."""
     if config.loss.multilabel == "binary_cross_entropy":
         return binary_cross_entropy(scores, presence)
-    if config.loss.multilabel == "asymmetric":
-        return asymmetric_loss(
-            scores,
-            presence,
-            gamma_negative=config.loss.gamma_negative,
-            gamma_positive=config.loss.gamma_positive,
-            clip=config.loss.clip,
-            detach_focus=config.loss.detach_focus,
-        )
-    raise UserError(
-        f"Unknown loss.multilabel {config.loss.multilabel!r}; choose asymmetric or "
-        f"binary_cross_entropy."
+    return asymmetric_loss(
+        scores,
+        presence,
+        gamma_negative=config.loss.gamma_negative,
+        gamma_positive=config.loss.gamma_positive,
+        clip=config.loss.clip,
+        detach_focus=config.loss.detach_focus,
     )
 
 

@@ -1,7 +1,5 @@
-"""Evaluation: one pass over a split, all metrics, and what the report shows of it."""
+"""Evaluation of semantic segmentation: all metrics, and what the report shows."""
 
-import itertools
-import time
 from collections.abc import Iterator
 
 import jax
@@ -9,12 +7,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
-from flax import nnx
 from jax.sharding import Mesh
 
-from input_pipeline.datasets.bad_examples import Skips, drop_bad
-from input_pipeline.pipeline import evaluation_examples
-from mlseg_jax.distributed.processes import gather
+from input_pipeline.info import DatasetInfo
 from mlseg_jax.errors import UserError
 from mlseg_jax.inference.engine import Engine
 from mlseg_jax.inference.pixel_counts import count_pixels, pixel_histogram
@@ -31,7 +26,11 @@ from mlseg_jax.metrics.label_recall import LabelRecall
 from mlseg_jax.metrics.mean_iou import MeanIoU
 from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.models.mlseg import MLSeg
-from mlseg_jax.runs.checkpoint import write_json
+from mlseg_jax.tasks.evaluation import (
+    AbstractEvaluation,
+    groups_by_shape,
+    label_details,
+)
 from mlseg_jax.typing import Bool, Int
 
 NUM_REPORT_EXAMPLES = 8
@@ -100,11 +99,21 @@ def make_engine(
 ORACLE_LABELS = ("resized", "original")
 
 
-class Evaluation:
-    """Everything one evaluation accumulates; made anew for each."""
+class SemanticEvaluation(AbstractEvaluation):
+    """Mean IoU, with the oracle's where asked for, and what of the labels was found."""
 
-    def __init__(self, config, info, *, with_oracle: bool, class_examples=None):
-        """``class_examples``: [C] training images of each class, where known."""
+    states = ("mean_iou", "oracle_mean_iou", "label_scores", "recall")
+    counts = ("examples_per_class", "num_examples", "num_selected")
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        info: DatasetInfo,
+        *,
+        with_oracle: bool = False,
+        class_examples: Int[np.ndarray, "C"] | None = None,
+    ):
+        """``class_examples``: training images of each class, where known."""
         num_classes = info.num_classes
         self.config = config
         self.info = info
@@ -120,6 +129,9 @@ class Evaluation:
         self.examples_per_class = np.zeros(num_classes, np.int64)
         self.num_examples = self.num_selected = 0
         self.pictures = []
+
+    def groups(self, engine: Engine, examples: Iterator[dict]) -> Iterator[list[dict]]:
+        return groups_by_shape(examples, engine.batch_sizes[0])
 
     def add(self, engine: Engine, examples: list[dict]) -> None:
         """Segments and scores examples whose pictures have one size."""
@@ -164,7 +176,7 @@ class Evaluation:
 
         Of one view, the whole picture at its own size, where so configured.
         """
-        which = self.config.eval.get("oracle_labels", "original")
+        which = self.config.eval.oracle_labels
         if which not in ORACLE_LABELS:
             raise UserError(
                 f"Unknown eval.oracle_labels {which!r}; choose one of "
@@ -233,21 +245,7 @@ class Evaluation:
         ):
             self.pictures.append((example, prediction.astype(np.int32), scores))
 
-    def add_other_processes(self) -> None:
-        """Adds up what all processes have counted; the pictures stay this one's."""
-        names = ("mean_iou", "oracle_mean_iou", "label_scores", "recall")
-        counts = ("examples_per_class", "num_examples", "num_selected")
-        own = {name: getattr(self, name).to_host() for name in names}
-        own |= {name: getattr(self, name) for name in counts}
-        first, *others = gather(own)
-        for other in others:
-            first |= {name: first[name].merge(other[name]) for name in names}
-            first |= {name: first[name] + other[name] for name in counts}
-        for name, value in first.items():
-            setattr(self, name, value)
-
-    def compute(self) -> dict[str, float]:
-        """The flat metrics of ``metrics.json``."""
+    def compute(self) -> dict[str, int | float]:
         metrics = {**self.mean_iou.compute(), **self.recall.compute()}
         if self.class_examples is not None:
             iou = self.mean_iou.per_class_iou()
@@ -263,47 +261,26 @@ class Evaluation:
         return metrics
 
     def details(self, model: MLSeg) -> dict:
-        """What ``evaluation.json`` holds: values by class and by rank."""
         inverse_temperature = model.rank_norm.inverse_temperature(self.policy.k)
         precision = np.full(self.info.num_classes, np.nan)
         if self.config.model.multilabel_head.name != "none":
             precision = self.label_scores.per_class_average_precision()
         pixels = np.asarray(self.mean_iou.labelled, np.float64)
-        curve = self.recall.curve()
-        return {
-            "num_classes": self.info.num_classes,
-            "k": self.policy.k,
-            "classes": [
-                {
-                    "name": name,
-                    "iou": iou,
-                    "average_precision": average_precision,
-                    "pixel_share": share,
-                    "examples": count,
-                }
-                for name, iou, average_precision, share, count in zip(
-                    self.info.class_names,
-                    self.mean_iou.per_class_iou().tolist(),
-                    np.asarray(precision).tolist(),
-                    (pixels / max(pixels.sum(), 1.0)).tolist(),
-                    self.examples_per_class.tolist(),
-                    strict=True,
-                )
-            ],
-            "recall_at_k": {
-                "k": np.asarray(curve["k"]).tolist(),
-                "pixel": np.asarray(curve["pixel_recall"]).tolist(),
-                "image": np.asarray(curve["image_recall"]).tolist(),
-            },
-            "classes_per_image": np.asarray(self.recall.classes_per_image).tolist(),
-            "inverse_temperature": None
-            if inverse_temperature is None
-            else np.asarray(inverse_temperature).tolist(),
-            "inverse_temperature_label": "scale of the rank norm (1 / tau)",
-        }
+        details = label_details(
+            self.info,
+            self.policy.k,
+            self.recall,
+            iou=self.mean_iou.per_class_iou(),
+            average_precision=precision,
+            pixel_share=pixels / max(pixels.sum(), 1.0),
+            examples=self.examples_per_class,
+        )
+        if inverse_temperature is not None:
+            details["inverse_temperature"] = np.asarray(inverse_temperature).tolist()
+        details["inverse_temperature_label"] = "scale of the rank norm (1 / tau)"
+        return details
 
     def save_pictures(self, path: epath.Path) -> None:
-        """Writes what the report shows of single pictures."""
         arrays = {"names": np.asarray(self.info.class_names)}
         for i, (example, prediction, scores) in enumerate(self.pictures):
             order = np.argsort(-scores, kind="stable")[: 2 * self.policy.k]
@@ -320,64 +297,3 @@ class Evaluation:
 
 
 _select_oracle = jax.jit(select_oracle, static_argnames="k")
-
-
-def group_by_size(examples, size: int) -> Iterator[list[dict]]:
-    """Runs of neighbouring examples with pictures of one size, at most ``size``
-    long.
-    """
-    for _, run in itertools.groupby(examples, key=lambda e: e["image"].shape):
-        while group := list(itertools.islice(run, size)):
-            yield group
-
-
-def evaluate(
-    engine: Engine,
-    source,
-    config: ml_collections.ConfigDict,
-    *,
-    with_oracle: bool,
-    class_examples: Int[np.ndarray, "C"] | None = None,
-    on_progress=lambda done, total: None,
-) -> tuple[Evaluation, dict[str, float]]:
-    """One pass over ``source``; the metrics say also how long it took.
-
-    Every process takes its share of the examples; all get the metrics of all.
-    """
-    evaluation = Evaluation(
-        config, source.info, with_oracle=with_oracle, class_examples=class_examples
-    )
-    skips = Skips()
-    examples = evaluation_examples(
-        drop_bad(source, config.data.on_bad_example, skips),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_threads=config.data.num_threads,
-    )
-    begin = time.perf_counter()
-    for group in group_by_size(examples, engine.batch_sizes[0]):
-        evaluation.add(engine, group)
-        done = evaluation.num_examples * jax.process_count()
-        on_progress(min(done, len(source)), len(source))
-    evaluation.add_other_processes()
-    seconds = time.perf_counter() - begin
-    skips.log("evaluation")
-    if not evaluation.num_examples:
-        raise UserError("No example of the evaluation split can be read; run doctor.")
-    metrics = evaluation.compute()
-    metrics["seconds"] = seconds
-    metrics["images_per_second"] = evaluation.num_examples / seconds
-    return evaluation, metrics
-
-
-def write_evaluation(
-    workdir: str,
-    evaluation,
-    metrics: dict,
-    model: nnx.Module,
-) -> None:
-    """``metrics.json``, and beside it what the report is made of."""
-    path = epath.Path(workdir)
-    write_json(path / "evaluation.json", evaluation.details(model))
-    evaluation.save_pictures(path / "evaluation_examples.npz")
-    write_json(path / "metrics.json", metrics)

@@ -5,15 +5,11 @@ from typing import NamedTuple
 
 import ml_collections
 
-from mlseg_jax.errors import UserError
 from mlseg_jax.inference.label_scores import LabelScorer
 from mlseg_jax.tasks import multilabel, semantic
-from mlseg_jax.tasks import (
-    multilabel_evaluation as evaluate_labels,
-)
-from mlseg_jax.tasks import (
-    semantic_evaluation as evaluate,
-)
+from mlseg_jax.tasks.evaluation import AbstractEvaluation
+from mlseg_jax.tasks.multilabel_evaluation import LabelEvaluation
+from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation, make_engine
 
 
 class Task(NamedTuple):
@@ -23,27 +19,23 @@ class Task(NamedTuple):
       means: ``(model, batch, config, rng, priors)`` to losses and what else to log, as
         sums and counts (`losses.reduce.Mean`).
       make_engine: ``(config, model, parameters, mesh)`` to what predicts for pictures.
-      evaluate: ``(engine, source, config, with_oracle=, class_examples=,
-        on_progress=) -> (evaluation, metrics)``.
+      make_evaluation: ``(config, info, with_oracle=, class_examples=)`` to what
+        `evaluation.evaluate` fills.
       best_metric: the metric by which checkpoints are compared.
     """
 
     means: Callable
     make_engine: Callable
-    evaluate: Callable
+    make_evaluation: Callable[..., AbstractEvaluation]
     best_metric: str
 
 
 TASKS = {
-    "semantic": Task(semantic.means, evaluate.make_engine, evaluate.evaluate, "mIoU"),
-    "multilabel": Task(multilabel.means, LabelScorer, evaluate_labels.evaluate, "mAP"),
+    "semantic": Task(semantic.means, make_engine, SemanticEvaluation, "mIoU"),
+    "multilabel": Task(multilabel.means, LabelScorer, LabelEvaluation, "mAP"),
 }
 
 
 def find_task(config: ml_collections.ConfigDict) -> Task:
     """The task of a configuration."""
-    if config.task not in TASKS:
-        raise UserError(
-            f"Unknown task {config.task!r}; choose one of {', '.join(TASKS)}."
-        )
     return TASKS[config.task]

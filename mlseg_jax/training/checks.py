@@ -2,27 +2,50 @@
 
 import logging
 
+import ml_collections
+
+from input_pipeline.findings import differing_classes
 from mlseg_jax.errors import UserError
 from mlseg_jax.tasks.semantic_evaluation import check_given, evaluation_policy
 
 logger = logging.getLogger(__name__)
 
 
+def warmup_note(config: ml_collections.ConfigDict) -> str:
+    """What is odd about a warm-up that training does not get past; "" where it does."""
+    optimizer, steps = config.optimizer, config.train.steps
+    if not _warms_up(config) or optimizer.warmup_steps < steps:
+        return ""
+    reached = optimizer.learning_rate * max(steps - 1, 0) / optimizer.warmup_steps
+    return (
+        f"optimizer.warmup_steps is {optimizer.warmup_steps}, but training has "
+        f"{steps} steps: the learning rate gets to {reached:.2g} of "
+        f"{optimizer.learning_rate:.2g}; lower it, or raise train.steps."
+    )
+
+
+def _warms_up(config: ml_collections.ConfigDict) -> bool:
+    optimizer = config.optimizer
+    return optimizer.warmup_steps > 0 and optimizer.schedule != "one_cycle"
+
+
 def check_labels(config, train_info, eval_info) -> None:
     if train_info.class_names != eval_info.class_names:
         raise UserError(
-            f"The splits {config.data.train_split!r} and {config.data.eval_split!r} "
-            f"have different classes; both must be of one data set."
-        )
-    if len(config.data.crop_size) != 2:
-        raise UserError(
-            f"data.crop_size is {config.data.crop_size}; give height and width, as in "
-            f"--config.data.crop_size=(512,512)."
+            differing_classes(
+                (config.data.train_split, config.data.eval_split), train_info, eval_info
+            )
         )
     if any("backbone" in x for x in config.optimizer.frozen) and not config.init:
         logger.warning(
             "optimizer.frozen keeps random weights of the backbone: name weights for "
             "it in config.init (docs/weights.md), or train it too."
+        )
+    if note := warmup_note(config):
+        logger.warning(note)
+    if _warms_up(config):
+        logger.info(
+            "the warm-up begins at a learning rate of 0: step 1 changes nothing"
         )
     selection = config.selection
     if config.task == "multilabel":

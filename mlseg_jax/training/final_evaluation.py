@@ -7,7 +7,7 @@ from mlseg_jax.distributed.sharding import own_mesh, to_own_mesh
 from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.runs.checkpoint import without_nan
 from mlseg_jax.runs.progress import progress_bar
-from mlseg_jax.tasks.semantic_evaluation import write_evaluation
+from mlseg_jax.tasks.evaluation import evaluate, write_evaluation
 from mlseg_jax.tasks.table import Task, find_task
 from mlseg_jax.training import long_tail
 
@@ -37,13 +37,14 @@ def evaluate_and_write(
                 bar.update(done - bar.n)
                 on_progress()
 
-            evaluations[name], results[name] = task.evaluate(
-                engine,
-                source,
+            evaluations[name] = task.make_evaluation(
                 config,
+                source.info,
                 with_oracle=True,
                 class_examples=long_tail.class_examples(presence, model.num_classes),
-                on_progress=show,
+            )
+            results[name] = evaluate(
+                evaluations[name], engine, source, config, on_progress=show
             )
     metrics, scores = better_weights(task, results)
     metrics["step"] = step

@@ -19,7 +19,6 @@ from etils import epath
 from input_pipeline.preparation.class_statistics import Presence
 from input_pipeline.resample import Resampled, repeat_factors, repeated_indices
 from input_pipeline.survey import survey, to_presence
-from mlseg_jax.errors import UserError
 from mlseg_jax.losses.class_priors import ClassPriors, class_priors
 from mlseg_jax.runs.progress import progress_bar
 from mlseg_jax.typing import Int
@@ -90,11 +89,6 @@ def count_presence(source, num_threads: int) -> Presence:
 def resample(config: ml_collections.ConfigDict, source, presence: Presence | None):
     """The training split with rare classes repeated, if the configuration says so."""
     threshold = config.data.repeat_factor
-    if threshold < 0:
-        raise UserError(
-            f"data.repeat_factor is {threshold}; give the share of images under which "
-            "a class is repeated, such as 0.001, or 0 for no repeating."
-        )
     if threshold == 0:
         return source
     indices = repeated_indices(repeat_factors(presence, threshold), config.seed)

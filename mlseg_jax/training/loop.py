@@ -20,17 +20,20 @@ from mlseg_jax.distributed.sharding import (
     to_own_mesh,
 )
 from mlseg_jax.errors import UserError
-from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.build import FunctionalModel, check_config
 from mlseg_jax.models.flops import peak_flops, training_flops
 from mlseg_jax.pretrained.initialise import start_from
 from mlseg_jax.runs.checkpoint import Checkpoints
 from mlseg_jax.runs.progress import MetricWriter, Stopwatch, log_line, progress_bar
 from mlseg_jax.runs.weights import evaluation_parameters
 from mlseg_jax.runs.workdir import claim_workdir
+from mlseg_jax.settings.resolve import AUTO, resolve
+from mlseg_jax.tasks.evaluation import evaluate
 from mlseg_jax.tasks.given_selection import add_given_labels
 from mlseg_jax.tasks.table import find_task
 from mlseg_jax.training import long_tail, preflight
 from mlseg_jax.training.checks import check_labels
+from mlseg_jax.training.data_remarks import say_oddities
 from mlseg_jax.training.early_stopping import has_converged
 from mlseg_jax.training.final_evaluation import (
     better_weights,
@@ -60,6 +63,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
     Returns the metrics that are also in ``metrics.json``.
     """
+    check_config(config)
     preflight.check(config, workdir)
     with StopRequest() as stop:
         try:
@@ -72,11 +76,17 @@ def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
     train_source = open_dataset(config.data, train=True)
     eval_source = open_dataset(config.data, train=False)
     num_classes = train_source.info.num_classes
+    is_auto = config.loss.multilabel_weight == AUTO
+    config = resolve(config, num_classes)
+    if is_auto:
+        weight = config.loss.multilabel_weight
+        logger.info("loss.multilabel_weight: %g for %d classes", weight, num_classes)
     check_labels(config, train_source.info, eval_source.info)
     skips = Skips()
     for source in (train_source, eval_source):
         source = drop_bad(source, config.data.on_bad_example, skips)
         read_some(source, config.data.num_threads)
+    say_oddities(config, train_source)
     mesh = make_mesh(config)
     check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
 
@@ -233,12 +243,14 @@ class _Loop:
         weights = evaluation_parameters(state, self.config.eval.weights)
         for name, parameters in weights.items():
             self.engine.parameters = to_own_mesh(parameters, self.engine.mesh)
-            _, results[name] = self.task.evaluate(
+            evaluation = self.task.make_evaluation(
+                self.config, self.eval_source.info, class_examples=self.class_examples
+            )
+            results[name] = evaluate(
+                evaluation,
                 self.engine,
                 self.eval_source,
                 self.config,
-                with_oracle=False,
-                class_examples=self.class_examples,
                 on_progress=alive,
             )
         self.engine.parameters = {}  # the step is about to donate them

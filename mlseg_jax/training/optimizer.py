@@ -40,13 +40,8 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
         decay = optax.polynomial_schedule(start, end, optimizer.poly_power, steps)
     elif optimizer.schedule == "cosine":
         decay = optax.cosine_decay_schedule(start, steps, alpha=end / start)
-    elif optimizer.schedule == "constant":
-        decay = optax.constant_schedule(start)
     else:
-        raise UserError(
-            f"Unknown optimizer.schedule {optimizer.schedule!r}; choose poly, cosine, "
-            f"one_cycle or constant."
-        )
+        decay = optax.constant_schedule(start)
     if optimizer.warmup_steps == 0:
         return decay
     warmup = optax.linear_schedule(0.0, start, optimizer.warmup_steps)
@@ -60,10 +55,10 @@ def average_decay(
 
     With ``optimizer.ema_warmup`` at most (1 + step) / (10 + step): until that reaches
     the decay, the average is of about the last ninth of the steps, and soon nothing of
-    the random start is left in it. Runs from before that choice have none.
+    the random start is left in it. `settings.saved` says it for older runs.
     """
     decay = config.optimizer.ema_decay
-    if not config.optimizer.get("ema_warmup", False):
+    if not config.optimizer.ema_warmup:
         return decay
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
@@ -103,12 +98,8 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
     )
     if optimizer.name == "sgd":
         steps += [decay, optax.trace(decay=optimizer.momentum)]
-    elif optimizer.name == "adamw":
-        steps += [_scale_by_adam(config), decay]
     else:
-        raise UserError(
-            f"Unknown optimizer.name {optimizer.name!r}; choose sgd or adamw."
-        )
+        steps += [_scale_by_adam(config), decay]
     factors = tuple(map(tuple, optimizer.learning_rate_factors))
     if factors or optimizer.layer_decay != 1.0:
         steps.append(_scale_by_path(factors, optimizer.layer_decay))

@@ -8,13 +8,10 @@ from jax.sharding import Mesh
 from mlseg_jax.distributed.sharding import within
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
 from mlseg_jax.models.build import FunctionalModel, statistics
+from mlseg_jax.settings.resolve import resolve
 from mlseg_jax.tasks.table import find_task
 from mlseg_jax.training.accumulate import accumulated_gradients
-from mlseg_jax.training.optimizer import (
-    average_decay,
-    frozen_paths,
-    make_optimizer,
-)
+from mlseg_jax.training.optimizer import average_decay, frozen_paths, make_optimizer
 from mlseg_jax.training.state import TrainState, abstract_state
 from mlseg_jax.typing import Array
 
@@ -26,6 +23,7 @@ def make_train_step(
     priors: ClassPriors = NO_PRIORS,
 ):
     """The jitted step: ``(state, batch) -> (state, metrics)``; the state is donated."""
+    config = resolve(config, model.num_classes)
     task = find_task(config)
     optimizer = make_optimizer(config)
     num_parts = config.train.accumulate

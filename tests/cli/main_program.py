@@ -7,7 +7,7 @@ import sys
 from absl import flags
 from tiny import ROOT
 
-from mlseg_jax.cli import program as cli
+from mlseg_jax.cli.program import run as run_program
 
 
 class Result:
@@ -39,7 +39,7 @@ def run_here(capsys, monkeypatch, *arguments) -> Result:
     monkeypatch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
     status = 0
     try:
-        cli.run()
+        run_program()
     except SystemExit as stop:
         status = stop.code or 0
     captured = capsys.readouterr()

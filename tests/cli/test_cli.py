@@ -7,7 +7,7 @@ import os
 import pytest
 from main_program import as_process
 
-from mlseg_jax.cli import program as cli
+from mlseg_jax.cli.program import COMMANDS
 
 # ml_collections loads configuration files in a way that Python wants to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -16,9 +16,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 def test_usage_as_a_process_and_without_jax():
     result = as_process()
     assert result.status == 0
-    for command in cli.COMMANDS:
+    for command in COMMANDS:
         assert f"\n  {command} " in result.out
         assert f"main.py {command} --" in result.out
+    modules = (ROOT / "mlseg_jax/cli/commands").glob("[!_]*.py")
+    assert {path.stem for path in modules} == set(COMMANDS)
 
 
 def test_help(program):
@@ -78,15 +80,13 @@ def test_summary(program):
 
 
 def test_a_full_disk_is_one_sentence(program, monkeypatch):
-    from mlseg_jax.cli import commands
-
     def fill(flags):
         raise OSError(28, "No space left on device", "/disk/run")
 
     def leave(status):
         raise SystemExit(status)
 
-    monkeypatch.setattr(commands, "report", fill)
+    monkeypatch.setattr(report, "run", fill)
     monkeypatch.setattr(os, "_exit", leave)
     error = program("report", "--config=configs/demo.py", "--workdir=/disk/run").error
     assert "The disk is full (/disk/run); free some space" in error

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import segmenter
-from mlseg_jax.cli import commands
+from mlseg_jax.cli.commands import doctor, statistics
 from mlseg_jax.doctor.doctor import examine, write_sheet
 from mlseg_jax.errors import UserError
 
@@ -174,17 +174,17 @@ def flags_of(config, **values):
 
 def test_the_commands_print_json_and_an_exit_code(faulty, clean, tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):
-        commands.doctor(flags_of(configuration(faulty[0])))
+        doctor.run(flags_of(configuration(faulty[0])))
     assert json.loads(capsys.readouterr().out)["training_would_go_wrong"]
-    commands.doctor(flags_of(configuration(clean), sample=3))
+    doctor.run(flags_of(configuration(clean), sample=3))
     assert json.loads(capsys.readouterr().out)["findings"] == []
-    commands.statistics(flags_of(configuration(clean), output=str(tmp_path)))
+    statistics.run(flags_of(configuration(clean), output=str(tmp_path)))
     train_part, _ = json.loads(capsys.readouterr().out)
     assert train_part["k_of_0.99_images"] <= NUM_CLASSES
     assert len(train_part["images_by_k"]) == train_part["max_classes_per_image"] + 1
     assert cv2.imread(str(tmp_path / "classes_per_image.png")) is not None
     with pytest.raises(UserError, match="--sample counts examples"):
-        commands.doctor(flags_of(configuration(clean), sample=-1))
+        doctor.run(flags_of(configuration(clean), sample=-1))
 
 
 def test_a_sample_reads_only_so_many(clean):

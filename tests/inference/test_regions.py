@@ -1,6 +1,8 @@
 """Label maps, segments and instances of regions against whole-picture loops."""
 
 import jax
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from naive_regions import full_masks, instances, panoptic, semantic_scores
@@ -10,13 +12,29 @@ from mlseg_jax.inference import mask_tiles as tiles
 from mlseg_jax.inference.instances import instance_segments
 from mlseg_jax.inference.mask_tiles import Masks, mask_axes, tile_size
 from mlseg_jax.inference.panoptic import panoptic_segments
-from mlseg_jax.inference.regions import RegionWindow, SegmentedRegions
+from mlseg_jax.inference.pixel_counts import count_pixels
+from mlseg_jax.inference.regions import (
+    RegionWindow,
+    SegmentedRegions,
+    regions_of_views,
+)
+from mlseg_jax.inference.views import make_views
+from mlseg_jax.label_selection import Selection
+from mlseg_jax.metrics.mean_iou import MeanIoU
+from mlseg_jax.typing import IGNORE
 
 NUM_CLASSES = 300
 SIZE, RESIZED, PADDED = (75, 101), (50, 67), (64, 96)
 CLASS_IDS = np.int32([7, 290, 3, 44, 5])
 NAMES = [f"class {i}" for i in range(NUM_CLASSES)]
 IS_THING = np.arange(NUM_CLASSES) % 2 == 1  # 290 and 44 are stuff
+
+
+SCORES = np.zeros((1, NUM_CLASSES), np.float32)
+
+
+def select(class_ids):
+    return Selection(class_ids[None], None, NUM_CLASSES)
 
 
 @pytest.fixture(autouse=True)
@@ -49,13 +67,14 @@ def axes(size=SIZE, resized=RESIZED, padded=PADDED, flip=False):
 
 
 def picture_of(class_logits, masks, factored=False):
-    source = Masks(masks.transpose(1, 2, 0))
+    source = Masks(masks.transpose(1, 2, 0)[None])
     if factored:  # the same logits as a product of two
         basis, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(len(masks),) * 2))
         basis = basis.astype(np.float32)
-        source = Masks(np.einsum("nyx,ne->yxe", masks, basis), basis)
+        features = np.einsum("nyx,ne->yxe", masks, basis)
+        source = Masks(np.stack([features * 0 - 3, features]), basis, 1)
     window = RegionWindow(class_logits, source, *axes())
-    return SegmentedRegions(SIZE, (window,), CLASS_IDS, NUM_CLASSES)
+    return SegmentedRegions(SIZE, (window,), select(CLASS_IDS), SCORES)
 
 
 @pytest.mark.parametrize("factored", [False, True])
@@ -66,18 +85,25 @@ def test_label_map(factored):
     ordered = np.sort(scores, axis=0)
     sure = ordered[-1] - ordered[-2] > 1e-4
     assert sure.mean() > 0.99
-    labels = picture.label_map()
+    (labels,) = picture.label_maps()
     assert labels.dtype == np.uint16 and labels.shape == SIZE
     np.testing.assert_array_equal(labels[sure], CLASS_IDS[scores.argmax(0)][sure])
     assert len(np.unique(labels)) > 2
     for y, x, tile in picture.score_tiles():
         inside = (..., slice(y.stop - y.start), slice(x.stop - x.start))
         np.testing.assert_allclose(np.asarray(tile)[inside], scores[:, y, x], atol=3e-5)
-    top, shares = picture.top_labels(3)
+    (top,), (shares,) = picture.top_labels(3)
     np.testing.assert_array_equal(top[0], labels)
     expected = ordered[:-4:-1] / scores.sum(0)
     np.testing.assert_allclose(shares, expected, atol=2e-3)
-    assert picture.top_labels(9)[0].shape == (5, *SIZE)
+    assert picture.top_labels(9)[0].shape == (1, 5, *SIZE)
+    truth = np.where(np.arange(SIZE[1]) % 3 == 0, 290, labels).astype(np.int32)
+    truth[:, -9:], truth[-5:] = 17, IGNORE  # not selected; not labelled
+    counts = count_pixels(picture, truth[None])
+    expected = MeanIoU.from_maps(
+        *map(jnp.asarray, (labels.astype(np.int32), truth, truth != 17)), NUM_CLASSES
+    )
+    jax.tree.map(np.testing.assert_array_equal, counts, expected.to_host())
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -169,48 +195,46 @@ def test_instances(factored, monkeypatch):
 
 
 def test_windows_scales_and_mirror_images():
-    """Two scales, one of them in overlapping windows and mirrored, whose labels
+    """Two views, one of them mirrored and in overlapping windows, whose labels
     differ.
     """
-    views = []
-    first = make_logits(0)
-    whole = RegionWindow(
-        first[0],
-        Masks(first[1].transpose(1, 2, 0)),
-        *axes(),
-        np.int64([0, 1, 2, 3, 4, 5]),
+    settings = ml_collections.ConfigDict(
+        {"mode": "slide", "window": (76, 72), "stride": (76, 40), "flip": True}
     )
-    full = full_masks(first[1], PADDED, RESIZED, SIZE)
-    scores = np.zeros((6, *SIZE))
-    scores[:5] += semantic_scores(first[0], full) / 2
-    starts = (0, 31)  # windows of 70 pixels, in a view as large as the picture
-    columns = mask_axes(SIZE[1], SIZE[1], starts, 70, 72, 18, flip=True)
-    (rows,) = mask_axes(SIZE[0], SIZE[0], (0,), 75, 76, 19)
+    settings.update(scales=(1.0,), base_size=(0, 0))
+    image = np.zeros((*SIZE, 3), np.uint8)
+    settings_whole = settings.copy_and_resolve_references()
+    settings_whole.update(mode="whole", flip=False)
+    grid_length = lambda pixels: -(-pixels // 4)  # noqa: E731
+    whole = make_views(image, settings_whole, grid_length)
+    mirrored = make_views(image, settings, grid_length)[1:]
+    assert mirrored[0].columns.starts == (0, 29) and whole[0].num_windows == 1
+    # Of the whole the masks are longer than its real part.
+    cells = whole[0].rows.canvas_cells, whole[0].columns.canvas_cells
+    assert cells > (19, 26)
+    ranks = np.int64([[0, 1, 2, 4, 3, 6], [0, 3, 1, 3, 2, 4], [3, 2, 3, 3, 1, 0]])
+    windows, scores = [], np.zeros((6, *SIZE))
+    logits, masks = make_logits(0, cells=cells)
+    windows.append((logits, Masks(masks.transpose(1, 2, 0)[None])))
+    full = full_masks(masks[:, :19, :26], (76, 104), SIZE, SIZE)
+    own = semantic_scores(logits, full)
+    for label, rank in enumerate(ranks[0]):
+        if rank < 5:
+            scores[label] += own[rank] / 2
     total, covered = np.zeros((6, *SIZE)), np.zeros(SIZE[1])
-    for i, (start, axis) in enumerate(zip(starts, columns, strict=True)):
-        logits, masks = make_logits(7 + i, cells=(19, 18), num_ranks=3)
-        ranks = np.int64([[0, 3, 1, 3, 2, 4], [3, 2, 3, 3, 1, 0]][i])
-        window = RegionWindow(
-            logits, Masks(masks.transpose(1, 2, 0)), rows, axis, ranks
-        )
-        views.append(window)
-        own = semantic_scores(logits, full_masks(masks, (76, 72), (75, 70), (75, 70)))
-        for label, rank in enumerate(ranks):
+    for row, start in zip(ranks[1:], mirrored[0].columns.starts, strict=True):
+        logits, masks = make_logits(7 + start, cells=(19, 18), num_ranks=3)
+        windows.append((logits, Masks(masks.transpose(1, 2, 0)[None])))
+        own = semantic_scores(logits, full_masks(masks, (76, 72), (75, 72), (75, 72)))
+        for label, rank in enumerate(row):
             if rank < 3:
-                total[label, :, start : start + 70] += own[rank]
-        covered[start : start + 70] += 1
+                total[label, :, start : start + 72] += own[rank]
+        covered[start : start + 72] += 1
     scores += (total / covered)[:, :, ::-1] / 2
-    # Two views of equal weight.
-    halves = [
-        RegionWindow(
-            w.class_logits, w.masks, tiles.MaskAxis(
-                w.rows.cells, w.rows.weights, w.rows.share / 2, w.rows.num_cells
-            ), w.columns, w.ranks,
-        )
-        for w in (whole, *views)
-    ]  # fmt: skip
     class_ids = np.int32([*CLASS_IDS, 111])
-    picture = SegmentedRegions(SIZE, tuple(halves), class_ids, NUM_CLASSES)
+    picture = regions_of_views(
+        SIZE, [*whole, *mirrored], windows, select(class_ids), SCORES, ranks
+    )
     for y, x, tile in picture.score_tiles():
         inside = (..., slice(y.stop - y.start), slice(x.stop - x.start))
         np.testing.assert_allclose(np.asarray(tile)[inside], scores[:, y, x], atol=3e-5)
@@ -233,11 +257,12 @@ def test_windows_of_another_scale_share_each_pixel():
 def test_tiny_pictures(size):
     logits, masks = make_logits(2, cells=(8, 8))
     window = RegionWindow(
-        logits, Masks(masks.transpose(1, 2, 0)), *axes(size, (20, 17), (32, 32))
+        logits, Masks(masks.transpose(1, 2, 0)[None]), *axes(size, (20, 17), (32, 32))
     )
-    picture = SegmentedRegions(size, (window,), CLASS_IDS, 40)
+    labels = Selection(CLASS_IDS[None], None, 40)
+    picture = SegmentedRegions(size, (window,), labels, SCORES[:, :40])
     full = full_masks(masks, (32, 32), (20, 17), size)
-    labels = picture.label_map()
+    (labels,) = picture.label_maps()
     assert labels.dtype == np.uint8
     expected = CLASS_IDS[semantic_scores(logits, full).argmax(0)]
     assert (labels == expected.astype(np.uint8)).mean() > 0.99

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from test_golden import close, load, nhwc, part, set_up
 
-from mlseg_jax.inference import engine as inference
-from mlseg_jax.inference import rank_space, views
+from mlseg_jax.inference import engine, rank_space, views
 from mlseg_jax.label_selection import SelectionPolicy
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -50,10 +49,12 @@ def predict(monkeypatch, case, view_images, flips):
                 seen.append(views.View(x[:, ::-1] if flip else x, *axes))
         return seen
 
-    monkeypatch.setattr(inference, "make_views", make_views)
-    engine = inference.Engine(model, params, settings)
+    monkeypatch.setattr(engine, "make_views", make_views)
+    predictor = engine.Engine(model, params, settings)
     picture = np.zeros((*out, 3), np.uint8)
-    ((segmented,),) = engine.segment([picture], [(SelectionPolicy("top_k", 4), None)])
+    ((segmented,),) = predictor.segment(
+        [picture], [(SelectionPolicy("top_k", 4), None)]
+    )
     return golden, segmented
 
 

@@ -1,73 +1,121 @@
-"""Losses of regions against those of transformers, with the same points."""
+"""Mask2Former and MaskFormer against the transformers library's modules."""
 
-import dataclasses
+import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_golden import close, load
+from ml_collections import ConfigDict
+from test_golden import assert_grads, close, nhwc, part
 
-from mlseg_jax.losses.mask import MASK2FORMER, MASKFORMER
-from mlseg_jax.losses.regions import reduce_region_losses, region_losses
-from mlseg_jax.losses.targets import Targets
+from configs import mask2former, maskformer
+from mlseg_jax.label_selection import select_complete
+from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.pretrained import regions
+from mlseg_jax.pretrained.mapping import to_ours
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "frameworks"
+CLASSES, QUERIES = 7, 5
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 CASES = {
-    "region_points": dataclasses.replace(MASK2FORMER, num_points=40),
-    "region_pixels": MASKFORMER,
+    "mask2former": (mask2former, regions.hugging_face_mask2former, 4),
+    "maskformer": (maskformer, regions.hugging_face_maskformer, 3),
 }
-LEAVES = "class_logits", "embeddings", "features"
 
 
-def as_bits(ids, num_segments):
-    """The same segments as a stack of bits."""
-    masks = ids[:, None] == np.arange(num_segments)[None, :, None, None]
-    return np.packbits(masks, axis=-1)
+@functools.cache
+def load(case):
+    with np.load(GOLDEN / f"{case}.npz") as file:
+        return {key: file[key] for key in file.files}
 
 
-def file_points(cost_points, points, prediction, image, stream, count):
-    """The points of the file, where a step would draw some."""
-    own = points[prediction, image, jnp.maximum(stream - 1, 0)]
-    if count != points.shape[3]:
-        own = cost_points[prediction, image]
-    return own[:count]
+def make_config(case) -> ConfigDict:
+    recipe, _, depth = CASES[case]
+    config = recipe.get_config(
+        "dataset=sign_scenes,backbone=swin_demo,selection=complete"
+    )
+    sizes = dict(embed_dim=16, num_heads=2, mlp_dim=16)
+    with config.unlocked():
+        config.data.update(pixel_mean=(0.0,) * 3, pixel_std=(1.0,) * 3)
+        config.model.backbone.mlp_ratio = 1
+        config.model.backbone.update(
+            embed_dim=4, depths=(2, 2, 2, 2), num_heads=(1, 1, 2, 2), window_size=3
+        )
+        config.model.pixel_decoder.update(sizes | {"num_groups": 4, "depth": 2})
+        config.model.decoder.update(sizes | {"num_queries": QUERIES, "depth": depth})
+        for part in (config.model.pixel_decoder, config.model.decoder):
+            part.dropout_rate = 0.0
+    return config
 
 
-@pytest.mark.parametrize(
-    "case, stack", [("region_points", False), ("region_pixels", True)]
-)
-def test_losses_and_gradients(case, stack):
-    golden, settings = load(f"frameworks/{case}"), CASES[case]
-    inputs = {k[6:]: v for k, v in golden.items() if k.startswith("input:")}
-    ids, ranks = inputs["ids"], inputs["ranks"]
-    masks = as_bits(ids, ranks.shape[1]) if stack else ids
-    targets = Targets(
-        jnp.asarray(ranks), jnp.asarray(ranks >= 0), jnp.asarray(masks), None,
-        ids.shape[1:],
-    )  # fmt: skip
-    drawn = [jnp.asarray(v) for k, v in inputs.items() if "points" in k]
-    draw = jax.tree_util.Partial(file_points, *drawn)  # none for pixels
+@functools.cache
+def converted(case):
+    config = make_config(case)
+    model = FunctionalModel.build(config, CLASSES)
+    golden, rows = load(case), CASES[case][1](config)
+
+    def ours(kind):
+        arrays = regions.hugging_face_names(part(golden, kind))
+        shapes = {path: leaf.shape for path, leaf in model.shapes.items()}
+        # Gradients of the backbone are not there.
+        optional = "backbone/.*" if kind == "grad" else ""
+        mapped = to_ours(arrays, rows, shapes, optional=optional)
+        assert not mapped.dropped
+        return {k: jnp.asarray(x.copy()) for k, x in mapped.arrays.items()}
+
+    return model, golden, ours("param"), ours("grad")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_predictions_and_gradients(case):
+    """Three pictures whose sides 32 does not divide."""
+    model, golden, params, expected = converted(case)
+
+    backbone = {path: params[path] for path in params.keys() - expected.keys()}
+    params = {path: params[path] for path in expected}
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(params, images):
+        params = params | backbone
+        # A key means all predictions; nothing is dropped at rates of 0.
+        output = model.bind(params)(images, select_complete, rng=jax.random.key(0))
+        found = output.regions
+        masks = [found.mask_logits(i) for i in range(found.num_predictions)]
+        masks = jnp.stack(masks, axis=1)
+        total = jnp.sum(output.class_logits * golden["input:class_cotangent"])
+        total += jnp.sum(masks * golden["input:mask_cotangent"])
+        return total, (output.class_logits, masks)
+
+    images = nhwc(golden["input:image"])
+    (value, (classes, masks)), grads = jax.jit(loss)(params, images)
+    close(classes, golden["output:classes"], 5e-5)
+    close(masks, golden["output:masks"], 5e-5)
+    close(value, golden["output:loss"], 1e-4)
+    assert_grads(expected, grads)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_picture_and_canvases(case):
+    """The last prediction of one picture, alone and in a corner of a larger canvas."""
+    model, golden, params, _ = converted(case)
+    images = nhwc(golden["input:small_image"])
+    height, width = images.shape[1:3]
+    canvas = np.full((2, height + 21, width + 10, 3), 9.0, np.float32)
+    canvas[0, :height, :width] = images[0]
+    sizes = np.asarray([(height, width), canvas.shape[1:3]], np.int32)
 
     @jax.jit
-    def run(leaves, targets, draw):
-        def loss(leaves):
-            losses = region_losses(settings, *leaves, targets, draw)
-            total, parts = reduce_region_losses(settings, losses)
-            return total, (parts, losses)
+    def run(params, images, sizes=None):
+        output = model.bind(params)(images, select_complete, image_size=sizes)
+        return output.class_logits[:, 0], output.regions.mask_logits()
 
-        return jax.value_and_grad(loss, has_aux=True)(leaves)
-
-    leaves = tuple(jnp.asarray(inputs[name]) for name in LEAVES)
-    (total, (parts, losses)), grads = run(leaves, targets, draw)
-    np.testing.assert_array_equal(losses.queries, golden["output:queries"])
-    for name, part in parts.items():
-        close(part, golden[f"output:{name}"])
-    close(total, golden["output:loss"])
-    for name, grad in zip(LEAVES, grads, strict=True):
-        expected = golden[f"grad:{name}"]
-        atol = 3e-5 * np.abs(expected).max()
-        np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=atol)
-    np.testing.assert_array_equal(losses.num_targets, (ranks >= 0).sum(axis=1))
-    assert not np.any(losses.bad_costs)
+    for inputs, real in ((images, None), (canvas, sizes)):
+        classes, masks = run(params, inputs, real)
+        close(classes[:1], golden["output:small_classes"][:, -1], 5e-5)
+        expected = golden["output:small_masks"][:, -1]
+        rows, columns = expected.shape[2:]
+        close(masks[:1, :, :rows, :columns], expected, 5e-5)

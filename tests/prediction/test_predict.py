@@ -17,7 +17,7 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.runs.checkpoint import Checkpoints
 from mlseg_jax.runs.workdir import claim_workdir
-from mlseg_jax.tasks.semantic_evaluation import Evaluation, evaluation_policy
+from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation, evaluation_policy
 from mlseg_jax.training.state import initialise
 
 CLASSES = 20
@@ -116,8 +116,11 @@ def test_k(segmenter):
     assert len(all_labels) == CLASSES
     best = [label.class_id for label in all_labels[:K]]
     assert [label.class_id for label in segmenter(image).labels] == best
-    with pytest.raises(UserError, match="selection.k is 0|k is 0"):
-        segmenter(image, k=0)
+    for wrong in (0, 2.5, "5", True):
+        with pytest.raises(UserError, match="selection.k is .*; give a whole number"):
+            segmenter(image, k=wrong)
+    with pytest.raises(UserError, match="selection.cumulative is 1.5; give a prob"):
+        segmenter(image, cumulative=1.5)
 
 
 def test_allowed(segmenter):
@@ -161,7 +164,7 @@ def test_dynamic_k_of_a_configuration():
     scores = np.full((2, CLASSES), -3.0, np.float32)
     scores[0, [4, 2, 7]] = 3.0, 2.0, 1.0
     info = DatasetInfo("made up", tuple(map(str, range(CLASSES))), (False,) * CLASSES)
-    evaluation = Evaluation(config, info, with_oracle=False)
+    evaluation = SemanticEvaluation(config, info, with_oracle=False)
     histogram = np.zeros((2, CLASSES), np.int32)
     histogram[0, 4] = histogram[1, 5] = 10
     selection = policy.select()(jnp.asarray(scores))

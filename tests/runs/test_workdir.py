@@ -7,7 +7,13 @@ from tiny import tiny_config
 
 from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.errors import UserError
-from mlseg_jax.runs.workdir import FREE_TO_CHANGE, claim_workdir
+from mlseg_jax.runs.workdir import (
+    FREE_TO_CHANGE,
+    FREE_WITHOUT_EARLY_STOPPING,
+    claim_workdir,
+    load_config,
+)
+from mlseg_jax.settings.resolve import resolve
 
 
 @pytest.fixture
@@ -43,7 +49,7 @@ def test_the_directory_of_another_run_is_refused(claimed, key, value):
     assert str(workdir) in str(caught.value)
 
 
-def test_what_changes_no_weight_may_change(claimed):
+def test_what_changes_no_weight_may_change(claimed, tmp_path):
     workdir, info = claimed
     free = {
         "eval.flip": True,
@@ -56,14 +62,61 @@ def test_what_changes_no_weight_may_change(claimed):
         "train.hang_minutes": 1.0,
         "train.profile_start": 2,
         "train.profile_steps": 2,
+        "train.eval_every": 3,
+        "data.path": str(tmp_path / "moved"),
+        "data.cache": True,
         "data.num_threads": 1,
+        "data.num_workers": 1,
         "data.on_bad_example": "skip",
     }
     assert {k for k in free if not k.startswith(("eval.", "mesh."))} | {
         "eval",
         "mesh",
-    } == set(FREE_TO_CHANGE)
+        "train.patience",
+    } == {*FREE_TO_CHANGE, *FREE_WITHOUT_EARLY_STOPPING}
     claim_workdir(tiny_config(free), str(workdir), info)
+    # The run is where its data is now.
+    assert load_config(str(workdir)).data.path == str(tmp_path / "moved")
+    # Early stopping counts evaluations.
+    with pytest.raises(UserError, match="train.patience was 0, is 2"):
+        claim_workdir(tiny_config({"train.patience": 2}), str(workdir), info)
+
+
+def test_evaluations_that_are_counted_may_not_change(tmp_path):
+    config = tiny_config({"train.patience": 2})
+    info = open_dataset(config.data, train=True).info
+    claim_workdir(config, str(tmp_path), info)
+    (tmp_path / "checkpoints/2").mkdir(parents=True)
+    with pytest.raises(UserError, match="train.eval_every was .*, is 3"):
+        claim_workdir(
+            tiny_config({"train.patience": 2, "train.eval_every": 3}),
+            str(tmp_path),
+            info,
+        )
+
+
+def test_for_more_steps_there_is_init(claimed):
+    workdir, info = claimed
+    with pytest.raises(UserError, match=f"--config.init={workdir}"):
+        claim_workdir(tiny_config({"train.steps": 99}), str(workdir), info)
+    with pytest.raises(UserError) as caught:
+        claim_workdir(tiny_config({"selection.k": 3}), str(workdir), info)
+    assert "config.init" not in str(caught.value)
+
+
+def test_paths_are_said_from_the_root(claimed, monkeypatch):
+    """So that a run is taken up and evaluated from any directory."""
+    workdir, info = claimed
+    (workdir / "checkpoints/2").rename(workdir / "elsewhere")
+    monkeypatch.chdir(workdir)
+    relative = tiny_config({"data.path": "some/data/", "init": "other"})
+    claim_workdir(resolve(relative, info.num_classes), str(workdir), info)
+    saved = load_config(str(workdir))
+    assert saved.data.path == str(workdir / "some/data")
+    assert saved.init == str(workdir / "other")
+    assert resolve(saved, 3).data.path == saved.data.path
+    bucket = resolve(tiny_config({"data.path": "gs://bucket/data/"}), 3)
+    assert bucket.data.path == "gs://bucket/data"
 
 
 def test_other_classes_are_refused(claimed):

@@ -19,7 +19,7 @@ from tiny import tiny_config
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.runs.checkpoint import Checkpoints
-from mlseg_jax.training import loop as training
+from mlseg_jax.training import loop
 from mlseg_jax.training.loop import train
 
 
@@ -31,7 +31,7 @@ def preempt(config, workdir, at: int, monkeypatch) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "log_line", log_line)
+        patch.setattr(loop, "log_line", log_line)
         assert train(config, str(workdir)) == {}
 
 
@@ -142,7 +142,7 @@ def test_a_rate_that_is_far_too_high_stops_with_a_sentence(tmp_path):
 def test_nan_names_the_step_the_part_and_the_last_good_checkpoint(
     tmp_path, monkeypatch
 ):
-    make = training.make_train_step
+    make = loop.make_train_step
 
     def make_poisoned(*args):
         step = make(*args)
@@ -155,7 +155,7 @@ def test_nan_names_the_step_the_part_and_the_last_good_checkpoint(
 
         return poisoned
 
-    monkeypatch.setattr(training, "make_train_step", make_poisoned)
+    monkeypatch.setattr(loop, "make_train_step", make_poisoned)
     config = tiny_config({"train.steps": 8, "train.log_every": 8})
     with pytest.raises(UserError, match="step 5: loss/pixel .*checkpoint 4,"):
         train(config, str(tmp_path))

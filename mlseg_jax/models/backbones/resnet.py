@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlseg_jax.distributed.sharding import gather_weights, pin_examples
-from mlseg_jax.errors import UserError
 from mlseg_jax.models.interfaces import AbstractBackbone, FeatureMap
-from mlseg_jax.models.layers.block_stack import REMAT_POLICIES, rematerialised
+from mlseg_jax.models.layers.block_stack import rematerialised
 from mlseg_jax.models.layers.conv import ConvUnit, max_pool
 from mlseg_jax.models.macs import Macs, activation
 from mlseg_jax.typing import Array, DTypeLike, Float, Int, Length, PRNGKeyArray
@@ -43,8 +42,6 @@ class ResNet(AbstractBackbone):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if stem not in STEMS:
-            raise UserError(f"Unknown stem {stem!r}; choose one of {', '.join(STEMS)}.")
         common = {"frozen": freeze_norms, "dtype": dtype, "rngs": rngs}
         if stem == "plain":
             units = [ConvUnit(3, embed_dim, 7, stride=2, **common)]
@@ -191,12 +188,6 @@ class Stage(nnx.Module):
         rngs: nnx.Rngs,
         **common,
     ):
-        if remat not in REMAT_POLICIES:
-            raise UserError(
-                f"Unknown rematerialisation {remat!r}; choose one of "
-                f"{', '.join(REMAT_POLICIES)}."
-            )
-
         def make_block(rngs: nnx.Rngs) -> Bottleneck:
             return Bottleneck(
                 EXPANSION * width,

@@ -7,7 +7,6 @@ import numpy as np
 from flax import nnx
 
 from mlseg_jax.distributed.sharding import gather_weights, pin_examples
-from mlseg_jax.errors import UserError
 from mlseg_jax.models.layers.transformer import Context
 from mlseg_jax.models.macs import Macs
 from mlseg_jax.typing import Array, Float, PRNGKeyArray
@@ -31,6 +30,13 @@ def rematerialised(
     )
 
 
+def run_layer(layer: nnx.Module, *args, remat: str) -> Array:
+    """One layer on ``args``, made again in the backward pass as ``remat`` says."""
+    graph, weights = nnx.split(layer)
+    run = rematerialised(lambda weights, *args: nnx.merge(graph, weights)(*args), remat)
+    return pin_examples(run(weights, *args))
+
+
 class BlockStack(nnx.Module):
     """``depth`` equal blocks, unrolled or as one scan over stacked weights.
 
@@ -49,11 +55,6 @@ class BlockStack(nnx.Module):
         remat: str = "none",
         rngs: nnx.Rngs,
     ):
-        if remat not in REMAT_POLICIES:
-            raise UserError(
-                f"Unknown rematerialisation {remat!r}; choose one of "
-                f"{', '.join(REMAT_POLICIES)}."
-            )
         if scan:
             make = nnx.vmap(make_block, in_axes=0, out_axes=0)
             self.blocks = make(rngs.split(depth))

@@ -11,7 +11,7 @@ from tiny import ROOT
 from toy_builder import make_toy, record_bytes, run
 
 from input_pipeline.info import DataError
-from input_pipeline.preparation import prepare, prepared
+from input_pipeline.preparation import prepared, shards
 
 
 def test_bad_examples_are_skipped_if_wanted(tmp_path):
@@ -63,9 +63,9 @@ def test_killed_preparation_is_taken_up(tmp_path, monkeypatch):
 import os, signal, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(pathlib.Path(__file__).parent)!r}]
 import toy_builder
-from input_pipeline.preparation import builders, prepare
+from input_pipeline.preparation import builders, prepare, shards
 builders.BUILDERS["toy"] = "toy_builder:Toy"
-prepare._SHARD_EXAMPLES = 4
+shards._SHARD_EXAMPLES = 4
 left = 14
 encode = toy_builder.Toy.encode
 def fatal(self, raw, record):
@@ -85,7 +85,7 @@ prepare.prepare("toy", {str(tmp_path / "raw")!r}, {str(tmp_path / "out")!r},
     assert len(finished) == 3 and len(list(work.glob("*.part"))) == 1
     before = [path.stat().st_mtime_ns for path in finished]
 
-    monkeypatch.setattr(prepare, "_SHARD_EXAMPLES", 4)
+    monkeypatch.setattr(shards, "_SHARD_EXAMPLES", 4)
     heard = []
     path = run(
         "toy", tmp_path / "raw", tmp_path / "out", progress=lambda *a: heard.append(a)
@@ -118,7 +118,7 @@ def test_unfinished_work_of_other_files_is_not_mixed(tmp_path):
 def test_processes_make_the_same_files_and_a_killed_one_is_explained(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(prepare, "_SHARD_EXAMPLES", 3)
+    monkeypatch.setattr(shards, "_SHARD_EXAMPLES", 3)
     make_toy(tmp_path / "raw", count=9)
     alone = run("toy", tmp_path / "raw", tmp_path / "alone")
     both = run("toy", tmp_path / "raw", tmp_path / "both", num_workers=2)

@@ -1,0 +1,1 @@
+"""A module for each command of the program; its ``run`` takes flags, prints lines."""

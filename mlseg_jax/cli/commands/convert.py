@@ -1,0 +1,20 @@
+"""``convert``: weights of others come in, and with ``--to`` ours go out."""
+
+from mlseg_jax.cli.required import required
+from mlseg_jax.pretrained import convert
+from mlseg_jax.pretrained.export import export_weights
+
+
+def run(flags) -> None:
+    if flags.to:
+        workdir, output = required(flags, "workdir"), required(flags, "output")
+        print(export_weights(workdir, output, flags.to, flags.checkpoint))
+        return
+    weights = required(flags, "weights")
+    if flags.config is None:
+        print(convert.suggestion(weights))
+        return
+    workdir = required(flags, "workdir")
+    convert.print_converted(
+        convert.convert(flags.config, weights, workdir, flags.classes)
+    )

@@ -1,0 +1,55 @@
+"""``report``: the page of an evaluated run; with ``--study`` the paper's ablations."""
+
+import json
+import pathlib
+
+from mlseg_jax.cli.required import required
+from mlseg_jax.cli.scores import print_scores
+from mlseg_jax.reporting.report import write_report
+from mlseg_jax.reporting.study import Study
+from mlseg_jax.reporting.study_report import draw_study, study_text
+from mlseg_jax.runs.progress import progress_bar
+from mlseg_jax.settings import recipes
+
+
+def run(flags) -> None:
+    if flags.study:
+        _study(flags)
+        return
+    path = write_report(required(flags, "workdir"))
+    print_scores(json.loads((path.parent / "metrics.json").read_text()), flags.workdir)
+    print(path)
+
+
+def _study(flags) -> None:
+    rows = recipes.get("study")
+    workdir = pathlib.Path(required(flags, "workdir"))
+    study = Study(
+        "configs/study.py",
+        flags.study,
+        rows.in_order(),
+        rows.evaluated(flags.study),
+        workdir,
+        first=rows.PRETRAINED,
+        take=rows.from_pretrained,
+        num_places=rows.SIZES[flags.study]["at_a_time"],
+    )
+
+    def write() -> str:
+        runs = study.results()
+        text = study_text(rows.TABLES, rows.CHAIN, runs)
+        (workdir / "study.md").write_text(text)
+        draw_study(rows.BARS, "mlseg", runs, workdir / "study.png")
+        return text
+
+    with progress_bar(1, 0, f"study {flags.study}") as bar:
+
+        def show(name: str, done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.set_postfix_str(name)
+            if done:
+                write()
+
+        study.run(on_run=show)
+    print(write())
+    print(workdir / "study.md")

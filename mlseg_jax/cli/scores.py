@@ -1,0 +1,12 @@
+"""The line of scores that ends a training and an evaluation."""
+
+SCORES = (
+    *("mIoU", "mIoU_frequent", "mIoU_common", "mIoU_rare", "oracle_mIoU", "mAP"),
+    *("pixel_recall_at_k", "pixel_accuracy"),
+)
+
+
+def print_scores(metrics: dict, workdir: str) -> None:
+    scores = [f"{k} {metrics[k]:.3f}" for k in SCORES if metrics.get(k) is not None]
+    print("  ".join(scores))
+    print(f"{workdir}/metrics.json")

@@ -1,0 +1,323 @@
+"""Every key of a configuration with its kind and range: the one table that checks them.
+
+`check` is called before anything is opened. A kind `ROW` is a name in a table of code
+above the settings (parts, rank norms, tasks); whoever checks hands that table over, so
+that a new part is one row in one place.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
+
+import ml_collections
+
+from mlseg_jax.errors import UserError
+from mlseg_jax.label_selection import SELECTIONS
+from mlseg_jax.settings.arguments import did_you_mean
+from mlseg_jax.settings.kinds import (
+    ABOVE_0,
+    COUNT,
+    COUNT_OR_NONE,
+    COUNTS,
+    FACTORS,
+    FLAG,
+    FLAGS,
+    FROM_0,
+    NAME,
+    PATTERNS,
+    PIXEL,
+    PLACES,
+    PROBABILITY,
+    RATE,
+    ROW,
+    SHARE,
+    SIDES,
+    SPREAD,
+    TEXT,
+    Kind,
+    also,
+    choice,
+    number,
+    ordered,
+    tuple_of,
+    whole,
+)
+from mlseg_jax.settings.resolve import AUTO
+
+
+def _is_weight(value) -> bool:
+    if not isinstance(value, str):
+        return FROM_0.fits(value)
+    try:
+        return value == AUTO or FROM_0.fits(float(value))
+    except ValueError:
+        return False
+
+
+_WEIGHT = Kind(
+    "a number from 0, or auto for one in proportion to the classes", _is_weight
+)
+_AXIS = also(COUNT, -1, "a whole number from 1, or -1 for all devices that are left")
+
+KEYS = {
+    "name": TEXT,
+    "task": ROW,
+    "seed": whole(0, 2**31 - 1),
+    "init": TEXT,
+    "init_part": TEXT,
+    # ------------------------------------------------------------------------- data
+    "data.name": NAME,
+    "data.path": TEXT,
+    "data.classes": TEXT,
+    "data.image_key": NAME,
+    "data.label_key": NAME,
+    "data.paint_order": choice("area", "file"),
+    "data.background": TEXT,
+    "data.image_folder": NAME,
+    "data.mask_folder": NAME,
+    "data.image_ending": TEXT,
+    "data.mask_ending": NAME,
+    "data.max_pixels": COUNT,
+    "data.exif": FLAG,
+    "data.white_value": whole(255, 65535),
+    "data.num_classes": COUNT_OR_NONE,
+    "data.train_split": NAME,
+    "data.eval_split": NAME,
+    "data.train_examples": COUNT_OR_NONE,
+    "data.eval_examples": COUNT_OR_NONE,
+    "data.crop_size": SIDES,
+    "data.base_size": also(
+        SIDES, (0, 0), "two whole numbers from 1, such as (2048, 512), or (0, 0)"
+    ),
+    "data.augmentation": choice("crop", "whole"),
+    "data.scale_range": ordered(
+        tuple_of(
+            ABOVE_0,
+            "two numbers above 0, the smaller one first, such as (0.5, 2.0)",
+            length=2,
+        )
+    ),
+    "data.max_class_share": Kind("a share, above 0 to 1", number(above=0, most=1).fits),
+    "data.flip_rate": PROBABILITY,
+    "data.photometric": FLAG,
+    "data.rand_augment": FLAG,
+    "data.cutout": SHARE,
+    "data.pixel_mean": PIXEL,
+    "data.pixel_std": SPREAD,
+    "data.repeat_factor": SHARE,
+    "data.rare_crop_rate": PROBABILITY,
+    "data.on_bad_example": choice("fail", "skip"),
+    "data.num_threads": COUNT_OR_NONE,
+    "data.num_workers": COUNT_OR_NONE,
+    "data.cache": FLAG,
+    # -------------------------------------------------------------------- selection
+    "selection.name": choice(*SELECTIONS),
+    "selection.k": COUNT,
+    "selection.minimum_score": PROBABILITY,
+    "selection.cumulative": PROBABILITY,
+    "selection.eval_name": choice(*SELECTIONS, ""),
+    "selection.eval_k": COUNT_OR_NONE,
+    "selection.classifier": TEXT,
+    "selection.scores": TEXT,
+    # ------------------------------------------------------------------------- loss
+    "loss.pixel": choice("cross_entropy", "nearest_classes"),
+    "loss.num_nearest": COUNT,
+    "loss.pixel_mean": choice("all", "valid"),
+    "loss.class_weighting": choice("none", "inverse_sqrt"),
+    "loss.logit_adjustment": FROM_0,
+    "loss.multilabel": choice("asymmetric", "binary_cross_entropy"),
+    "loss.multilabel_weight": _WEIGHT,
+    "loss.regions.class_weight": FROM_0,
+    "loss.regions.dice_weight": FROM_0,
+    "loss.regions.importance": SHARE,
+    "loss.regions.mask": choice("points", "focal"),
+    "loss.regions.mask_weight": FROM_0,
+    "loss.regions.no_object_weight": FROM_0,
+    "loss.regions.num_points": COUNT,
+    "loss.regions.oversample": number(least=1),
+    "loss.gamma_negative": FROM_0,
+    "loss.gamma_positive": FROM_0,
+    "loss.clip": RATE,
+    "loss.detach_focus": FLAG,
+    # -------------------------------------------------------------------- optimizer
+    "optimizer.name": choice("sgd", "adamw"),
+    "optimizer.learning_rate": ABOVE_0,
+    "optimizer.end_learning_rate": FROM_0,
+    "optimizer.schedule": choice("poly", "cosine", "one_cycle", "constant"),
+    "optimizer.poly_power": FROM_0,
+    "optimizer.warmup_steps": COUNT_OR_NONE,
+    "optimizer.momentum": number(0, below=1),
+    "optimizer.weight_decay": FROM_0,
+    "optimizer.weight_decay_factors": FACTORS,
+    "optimizer.learning_rate_factors": FACTORS,
+    "optimizer.layer_decay": number(above=0, most=1),
+    "optimizer.frozen": PATTERNS,
+    "optimizer.clip_norm": FROM_0,
+    "optimizer.ema_decay": number(0, below=1),
+    "optimizer.ema_warmup": FLAG,
+    # ------------------------------------------------------------------------ train
+    "train.steps": COUNT_OR_NONE,
+    "train.batch_size": COUNT,
+    "train.accumulate": COUNT,
+    "train.log_every": COUNT_OR_NONE,
+    "train.eval_every": COUNT_OR_NONE,
+    "train.checkpoint_every": COUNT_OR_NONE,
+    "train.keep_best": COUNT_OR_NONE,
+    "train.patience": COUNT_OR_NONE,
+    "train.stop_after": COUNT_OR_NONE,
+    "train.hang_minutes": FROM_0,
+    "train.profile_start": COUNT_OR_NONE,
+    "train.profile_steps": COUNT_OR_NONE,
+    # ------------------------------------------------------------------------- eval
+    "eval.mode": choice("whole", "slide"),
+    "eval.window": SIDES,
+    "eval.stride": SIDES,
+    "eval.scales": tuple_of(
+        ABOVE_0, "a tuple of numbers above 0, such as (0.75, 1.0, 1.25)", least=1
+    ),
+    "eval.flip": FLAG,
+    "eval.selection_scope": choice("per_window", "per_image"),
+    "eval.batch_size": COUNT,
+    "eval.weights": choice("average", "latest", "better"),
+    "eval.oracle_k": COUNT,
+    "eval.oracle_labels": choice("resized", "original"),
+    # ------------------------------------------------------------------------- mesh
+    "mesh.data": _AXIS,
+    "mesh.fsdp": _AXIS,
+    # ------------------------------------------------------------------------ model
+    "model.dtype": ROW,
+    "model.rank_norm.kind": ROW,
+    "model.rank_norm.unbiased_variance": FLAG,
+    "model.class_embeddings.in_backbone": FLAG,
+    "model.class_embeddings.initial": choice("normal", "uniform", "zeros"),
+    "model.backbone.name": ROW,
+    "model.backbone.bottlenecks": FLAGS,
+    "model.backbone.contract_dilation": FLAG,
+    "model.backbone.depth": COUNT,
+    "model.backbone.depths": COUNTS,
+    "model.backbone.dilations": COUNTS,
+    "model.backbone.drop_path_rate": RATE,
+    "model.backbone.embed_dim": COUNT,
+    "model.backbone.freeze_norms": FLAG,
+    "model.backbone.gated": FLAG,
+    "model.backbone.image_size": SIDES,
+    "model.backbone.layer_scale": FROM_0,
+    "model.backbone.mlp_dim": COUNT,
+    "model.backbone.mlp_ratio": COUNT,
+    "model.backbone.norm_epsilon": ABOVE_0,
+    "model.backbone.num_heads": COUNT,
+    "model.backbone.num_norms": COUNT_OR_NONE,
+    "model.backbone.num_registers": COUNT_OR_NONE,
+    "model.backbone.patch_size": COUNT,
+    "model.backbone.position_resize": ROW,
+    "model.backbone.pyramid": FLAG,
+    "model.backbone.remat": ROW,
+    "model.backbone.scan": FLAG,
+    "model.backbone.shift_small_maps": FLAG,
+    "model.backbone.stem": ROW,
+    "model.backbone.strides": COUNTS,
+    "model.backbone.taps": PLACES,
+    "model.backbone.window_size": COUNT,
+    "model.decoder.name": ROW,
+    "model.decoder.cosine": FLAG,
+    "model.decoder.cosine_dim": COUNT,
+    "model.decoder.depth": COUNT,
+    "model.decoder.dilations": COUNTS,
+    "model.decoder.dropout_rate": RATE,
+    "model.decoder.embed_dim": COUNT,
+    "model.decoder.image": ROW,
+    "model.decoder.image_layer": COUNT_OR_NONE,
+    "model.decoder.mlp_dim": COUNT,
+    "model.decoder.num_codes": COUNT,
+    "model.decoder.num_heads": COUNT,
+    "model.decoder.num_queries": COUNT,
+    "model.pixel_decoder.name": ROW,
+    "model.pixel_decoder.depth": COUNT,
+    "model.pixel_decoder.dropout_rate": RATE,
+    "model.pixel_decoder.embed_dim": COUNT,
+    "model.pixel_decoder.mlp_dim": COUNT,
+    "model.pixel_decoder.num_groups": COUNT,
+    "model.pixel_decoder.num_heads": COUNT,
+    "model.pixel_decoder.num_points": COUNT,
+    "model.multilabel_head.name": ROW,
+    "model.multilabel_head.class_projection": FLAG,
+    "model.multilabel_head.depth": COUNT,
+    "model.multilabel_head.downsample": COUNT_OR_NONE,
+    "model.multilabel_head.dropout_rate": RATE,
+    "model.multilabel_head.embed_dim": COUNT_OR_NONE,
+    "model.multilabel_head.mlp_dim": COUNT,
+    "model.multilabel_head.projection": ROW,
+    "model.multilabel_head.num_heads": COUNT,
+    "model.multilabel_head.share_embeddings": FLAG,
+    "model.auxiliary_head.name": ROW,
+    "model.auxiliary_head.dropout_rate": RATE,
+    "model.auxiliary_head.embed_dim": COUNT,
+    "model.auxiliary_head.level": whole(),
+    "model.auxiliary_head.weight": FROM_0,
+    "model.transformer.dropout_rate": RATE,
+    "model.transformer.mlp_dim": COUNT,
+    "model.transformer.num_decoder_layers": COUNT,
+    "model.transformer.num_encoder_layers": COUNT_OR_NONE,
+    "model.transformer.num_heads": COUNT,
+    "model.transformer.remat": ROW,
+}
+
+KEYS_OF_PARTS = {("model.backbone.num_heads", "swin"): COUNTS}
+"""Keys that one part of a table has in another kind: by the key and the part's name."""
+
+
+def check(
+    config: ml_collections.ConfigDict,
+    tables: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> None:
+    """Checks every key there is; one that is missing stops who needs it.
+
+    Args:
+      config: a whole configuration.
+      tables: the names that keys of the kind `ROW` may be, where they are at hand.
+
+    Raises:
+      UserError: a key is unknown, of another kind or out of its range, or two keys do
+        not go together.
+    """
+    for path, value, part in _leaves(config):
+        check_value(path, value, part)
+        names = tables.get(path, (value,))
+        if KEYS[path].table and value not in names:
+            raise UserError(
+                f"Unknown {path} {value!r}; choose one of {', '.join(names)}."
+            )
+    _check_windows(config)
+
+
+def check_value(path: str, value: object, part: str = "") -> None:
+    """Checks one value as that of a key; ``part``: what its section has as ``name``."""
+    if path not in KEYS:
+        raise UserError(
+            f"Nothing knows the key {path!r} of this configuration"
+            f"{did_you_mean(path, KEYS, of_all=False)}"
+        )
+    kind = KEYS_OF_PARTS.get((path, part), KEYS[path])
+    if not kind.fits(value):
+        raise UserError(f"{path} is {value!r}; give {kind.wanted}.")
+
+
+def _leaves(
+    section: ml_collections.ConfigDict, path: str = ""
+) -> Iterator[tuple[str, object, str]]:
+    """Path and value of every key, and the name of the section's part."""
+    for key, value in section.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value, str(section.get("name", ""))
+
+
+def _check_windows(config: ml_collections.ConfigDict) -> None:
+    """Windows must not leave pixels between them."""
+    window, stride = config.eval.window, config.eval.stride
+    gaps = any(step > side for step, side in zip(stride, window, strict=True))
+    if config.eval.mode == "slide" and gaps:
+        raise UserError(
+            f"eval.stride is {tuple(stride)}, but eval.window only {tuple(window)}: "
+            f"there would be gaps between the windows; give a stride up to the window."
+        )

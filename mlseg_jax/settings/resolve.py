@@ -1,0 +1,46 @@
+"""Settings that follow from the data or from where one is, said once and for all."""
+
+import os
+
+import ml_collections
+
+AUTO = "auto"
+
+LABEL_WEIGHT_PER_CLASS = 0.07
+"""The multi-label loss is a mean over all C labels, of which a picture has a handful
+whatever C: so that these count alike, its weight grows with C. The paper's weights do
+so too (5 for 60 labels, 10 for 150 and 171, 100 for 847, 300 for 1,284).
+"""
+
+
+PATHS = (
+    *("init", "data.path", "data.classes"),
+    *("selection.classifier", "selection.scores"),
+)
+"""Keys that name files, perhaps from the current directory."""
+
+
+def resolve(
+    config: ml_collections.ConfigDict, num_classes: int
+) -> ml_collections.ConfigDict:
+    """A copy that means the same everywhere: nothing in it is ``auto``, numbers given
+    as text are numbers, paths are absolute.
+    """
+    weight = config.loss.multilabel_weight
+    resolved = config.copy_and_resolve_references()
+    if weight == AUTO:
+        weight = round(LABEL_WEIGHT_PER_CLASS * num_classes, 4)
+    with resolved.ignore_type():
+        resolved.loss.multilabel_weight = float(weight)
+    for key in PATHS:
+        section, _, name = key.rpartition(".")
+        part = resolved[section] if section else resolved
+        part[name] = absolute(part[name])
+    return resolved
+
+
+def absolute(path: str) -> str:
+    """The path from the root, without a slash at its end; addresses as they are."""
+    if not path or "://" in path:
+        return path.rstrip("/")
+    return os.path.abspath(os.path.expanduser(path))
