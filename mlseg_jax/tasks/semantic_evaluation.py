@@ -96,9 +96,6 @@ def make_engine(
     return Engine(model, parameters, evaluation_settings(config), mesh=mesh)
 
 
-ORACLE_LABELS = ("resized", "original")
-
-
 class SemanticEvaluation(AbstractEvaluation):
     """Mean IoU, with the oracle's where asked for, and what of the labels was found."""
 
@@ -176,13 +173,7 @@ class SemanticEvaluation(AbstractEvaluation):
 
         Of one view, the whole picture at its own size, where so configured.
         """
-        which = self.config.eval.oracle_labels
-        if which not in ORACLE_LABELS:
-            raise UserError(
-                f"Unknown eval.oracle_labels {which!r}; choose one of "
-                f"{', '.join(ORACLE_LABELS)}."
-            )
-        if which == "original":
+        if self.config.eval.oracle_labels == "original":
             return pixel_histogram(label_maps, self.info.num_classes)[:, None]
         settings = evaluation_settings(self.config)
         return np.stack(
