@@ -176,7 +176,7 @@ class SemanticEvaluation(AbstractEvaluation):
 
         Of one view, the whole picture at its own size, where so configured.
         """
-        which = self.config.eval.get("oracle_labels", "original")
+        which = self.config.eval.oracle_labels
         if which not in ORACLE_LABELS:
             raise UserError(
                 f"Unknown eval.oracle_labels {which!r}; choose one of "
