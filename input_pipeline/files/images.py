@@ -154,6 +154,10 @@ def read_bytes(path: str | os.PathLike) -> bytes:
             f"File {path} cannot be read ({error.strerror}); check that it is a file "
             "and may be read."
         ) from error
+    except ValueError as error:  # a NUL character
+        raise DataError(
+            f"File {os.fspath(path)!r} cannot be read ({error}); correct the path."
+        ) from error
     if not data:
         raise DataError(f"File {path} is empty; copy it again or remove it.")
     return data

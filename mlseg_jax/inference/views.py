@@ -8,6 +8,7 @@ separate for rows and columns: one matrix each takes the stitched grids to the p
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 
 import cv2
@@ -18,13 +19,12 @@ from input_pipeline.augmentation.transforms import resize_for_test
 from mlseg_jax.models.layers.resize import bilinear_matrix
 from mlseg_jax.typing import Float
 
-LADDER = tuple(int(32 * 2 ** (step / 2)) // 16 * 16 for step in range(20))
-"""Sides that canvases are padded to, so that few shapes are ever compiled."""
 
-
+@functools.lru_cache(maxsize=512)
 def round_up(length: int) -> int:
-    """The next side of the ladder."""
-    return next(side for side in LADDER if side >= length)
+    """The next side of a ladder, so that few shapes of canvases are ever compiled."""
+    sides = (int(32 * 2 ** (step / 2)) // 16 * 16 for step in itertools.count())
+    return next(side for side in sides if side >= length)
 
 
 @dataclasses.dataclass(frozen=True)

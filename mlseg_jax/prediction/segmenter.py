@@ -3,12 +3,14 @@
 import dataclasses
 import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import no_type_check
 
 import jax
 import numpy as np
+from etils import epath
 
-from input_pipeline.files.images import read_image
+from input_pipeline.files.images import USUAL, ReadOptions
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
@@ -18,14 +20,13 @@ from mlseg_jax.inference.probabilities import write_probabilities
 from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.label_selection import SelectionPolicy
 from mlseg_jax.models.build import check_config
-from mlseg_jax.prediction import visualise
+from mlseg_jax.prediction import fonts, visualise
+from mlseg_jax.prediction.pictures import Picture, as_picture, as_pictures
 from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
-from mlseg_jax.settings import keys
+from mlseg_jax.settings.kinds import COUNT, COUNT_OR_NONE, PROBABILITY, check
 from mlseg_jax.tasks.given_selection import load_classifier
 from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
 from mlseg_jax.typing import Bool, Float, UInt, UInt8
-
-Picture = np.ndarray | str | os.PathLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Prediction:
       labels: the selected labels by falling score.
       top_class_ids, top_probabilities: the likeliest classes of every pixel, where they
         were asked for.
+      font: letters that `overlay` writes names with (``eval.font``).
     """
 
     image: UInt8[np.ndarray, "H W 3"]
@@ -64,6 +66,7 @@ class Prediction:
     class_names: tuple[str, ...]
     top_class_ids: UInt[np.ndarray, "n H W"] | None = None
     top_probabilities: Float[np.ndarray, "n H W"] | None = None
+    font: str = ""
 
     def overlay(self) -> UInt8[np.ndarray, "H2 W2 3"]:
         """The picture under its labels, with a legend of those that are present."""
@@ -71,7 +74,11 @@ class Prediction:
         for label in self.labels:
             scores[label.class_id] = label.score
         return visualise.overlay(
-            self.image, self.label_map.astype(np.int32), self.class_names, scores
+            self.image,
+            self.label_map.astype(np.int32),
+            self.class_names,
+            scores,
+            font=self.font,
         )
 
 
@@ -84,19 +91,27 @@ class Segmenter:
         info: DatasetInfo,
         policy: SelectionPolicy,
         classifier: LabelScorer | None = None,
+        *,
+        reading: ReadOptions = USUAL,
+        font: str = "",
     ):
-        """``classifier``: what selects, where the policy is ``given``."""
+        """``classifier``: what selects, where the policy is ``given``; ``reading``: how
+        files are; ``font``: letters of overlays.
+        """
         self.info = info
         self.policy = policy
         self._engine = engine
         self._classifier = classifier
+        self._reading = reading
+        self._font = font
 
+    @no_type_check  # what is of another type is said in a sentence
     def __call__(
         self,
         images: Picture | Sequence[Picture],
         *,
         k: int | None = None,
-        allowed: Sequence[str] | None = None,
+        allowed: str | Iterable[str] | None = None,
         minimum_score: float | None = None,
         cumulative: float | None = None,
         top_labels: int = 0,
@@ -104,9 +119,11 @@ class Segmenter:
         """Segments one picture, or a list of pictures of different sizes.
 
         Args:
-          images: uint8 ``[H W 3]`` (or ``[H W]``), or the path of a file.
+          images: what `pictures.as_picture` takes: the path of a file, its bytes, a
+            uint8 array ``[H W 3]`` (or ``[H W]``, ``[H W 1]``, ``[H W 4]``), a PIL
+            picture; or a list of them.
           k: most labels to select; the training's by default.
-          allowed: names of the only classes to consider.
+          allowed: names of the only classes to consider, or one name.
           minimum_score: labels with a lower probability are not selected.
           cumulative: only the best labels that together hold this share of all labels'
             probability are. Both are the configuration's by default.
@@ -114,22 +131,25 @@ class Segmenter:
             their probabilities; 0 for none.
 
         Raises:
-          UserError: an unknown class name, an array that is no picture, ``k`` below 1.
+          UserError: an unknown class name, something that is no picture, a number out
+            of its range.
           DataError: a file that cannot be read.
         """
-        single = isinstance(images, np.ndarray | str | os.PathLike)
-        arrays = [_as_picture(image) for image in ([images] if single else images)]
+        check("top_labels", top_labels, COUNT_OR_NONE)
         policy, mask = self._policy(k, allowed, minimum_score, cumulative)
+        arrays, single = as_pictures(images, self._reading)
         predictions = list(self._predict(arrays, policy, mask, top_labels))
         return predictions[0] if single else predictions
 
+    @no_type_check
     def write_probabilities(self, image: Picture, path: str | os.PathLike) -> None:
         """Streams the probability of every class at every pixel to a Zarr array [C H
         W].
 
         The only way to the C-wide result; it exists on disk alone (`probabilities`).
         """
-        results = self._segment([_as_picture(image)], self.policy, None)
+        picture = as_picture(image, self._reading)
+        results = self._segment([picture], self.policy, None)
         write_probabilities(results[0], path)
 
     def _segment(
@@ -157,12 +177,17 @@ class Segmenter:
     def _policy(self, k, allowed, minimum_score, cumulative):
         policy = self.policy
         if k is not None:
-            keys.check_value("selection.k", k)
-            policy = dataclasses.replace(policy, k=k)
+            check("k", k, COUNT)
+            policy = dataclasses.replace(policy, k=int(k))
         mask = None
         if allowed is not None:
+            if not isinstance(allowed, Iterable):
+                raise UserError(
+                    f"allowed is {allowed!r}; give a list of names of classes."
+                )
+            names = [allowed] if isinstance(allowed, str) else list(allowed)
             mask = np.zeros(self.info.num_classes, bool)
-            mask[[self.class_id(name) for name in allowed]] = True
+            mask[[self.class_id(name) for name in names]] = True
             if not mask.any():
                 raise UserError("The list of allowed classes is empty; name some.")
             # Selecting among the allowed also restricts a baseline, which selects all.
@@ -173,16 +198,18 @@ class Segmenter:
         dynamic = {"minimum_score": minimum_score, "cumulative": cumulative}
         given = {key: value for key, value in dynamic.items() if value is not None}
         for key, value in given.items():
-            keys.check_value(f"selection.{key}", value)
+            check(key, value, PROBABILITY)
+            given[key] = float(value)
         policy = dataclasses.replace(policy, **given)
         return policy, mask
 
+    @no_type_check
     def class_id(self, name: str) -> int:
         """The id of a class by its name."""
         names = self.info.class_names
-        if name in names:
+        if isinstance(name, str) and name in names:
             return names.index(name)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(map(repr, near))}?"
         if not near:
             hint = "the names are in `.info.class_names`."
@@ -203,6 +230,7 @@ class Segmenter:
                         self._labels(segmented, selection, i, maps[i]),
                         self.info.class_names,
                         *((None, None) if top is None else (top[0][i], top[1][i])),
+                        font=self._font,
                     )
 
     def _labels(self, segmented: Segmented, selection, row, label_map):
@@ -225,24 +253,7 @@ class Segmenter:
         )
 
 
-def _as_picture(image: Picture) -> UInt8[np.ndarray, "H W 3"]:
-    if not isinstance(image, np.ndarray):
-        return read_image(image)
-    if image.ndim == 2:
-        image = np.repeat(image[:, :, None], 3, axis=2)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise UserError(
-            f"A picture must be a uint8 array [height, width, 3], not {image.dtype} "
-            f"{list(image.shape)}; convert it, or give the path of its file."
-        )
-    if min(image.shape[:2]) < 2:
-        raise UserError(
-            f"A picture of {image.shape[0]}x{image.shape[1]} pixels has nothing to "
-            f"segment; both sides must be at least 2."
-        )
-    return image
-
-
+@no_type_check
 def load(workdir: str | os.PathLike, checkpoint: str = "latest") -> Segmenter:
     """The model that was trained in ``workdir``.
 
@@ -250,7 +261,9 @@ def load(workdir: str | os.PathLike, checkpoint: str = "latest") -> Segmenter:
       workdir: a work directory that ``train`` wrote.
       checkpoint: ``latest``, ``best`` (by mIoU) or a step.
     """
-    workdir = os.fspath(workdir)
+    if not isinstance(workdir, str | os.PathLike) or not os.fspath(workdir):
+        raise UserError(f"workdir is {workdir!r}; give the directory of a run.")
+    workdir, checkpoint = os.fspath(epath.Path(workdir).expanduser()), str(checkpoint)
     config = load_config(workdir)
     # The devices of the training need not be here.
     config.mesh.update(data=-1, fsdp=1)
@@ -260,6 +273,7 @@ def load(workdir: str | os.PathLike, checkpoint: str = "latest") -> Segmenter:
 def load_with_config(workdir: str, config, checkpoint: str) -> Segmenter:
     """As `load`, with changes to the ``eval`` and ``selection`` parts."""
     check_config(config)
+    fonts.check(config.eval.font)
     info = load_info(workdir)
     if config.task == "multilabel":
         raise UserError(
@@ -277,4 +291,4 @@ def load_with_config(workdir: str, config, checkpoint: str) -> Segmenter:
         classifier = load_classifier(config.selection.classifier, info)
     model, parameters, _ = load_parameters(workdir, config, checkpoint)
     engine = make_engine(config, model, parameters, make_mesh(config))
-    return Segmenter(engine, info, policy, classifier)
+    return Segmenter(engine, info, policy, classifier, font=config.eval.font)

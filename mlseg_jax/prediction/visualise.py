@@ -7,15 +7,14 @@ of a published data set have the colours that its pictures always have.
 """
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 
 import cv2
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from input_pipeline.datasets.names import customary_palette
+from mlseg_jax.prediction import fonts
 from mlseg_jax.typing import IGNORE, Bool, Int, UInt8
 
 IGNORE_COLOUR = (22, 22, 24)
@@ -139,11 +138,13 @@ def overlay(
     class_names: Sequence[str],
     scores: Mapping[int, float] | Sequence[float] | np.ndarray | None = None,
     alpha: float = 0.55,
+    font: str = "",
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The picture tinted by label, with region borders and a legend of its labels.
 
     ``scores`` (a mapping from class id, or one value per class) adds a column. Ignored
-    pixels keep their colour. The legend stands to the right, or below if the picture is
+    pixels keep their colour. ``font``: a file of letters for names of other scripts
+    than ours (`fonts`). The legend stands to the right, or below if the picture is
     wide, and adds to the size; pictures under ``MIN_PICTURE_SIDE`` are enlarged.
     """
     if image.shape[:2] != label_map.shape:
@@ -158,12 +159,13 @@ def overlay(
     tinted = tint(image, label_map, colours, label_map == IGNORE, alpha)
     if not isinstance(scores, Mapping | None):
         scores = dict(enumerate(np.asarray(scores).tolist()))
+    shown = fonts.legible(class_names, list(shares)[:MAX_LEGEND_ROWS], font)
     rows = [
         (None if i is None else tuple(palette_of[i].tolist()), *texts)
-        for i, *texts in _legend_rows(shares, class_names, scores)
+        for i, *texts in _legend_rows(shares, shown, scores)
     ]
     heading = ("label", "pixels", *(["score"] if scores else []))
-    return with_legend(tinted, heading, rows)
+    return with_legend(tinted, heading, rows, font)
 
 
 def enlarge(
@@ -210,6 +212,7 @@ def with_legend(
     picture: UInt8[np.ndarray, "H W 3"],
     heading: Sequence[str],
     rows: Sequence[tuple],
+    font: str = "",
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The picture with a table to its right, or below if it is wide.
 
@@ -218,7 +221,7 @@ def with_legend(
     """
     height, width = picture.shape[:2]
     em = em_of(picture.shape)
-    longest = max(font_of(em).getlength(name) for _, name, *_ in rows)
+    longest = max(fonts.length(name, em, font) for _, name, *_ in rows)
     column = round(min(max(longest, 6 * em), 18 * em) + (1 + 4 * len(heading)) * em)
     row = round(1.6 * em)
     below = width >= 1.5 * height
@@ -236,7 +239,7 @@ def with_legend(
         chunk = [(None, *heading), *rows[c * per_column : (c + 1) * per_column]]
         for r, (colour, *texts) in enumerate(chunk):
             corner = (left + c * column + em, top + em + r * row)
-            _draw_row(draw, corner, column - 2 * em, em, colour, texts)
+            _draw_row(draw, corner, column - 2 * em, em, colour, texts, font)
     return np.asarray(canvas)
 
 
@@ -262,30 +265,24 @@ def percent(value: float | None) -> str:
     return "" if value is None else "<0.1%" if 0 < value < 5e-4 else f"{value:.1%}"
 
 
-def _draw_row(draw, corner, width, em, colour, texts) -> None:
+def _draw_row(draw, corner, width, em, colour, texts, font) -> None:
     (x, y), (name, *columns) = corner, texts
-    font, ink = font_of(em), INK if colour else _MUTED
+    letters, ink = fonts.own_letters(em), INK if colour else _MUTED
     if colour:
         draw.rectangle((x, y, x + em, y + em), fill=colour, outline=INK)
     x, right, middle = x + 1.6 * em, x + width, y + em // 2
     for text in reversed(columns):
-        draw.text((right, middle), text, ink, font, anchor="rm")
+        draw.text((right, middle), text, ink, letters, anchor="rm")
         right -= 4.2 * em
-    name = shorten(name, right + 0.6 * em - x, font.getlength)
-    draw.text((x, middle), name, ink, font, anchor="lm")
+    ellipsis = fonts.ellipsis_for(name, font)
+    measure = functools.partial(fonts.length, size=em, font=font)
+    name = shorten(name, right + 0.6 * em - x, measure, ellipsis)
+    fonts.draw_text(draw, (x, float(middle)), name, ink, em, font)
 
 
-@functools.cache
-def font_of(size: int) -> ImageFont.FreeTypeFont:
-    """Letters of a size in pixels."""
-    # OpenCV draws ASCII only; matplotlib ships a font with thousands of characters.
-    path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    basic = ImageFont.Layout.BASIC  # raqm raises on control characters
-    return ImageFont.truetype(path, size, layout_engine=basic)
-
-
-def shorten(text: str, limit: float | int, measure=len) -> str:
-    """``text`` with an ellipsis in its middle if ``measure`` of it exceeds ``limit``.
+def shorten(text: str, limit: float | int, measure=len, ellipsis: str = "…") -> str:
+    """``text``, with an ``ellipsis`` in its middle where ``measure`` of it exceeds
+    ``limit``.
 
     Class names differ at their ends ("GREEK SMALL LETTER ALPHA"), so the end stays.
     """
@@ -294,5 +291,6 @@ def shorten(text: str, limit: float | int, measure=len) -> str:
     while keep and measure(short) > limit:
         keep -= 1
         head = keep * 2 // 5
-        short = f"{text[:head].rstrip()}…{text[len(text) - keep + head :].lstrip()}"
+        end = text[len(text) - keep + head :].lstrip()
+        short = f"{text[:head].rstrip()}{ellipsis}{end}"
     return short
