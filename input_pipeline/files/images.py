@@ -26,6 +26,9 @@ MAX_PIXELS = 2**28
 WHITE = 65535
 """Default of the 16-bit value that is white."""
 
+_DARK = WHITE // 8
+"""Largest value of 16-bit pictures that may have been made with fewer bits."""
+
 IGNORE_RAW = {8: 255, 16: 65535}
 """Raw mask value that means IGNORE, by bit depth of the file."""
 
@@ -203,6 +206,32 @@ def _check_png(data: bytes, path: str | os.PathLike) -> None:
         start = end
 
 
+def remarks(path: str | os.PathLike, options: ReadOptions = USUAL) -> list[DataError]:
+    """What is odd about a picture that can be read: kinds "exif" and "range"."""
+    data, found = read_bytes(path), []
+    with open_picture(data, path, options.max_pixels) as picture:
+        orientation = read_orientation(picture)
+        # Others swap the sides, so that a label of the wrong kind has another size.
+        is_hidden = orientation in (2, 3, 4) or picture.width == picture.height
+        if options.exif and orientation in range(2, 9) and is_hidden:
+            fault = (
+                f"Picture {path} is turned as its EXIF says (orientation "
+                f"{orientation}); its label must be of the turned picture."
+            )
+            found.append(DataError(fault, kind="exif"))
+        is_deep = _is_16_bit(picture) or (picture.format == "PNG" and data[24] == 16)
+        if is_deep and options.white == WHITE:
+            values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            most = 0 if values is None else int(values.max())
+            if 0 < most <= _DARK:
+                fault = (
+                    f"Picture {path} has 16 bits but no value over {most}, so that "
+                    f"{(most >> 8) + 1} of 256 grey levels are left."
+                )
+                found.append(DataError(fault, kind="range"))
+    return found
+
+
 def load_pixels(picture: Image.Image, path: str | os.PathLike) -> np.ndarray:
     """The pixels of what `open_picture` gave; raises DataError."""
     try:
@@ -249,8 +278,23 @@ def _decode_with_pillow(
     if _is_16_bit(picture):
         grey = _to_8_bits(load_pixels(picture, path), options.white)
         return _turn(np.repeat(grey[:, :, None], 3, axis=2), orientation)
+    return _turn(to_rgb(picture, path), orientation)
+
+
+def count_pages(picture: Image.Image, path: str | os.PathLike) -> int:
+    """Pages of a TIFF that `open_picture` gave; raises DataError."""
     try:
-        return _turn(np.array(picture.convert("RGB")), orientation)
+        return picture.n_frames
+    except Exception as error:  # It reads the headers of all of them.
+        raise _unreadable(path, error) from error
+
+
+def to_rgb(picture: Image.Image, path: str | os.PathLike) -> np.ndarray:
+    """The colours of what `open_picture` gave, uint8 ``[H W 3]``; raises DataError."""
+    try:
+        if picture.mode == "P" and "transparency" in picture.info:
+            picture = picture.convert("RGBA")  # Without it, Pillow warns.
+        return np.array(picture.convert("RGB"))
     except Exception as error:
         raise _unreadable(path, error) from error
 

@@ -54,11 +54,17 @@ def mask_from_bytes(
 ) -> tuple[np.ndarray, int]:
     """As `decode_mask`, of a file's content; ``path`` is what errors call it."""
     with open_mask(data, path, max_pixels) as picture:
+        if picture.mode in ("I", "F"):
+            raise DataError(
+                f"Mask {path} holds 32-bit or floating-point values, not class "
+                "numbers; save it as an 8-bit or 16-bit PNG."
+            )
         if picture.mode not in ("1", "L", "P", *images.MODES_16_BIT):
             raise DataError(
                 f"Mask {path} is a colour picture (mode {picture.mode}), but colours "
                 "are not class numbers; save it with one channel of class numbers, as "
-                "an 8-bit or 16-bit grey PNG or as a palette PNG."
+                "an 8-bit or 16-bit grey PNG or as a palette PNG, or give the colours "
+                'classes in a classes.json like {"#ff0000": "car"}.'
             )
         depth = 16 if picture.mode in images.MODES_16_BIT else 8
         is_png = picture.format == "PNG"
@@ -95,10 +101,11 @@ def open_mask(
         is_inverted = tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
         if is_inverted or tags.get(_TIFF_BITS, (8,))[0] < 8:  # Pillow changes values.
             raise _lossy(path, "TIFF of under 8 bits or with white as 0")
-    if picture.format != "PNG" and getattr(picture, "n_frames", 1) > 1:
+    pages = images.count_pages(picture, path) if picture.format == "TIFF" else 1
+    if pages > 1:
         raise DataError(
-            f"Mask {path} has {picture.n_frames} pages, of which one would be read; "
-            "save each as a file of its own."
+            f"Mask {path} has {pages} pages, of which one would be read; save each as "
+            "a file of its own."
         )
     return picture
 
@@ -132,7 +139,13 @@ def read_colours(
     Raises:
       DataError: as for `decode_mask`, or the file has 16 bits a colour.
     """
-    data = images.read_bytes(path)
+    return colours_from_bytes(images.read_bytes(path), path, max_pixels)
+
+
+def colours_from_bytes(
+    data: bytes, path: str | os.PathLike, max_pixels: int = images.MAX_PIXELS
+) -> np.ndarray:
+    """As `read_colours`, of a file's content; ``path`` is what errors call it."""
     with open_mask(data, path, max_pixels) as picture:
         is_png = picture.format == "PNG"
         if picture.mode in images.MODES_16_BIT or (is_png and data[24] == 16):
@@ -140,7 +153,7 @@ def read_colours(
                 f"Mask {path} has 16 bits a colour, but colours of classes have 8; "
                 "save it as an 8-bit RGB PNG."
             )
-        rgb = images.load_pixels(picture.convert("RGB"), path).astype(np.int32)
+        rgb = images.to_rgb(picture, path).astype(np.int32)
     return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
 
 

@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from input_pipeline.datasets.open import open_dataset
+from input_pipeline.datasets.open import open_dataset, read_options
 from mlseg_jax.prediction.batches import check_done, predictions
 from mlseg_jax.prediction.files import LABELS, replaced_when_complete
 from mlseg_jax.runs.progress import progress_bar
@@ -42,13 +42,18 @@ def write_labels(
     classifier = load_classifier(workdir, checkpoint=checkpoint)
     names, done = load_info(workdir).class_names, 0
     k = config.selection.eval_k or config.selection.k
+    size, reading = classifier.batch_size, read_options(config.data)
     with (
         replaced_when_complete(output) as folder,
         progress_bar(len(paths), 0, "predicting") as bar,
         (folder / LABELS).open("w") as lines,
     ):
         for index, scores in predictions(
-            paths, classifier, classifier.batch_size, problems
+            paths,
+            classifier,
+            classifier.batch_size,
+            problems,
+            read_options(config.data),
         ):
             order = np.argsort(-scores, kind="stable")[:k]
             labels = [

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from input_pipeline.datasets.open import read_options
 from input_pipeline.files.images import USUAL, ReadOptions
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.distributed.sharding import make_mesh
@@ -291,4 +292,5 @@ def load_with_config(workdir: str, config, checkpoint: str) -> Segmenter:
         classifier = load_classifier(config.selection.classifier, info)
     model, parameters, _ = load_parameters(workdir, config, checkpoint)
     engine = make_engine(config, model, parameters, make_mesh(config))
-    return Segmenter(engine, info, policy, classifier, font=config.eval.font)
+    reading, font = read_options(config.data), config.eval.font
+    return Segmenter(engine, info, policy, classifier, reading=reading, font=font)

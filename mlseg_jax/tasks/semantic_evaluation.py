@@ -217,7 +217,7 @@ class SemanticEvaluation(AbstractEvaluation):
         ):
             self.pictures.append((example, prediction.astype(np.int32), scores))
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> dict[str, int | float]:
         metrics = {**self.mean_iou.compute(), **self.recall.compute()}
         if self.class_examples is not None:
             iou = self.mean_iou.per_class_iou()

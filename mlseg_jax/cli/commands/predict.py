@@ -1,11 +1,14 @@
 """``predict``: label maps, overlays and labels of pictures."""
 
+import functools
 import json
 
 from etils import epath
 
+from input_pipeline.datasets.open import read_options
 from input_pipeline.files.images import write_label_map
 from mlseg_jax.cli.required import required
+from mlseg_jax.errors import UserError
 from mlseg_jax.prediction.batches import check_done, predictions
 from mlseg_jax.prediction.files import (
     LABELS,
@@ -17,6 +20,7 @@ from mlseg_jax.prediction.files import (
     write_picture,
 )
 from mlseg_jax.prediction.labels import write_label_scores, write_labels
+from mlseg_jax.prediction.raw_values import raw_value_writer
 from mlseg_jax.prediction.segmenter import load_with_config
 from mlseg_jax.runs.progress import progress_bar
 
@@ -31,31 +35,41 @@ def run(flags) -> None:
     output = epath.Path(required(flags, "output")).expanduser()
     paths, problems = picture_paths(flags.images)
     if config.task == "multilabel":
+        if flags.raw_values:
+            raise UserError(
+                "A classifier writes no label maps; leave out --raw_values."
+            )
         done = write_labels(config, workdir, flags.checkpoint, paths, output, problems)
     else:
         segmenter = load_with_config(workdir, config, flags.checkpoint)
-        done = _write_segmented(segmenter, config, paths, output, problems)
+        info = segmenter.info
+        write = functools.partial(write_label_map, num_classes=info.num_classes)
+        if flags.raw_values:
+            write = raw_value_writer(info, workdir)
+        done = _write_segmented(segmenter, config, paths, output, problems, write)
     check_done(done, problems, output)
     what = "labels of " if config.task == "multilabel" else ""
     print(f"{what}{done} pictures in {output}")
 
 
-def _write_segmented(segmenter, config, paths, output, problems: list[str]) -> int:
-    """Label maps, overlays and labels; how many pictures there are of."""
+def _write_segmented(segmenter, config, paths, output, problems, write) -> int:
+    """Label maps (by ``write``), overlays and labels; how many pictures there are
+    of.
+    """
     names = output_names(paths)
     output.mkdir(parents=True, exist_ok=True)
     check_output(output, names, paths)
-    num_classes, done = segmenter.info.num_classes, 0
+    reading, done = read_options(config.data), 0
     with (
         replaced_when_complete(output) as folder,
         progress_bar(len(paths), 0, "predicting") as bar,
         (folder / LABELS).open("w") as lines,
     ):
         for index, prediction in predictions(
-            paths, segmenter, config.eval.batch_size, problems
+            paths, segmenter, config.eval.batch_size, problems, reading
         ):
             label_map, overlay = names[index]
-            write_label_map(folder / label_map, prediction.label_map, num_classes)
+            write(folder / label_map, prediction.label_map)
             write_picture(folder / overlay, prediction.overlay())
             line = labels_line(paths[index], names[index], prediction)
             lines.write(json.dumps(line) + "\n")
