@@ -48,13 +48,7 @@ def write_labels(
         progress_bar(len(paths), 0, "predicting") as bar,
         (folder / LABELS).open("w") as lines,
     ):
-        for index, scores in predictions(
-            paths,
-            classifier,
-            classifier.batch_size,
-            problems,
-            read_options(config.data),
-        ):
+        for index, scores in predictions(paths, classifier, size, problems, reading):
             order = np.argsort(-scores, kind="stable")[:k]
             labels = [
                 {
