@@ -141,9 +141,13 @@ def write_label_map(
             f"{label_map.max()}, but there are only {num_classes} classes."
         )
     depth = 8 if num_classes <= IGNORE_RAW[8] else 16
-    raw = np.where(label_map == IGNORE, IGNORE_RAW[depth], label_map)
-    _, data = cv2.imencode(".png", raw.astype(np.uint8 if depth == 8 else np.uint16))
-    epath.Path(path).write_bytes(data.tobytes())
+    raw = label_map
+    if label_map.dtype.kind != "u":  # unsigned ids are of no ignored pixel
+        raw = np.where(label_map == IGNORE, IGNORE_RAW[depth], label_map)
+    raw = raw.astype(np.uint8 if depth == 8 else np.uint16, copy=False)
+    _, data = cv2.imencode(".png", raw)
+    with epath.Path(path).open("wb") as file:
+        file.write(data.data)
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:

@@ -12,15 +12,14 @@ from PIL import Image, ImageDraw
 
 from mlseg_jax.inference.segments import VOID, Panoptic, Segment
 from mlseg_jax.prediction import fonts
+from mlseg_jax.prediction.legend import INK, em_of, with_legend
 from mlseg_jax.prediction.visualise import (
-    INK,
     MAX_LEGEND_ROWS,
     class_colours,
-    em_of,
     enlarge,
+    line_width,
     percent,
     tint,
-    with_legend,
 )
 from mlseg_jax.typing import Int, UInt8
 
@@ -93,11 +92,13 @@ def draw_segments(
     for segment, colour in zip(segments, colours, strict=True):
         table[segment.segment_id : segment.segment_id + 1] = colour
     nothing = segment_map == VOID
-    tinted = tint(image, segment_map, table[segment_map], nothing, alpha)
+    line = line_width(segment_map.shape)
+    tinted = tint(image, segment_map, table[segment_map], nothing, alpha, line)
     numbered = _with_numbers(tinted, segment_map)
     names = fonts.legible(class_names, {s.class_id for s in segments}, font)
     rows = _rows(segments, names, colours, pixels)
-    return with_legend(numbered, ("segment", "pixels", "score"), rows, font)
+    heading, size = ("segment", "pixels", "score"), segment_map.shape
+    return with_legend(size, lambda part: numbered[part], heading, rows, font).whole()
 
 
 def _with_numbers(picture: np.ndarray, segment_map: np.ndarray) -> np.ndarray:

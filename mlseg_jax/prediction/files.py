@@ -8,12 +8,13 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 from etils import epath
 
 from input_pipeline.files.images import IMAGE_SUFFIXES
 from mlseg_jax.errors import UserError
-from mlseg_jax.prediction.segmenter import Prediction
+from mlseg_jax.prediction.legend import Drawing
+from mlseg_jax.prediction.png import write_png
+from mlseg_jax.prediction.prediction import Prediction
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ def picture_paths(names: Sequence[str]) -> tuple[list[epath.Path], list[str]]:
     Raises:
       UserError: no picture is given, or none is there.
     """
+    names = [name for name in names if name.strip()]
     if not names:
         raise UserError("No pictures are given; add --images=a.jpg,directory/.")
     paths, problems = {}, []
@@ -171,11 +173,9 @@ def replaced_when_complete(output: epath.Path) -> Iterator[epath.Path]:
     folder.rmtree(missing_ok=True)
 
 
-def write_picture(path: epath.Path, image: np.ndarray) -> None:
-    from PIL import Image
-
+def write_drawing(path: epath.Path, drawing: Drawing) -> None:
     with path.open("wb") as file:
-        Image.fromarray(image).save(file, format="png")
+        write_png(file, drawing.size, drawing.bands())
 
 
 def labels_line(

@@ -63,6 +63,12 @@ def clean(name: str) -> str:
     return " ".join(text.split())
 
 
+def drawable(text: str, font: str = "") -> str:
+    """A text with "?" for what is in no font."""
+    runs = _runs(clean(text), font)
+    return "".join(part if path else "?" * len(part) for path, part in runs)
+
+
 @functools.cache
 def _say_once(names: tuple[str, ...], font: str) -> None:
     shown = ", ".join(map(repr, names[:3])) + (" ..." if names[3:] else "")

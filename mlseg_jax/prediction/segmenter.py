@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import no_type_check
@@ -15,72 +16,21 @@ from input_pipeline.files.images import USUAL, ReadOptions
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
+from mlseg_jax.inference.bands import needs_bands, segment_in_bands
 from mlseg_jax.inference.engine import Engine
 from mlseg_jax.inference.label_scores import LabelScorer
 from mlseg_jax.inference.probabilities import write_probabilities
 from mlseg_jax.inference.rank_space import Segmented
-from mlseg_jax.label_selection import SelectionPolicy
+from mlseg_jax.label_selection import Selection, SelectionPolicy
 from mlseg_jax.models.build import check_config
 from mlseg_jax.prediction import fonts, visualise
 from mlseg_jax.prediction.pictures import Picture, as_picture, as_pictures
+from mlseg_jax.prediction.prediction import Label, Prediction
 from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
 from mlseg_jax.settings.kinds import COUNT, COUNT_OR_NONE, PROBABILITY, check
 from mlseg_jax.tasks.given_selection import load_classifier
 from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
-from mlseg_jax.typing import Bool, Float, UInt, UInt8
-
-
-@dataclasses.dataclass(frozen=True)
-class Label:
-    """A selected label of a picture.
-
-    Attributes:
-      name, class_id: which class.
-      score: probability that it is in the picture.
-      rank: its place by score, from 0.
-      share: share of the picture's pixels that have it.
-    """
-
-    name: str
-    class_id: int
-    score: float
-    rank: int
-    share: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a picture was segmented into.
-
-    Attributes:
-      image: the picture.
-      label_map: class id of every pixel, uint8 or uint16.
-      labels: the selected labels by falling score.
-      top_class_ids, top_probabilities: the likeliest classes of every pixel, where they
-        were asked for.
-      font: letters that `overlay` writes names with (``eval.font``).
-    """
-
-    image: UInt8[np.ndarray, "H W 3"]
-    label_map: UInt[np.ndarray, "H W"]
-    labels: tuple[Label, ...]
-    class_names: tuple[str, ...]
-    top_class_ids: UInt[np.ndarray, "n H W"] | None = None
-    top_probabilities: Float[np.ndarray, "n H W"] | None = None
-    font: str = ""
-
-    def overlay(self) -> UInt8[np.ndarray, "H2 W2 3"]:
-        """The picture under its labels, with a legend of those that are present."""
-        scores = np.zeros(len(self.class_names))
-        for label in self.labels:
-            scores[label.class_id] = label.score
-        return visualise.overlay(
-            self.image,
-            self.label_map.astype(np.int32),
-            self.class_names,
-            scores,
-            font=self.font,
-        )
+from mlseg_jax.typing import Bool, Int, UInt8
 
 
 class Segmenter:
@@ -149,9 +99,14 @@ class Segmenter:
 
         The only way to the C-wide result; it exists on disk alone (`probabilities`).
         """
+        if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+            raise UserError(f"path is {path!r}; give that of a new directory.")
         picture = as_picture(image, self._reading)
-        results = self._segment([picture], self.policy, None)
-        write_probabilities(results[0], path)
+        parts = ((rows.start, part) for rows, part in self._bands(picture))
+        if not needs_bands(self._engine, picture.shape[:2]):
+            parts = [(0, self._segment([picture], self.policy, None)[0])]
+        num_classes = self.info.num_classes
+        write_probabilities(parts, path, (num_classes, *picture.shape[:2]))
 
     def _segment(
         self,
@@ -162,11 +117,7 @@ class Segmenter:
         """Segments among the labels that the model, or the classifier, selects."""
         if policy.name != "given":
             return self._engine.segment(images, [(policy, None)], mask)[0]
-        scores = self._classifier(images)
-        if mask is not None:
-            scores = np.where(mask[None], scores, -np.inf)
-        select = dataclasses.replace(policy, name="top_k").select()
-        given = jax.device_get(select(jax.numpy.asarray(scores)))
+        scores, given = self._classify(images, policy, mask)
         (results,) = self._engine.segment(images, [(policy, given)], mask)
         # The scores are the classifier's: the model has none.
         ends = np.cumsum([segmented.count for segmented in results])
@@ -174,6 +125,31 @@ class Segmenter:
             dataclasses.replace(segmented, scores=scores[end - segmented.count : end])
             for segmented, end in zip(results, ends, strict=True)
         ]
+
+    def _bands(
+        self,
+        image: UInt8[np.ndarray, "H W 3"],
+        policy: SelectionPolicy | None = None,
+        mask: Bool[np.ndarray, "C"] | None = None,
+    ) -> Iterator[tuple[slice, Segmented]]:
+        """As `_segment`, of a large picture: bands of rows, and what is in them."""
+        policy = self.policy if policy is None else policy
+        scores = given = None
+        if policy.name == "given":
+            scores, given = self._classify([image], policy, mask)
+        bands = segment_in_bands(self._engine, image, policy, given, mask)
+        for rows, segmented in bands:
+            if scores is not None:
+                segmented = dataclasses.replace(segmented, scores=scores)
+            yield rows, segmented
+
+    def _classify(self, images, policy: SelectionPolicy, mask):
+        """The classifier's scores [N C], and what is selected by them."""
+        scores = self._classifier(images)
+        if mask is not None:
+            scores = np.where(mask[None], scores, -np.inf)
+        select = dataclasses.replace(policy, name="top_k").select()
+        return scores, jax.device_get(select(jax.numpy.asarray(scores)))
 
     def _policy(self, k, allowed, minimum_score, cumulative):
         policy = self.policy
@@ -217,32 +193,64 @@ class Segmenter:
         raise UserError(f"There is no class {name!r}; {hint}")
 
     def _predict(self, arrays, policy, mask, top_labels: int) -> Iterator[Prediction]:
-        size = self._engine.batch_sizes[0]
-        for start in range(0, len(arrays), size):
-            images = iter(arrays[start : start + size])
-            for segmented in self._segment(arrays[start : start + size], policy, mask):
-                maps = segmented.label_maps()
-                top = segmented.top_labels(top_labels) if top_labels else None
-                selection = jax.device_get(segmented.selection)
-                for i in range(segmented.count):
-                    yield Prediction(
-                        next(images),
-                        maps[i],
-                        self._labels(segmented, selection, i, maps[i]),
-                        self.info.class_names,
-                        *((None, None) if top is None else (top[0][i], top[1][i])),
-                        font=self._font,
-                    )
+        is_large = lambda image: needs_bands(self._engine, image.shape[:2])  # noqa: E731
+        for large, run in itertools.groupby(arrays, is_large):
+            size = 1 if large else self._engine.batch_sizes[0]
+            images = list(run)
+            for start in range(0, len(images), size):
+                chosen = images[start : start + size]
+                if large:
+                    yield self._predict_large(*chosen, policy, mask, top_labels)
+                else:
+                    yield from self._predict_few(chosen, policy, mask, top_labels)
 
-    def _labels(self, segmented: Segmented, selection, row, label_map):
-        """The selected labels of a picture, by falling score."""
-        counts = np.bincount(label_map.ravel(), minlength=self.info.num_classes)
-        class_ids = selection.class_ids[row]
-        if selection.valid is not None:
-            class_ids = class_ids[selection.valid[row]]
-        scores: Float[np.ndarray, C] = segmented.scores[row]
+    def _predict_few(self, arrays, policy, mask, top_labels) -> Iterator[Prediction]:
+        images = iter(arrays)
+        for segmented in self._segment(arrays, policy, mask):
+            maps = segmented.label_maps()
+            top = segmented.top_labels(top_labels) if top_labels else None
+            selection = jax.device_get(segmented.selection)
+            for i in range(segmented.count):
+                yield self._prediction(
+                    next(images),
+                    maps[i],
+                    _selected(selection, i),
+                    segmented.scores[i],
+                    (None, None) if top is None else (top[0][i], top[1][i]),
+                )
+
+    def _predict_large(self, image, policy, mask, top_labels: int) -> Prediction:
+        num_classes, size = self.info.num_classes, image.shape[:2]
+        selected = np.zeros(num_classes, bool)
+        scores = np.full(num_classes, -np.inf, np.float32)
+        label_map, count = None, min(top_labels, num_classes)
+        for rows, segmented in self._bands(image, policy, mask):
+            (part,) = segmented.label_maps()
+            if label_map is None:
+                label_map = np.zeros(size, part.dtype)
+                top = (
+                    np.zeros((count, *size), part.dtype),
+                    np.zeros((count, *size), np.float16),
+                )
+            label_map[rows] = part
+            if count:  # a band may have fewer labels
+                for whole, (few,) in zip(top, segmented.top_labels(count), strict=True):
+                    whole[: len(few), rows] = few
+            selected[_selected(jax.device_get(segmented.selection), 0)] = True
+            scores = np.maximum(scores, segmented.scores[0])
+        return self._prediction(
+            image,
+            label_map,
+            np.flatnonzero(selected),
+            scores,
+            top if count else (None, None),
+        )
+
+    def _prediction(self, image, label_map, class_ids, scores, top) -> Prediction:
+        """With the selected labels by falling score."""
+        counts = visualise.count_labels(label_map, self.info.num_classes)
         order = class_ids[np.argsort(-scores[class_ids], kind="stable")]
-        return tuple(
+        labels = tuple(
             Label(
                 name=self.info.class_names[class_id],
                 class_id=int(class_id),
@@ -252,6 +260,14 @@ class Segmenter:
             )
             for rank, class_id in enumerate(order)
         )
+        names = self.info.class_names
+        return Prediction(image, label_map, labels, names, *top, font=self._font)
+
+
+def _selected(selection: Selection, row: int) -> Int[np.ndarray, "n"]:
+    """The class ids that are selected for a picture of a batch."""
+    class_ids = selection.class_ids[row]
+    return class_ids if selection.valid is None else class_ids[selection.valid[row]]
 
 
 @no_type_check
@@ -283,6 +299,11 @@ def load_with_config(workdir: str, config, checkpoint: str) -> Segmenter:
         )
     policy = evaluation_policy(config, info.num_classes)
     classifier = None
+    if policy.name == "oracle":
+        raise UserError(
+            "The selection 'oracle' looks at true label maps, which new pictures have "
+            "not; set selection.eval_name to top_k or complete."
+        )
     if policy.name == "given":
         if not config.selection.classifier:
             raise UserError(

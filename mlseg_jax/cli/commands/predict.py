@@ -17,7 +17,7 @@ from mlseg_jax.prediction.files import (
     output_names,
     picture_paths,
     replaced_when_complete,
-    write_picture,
+    write_drawing,
 )
 from mlseg_jax.prediction.labels import write_label_scores, write_labels
 from mlseg_jax.prediction.raw_values import raw_value_writer
@@ -70,7 +70,7 @@ def _write_segmented(segmenter, config, paths, output, problems, write) -> int:
         ):
             label_map, overlay = names[index]
             write(folder / label_map, prediction.label_map)
-            write_picture(folder / overlay, prediction.overlay())
+            write_drawing(folder / overlay, prediction.draw())
             line = labels_line(paths[index], names[index], prediction)
             lines.write(json.dumps(line) + "\n")
             done += 1
