@@ -136,8 +136,9 @@ def evaluation_examples(
     return _iterate(dataset, num_threads, prefetch)
 
 
-BATCHED = ("image", "label_map", "presence", "given")
-"""What a batch can hold: `presence` bool [B C] for classifiers of whole pictures (in
+BATCHED = ("image", "image_size", "label_map", "presence", "given")
+"""What a batch can hold: `image_size` int32 [B 2], rows and columns of crops that are
+no padding, `presence` bool [B C] for classifiers of whole pictures (in
 place of `label_map`), `given` int32 [B K] labels that were selected beforehand."""
 
 

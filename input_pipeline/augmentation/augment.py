@@ -94,7 +94,7 @@ def _make_crop(data: ml_collections.ConfigDict, class_examples: np.ndarray | Non
         scale_range=tuple(data.scale_range),
         max_class_share=data.max_class_share,
         flip_rate=data.flip_rate,
-        # The padding becomes about zero after normalisation.
+        # What a person may see; training makes exact zeros of it (`image_size`).
         pad_value=tuple(round(mean) for mean in data.pixel_mean),
         distortion=photometric_distortion if data.photometric else None,
         class_weights=class_weights,

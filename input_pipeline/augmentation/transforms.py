@@ -53,12 +53,13 @@ def random_resize_crop_flip(
         those of the picture by weight.
 
     Returns:
-      The example with the two arrays replaced by ones of ``crop_size``.
+      The example with the two arrays replaced by ones of ``crop_size``, and
+      ``image_size`` int32 ``[2]``: rows and columns of it that are no padding.
     """
     crop = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
     image, label_map = example["image"], example["label_map"]
     scale = rng.uniform(*scale_range)
-    resized = _fitted_size(image.shape[:2], [int(side * scale) for side in base_size])
+    resized = fitted_size(image.shape[:2], [int(side * scale) for side in base_size])
     rows = _nearest_indices(image.shape[0], resized[0])
     columns = _nearest_indices(image.shape[1], resized[1])
     height, width = min(crop[0], resized[0]), min(crop[1], resized[1])
@@ -83,6 +84,7 @@ def random_resize_crop_flip(
     return {
         **example,
         "image": _pad(window, crop, pad_value),
+        "image_size": np.asarray([height, width], np.int32),
         "label_map": _pad(labels[:, ::-1] if flip else labels, crop, IGNORE),
     }
 
@@ -134,11 +136,11 @@ def resize_for_test(image: np.ndarray, base_size: tuple[int, int]) -> np.ndarray
     Returns:
       uint8 ``[h w 3]``.
     """
-    height, width = _fitted_size(image.shape[:2], base_size)
+    height, width = fitted_size(image.shape[:2], base_size)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _fitted_size(size: tuple[int, int], base_size) -> tuple[int, int]:
+def fitted_size(size: tuple[int, int], base_size) -> tuple[int, int]:
     """Returns (height, width) of `size` fitted into (long side, short side)."""
     factor = min(max(base_size) / max(size), min(base_size) / min(size))
     height, width = (max(1, int(side * factor + 0.5)) for side in size)

@@ -180,6 +180,7 @@ KEYS = {
     "eval.batch_size": COUNT,
     "eval.weights": choice("average", "latest", "better"),
     "eval.oracle_k": COUNT,
+    "eval.oracle_labels": choice("resized", "original"),
     "eval.font": TEXT,
     # ------------------------------------------------------------------------- mesh
     "mesh.data": _AXIS,
