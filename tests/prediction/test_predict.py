@@ -162,7 +162,7 @@ def test_k(segmenter):
     best = [label.class_id for label in all_labels[:K]]
     assert [label.class_id for label in segmenter(image).labels] == best
     for wrong in (0, 2.5, "5", True):
-        with pytest.raises(UserError, match="selection.k is .*; give a whole number"):
+        with pytest.raises(UserError, match="^k is .*; give a whole number"):
             segmenter(image, k=wrong)
     with pytest.raises(UserError, match="selection.cumulative is 1.5; give a prob"):
         segmenter(image, cumulative=1.5)
