@@ -101,18 +101,24 @@ class Engine:
             np.arange(sum(map(len, views))), [v.num_windows for vs in views for v in vs]
         )
         pictures = images, views, owners
+        windows = [
+            (window, view.window_size)
+            for picture_views in views
+            for view in picture_views
+            for window in view.windows()
+        ]
         (policy, given), *others = policies
         per_image = self.settings.selection_scope == "per_image"
         if not others and given is None and not per_image:
             parts = [
-                (*self.predict(self.parameters, *windows, allowed, policy), count)
-                for windows, count in self._batches(views)
+                (*self.predict(self.parameters, *batch, allowed, policy), count)
+                for batch, count in self.batches(windows)
             ]
             scores = np.concatenate([np.asarray(x[0])[: x[-1]] for x in parts])
             return [self._assemble(*pictures, [x[1:] for x in parts], scores)]
         encoded = [
-            (self.encode(self.parameters, *windows, allowed), count)
-            for windows, count in self._batches(views)
+            (self.encode(self.parameters, *batch, allowed), count)
+            for batch, count in self.batches(windows)
         ]
         scores = np.concatenate([np.asarray(e.scores)[:n] for e, n in encoded])
         results = []
@@ -127,17 +133,13 @@ class Engine:
             results.append(self._assemble(*pictures, list(parts), scores))
         return results
 
-    def _batches(self, views) -> Iterator[tuple[tuple, int]]:
+    def batches(
+        self, windows: Sequence[tuple[np.ndarray, tuple[int, int]]]
+    ) -> Iterator[tuple[tuple, int]]:
         """Windows and their real sizes, in full batches, then one per device.
 
         Yields the two, and how many windows of the batch are real.
         """
-        windows = [
-            (window, (view.rows.size, view.columns.size))
-            for picture_views in views
-            for view in picture_views
-            for window in view.windows()
-        ]
         full, few = self.batch_sizes
         # Windows of one canvas share batches; with sliding windows that is all of them.
         for canvas, run in itertools.groupby(windows, lambda item: item[0].shape[:2]):
@@ -205,13 +207,15 @@ class Engine:
                 self.num_classes,
             )
             grids = [
-                _take_ranks(grid, rank)
-                for grid, rank in zip(logits, ranks, strict=True)
+                take_ranks(grid, rank) for grid, rank in zip(logits, ranks, strict=True)
+            ]
+            shapes = [
+                (len(v.rows.starts), len(v.columns.starts)) for v in picture_views
             ]
             results.append(
                 Segmented(
                     image.shape[:2],
-                    tuple(_stitch(grids, picture_views)),
+                    tuple(stitch(grids, shapes)),
                     tuple(view.rows.matrix for view in picture_views),
                     tuple(view.columns.matrix for view in picture_views),
                     Selection(union[None], real[None], self.num_classes),
@@ -272,7 +276,7 @@ def unite(
     return padded, np.arange(size) < len(union), rank_of_union
 
 
-def _take_ranks(
+def take_ranks(
     logits: Float[np.ndarray, "h w K"], ranks: Int[np.ndarray, "U"]
 ) -> Float[np.ndarray, "h w U"]:
     """Logits over the union, filled where a window did not select."""
@@ -281,13 +285,12 @@ def _take_ranks(
     return np.concatenate([logits, fill], axis=-1)[:, :, ranks]
 
 
-def _stitch(
-    grids: list[Float[np.ndarray, "_ _ U"]], views: list[View]
+def stitch(
+    grids: list[Float[np.ndarray, "_ _ U"]], shapes: Sequence[tuple[int, int]]
 ) -> Iterator[Float[np.ndarray, "1 _ _ U"]]:
-    """Per view, the grids of its windows side by side."""
+    """Per view, the grids of its windows side by side, in so many rows and columns."""
     start = 0
-    for view in views:
-        num_rows, num_columns = len(view.rows.starts), len(view.columns.starts)
+    for num_rows, num_columns in shapes:
         tiles = np.stack(grids[start : start + num_rows * num_columns])
         start += len(tiles)
         _, height, width, num_labels = tiles.shape

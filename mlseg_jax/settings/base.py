@@ -214,6 +214,9 @@ def base(name: str) -> ConfigDict:
                 # Which labels it takes as present: those of the label map resized as
                 # the pictures are for each view, as the release, or original.
                 "oracle_labels": "resized",
+                # Letters for names in pictures of predictions, a file; "" are our own
+                # and, for other scripts, those that are installed.
+                "font": "",
             },
             # Devices along each axis; -1 is all that are left.
             "mesh": {"data": -1, "fsdp": 1},

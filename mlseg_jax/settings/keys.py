@@ -12,6 +12,7 @@ import ml_collections
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import SELECTIONS
+from mlseg_jax.settings import kinds
 from mlseg_jax.settings.arguments import did_you_mean
 from mlseg_jax.settings.kinds import (
     ABOVE_0,
@@ -180,6 +181,7 @@ KEYS = {
     "eval.weights": choice("average", "latest", "better"),
     "eval.oracle_k": COUNT,
     "eval.oracle_labels": choice("resized", "original"),
+    "eval.font": TEXT,
     # ------------------------------------------------------------------------- mesh
     "mesh.data": _AXIS,
     "mesh.fsdp": _AXIS,
@@ -296,9 +298,7 @@ def check_value(path: str, value: object, part: str = "") -> None:
             f"Nothing knows the key {path!r} of this configuration"
             f"{did_you_mean(path, KEYS, of_all=False)}"
         )
-    kind = KEYS_OF_PARTS.get((path, part), KEYS[path])
-    if not kind.fits(value):
-        raise UserError(f"{path} is {value!r}; give {kind.wanted}.")
+    kinds.check(path, value, KEYS_OF_PARTS.get((path, part), KEYS[path]))
 
 
 def _leaves(
