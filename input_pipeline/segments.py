@@ -1,0 +1,212 @@
+"""Segments of a picture: what regions are trained to find, and what they are judged by.
+
+Which parts of a picture are segments is ``data.segments``:
+
+* ``classes``: all pixels of a class are one (semantic segmentation by regions);
+* ``panoptic``: those of a class of stuff, and each instance of a thing;
+* ``instances``: instances of things alone; they may overlap where annotations do.
+
+Pixels of a thing that no instance claims are void, as is everything without a class. A
+crowd is a segment that nobody can find: it is not trained on, and what lies on it is
+not held against a prediction.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from input_pipeline.info import DataError, DatasetInfo
+from mlseg_jax.typing import IGNORE, Bool, Int
+
+KINDS = ("none", "classes", "panoptic", "instances")
+
+VOID = 0
+"""Segment id of pixels without a segment, in maps for the evaluation."""
+
+
+class Segment(NamedTuple):
+    """A row of the table beside a ``segment_map``.
+
+    Attributes:
+      segment_id: from 1; its value in the map.
+      class_id: its class.
+      is_crowd: whether it is several that nobody told apart.
+      area: pixels, as the file says where there is one.
+    """
+
+    segment_id: int
+    class_id: int
+    is_crowd: bool
+    area: int
+
+
+class Instance(NamedTuple):
+    """An annotated instance, whatever lies over it.
+
+    Attributes:
+      class_id: its class.
+      run_lengths: COCO's ``{"size": [H, W], "counts": bytes}``, compressed.
+      is_crowd: whether it is several that nobody told apart.
+      area: pixels, as the file says where it does; None: count them.
+    """
+
+    class_id: int
+    run_lengths: dict
+    is_crowd: bool = False
+    area: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A picture in pieces that do not overlap, by class and then by instance.
+
+    A piece has a code; `make_map` turns codes into numbers of any kind at once.
+
+    Attributes:
+      codes: of every pixel; 0 is void.
+      num_codes: how many codes there could be.
+      values: the codes of the pieces that are there, rising.
+      class_ids, is_crowd, areas: of these.
+    """
+
+    codes: Int[np.ndarray, "H W"]
+    num_codes: int
+    values: Int[np.ndarray, "n"]
+    class_ids: Int[np.ndarray, "n"]
+    is_crowd: Bool[np.ndarray, "n"]
+    areas: Int[np.ndarray, "n"]
+
+    def make_map(
+        self, numbers: Int[np.ndarray, "n"], empty: int
+    ) -> Int[np.ndarray, "H W"]:
+        """int32: the number of each pixel's piece, ``empty`` where it is void."""
+        table = np.full(self.num_codes, empty, np.int32)
+        table[self.values] = numbers
+        return table[self.codes]
+
+
+def find_parts(
+    kind: str,
+    label_map: Int[np.ndarray, "H W"],
+    instance_map: Int[np.ndarray, "H W"] | None,
+    is_thing: Bool[np.ndarray, "C"],
+) -> Parts:
+    """The segments of two maps (`datasets.instances`), by tables and not by sorting.
+
+    Args:
+      kind: of `KINDS`, but not ``none``.
+      label_map: class ids and IGNORE.
+      instance_map: not needed for ``classes``.
+      is_thing: of each class.
+    """
+    span = 1 if kind == "classes" else int(instance_map.max(initial=0)) + 2
+    present = np.flatnonzero(np.bincount(label_map.ravel() - IGNORE)[1:])
+    thing = np.zeros(len(present), bool) if kind == "classes" else is_thing[present]
+    if kind == "instances":
+        present, thing = present[thing], thing[thing]
+    # Codes from 1; a thing has one for its crowd, one for no instance, and its own.
+    widths = np.where(thing, span, 1)
+    offsets = np.cumsum(widths) - widths + 1
+    table = np.zeros(max(len(is_thing), *(present + 1), 1) + 1, np.int32)
+    table[present - IGNORE] = offsets
+    codes = table[label_map - IGNORE]
+    if thing.any():
+        countable = np.zeros(len(table), bool)
+        countable[present[thing] - IGNORE] = True
+        inside = countable[label_map - IGNORE]
+        codes += np.where(inside, instance_map - IGNORE, 0).astype(np.int32)
+    num_codes = int(widths.sum()) + 1
+    areas = np.bincount(codes.ravel(), minlength=num_codes)
+    areas[0] = 0
+    areas[offsets[thing] + 1] = 0  # A thing's pixels without an instance.
+    values = np.flatnonzero(areas)
+    place = np.searchsorted(offsets, values, side="right") - 1
+    is_crowd = thing[place] & (values == offsets[place])
+    return Parts(codes, num_codes, values, present[place], is_crowd, areas[values])
+
+
+def parts_of(kind: str, example: dict, info: DatasetInfo, take: Callable) -> Parts:
+    """The segments of an example as ``take`` shows its maps.
+
+    Raises:
+      DataError: it has no instances, but they are wanted.
+    """
+    is_thing = np.asarray(info.is_thing, bool)
+    instance_map = None
+    if kind != "classes":
+        if "instance_map" in example:
+            instance_map = take(example["instance_map"])
+        elif is_thing.any():
+            raise DataError(
+                f"Data set {info.name!r} has no instances ({example['name']} has "
+                f"none), but data.segments is {kind!r}; take a data set that tells "
+                "them apart, or data.segments=classes.",
+                kind="no_instances",
+            )
+        else:
+            instance_map = np.zeros(take(example["label_map"]).shape, np.int32)
+    return find_parts(kind, take(example["label_map"]), instance_map, is_thing)
+
+
+def segment_table(parts: Parts) -> tuple[np.ndarray, tuple[Segment, ...]]:
+    """``segment_map`` int32 [H W], ids from 1 and `VOID`, and its table."""
+    ids = np.arange(1, len(parts.values) + 1)
+    columns = (ids, parts.class_ids, parts.is_crowd, parts.areas)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return parts.make_map(ids, VOID), tuple(Segment(*row) for row in rows)
+
+
+def instances_of(parts: Parts) -> tuple[Instance, ...]:
+    """The pieces as instances; crowds too."""
+    numbers = parts.make_map(np.arange(len(parts.values)), IGNORE)
+    by_columns = np.asfortranarray(numbers)
+    return tuple(
+        Instance(
+            int(parts.class_ids[i]),
+            coco_mask.encode((by_columns == i).view(np.uint8)),
+            bool(parts.is_crowd[i]),
+        )
+        for i in range(len(parts.values))
+    )
+
+
+class WithTruth:
+    """A source whose examples carry what the evaluation compares with.
+
+    ``panoptic``: ``segment_map`` and ``segments``, a tuple of `Segment`; the file's own
+    where the source reads one. ``instances``: ``instances``, a tuple of `Instance`,
+    things alone.
+    """
+
+    def __init__(self, source, kind: str):
+        self.info = source.info
+        self._source = source
+        self._kind = kind
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict:
+        example = self._source[index]
+        if self._kind == "panoptic" and "segments" not in example:
+            parts = parts_of(self._kind, example, self.info, take=np.asarray)
+            segment_map, segments = segment_table(parts)
+            return example | {"segment_map": segment_map, "segments": segments}
+        if self._kind == "instances":
+            return example | {"instances": true_instances(example, self.info)}
+        return example
+
+    @property
+    def presence(self):
+        """Of the source, or None where it was never counted."""
+        return getattr(self._source, "presence", None)
+
+
+def true_instances(example: dict, info: DatasetInfo) -> tuple[Instance, ...]:
+    """Instances of things in an example, overlapping where its source says so."""
+    if "instances" not in example:
+        return instances_of(parts_of("instances", example, info, take=np.asarray))
+    return tuple(i for i in example["instances"] if info.is_thing[i.class_id])
