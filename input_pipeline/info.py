@@ -22,14 +22,21 @@ class DataError(UserError):
     Attributes:
       kind: what is wrong, such as "unreadable", "size" or "unmapped"; faults are
         counted by it.
-      values: the raw values without a class, where that is what is wrong.
+      path: the file, where several faults are told in one.
+      values: the raw values (or colours) without a class, where that is wrong.
     """
 
     def __init__(
-        self, message: str, *, kind: str = "unreadable", values: tuple[int, ...] = ()
+        self,
+        message: str,
+        *,
+        kind: str = "unreadable",
+        values: tuple = (),
+        path: str = "",
     ):
         super().__init__(message)
         self.kind = kind
+        self.path = path
         self.values = values
 
 
@@ -46,11 +53,17 @@ class DatasetInfo:
       name: short name, e.g. ``"sign_scenes"``.
       class_names: name of each class, by class id; its length is C.
       is_thing: for each class, whether it is countable (thing) or a region (stuff).
+      raw_values: for each class, what stands for it in the files it comes from: a value
+        of masks, a colour "#rrggbb" or the id of a category; None where that is not
+        known. Where several do, the first.
     """
 
     name: str
     class_names: tuple[str, ...]
     is_thing: tuple[bool, ...]
+    raw_values: tuple[int | str, ...] | None = dataclasses.field(
+        default=None, compare=False
+    )
 
     def __post_init__(self):
         if len(self.class_names) != len(self.is_thing):

@@ -30,6 +30,7 @@ class Reading:
       label_hash: of the label map.
       colour: of all pixels of the picture, where it has only one.
       palette: colour by raw value, of a palette mask; see `folder.Folder.palette`.
+      remarks: what is odd about it though it can be read.
       fault: why it cannot be read.
     """
 
@@ -42,6 +43,7 @@ class Reading:
     label_hash: bytes = b""
     colour: tuple[int, ...] | None = None
     palette: dict[int, tuple[int, ...]] | None = None
+    remarks: tuple[DataError, ...] = ()
     fault: DataError | None = None
 
     @property
@@ -65,11 +67,13 @@ def read_facts(source, index: int, with_hashes: bool = True) -> Reading:
     more = {}
     if with_hashes:
         palette = getattr(source, "palette", None)
+        remarks = getattr(source, "remarks", None)
         more = {
             "image_hash": _hash(example["image"]),
             "label_hash": _hash(label_map),
             "colour": _only_colour(example["image"]),
             "palette": palette and palette(index),
+            "remarks": tuple(remarks(index)) if remarks else (),
         }
     name, size = example["name"], label_map.size
     return Reading(index, name, ids, counts[ids], size, **more)

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline.datasets import coco_format, names
+from input_pipeline.datasets import coco_images, names
 from input_pipeline.files import images, raw_files
 from input_pipeline.info import DataError, DatasetInfo
 from input_pipeline.preparation import prepared
@@ -97,7 +97,7 @@ def _read_published(root: pathlib.Path) -> dict[str, list[prepared.RawExample]]:
     for folder, name in read_index(path):
         # The index counts from the directory that holds ADE20K_2021_17_01.
         inside = folder.replace("\\", "/").removeprefix(_FOLDER).strip("/")
-        image = coco_format.image_file(root, f"{inside}/{name}", path)
+        image = coco_images.image_file(root, f"{inside}/{name}", path)
         stem = name.removesuffix(".jpg")
         mask = image.with_name(f"{stem}_seg.png")
         split = "val" if name.split("_")[1:2] == ["val"] else "train"

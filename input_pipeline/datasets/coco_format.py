@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from input_pipeline.files import masks
+from input_pipeline.files import masks, text
 from input_pipeline.info import DataError, DatasetInfo, raise_fault
 
 # What is kept of an annotation; the rest (boxes, areas, ...) would fill the memory.
@@ -35,6 +35,8 @@ class CocoFile:
       annotations: annotations of each owner's id in file order, maybe none.
       categories: categories by id in order of id.
       has_annotations: False if the file keeps them secret, as test sets do.
+      lost: annotations of each owner's id that a fault was reported of: something is
+        where they are, but nobody knows what.
     """
 
     path: pathlib.Path
@@ -42,6 +44,7 @@ class CocoFile:
     annotations: dict[int | str, list[dict]]
     categories: dict[int, dict]
     has_annotations: bool = True
+    lost: dict[int | str, list[dict]] = dataclasses.field(default_factory=dict)
 
     def class_of(self) -> dict[int, int]:
         """Class id by category id: categories are numbered in order of their ids."""
@@ -59,9 +62,13 @@ class CocoFile:
             ((twice, _),) = collections.Counter(names).most_common(1)
             raise DataError(
                 f"{self.path} has two categories named {twice!r}; give each its own "
-                "name."
+                "name, or join them in a classes.json of category ids, with null for "
+                'what to ignore, such as {"0": null, "1": "car"}.'
             )
-        things = [bool(category.get("isthing", 1)) for category in categories]
+        things = [
+            flag(category, "isthing", f"Category {number} of {self.path}", default=1)
+            for number, category in self.categories.items()
+        ]
         things += [False] * (len(names) - len(things))
         return DatasetInfo(name, tuple(names), tuple(things))
 
@@ -97,11 +104,14 @@ def read(
                 f"Category {number!r} of {path} has the name {name!r}, but needs a "
                 "whole number as its id and a text as its name; correct it."
             )
+        text.check_name(name.strip(" \t"), f"Category {number} of {path}")
+        flag(category, "isthing", f"Category {number} of {path}")
     if not owner_of or not categories:
         raise DataError(
             f'{path} has no "{"categories" if owner_of else owners}"; export it again.'
         )
     grouped = {number: [] for number in owner_of}
+    lost = {}
     has_annotations = data.get("annotations") is not None
     if has_annotations or not secret:
         # Panoptic annotations have no id of their own.
@@ -112,8 +122,11 @@ def read(
                 _group(annotation, owners.rstrip("s"), grouped, categories, what)
             except DataError as fault:
                 report(fault)
+                number = annotation.get(f"{owners.rstrip('s')}_id")
+                if _is_id(number) and number in grouped:
+                    lost.setdefault(number, []).append(annotation)
     in_order = {number: categories[number] for number in sorted(categories)}
-    return CocoFile(path, owner_of, grouped, in_order, has_annotations)
+    return CocoFile(path, owner_of, grouped, in_order, has_annotations, lost)
 
 
 def _group(annotation, owner, grouped, categories, what) -> None:
@@ -140,7 +153,26 @@ def _group(annotation, owner, grouped, categories, what) -> None:
                 "list; add the category or remove the annotation.",
                 kind="listing",
             )
+        flag(segment, "iscrowd", what)
     grouped[number].append(annotation)
+
+
+def flag(entry: dict, key: str, where: str, default: int = 0) -> bool:
+    """What an entry says with 0, 1, false or true; ``default`` if it says nothing.
+
+    Raises:
+      DataError: it says something else, such as "0", which Python takes for true.
+    """
+    value = entry.get(key)
+    if value is None:
+        return bool(default)
+    if not isinstance(value, int | float) or value not in (0, 1):
+        raise DataError(
+            f"{where} has the {key} {value!r}; write 0 or 1, or false or true, without "
+            "quotes.",
+            kind="listing",
+        )
+    return bool(value)
 
 
 def read_json(path: pathlib.Path) -> dict:
@@ -174,37 +206,13 @@ def read_json(path: pathlib.Path) -> dict:
 
 def draw(annotation: dict, size: tuple[int, int], path: pathlib.Path) -> np.ndarray:
     """The mask of an annotation, bool [H W]; raises DataError as `masks.decode`."""
-    where = f"Annotation {annotation.get('id', 'without an id')} of {path}"
+    where = name_annotation(annotation, path)
     return masks.decode(annotation.get("segmentation"), size, where)
 
 
-def image_file(root: pathlib.Path, name, path: pathlib.Path) -> pathlib.Path:
-    """The image that a JSON file names, inside its folder.
-
-    Args:
-      root: folder of the images.
-      name: what the JSON file says.
-      path: the JSON file, for errors.
-
-    Raises:
-      DataError: it is no relative path, or leaves the folder.
-    """
-    # Windows tools write backslashes.
-    parts = name.replace("\\", "/").split("/") if isinstance(name, str) else []
-    bad = not parts or not parts[-1] or ".." in parts or "\0" in name
-    if bad or not parts[0] or ":" in parts[0]:
-        raise DataError(
-            f"{path} names the image {name!r}, which is no path inside {root}; correct "
-            "the name.",
-            kind="listing",
-        )
-    return root.joinpath(*parts)
-
-
-def lvis_image_name(image: dict) -> str | None:
-    """Folder and name of an LVIS image: it has an address in place of a file name."""
-    url = image.get("coco_url")
-    return "/".join(url.split("/")[-2:]) if isinstance(url, str) else None
+def name_annotation(annotation: dict, path: pathlib.Path) -> str:
+    """What errors call an annotation."""
+    return f"Annotation {annotation.get('id', 'without an id')} of {path}"
 
 
 def find(root: pathlib.Path, places: Sequence[str], what: str) -> pathlib.Path:

@@ -14,72 +14,28 @@ table stays visible; or in the order of the file, the first on top, as in COCO+L
 Pixels without a mask are IGNORE, or a class of their own if `background` names one.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
 from collections.abc import Callable
 
 import numpy as np
-from etils import epath
 
-from input_pipeline.datasets import coco_format, instances, label_schema, panoptic
-from input_pipeline.files import images, masks
+from input_pipeline.datasets import (
+    coco_format,
+    coco_images,
+    instances,
+    label_schema,
+    panoptic,
+)
+from input_pipeline.datasets.raw_source import RawSource
+from input_pipeline.files import images, masks, text
 from input_pipeline.info import DataError, DatasetInfo, raise_fault
 from input_pipeline.preparation.prepared import RawExample
 from mlseg_jax.typing import IGNORE
 
 PAINT_ORDERS = ("area", "file")
-
-
-class RawSource:
-    """A source of raw examples that are read without having been prepared.
-
-    Args:
-      info: the classes.
-      raws: the examples.
-
-    Raises:
-      DataError: there are none, or two have one name.
-    """
-
-    def __init__(self, info: DatasetInfo, raws: list[RawExample]):
-        self.info = info
-        self._raws = raws
-        seen = set()
-        for raw in raws:
-            if raw.key in seen:
-                raise DataError(
-                    f"Data set {info.name!r} has two images named {raw.key!r}; rename "
-                    "one or remove the copy from the JSON."
-                )
-            seen.add(raw.key)
-        if not raws:
-            raise DataError(f"Data set {info.name!r} has no images; add some.")
-
-    def __len__(self) -> int:
-        return len(self._raws)
-
-    def __getitem__(self, index: int) -> dict:
-        """Returns ``image``, ``label_map``, ``instance_map`` and ``name``.
-
-        Raises:
-          DataError: the image cannot be read or its size is not that of its label, or
-            the label is damaged.
-        """
-        raw = self._raws[index]
-        image = images.read_image(raw.image)
-        made = raw.make_label()
-        label_map = made["label_map"]
-        if image.shape[:2] != label_map.shape:
-            raise DataError(
-                f"Image {raw.image} is {image.shape[1]}x{image.shape[0]} pixels "
-                "(turned as its EXIF says) but its annotations are for "
-                f"{label_map.shape[1]}x{label_map.shape[0]}; export them again.",
-                kind="size",
-            )
-        instance_map = instances.from_file(made["instance_map"])
-        example = {"image": image, "label_map": label_map, "name": raw.key}
-        return example | {"instance_map": instance_map}
 
 
 def list_examples(
@@ -91,6 +47,7 @@ def list_examples(
     background: str = "",
     classes: str | os.PathLike = "",
     report: Callable[[DataError], None] = raise_fault,
+    max_pixels: int = images.MAX_PIXELS,
 ) -> tuple[DatasetInfo, list[RawExample]]:
     """Classes and examples of a JSON file of instances, in the order of its images.
 
@@ -102,7 +59,8 @@ def list_examples(
       background: name of a last class for pixels without a mask; "" ignores them.
       classes: JSON file category id -> name | null; "" makes each category a class.
       report: called with each fault of an image or annotation in the JSON, which is
-        left out if it returns.
+        left out if it returns; where a dropped annotation is, pixels are ignored.
+      max_pixels: height times width of the largest image.
 
     Raises:
       DataError: the JSON is damaged or contradicts itself.
@@ -112,40 +70,71 @@ def list_examples(
         raise ValueError(
             f"Paint order is {paint_order!r}; choose one of {PAINT_ORDERS}."
         )
-    file = coco_format.read(json_path, report=report)
+    path = pathlib.Path(json_path)
+    file = coco_format.read(path, report=report)
     extra = [background] if background else []
+    text.check_name(background, "data.background")
     if classes:
-        info, class_of = _join_classes(file, epath.Path(classes), name, extra)
+        info, class_of = _join_classes(file, classes, name, extra)
     else:
         info, class_of = file.info(name, extra), file.class_of()
+    info = dataclasses.replace(info, raw_values=_raw_values(info, class_of, extra))
     empty = info.num_classes - 1 if background else IGNORE
+    folders = [pathlib.Path(image_dir), path.parent]
     raws = []
     for number, image in file.owners.items():
-        where = f"Image {number!r} of {file.path}"
-        image_name = image.get("file_name") or coco_format.lvis_image_name(image)
+        where = f"Image {number!r} of {path}"
         try:
-            size = masks.check_image_size(
-                image.get("width"), image.get("height"), where
-            )
-            path = coco_format.image_file(
-                pathlib.Path(image_dir), image_name, file.path
-            )
+            width, height = image.get("width"), image.get("height")
+            size = masks.check_image_size(width, height, where, max_pixels)
+            image_name, places = coco_images.image_places(image, folders, path)
         except DataError as fault:
             report(fault)
             continue
-        if "file_name" not in image and not path.parent.is_dir():
-            path = path.parent.parent / path.name  # LVIS: the folder of one split.
         regions = [(class_of[a["category_id"]], a) for a in file.annotations[number]]
-        raws.append(
-            RawExample(
-                key=str(pathlib.PurePosixPath(image_name).with_suffix("")),
-                image=path,
-                make_label=functools.partial(
-                    label_regions, size, regions, file.path, paint_order, empty
-                ),
-            )
+        # Something is there that nobody can name: it is no background either.
+        regions += [(IGNORE, a | {"iscrowd": 0}) for a in file.lost.get(number, ())]
+        regions = [_without_lines(*region, size, path, report) for region in regions]
+        make_label = functools.partial(
+            label_regions, size, regions, path, paint_order, empty
         )
-    return info, raws
+        raws.append(RawExample(image_name, places[0], make_label, tuple(places[1:])))
+    return info, coco_images.short_keys(raws)
+
+
+def _raw_values(info, class_of, extra) -> tuple[int, ...] | None:
+    """The first category id of each class; 0 for the background, if it is free."""
+    first = {}
+    for number, class_id in class_of.items():
+        first.setdefault(class_id, number)
+    if extra:
+        if 0 in class_of:
+            return None
+        first[info.num_classes - 1] = 0
+    return tuple(first[class_id] for class_id in range(info.num_classes))
+
+
+def _without_lines(
+    class_id: int, annotation: dict, size, path, report
+) -> tuple[int, dict]:
+    """A region without those of its polygons that have under three points.
+
+    Where none is left, it is a region to ignore, behind all others, that surrounds the
+    points: what was meant is unknown.
+    """
+    polygons = annotation.get("segmentation")
+    if not isinstance(polygons, list) or not polygons:
+        return class_id, annotation
+    lines = [p for p in polygons if masks.is_line(p)]
+    if not lines:
+        return class_id, annotation
+    where = coco_format.name_annotation(annotation, path)
+    report(masks.line_fault(lines[0], where))
+    kept = [p for p in polygons if not masks.is_line(p)]
+    if kept:
+        return class_id, annotation | {"segmentation": kept}
+    around = masks.surround(lines, size)
+    return IGNORE, annotation | {"segmentation": around, "iscrowd": 1}
 
 
 def label_regions(
@@ -192,32 +181,46 @@ def label_regions(
     }
 
 
-def open_coco_json(root: str | os.PathLike, split: str, **options) -> RawSource:
-    """Opens a folder with a COCO or LVIS JSON; options as of `list_examples`."""
-    root = pathlib.Path(root)
+def open_coco_json(
+    root: str | os.PathLike,
+    split: str,
+    *,
+    reading: images.ReadOptions = images.USUAL,
+    **options,
+) -> RawSource:
+    """Opens a folder with a COCO or LVIS JSON.
+
+    Args:
+      root: the folder.
+      split: name of the split.
+      reading: how images are read.
+      **options: of `list_examples`.
+    """
+    root = pathlib.Path(root).expanduser()
     json_path = _find_json(root, split, ("instances_", "lvis_v1_", "stuff_", ""))
     classes = root / "classes.json"
     if classes.is_file():
         options = {"classes": classes} | options
-    image_dir = _find_images(root, split)
-    return RawSource(*list_examples(json_path, image_dir, name=root.name, **options))
+    image_dir = _find_images(root, split, json_path)
+    options |= {"name": root.name, "max_pixels": reading.max_pixels}
+    return RawSource(*list_examples(json_path, image_dir, **options), reading)
 
 
 def open_panoptic(
     root: str | os.PathLike,
     split: str,
     report: Callable[[DataError], None] = raise_fault,
+    reading: images.ReadOptions = images.USUAL,
 ) -> RawSource:
     """Opens a folder with a panoptic JSON, its PNG files and images."""
-    root = pathlib.Path(root)
+    root = pathlib.Path(root).expanduser()
     json_path = _find_json(root, split, ("panoptic_", ""))
     places = [f"annotations/panoptic_{split}", f"panoptic_{split}", "panoptic"]
     places += [f"annotations/{split}"]
     png_dir = coco_format.find(root, places, "folder of panoptic PNG files")
-    image_dir = _find_images(root, split)
-    return RawSource(
-        *panoptic.list_examples(json_path, png_dir, image_dir, root.name, report)
-    )
+    image_dir = _find_images(root, split, json_path)
+    listed = panoptic.list_examples(json_path, png_dir, image_dir, root.name, report)
+    return RawSource(*listed, reading)
 
 
 def _find_json(root: pathlib.Path, split: str, prefixes) -> pathlib.Path:
@@ -228,19 +231,32 @@ def _find_json(root: pathlib.Path, split: str, prefixes) -> pathlib.Path:
     return coco_format.find(root, places, f"JSON of the split {split!r}")
 
 
-def _find_images(root: pathlib.Path, split: str) -> pathlib.Path:
+def _find_images(
+    root: pathlib.Path, split: str, json_path: pathlib.Path
+) -> pathlib.Path:
     places = [f"images/{split}", split, "images"]
+    if not any((root / place).exists() for place in places):
+        for folder in (json_path.parent, root):
+            suffixes = {path.suffix.lower() for path in folder.iterdir()}
+            if not suffixes.isdisjoint(images.IMAGE_SUFFIXES):
+                return folder
     return coco_format.find(root, places, "folder of images")
 
 
 def _join_classes(
-    file: coco_format.CocoFile, path: pathlib.Path, name: str, extra: list[str]
+    file: coco_format.CocoFile, path: str | os.PathLike, name: str, extra: list[str]
 ) -> tuple[DatasetInfo, dict[int, int]]:
     """Classes and class id by category id as a classes.json says.
 
     A class is a thing if a category of it is.
     """
-    names, class_of = label_schema.read_class_table(path)
+    table = label_schema.read_class_table(path)
+    if table.by_colour:
+        raise DataError(
+            f"{path} names colours, but a JSON of annotations has numbers of "
+            "categories; write those."
+        )
+    names, class_of = table.names, table.class_of
     unknown = [number for number in file.categories if number not in class_of]
     if unknown:
         raise DataError(
@@ -256,5 +272,7 @@ def _join_classes(
     things = [False] * (len(names) + len(extra))
     for number, category in file.categories.items():
         if class_of[number] != IGNORE:
-            things[class_of[number]] |= bool(category.get("isthing", 1))
+            things[class_of[number]] |= coco_format.flag(
+                category, "isthing", f"Category {number} of {file.path}", default=1
+            )
     return DatasetInfo(name, (*names, *extra), tuple(things)), class_of

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline.datasets import coco_format, instances
+from input_pipeline.datasets import coco_format, coco_images, instances
 from input_pipeline.files import masks
 from input_pipeline.info import DataError, DatasetInfo
 from input_pipeline.preparation import prepared
@@ -153,10 +153,10 @@ class CocoLvis(instances.NamedByFiles):
     def _example(self, manual_dir, path, image, layers) -> prepared.RawExample:
         where = f"Image {image['id']} of {path}"
         size = masks.check_image_size(image.get("width"), image.get("height"), where)
-        name = coco_format.lvis_image_name(image) or image.get("file_name")
-        file = coco_format.image_file(manual_dir / "images", name, path)
+        name = coco_images.lvis_image_name(image) or image.get("file_name")
+        file = coco_images.image_file(manual_dir / "images", name, path)
         if not file.parent.is_dir():
-            file = coco_format.image_file(manual_dir, name, path)
+            file = coco_images.image_file(manual_dir, name, path)
         return prepared.RawExample(
             key=str(pathlib.PurePosixPath(name).with_suffix("")),
             image=file,

@@ -26,7 +26,7 @@ import numpy as np
 import scipy.io
 import tensorflow_datasets as tfds
 
-from input_pipeline.datasets import coco_format, names
+from input_pipeline.datasets import coco_format, coco_images, names
 from input_pipeline.files import images, raw_files
 from input_pipeline.info import DataError, DatasetInfo
 from input_pipeline.preparation import prepared
@@ -88,8 +88,8 @@ def _list_10k(manual_dir: pathlib.Path, split: str) -> list[prepared.RawExample]
     paths = [
         (
             stem,
-            coco_format.image_file(root / "images", f"{stem}.jpg", names_file),
-            coco_format.image_file(root / "annotations", f"{stem}.mat", names_file),
+            coco_images.image_file(root / "images", f"{stem}.jpg", names_file),
+            coco_images.image_file(root / "annotations", f"{stem}.mat", names_file),
         )
         for stem in raw_files.read_lines(names_file)
     ]

@@ -9,29 +9,38 @@
       things.txt       optional: names of the classes whose objects can be counted
       train.txt        optional: stems of the split, one a line; likewise val.txt
 
+What a split's folder holds in folders of its own is read too, and belongs to the mask
+of the same path: ``images/train/a/b.jpg`` and ``masks/train/a/b.png``. Other names of
+folders and other endings are a matter of configuration (`folder_files.FolderLayout`).
+
 ``classes.json`` may stand for ``classes.txt``. It maps each raw value to a name, or to
 null or "ignore": ``{"0": "ignore", "7": "road", "8": "road", "11": "car"}``. Classes
 are then numbered in order of raw value, and values with one name share a class. With
 ``classes.txt``, 255 in an 8-bit mask and 65535 in a 16-bit mask mean IGNORE unless they
 are classes; with ``classes.json``, exactly what it says holds.
 
-A mask is stored as its image is shown, that is after the image's EXIF rotation.
+Where its keys are colours, ``{"#000000": null, "#804080": "road"}``, the masks are read
+as colours, and classes are numbered in the order of the file. ``labelmap.txt`` of CVAT
+says the same in its own way.
+
+A mask is stored as its image is shown, that is after the image's EXIF rotation, unless
+the images are read without it.
 """
 
 import os
 import pathlib
-import zlib
 from collections.abc import Callable
 
-import cv2
-import numpy as np
-
 from input_pipeline.datasets import label_schema
+from input_pipeline.datasets.folder_files import (
+    USUAL_LAYOUT,
+    FolderLayout,
+    find_files,
+)
+from input_pipeline.datasets.mask_labels import MaskLabels
 from input_pipeline.files import images, mask_files
 from input_pipeline.info import DataError, DatasetInfo, raise_fault
-
-# Of 10 parts, how many the hash of a stem sends to the split "val".
-_HASH_PARTS = 10
+from mlseg_jax.errors import printable
 
 
 class Folder:
@@ -47,6 +56,8 @@ class Folder:
       split: "train", "val", or any other that has a sub-folder or a list.
       report: called with each file that is missing or contradicts another one; if it
         returns, the examples it concerns are left out. By default it raises.
+      layout: where images and masks lie, and how their names end.
+      options: how images are read.
 
     Raises:
       DataError: a file or folder is missing or contradicts another one.
@@ -57,22 +68,25 @@ class Folder:
         path: str | os.PathLike,
         split: str = "train",
         report: Callable[[DataError], None] = raise_fault,
+        layout: FolderLayout = USUAL_LAYOUT,
+        options: images.ReadOptions = images.USUAL,
     ):
-        self._root = pathlib.Path(path)
+        self._root = pathlib.Path(path).expanduser()
         if not self._root.is_dir():
             raise DataError(f"There is no data folder {self._root}; check the path.")
-        names, self._tables = label_schema.read_classes(self._root)
+        classes = label_schema.read_classes(self._root)
+        self._labels = MaskLabels(classes, options.max_pixels)
+        self._options = options
         self.info = DatasetInfo(
             name=self._root.resolve().name,
-            class_names=names,
-            is_thing=label_schema.read_things(self._root / "things.txt", names),
+            class_names=classes.names,
+            is_thing=label_schema.read_things(self._root / "things.txt", classes.names),
+            raw_values=classes.raw_values,
         )
-        self._images, self._masks, self._stems = _find_examples(
-            self._root, split, report
-        )
-        self.unused_masks = tuple(
-            path for stem, path in self._masks.items() if stem not in self._images
-        )
+        files = find_files(self._root, split, layout, report)
+        self._stems = files.stems
+        self._images, self._masks = files.image_of, files.mask_of
+        self.unused_masks = files.unused_masks
         """Masks that no image belongs to."""
 
     def __len__(self) -> int:
@@ -89,165 +103,43 @@ class Folder:
             mask holds a raw value that has no class.
         """
         stem = self._stems[index]
-        image = images.read_image(self._images[stem])
-        raw, depth = mask_files.decode_mask(self._masks[stem])
-        if image.shape[:2] != raw.shape:
-            turned = image.shape[:2] == raw.shape[::-1]
-            raise DataError(
-                f"Mask {self._masks[stem]} is {raw.shape[1]}x{raw.shape[0]} pixels but "
-                f"its image {self._images[stem]} is {image.shape[1]}x{image.shape[0]}"
-                f"{' once turned as its EXIF says' if turned else ''}; save the mask "
-                "in the size of the image.",
-                kind="size",
-            )
-        table = self._tables[depth]
-        # Equal, but cv2 is four times as fast where it can be used.
-        label_map = cv2.LUT(raw, table) if depth == 8 else table.take(raw)
-        if label_map.min() == label_schema.NO_CLASS:
-            unknown = label_map == label_schema.NO_CLASS
-            raise DataError(
-                f"Mask {self._masks[stem]} holds the value {raw[unknown][0]} "
-                f"({np.count_nonzero(unknown)} pixels have no class), which "
-                "classes.txt (or classes.json) does not name; add the class or correct "
-                "the mask.",
-                kind="unmapped",
-                values=tuple(np.unique(raw[unknown]).tolist()),
-            )
-        return {"image": image, "label_map": label_map, "name": stem}
+        image = images.read_image(self._images[stem], self._options)
+        label_map = self._labels(self._masks[stem])
+        if image.shape[:2] != label_map.shape:
+            raise self._size_fault(stem, image.shape[:2], label_map.shape)
+        name = printable(stem)
+        return {"image": image, "label_map": label_map, "name": name}
+
+    def _size_fault(self, stem, size, mask_size) -> DataError:
+        turned = hint = ""
+        if self._options.exif and size == mask_size[::-1]:
+            turned = " once turned as its EXIF says"
+            hint = ", or set data.exif=False if masks are of the pixels as stored"
+        return DataError(
+            f"Mask {self._masks[stem]} is {mask_size[1]}x{mask_size[0]} pixels but its "
+            f"image {self._images[stem]} is {size[1]}x{size[0]}{turned}; save the mask "
+            f"in the size of the image{hint}.",
+            kind="size",
+        )
+
+    def remarks(self, index: int) -> list[DataError]:
+        """What is odd about an example that can be read."""
+        stem = self._stems[index]
+        found = images.remarks(self._images[stem], self._options)
+        fault = self._labels.odd_ignore(self._masks[stem])
+        return found if fault is None else [*found, fault]
+
+    def ignored_value(self, index: int) -> int | None:
+        """The raw value of a mask that is ignored without being named, if one is."""
+        return self._labels.ignored_value(self._masks[self._stems[index]])
 
     def palette(self, index: int) -> dict[int, tuple[int, ...]] | None:
         """Colours of the raw values in a palette mask; None for a grey one.
 
         Indices of a palette are the raw values. Where files give one index several
-        colours, the colours were meant, and each file numbers them in its own way.
+        colours, the colours were meant, and each file numbers them in its own way. None
+        also where colours are the raw values.
         """
+        if self._labels.classes.by_colour:
+            return None
         return mask_files.palette_colours(self._masks[self._stems[index]])
-
-
-def _find_examples(
-    root: pathlib.Path, split: str, report: Callable[[DataError], None]
-) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Returns stem -> image file, stem -> mask file, and the sorted stems."""
-    image_dir, mask_dir = root / "images", root / "masks"
-    image_of, folders = _scan(image_dir, images.IMAGE_SUFFIXES, report)
-    if folders:
-        if image_of:
-            raise DataError(
-                f"{image_dir} holds both images and the folders {', '.join(folders)}; "
-                "move the images into the folder of their split."
-            )
-        if split not in folders:
-            raise DataError(
-                f"{image_dir} has no folder for the split {split!r}, only "
-                f"{', '.join(folders)}; add it or choose one of these."
-            )
-        image_dir, mask_dir = image_dir / split, mask_dir / split
-        image_of, _ = _scan(image_dir, images.IMAGE_SUFFIXES, report)
-    if not image_of:
-        raise DataError(
-            f"{image_dir} holds no images; put files ending in "
-            f"{', '.join(images.IMAGE_SUFFIXES)} there."
-        )
-    mask_of, _ = _scan(mask_dir, (".png",), report)
-    if folders:
-        stems = sorted(image_of)
-    else:
-        stems = _choose_stems(root, split, image_of, report)
-    missing = [stem for stem in stems if stem not in mask_of]
-    for i, stem in enumerate(missing):
-        others = (
-            f", nor have {len(missing) - 1} others" if missing[1:] and i == 0 else ""
-        )
-        report(
-            DataError(
-                f"Image {image_of[stem]} has no mask {mask_dir / stem}.png{others}; "
-                "add the mask or remove the image.",
-                kind="no_mask",
-            )
-        )
-    return image_of, mask_of, [stem for stem in stems if stem in mask_of]
-
-
-def _choose_stems(
-    root: pathlib.Path,
-    split: str,
-    image_of: dict[str, str],
-    report: Callable[[DataError], None],
-) -> list[str]:
-    """Returns the stems of a split that has no folder, by its list or by hash."""
-    path = root / f"{split}.txt"
-    if any((root / name).is_file() for name in ("train.txt", "val.txt")):
-        if not path.is_file():
-            raise DataError(
-                f"There is no list {path} of the split {split!r}, though there is one "
-                "of another split; write it, one file stem a line."
-            )
-        stems = [
-            line
-            for line in map(str.strip, label_schema.read_text(path).splitlines())
-            if line
-        ]
-        if not stems:
-            raise DataError(f"List {path} is empty; write one file stem a line.")
-        seen = {}
-        for stem in stems:
-            if stem not in image_of:
-                fault = (
-                    f"List {path} names {stem!r}, but {root / 'images'} has no such "
-                    "image; correct the line (file names without their ending)."
-                )
-                report(DataError(fault, kind="listing"))
-            elif stem in seen:
-                fault = f"List {path} names {stem!r} twice; remove one line."
-                report(DataError(fault, kind="listing"))
-            else:
-                seen[stem] = True
-        return list(seen)
-    if split not in ("train", "val"):
-        raise DataError(
-            f"Folder {root} has no split {split!r}; write the list {path}, one file "
-            'stem a line, or choose "train" or "val".'
-        )
-    order = sorted(image_of, key=lambda stem: (zlib.crc32(stem.encode()), stem))
-    # A stem keeps its split when files are added, but "val" always has at least one.
-    val = {s for s in order if zlib.crc32(s.encode()) % _HASH_PARTS == 0}
-    val = val or {order[0]}
-    stems = sorted(val if split == "val" else set(order) - val)
-    if not stems:
-        raise DataError(
-            f"Folder {root} has too few images to hold out some; write train.txt and "
-            "val.txt, one file stem a line."
-        )
-    return stems
-
-
-def _scan(
-    folder: pathlib.Path,
-    suffixes: tuple[str, ...],
-    report: Callable[[DataError], None],
-) -> tuple[dict[str, str], list[str]]:
-    """Returns stem -> path of the files with these endings, and the folder names."""
-    path_of, folders = {}, []
-    try:
-        # scandir knows files from folders without a further call for each entry.
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                stem, suffix = os.path.splitext(entry.name)
-                if entry.name.startswith("."):
-                    continue  # Left by file managers.
-                if entry.is_dir():
-                    folders.append(entry.name)
-                elif suffix.lower() in suffixes:
-                    if stem in path_of:
-                        fault = (
-                            f"{entry.path} and {path_of[stem]} share the stem "
-                            f"{stem!r}, so a mask cannot tell them apart; rename one."
-                        )
-                        report(DataError(fault, kind="listing"))
-                    path_of[stem] = entry.path
-    except OSError as error:
-        raise DataError(
-            f"Folder {folder} cannot be listed ({error.strerror}); it must be there "
-            "and hold the files of images or masks."
-        ) from error
-    return path_of, sorted(folders)

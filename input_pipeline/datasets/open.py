@@ -1,5 +1,6 @@
 """From the ``data`` part of a configuration to a source of examples."""
 
+import os
 from collections.abc import Callable
 
 import ml_collections
@@ -7,7 +8,9 @@ from etils import epath
 
 from input_pipeline.datasets import bad_examples
 from input_pipeline.datasets.folder import Folder
+from input_pipeline.datasets.folder_files import USUAL_LAYOUT, FolderLayout
 from input_pipeline.datasets.sign_scenes import SignScenes
+from input_pipeline.files import images
 from input_pipeline.files.local_copy import local_copy
 from input_pipeline.info import DataError, raise_fault
 from input_pipeline.preparation.builders import BUILDERS, find_prepared
@@ -25,11 +28,28 @@ def _place(data: ml_collections.ConfigDict, what: str) -> str:
             f"The {data.name} data set has no place; add {what} as "
             "--config.data.path=DIRECTORY."
         )
-    return local_copy(data.path)
+    return local_copy(os.path.expanduser(data.path))
+
+
+def read_options(data: ml_collections.ConfigDict) -> images.ReadOptions:
+    """How pictures are read; runs of before these keys were there have the defaults."""
+    return images.ReadOptions(
+        max_pixels=getattr(data, "max_pixels", images.MAX_PIXELS),
+        exif=getattr(data, "exif", True),
+        white=getattr(data, "white_value", images.WHITE),
+    )
 
 
 def _open_folder(data: ml_collections.ConfigDict, split: str, report):
-    return Folder(_place(data, "its folder"), split, report)
+    usual = USUAL_LAYOUT
+    layout = FolderLayout(
+        image_folder=getattr(data, "image_folder", usual.image_folder),
+        mask_folder=getattr(data, "mask_folder", usual.mask_folder),
+        image_ending=getattr(data, "image_ending", usual.image_ending),
+        mask_ending=getattr(data, "mask_ending", usual.mask_ending),
+    )
+    place = _place(data, "its folder")
+    return Folder(place, split, report, layout, read_options(data))
 
 
 def _open_sign_scenes(data: ml_collections.ConfigDict, split: str, report):
@@ -51,13 +71,16 @@ def _open_coco_json(data: ml_collections.ConfigDict, split: str, report):
             f"data.paint_order is {data.paint_order!r}; choose one of "
             f"{', '.join(coco_json.PAINT_ORDERS)}."
         )
-    options = {"classes": data.classes} if data.classes else {}
+    options = {}
+    if data.classes:
+        options["classes"] = os.path.expanduser(data.classes)
     return coco_json.open_coco_json(
         _place(data, "the folder of annotations and images"),
         split,
         paint_order=data.paint_order,
         background=data.background,
         report=report,
+        reading=read_options(data),
         **options,
     )
 
@@ -65,9 +88,8 @@ def _open_coco_json(data: ml_collections.ConfigDict, split: str, report):
 def _open_coco_panoptic_json(data: ml_collections.ConfigDict, split: str, report):
     from input_pipeline.datasets import coco_json
 
-    return coco_json.open_panoptic(
-        _place(data, "the folder of annotations and images"), split, report
-    )
+    place = _place(data, "the folder of annotations and images")
+    return coco_json.open_panoptic(place, split, report, read_options(data))
 
 
 def _open_tfds(data: ml_collections.ConfigDict, split: str, report):
@@ -86,7 +108,8 @@ def _open_tfds(data: ml_collections.ConfigDict, split: str, report):
         split,
         image_key=data.image_key,
         label_key=data.label_key,
-        classes=data.classes,
+        classes=os.path.expanduser(data.classes),
+        options=read_options(data),
     )
 
 
@@ -103,9 +126,9 @@ def _open_prepared(data: ml_collections.ConfigDict, split: str, report):
             f"The data set {data.name!r} has no place; run `{command}` once, and add "
             "--config.data.path=DIRECTORY."
         )
-    path = epath.Path(data.path)
+    path = epath.Path(os.path.expanduser(data.path))
     if not (path / prepared.CLASSES_FILE).is_file():
-        path = find_prepared(data.name, data.path)
+        path = find_prepared(data.name, os.path.expanduser(data.path))
     if not (path / prepared.CLASSES_FILE).is_file():
         raise DataError(
             f"The data set {data.name!r} is not prepared in {data.path}; run: {command}"
@@ -199,3 +222,23 @@ class _Subset:
         """Of the examples in the subset, or None where they were never counted."""
         presence = getattr(self._source, "presence", None)
         return presence and presence.first(len(self))
+
+    @property
+    def unused_masks(self) -> tuple[str, ...]:
+        """Of the whole source."""
+        return getattr(self._source, "unused_masks", ())
+
+    def ignored_value(self, index: int) -> int | None:
+        """As `folder.Folder.ignored_value`; None where the source has none."""
+        ignored_value = getattr(self._source, "ignored_value", None)
+        return ignored_value and ignored_value(index)
+
+    def palette(self, index: int):
+        """As `folder.Folder.palette`; None where the source has none."""
+        palette = getattr(self._source, "palette", None)
+        return palette and palette(index)
+
+    def remarks(self, index: int) -> list[DataError]:
+        """As `folder.Folder.remarks`; none where the source makes none."""
+        remarks = getattr(self._source, "remarks", None)
+        return remarks(index) if remarks else []

@@ -4,15 +4,17 @@ A pixel's segment is R + 256 G + 65,536 B; 0 is void. The JSON says of each segm
 category and whether it is a crowd.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 
+import cv2
 import numpy as np
 
-from input_pipeline.datasets import coco_format, instances
-from input_pipeline.files import images
+from input_pipeline.datasets import coco_format, coco_images, instances
+from input_pipeline.files import images, mask_files
 from input_pipeline.info import DataError, DatasetInfo, raise_fault
 from input_pipeline.preparation.prepared import RawExample
 from mlseg_jax.typing import IGNORE
@@ -43,19 +45,20 @@ def list_examples(
     """
     file = coco_format.read(json_path, report=report)
     for number, category in file.categories.items():
-        if category.get("isthing") not in (0, 1):
+        if category.get("isthing") is None:
             raise DataError(
-                f"Category {number} of {file.path} has isthing "
-                f"{category.get('isthing')!r}; write 1 for things and 0 for stuff."
+                f"Category {number} of {file.path} has isthing None; write 1 for "
+                "things and 0 for stuff."
             )
     info = file.info(name)
+    info = dataclasses.replace(info, raw_values=tuple(file.categories))
     raws = []
     for number, image in file.owners.items():
         try:
             raws.append(_example(file, number, image, png_dir, image_dir, info))
         except DataError as fault:
             report(fault)
-    return info, raws
+    return info, coco_images.short_keys(raws)
 
 
 def _example(file, number, image, png_dir, image_dir, info) -> RawExample:
@@ -66,17 +69,19 @@ def _example(file, number, image, png_dir, image_dir, info) -> RawExample:
             kind="listing",
         )
     (annotation,) = file.annotations[number]
-    image_name = image.get("file_name")
-    path = coco_format.image_file(pathlib.Path(image_dir), image_name, file.path)
-    png = coco_format.image_file(
+    folders = [pathlib.Path(image_dir), file.path.parent]
+    image_name, places = coco_images.image_places(image, folders, file.path)
+    png = coco_images.image_file(
         pathlib.Path(png_dir), annotation.get("file_name"), file.path
     )
     where = f"Image {number!r} of {file.path}"
     segments = _segments(annotation, file.class_of(), info, where)
     return RawExample(
-        key=str(pathlib.PurePosixPath(image_name).with_suffix("")),
-        image=path,
+        key=image_name,
+        image=places[0],
         make_label=functools.partial(label_segments, png, segments),
+        elsewhere=tuple(places[1:]),
+        remarks=functools.partial(empty_segments, png, segments, where),
     )
 
 
@@ -112,16 +117,16 @@ def label_segments(
       ``label_map`` int32 [H W], void being IGNORE, and ``instance_map`` as stored.
 
     Raises:
-      DataError: the file cannot be read or holds an id that is not listed.
+      DataError: the file cannot be read, holds an id that is not listed, or none of
+        those that are.
     """
-    ids = images.read_image(png).astype(np.int32) @ np.int32([1, 256, 65536])
     table = {0: (IGNORE, 0)} | {number: rest for number, *rest in segments}
+    ids = _read_segments(png, table)
     found, index = np.unique(ids, return_inverse=True)
-    unknown = sorted(set(found.tolist()).difference(table))
-    if unknown:
+    if segments and found.tolist() == [0]:
         raise DataError(
-            f"Panoptic PNG {png} holds the segment {unknown[0]}, which its JSON does "
-            "not list; get both files again, and keep the PNG in 8-bit RGB."
+            f"Panoptic PNG {png} is 0 everywhere, though its JSON lists "
+            f"{len(segments)} segments; get both files again."
         )
     values = np.int32([table[number] for number in found.tolist()])
     label_map, instance_map = np.moveaxis(values[index.reshape(ids.shape)], -1, 0)
@@ -129,3 +134,62 @@ def label_segments(
         "label_map": label_map,
         "instance_map": instances.to_file(instance_map, str(png)),
     }
+
+
+def empty_segments(
+    png: str | os.PathLike, segments: Sequence[tuple[int, int, int]], where: str
+) -> list[DataError]:
+    """A fault if the JSON lists segments that have no pixel."""
+    listed = {number for number, *_ in segments}
+    found = set(np.unique(_read_segments(png, listed | {0})).tolist())
+    empty = sorted(listed - found)
+    if not empty:
+        return []
+    shown = ", ".join(map(str, empty[:3]))
+    fault = (
+        f"{where} has {len(empty)} segments without a pixel in {png} ({shown}"
+        f"{', ...' if empty[3:] else ''}); get both files again."
+    )
+    return [DataError(fault, kind="empty_segment")]
+
+
+def _read_segments(png: str | os.PathLike, known: Container[int]) -> np.ndarray:
+    """Segment of each pixel, int64 [H W], in the first way that gives known ones."""
+    unknown = None
+    for ids in _readings(images.read_bytes(png), png):
+        strange = [i for i in np.unique(ids).tolist() if i not in known]
+        if not strange:
+            return ids
+        unknown = strange[0] if unknown is None else unknown
+    raise DataError(
+        f"Panoptic PNG {png} holds the segment {unknown}, which its JSON does not "
+        "list; get both files again, and keep the PNG in 8-bit RGB."
+    )
+
+
+def _readings(data: bytes, png: str | os.PathLike) -> Iterator[np.ndarray]:
+    """What the pixels may mean, the likeliest first.
+
+    Programs that write 16 bits put the three bytes of a segment in 16-bit channels, or
+    stretch them to 0..65535, or write the segment as one grey value.
+    """
+    with images.open_picture(data, png) as picture:
+        mode, is_png = picture.mode, picture.format == "PNG"
+        is_deep = is_png and data[24] == 16  # The 25th byte of a PNG is its depth.
+        if is_deep:
+            images.load_pixels(picture, png)  # It knows damage that cv2 passes over.
+            values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            values = values.astype(np.int64)
+    if not is_deep:
+        yield _join_bytes(images.image_from_bytes(data, png).astype(np.int64))
+        if is_png and mode in ("1", "L", "P"):
+            yield mask_files.mask_from_bytes(data, png)[0].astype(np.int64)
+        return
+    if values.ndim == 3:  # Blue, green, red, perhaps alpha.
+        values = values[..., 2::-1]
+    for ids in (values,) if (values % 257).any() else (values, values // 257):
+        yield _join_bytes(ids) if ids.ndim == 3 else ids
+
+
+def _join_bytes(rgb: np.ndarray) -> np.ndarray:
+    return rgb @ np.int64([1, 256, 65536])

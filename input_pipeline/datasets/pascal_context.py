@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline.datasets import coco_format, names
+from input_pipeline.datasets import coco_format, coco_images, names
 from input_pipeline.files import masks, raw_files
 from input_pipeline.info import DataError, DatasetInfo
 from input_pipeline.preparation import prepared
@@ -90,10 +90,10 @@ def _list_converted(
     return [
         prepared.RawExample(
             stem,
-            coco_format.image_file(root / "JPEGImages", f"{stem}.jpg", path),
+            coco_images.image_file(root / "JPEGImages", f"{stem}.jpg", path),
             functools.partial(
                 prepared.read_label,
-                coco_format.image_file(
+                coco_images.image_file(
                     root / "SegmentationClassContext", f"{stem}.png", path
                 ),
                 labels,
@@ -135,7 +135,7 @@ def _list_detail(
             splits[picture["phase"]].append(
                 prepared.RawExample(
                     os.path.splitext(name)[0],
-                    coco_format.image_file(root / "JPEGImages", name, path),
+                    coco_images.image_file(root / "JPEGImages", name, path),
                     make_label,
                 )
             )

@@ -8,14 +8,12 @@ classes.json gives as in a folder of masks: raw value -> class | ignore.
 import os
 import pathlib
 
-import numpy as np
 import tensorflow_datasets as tfds
-from etils import epath
 
 from input_pipeline.datasets import label_schema
-from input_pipeline.files import images, mask_files
+from input_pipeline.datasets.mask_labels import MaskLabels
+from input_pipeline.files import images
 from input_pipeline.info import DataError, DatasetInfo
-from input_pipeline.preparation import stored
 
 
 class TfdsSource:
@@ -28,6 +26,7 @@ class TfdsSource:
       image_key: feature with the picture.
       label_key: feature with the mask.
       classes: JSON file raw value -> class | ignore.
+      options: how pictures are read.
 
     Raises:
       DataError: nothing is there, or something else than is described.
@@ -42,11 +41,15 @@ class TfdsSource:
         image_key: str,
         label_key: str,
         classes: str | os.PathLike,
+        options: images.ReadOptions = images.USUAL,
     ):
         self._where = f"TFDS data set {name!r} in {path}"
-        names, class_of = label_schema.read_class_table(epath.Path(classes))
-        self.info = DatasetInfo(name, names, (False,) * len(names))
-        self._labels = stored.RawLabels(class_of)
+        table = label_schema.read_class_table(classes)
+        self.info = DatasetInfo(
+            name, table.names, (False,) * len(table.names), table.raw_values
+        )
+        self._labels = MaskLabels(table, options.max_pixels)
+        self._options = options
         self._keys = image_key, label_key
         builder = _find(name, pathlib.Path(path), self._where)
         features = builder.info.features
@@ -89,15 +92,15 @@ class TfdsSource:
         """
         record = self._source[index]
         where = f"{index} of split {self._split!r} of {self._where}"
-        image = images.image_from_bytes(record[self._keys[0]], where)
-        raw, _ = mask_files.mask_from_bytes(record[self._keys[1]], where)
-        if image.shape[:2] != raw.shape:
+        image = images.image_from_bytes(record[self._keys[0]], where, self._options)
+        label_map = self._labels.from_bytes(record[self._keys[1]], where)
+        if image.shape[:2] != label_map.shape:
             raise DataError(
-                f"Mask {where} is {raw.shape[1]}x{raw.shape[0]} pixels but its image "
-                f"is {image.shape[1]}x{image.shape[0]}; build the data set again.",
+                f"Mask {where} is {label_map.shape[1]}x{label_map.shape[0]} pixels but "
+                f"its image is {image.shape[1]}x{image.shape[0]}; build the data set "
+                "again.",
                 kind="size",
             )
-        label_map = self._labels(raw.astype(np.int32), where)
         name = f"{self._split}_{index:08d}"
         return {"image": image, "label_map": label_map, "name": name}
 

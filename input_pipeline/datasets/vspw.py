@@ -72,13 +72,7 @@ class Vspw(prepared.SegmentationBuilder):
 
 
 def _read_list(path: pathlib.Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"The list of videos {path} cannot be read ({error}); get it again."
-        ) from error
-    listed = [line for line in lines if line]
+    listed = raw_files.read_lines(path)
     for video in listed:
         if pathlib.PurePath(video).name != video or video == "..":
             raise DataError(

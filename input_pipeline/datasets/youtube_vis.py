@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline.datasets import coco_format, instances, videos
+from input_pipeline.datasets import coco_format, coco_images, instances, videos
 from input_pipeline.files import masks, raw_files
 from input_pipeline.info import DataError
 from input_pipeline.preparation import prepared
@@ -80,9 +80,14 @@ def _list_frames(
     ]
     raws = []
     for place, name in enumerate(frame_names):
-        path = coco_format.image_file(image_dir, name, file.path)
+        path = coco_images.image_file(image_dir, name, file.path)
         regions = [
-            (track_number, class_id, bool(track.get("iscrowd")), found[place])
+            (
+                track_number,
+                class_id,
+                coco_format.flag(track, "iscrowd", where),
+                found[place],
+            )
             for track_number, (class_id, track, found) in enumerate(tracks, start=1)
             if found[place] is not None
         ]

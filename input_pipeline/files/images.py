@@ -26,6 +26,9 @@ MAX_PIXELS = 2**28
 WHITE = 65535
 """Default of the 16-bit value that is white."""
 
+_DARK = WHITE // 8
+"""Largest value of 16-bit pictures that may have been made with fewer bits."""
+
 IGNORE_RAW = {8: 255, 16: 65535}
 """Raw mask value that means IGNORE, by bit depth of the file."""
 
@@ -197,6 +200,32 @@ def _check_png(data: bytes, path: str | os.PathLike) -> None:
             if zlib.crc32(data[start + 4 : end - 4]) != expected:
                 raise _unreadable(path, ValueError("its check sum is wrong"))
         start = end
+
+
+def remarks(path: str | os.PathLike, options: ReadOptions = USUAL) -> list[DataError]:
+    """What is odd about a picture that can be read: kinds "exif" and "range"."""
+    data, found = read_bytes(path), []
+    with open_picture(data, path, options.max_pixels) as picture:
+        orientation = read_orientation(picture)
+        # Others swap the sides, so that a label of the wrong kind has another size.
+        is_hidden = orientation in (2, 3, 4) or picture.width == picture.height
+        if options.exif and orientation in range(2, 9) and is_hidden:
+            fault = (
+                f"Picture {path} is turned as its EXIF says (orientation "
+                f"{orientation}); its label must be of the turned picture."
+            )
+            found.append(DataError(fault, kind="exif"))
+        is_deep = _is_16_bit(picture) or (picture.format == "PNG" and data[24] == 16)
+        if is_deep and options.white == WHITE:
+            values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            most = 0 if values is None else int(values.max())
+            if 0 < most <= _DARK:
+                fault = (
+                    f"Picture {path} has 16 bits but no value over {most}, so that "
+                    f"{(most >> 8) + 1} of 256 grey levels are left."
+                )
+                found.append(DataError(fault, kind="range"))
+    return found
 
 
 def load_pixels(picture: Image.Image, path: str | os.PathLike) -> np.ndarray:

@@ -54,11 +54,17 @@ def mask_from_bytes(
 ) -> tuple[np.ndarray, int]:
     """As `decode_mask`, of a file's content; ``path`` is what errors call it."""
     with open_mask(data, path, max_pixels) as picture:
+        if picture.mode in ("I", "F"):
+            raise DataError(
+                f"Mask {path} holds 32-bit or floating-point values, not class "
+                "numbers; save it as an 8-bit or 16-bit PNG."
+            )
         if picture.mode not in ("1", "L", "P", *images.MODES_16_BIT):
             raise DataError(
                 f"Mask {path} is a colour picture (mode {picture.mode}), but colours "
                 "are not class numbers; save it with one channel of class numbers, as "
-                "an 8-bit or 16-bit grey PNG or as a palette PNG."
+                "an 8-bit or 16-bit grey PNG or as a palette PNG, or give the colours "
+                'classes in a classes.json like {"#ff0000": "car"}.'
             )
         depth = 16 if picture.mode in images.MODES_16_BIT else 8
         is_png = picture.format == "PNG"
@@ -132,7 +138,13 @@ def read_colours(
     Raises:
       DataError: as for `decode_mask`, or the file has 16 bits a colour.
     """
-    data = images.read_bytes(path)
+    return colours_from_bytes(images.read_bytes(path), path, max_pixels)
+
+
+def colours_from_bytes(
+    data: bytes, path: str | os.PathLike, max_pixels: int = images.MAX_PIXELS
+) -> np.ndarray:
+    """As `read_colours`, of a file's content; ``path`` is what errors call it."""
     with open_mask(data, path, max_pixels) as picture:
         is_png = picture.format == "PNG"
         if picture.mode in images.MODES_16_BIT or (is_png and data[24] == 16):

@@ -7,6 +7,7 @@ pycocotools draws run lengths of another size, and takes a polygon of two points
 box, without a word.
 """
 
+import array
 from collections.abc import Iterable
 
 import numpy as np
@@ -119,6 +120,38 @@ def check_polygons(polygons, size: tuple[int, int], where: str) -> list[np.ndarr
     return result
 
 
+def is_line(polygon) -> bool:
+    """Whether these are numbers, but fewer than three points."""
+    if isinstance(polygon, list | array.array) and not len(polygon):
+        return True
+    points = _as_numbers(polygon, np.float64)
+    return points is not None and len(points) < 6 and len(points) % 2 == 0
+
+
+def line_fault(polygon, where: str) -> DataError:
+    """What is wrong with a polygon that `is_line`."""
+    return DataError(
+        f"{where} has the polygon {_short(polygon)}, which has fewer than three points "
+        "and so no pixels; correct it or remove it.",
+        kind="polygon",
+    )
+
+
+def surround(lines, size: tuple[int, int]) -> list[list[float]]:
+    """A rectangle around the points of some polygons, within (H, W)."""
+    points = np.concatenate([np.asarray(line, np.float64) for line in lines])
+    if not points.size or not np.isfinite(points).all():
+        points = np.zeros(2)
+    (x0, x1), (y0, y1) = (
+        (
+            np.clip(np.floor(values.min()), 0, length - 1),
+            np.clip(np.floor(values.max()) + 1, 1, length),
+        )
+        for values, length in ((points[::2], size[1]), (points[1::2], size[0]))
+    )
+    return [[x0, y0, x1, y0, x1, y1, x0, y1]]
+
+
 def paint(
     layers: Iterable[tuple[int, np.ndarray]], size: tuple[int, int], empty: int
 ) -> np.ndarray:
@@ -138,7 +171,9 @@ def paint(
     return canvas
 
 
-def check_image_size(width, height, where: str) -> tuple[int, int]:
+def check_image_size(
+    width, height, where: str, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
     """(H, W) that a file claims, if a mask of it can be made.
 
     Raises:
@@ -147,11 +182,12 @@ def check_image_size(width, height, where: str) -> tuple[int, int]:
     if (
         not _is_size([height, width])
         or min(height, width) < 1
-        or height * width > MAX_PIXELS
+        or height * width > max_pixels
     ):
         raise DataError(
             f"{where} has the size {_short(width)}x{_short(height)}, but both must be "
-            f"whole numbers from 1 and the product at most {MAX_PIXELS:,}; correct it."
+            f"whole numbers from 1 and the product at most {max_pixels:,} "
+            "(data.max_pixels); correct it."
         )
     return height, width
 
@@ -209,5 +245,9 @@ def _is_size(value) -> bool:
 
 
 def _short(value) -> str:
+    if isinstance(value, array.array):
+        value = value.tolist()
+    elif isinstance(value, list):
+        value = [v.tolist() if isinstance(v, array.array) else v for v in value]
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

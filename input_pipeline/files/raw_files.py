@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from input_pipeline.files import images
+from input_pipeline.files import images, text
 from input_pipeline.info import DataError
 
 
@@ -27,7 +27,7 @@ def list_files(
     """Path by file stem (by relative path without ending if recursive), sorted.
 
     Raises:
-      DataError: there is no such folder.
+      DataError: there is no such folder, or two files differ in their ending alone.
     """
     if not folder.is_dir():
         raise DataError(f"There is no directory {folder}; see docs/datasets.md.")
@@ -40,6 +40,11 @@ def list_files(
             if suffix.lower() in suffixes and not name.startswith("."):
                 path = pathlib.Path(parent, name)
                 key = path.relative_to(folder).with_name(stem).as_posix()
+                if key in files:
+                    raise DataError(
+                        f"{path} and {files[key]} have one name but for the ending; "
+                        "remove one."
+                    )
                 files[key] = path
     return dict(sorted(files.items()))
 
@@ -90,15 +95,9 @@ def read_lines(path: pathlib.Path) -> list[str]:
     Raises:
       DataError: it is missing or no text.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"There is no list {path}; see docs/datasets.md.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"List {path} cannot be read ({error}); get it again."
-        ) from error
-    return [line for line in map(str.strip, text.splitlines()) if line]
+    if not path.is_file():
+        raise DataError(f"There is no list {path}; see docs/datasets.md.")
+    return text.read_lines(path)
 
 
 def read_pixels(path: str | os.PathLike, modes: tuple[str, ...]) -> np.ndarray:

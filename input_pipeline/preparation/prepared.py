@@ -66,11 +66,15 @@ class RawExample:
       make_label: returns int32 [H W] of class ids and IGNORE, or a dict with that as
         ``label_map`` and a value for each of the builder's `extra_features`. It goes to
         other processes: a module's function, or a `functools.partial` of one.
+      elsewhere: where the image may be if it is not there, for sources that look.
+      remarks: returns what is odd about the label though it can be read, likewise.
     """
 
     key: str
     image: str | os.PathLike
     make_label: Callable[[], np.ndarray | dict[str, Any]]
+    elsewhere: tuple[str | os.PathLike, ...] = ()
+    remarks: Callable[[], list[DataError]] | None = None
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -53,6 +53,7 @@ class RawLabels:
                 "no class), which this data set does not have; get the file again or "
                 "check that it is of the right version.",
                 kind="unmapped",
+                path=str(path),
                 values=tuple(np.unique(unknown).tolist()),
             )
         return label_map

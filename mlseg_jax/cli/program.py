@@ -77,7 +77,9 @@ flags.DEFINE_integer(
     "heartbeat_seconds", 60, "Several processes: silence after which one is gone."
 )
 
-LAUNCH = "python main.py"
+INSTALLED = "mlseg-jax"
+LAUNCH = INSTALLED if pathlib.Path(sys.argv[0]).stem == INSTALLED else "python main.py"
+"""How this was started."""
 
 SHARED = ("train", "evaluate")
 """Commands that several processes work on together."""
@@ -228,7 +230,7 @@ def _find_config(value: str) -> str:
     path, colon, arguments = value.partition(":")
     # `configs/segmenter.py` means ours from everywhere.
     shipped = recipes.folder().parent / path
-    if pathlib.PurePath(path).parent.name == recipes.NAME:
+    if pathlib.PurePath(path).parent == pathlib.PurePath(recipes.NAME):
         shipped = recipes.folder() / pathlib.PurePath(path).name
     if not os.path.exists(path):
         if not shipped.exists():

@@ -6,5 +6,5 @@ from mlseg_jax.errors import UserError
 def required(flags, name: str):
     value = getattr(flags, name)
     if not value:
-        raise UserError(f"This command needs --{name}=...; see python main.py --help.")
+        raise UserError(f"This command needs --{name}=...; see --help.")
     return value

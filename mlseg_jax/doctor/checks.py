@@ -1,16 +1,18 @@
 """The checks of ``doctor``: from what was read of both splits to findings."""
 
 import collections
-import dataclasses
 from collections.abc import Iterator
 
 import ml_collections
 import numpy as np
 
+from input_pipeline.findings import Finding, check_readings, differing_classes
 from mlseg_jax.doctor.label_statistics import least_k, pixel_curve
 from mlseg_jax.training.checks import warmup_note
 
 MAX_IGNORED_SHARE = 0.5
+_ALIKE = 3
+"""Masks with one value without a class that are told one by one."""
 
 _FAULTS = {
     "open": "cannot be opened",
@@ -19,25 +21,9 @@ _FAULTS = {
     "unreadable": "examples cannot be read",
     "size": "images and masks differ in size",
     "unmapped": "masks hold values without a class",
+    "polygon": "annotations have polygons of fewer than three points",
 }
 """What the kinds of `DataError` mean, in the order in which they are told."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One kind of thing that is wrong.
-
-    Attributes:
-      kind: short name.
-      is_error: whether training would go wrong; else it is a warning.
-      message: what is wrong and what to do.
-      places: the files, examples or classes.
-    """
-
-    kind: str
-    is_error: bool
-    message: str
-    places: tuple[str, ...] = ()
 
 
 def check_splits(
@@ -48,6 +34,8 @@ def check_splits(
         yield from _check_faults(split, config.data.on_bad_example == "skip")
         yield from _check_labels(split)
         yield from _check_copies(split)
+        if split.good:
+            yield from check_readings(split.name, split.source, split.info, split.good)
     if train.source is None or evaluation.source is None:
         return
     yield from _check_leaks(train, evaluation)
@@ -55,8 +43,9 @@ def check_splits(
         yield Finding(
             "classes_differ",
             True,
-            f"The splits {train.name} and {evaluation.name} have different classes; "
-            "both must be of one data set.",
+            differing_classes(
+                (train.name, evaluation.name), train.info, evaluation.info
+            ),
         )
         return
     yield from _check_classes(train, evaluation)
@@ -72,13 +61,15 @@ def _check_faults(split, skips: bool) -> Iterator[Finding]:
         by_kind[fault.kind].append(fault)
     for kind in sorted(by_kind, key=lambda k: [*_FAULTS, k].index(k)):
         faults = by_kind[kind]
+        # Numbers, or colours as text.
         values = sorted({value for fault in faults for value in fault.values})
         named = f" ({', '.join(map(str, values[:50]))})" if values else ""
+        places = _tell_unmapped(faults, len(split.readings), split.name)
         yield Finding(
             kind,
             kind == "open" or not skips,
             f"{split.name}: {len(faults)} {_FAULTS.get(kind, kind)}{named}.",
-            tuple(str(fault) for fault in faults),
+            places,
         )
     if split.readings and not split.good:
         yield Finding(
@@ -92,6 +83,31 @@ def _check_faults(split, skips: bool) -> Iterator[Finding]:
             "the images or remove the masks.",
             split.unused_masks,
         )
+
+
+def _tell_unmapped(faults, num_read: int, name: str) -> tuple[str, ...]:
+    """A line a fault; but one for all masks that lack the class of the same values."""
+    by_values = collections.defaultdict(list)
+    for fault in faults:
+        by_values[fault.values].append(fault)
+    places = []
+    for values, alike in by_values.items():
+        if not values or len(alike) <= _ALIKE:
+            places += map(str, alike)
+            continue
+        shown = ", ".join(map(str, values[:10])) + (", ..." if values[10:] else "")
+        advice = "name them, or ignore them with null, in a classes.json"
+        if len(alike) > num_read / 2:
+            advice = (
+                "on most masks, so it is nearly always void: write a classes.json that "
+                f'names the classes and ends in "{values[0]}": null'
+            )
+        files = ", ".join(fault.path for fault in alike[:_ALIKE])
+        places.append(
+            f"{shown} in {len(alike)} of {num_read} masks of {name}, {advice} "
+            f"({files}, ...)"
+        )
+    return tuple(places)
 
 
 def _check_labels(split) -> Iterator[Finding]:
@@ -191,7 +207,7 @@ def _check_leaks(train, evaluation) -> Iterator[Finding]:
 def _check_classes(train, evaluation) -> Iterator[Finding]:
     """Classes that a split lacks; only where all of it is known."""
     whole = [
-        split.is_whole or getattr(split.source, "presence", None) is not None
+        _is_known(split) or getattr(split.source, "presence", None) is not None
         for split in (train, evaluation)
     ]
     names = np.asarray(train.info.class_names, object)
@@ -219,6 +235,11 @@ def _check_classes(train, evaluation) -> Iterator[Finding]:
             "masks' values.",
             tuple(absent),
         )
+
+
+def _is_known(split) -> bool:
+    """Whether nearly all was read; else that classes are missing only follows."""
+    return split.is_whole and 2 * len(split.good) > len(split.readings)
 
 
 def _check_selection(config: ml_collections.ConfigDict, train) -> Iterator[Finding]:

@@ -53,8 +53,12 @@ def load_info(workdir: str) -> DatasetInfo:
     """The classes that the model was trained on."""
     load_config(workdir)  # Says it where this is no work directory.
     facts = json.loads((epath.Path(workdir) / "dataset.json").read_text())
+    raw_values = facts.get("raw_values")  # Runs of before do not have them.
     return DatasetInfo(
-        facts["name"], tuple(facts["class_names"]), tuple(facts["is_thing"])
+        facts["name"],
+        tuple(facts["class_names"]),
+        tuple(facts["is_thing"]),
+        raw_values and tuple(raw_values),
     )
 
 

@@ -33,6 +33,19 @@ def data(
             # coco_json: order of masks (area, file), class of what has none ("" none).
             "paint_order": "area",
             "background": "",
+            # folder: where images and masks lie ({split} is the name of the split), and
+            # how their names end ("" is any ending of a picture); docs/datasets.md.
+            "image_folder": "images",
+            "mask_folder": "masks",
+            "image_ending": "",
+            "mask_ending": ".png",
+            # Height times width of the largest picture that is read.
+            "max_pixels": 2**28,
+            # Turn pictures as their EXIF says; False where masks are of the pixels as
+            # they are stored.
+            "exif": True,
+            # Value of 16-bit pictures that is white, 255 to 65535: 4095 for 12 bits.
+            "white_value": 65535,
             # Labels C; for the real data sets a check, for SignScenes a choice.
             # 0: what the data set says.
             "num_classes": 0,

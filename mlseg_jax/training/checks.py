@@ -4,6 +4,7 @@ import logging
 
 import ml_collections
 
+from input_pipeline.findings import differing_classes
 from mlseg_jax.errors import UserError
 from mlseg_jax.tasks.semantic_evaluation import check_given, evaluation_policy
 
@@ -31,8 +32,9 @@ def _warms_up(config: ml_collections.ConfigDict) -> bool:
 def check_labels(config, train_info, eval_info) -> None:
     if train_info.class_names != eval_info.class_names:
         raise UserError(
-            f"The splits {config.data.train_split!r} and {config.data.eval_split!r} "
-            f"have different classes; both must be of one data set."
+            differing_classes(
+                (config.data.train_split, config.data.eval_split), train_info, eval_info
+            )
         )
     if any("backbone" in x for x in config.optimizer.frozen) and not config.init:
         logger.warning(

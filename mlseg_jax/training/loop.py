@@ -33,6 +33,7 @@ from mlseg_jax.tasks.given_selection import add_given_labels
 from mlseg_jax.tasks.table import find_task
 from mlseg_jax.training import long_tail, preflight
 from mlseg_jax.training.checks import check_labels
+from mlseg_jax.training.data_remarks import say_oddities
 from mlseg_jax.training.early_stopping import has_converged
 from mlseg_jax.training.final_evaluation import (
     better_weights,
@@ -85,6 +86,7 @@ def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
     for source in (train_source, eval_source):
         source = drop_bad(source, config.data.on_bad_example, skips)
         read_some(source, config.data.num_threads)
+    say_oddities(config, train_source)
     mesh = make_mesh(config)
     check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
 

@@ -74,7 +74,7 @@ def plant(root):
         ("blank", "train_03 (7, 7, 7)"),
         ("listing", "share the stem 'train_04'"),
         ("unreadable", "train_05.jpg"),
-        ("unreadable", "train_06.png is not a PNG"),
+        ("unreadable", "train_06.png holds 32-bit or floating-point"),
         ("unreadable", "train_07.png is damaged"),
         ("unreadable", "train_08.jpg is damaged"),
         ("unreadable", "train_09.png is not a PNG"),

@@ -143,7 +143,7 @@ def test_defects_of_the_file(root):
             root, **{key: [*twice, twice[0]]}
         )
     same_file = [image, image | {"id": 2}]
-    assert "two images named '1'" in _message(root, images=same_file)
+    assert "two images named '1.png'" in _message(root, images=same_file)
     assert "belongs to the image 77, which" in _message(
         root, annotations=[first | {"image_id": 77}]
     )

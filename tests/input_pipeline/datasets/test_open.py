@@ -22,7 +22,7 @@ from input_pipeline.preparation.prepare import prepare
 from input_pipeline.preparation.prepared import Prepared
 from mlseg_jax.settings.data_sets import DATA_SETS
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 SIZE = (8, 10)
 PREPARED = {
     "pascal_context": Prepared,

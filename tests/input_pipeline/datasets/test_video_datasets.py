@@ -96,7 +96,7 @@ def test_vspw_counts_and_defects(vspw_root, tmp_path):
         path.write_text(text)
         assert expected in coco.message_of(builder.raw_splits, vspw_root)
     path.unlink()
-    assert "cannot be read" in coco.message_of(builder.raw_splits, vspw_root)
+    assert "There is no list" in coco.message_of(builder.raw_splits, vspw_root)
 
 
 def _youtube_json(tracks):

@@ -1,0 +1,113 @@
+"""From a mask's file to class ids, as a table of raw values says."""
+
+import functools
+import os
+
+import cv2
+import numpy as np
+
+from input_pipeline.datasets.label_schema import ClassTable
+from input_pipeline.files import images, mask_files
+from input_pipeline.info import DataError
+from mlseg_jax.typing import IGNORE
+
+_NO_CLASS = -2
+"""Marks raw values without a meaning in the tables raw value -> class id."""
+
+_COLOURS = 2**24
+
+
+class MaskLabels:
+    """Reads masks whose raw values, or colours, a table gives a meaning.
+
+    Args:
+      classes: the table.
+      max_pixels: height times width of the largest mask that is read.
+    """
+
+    def __init__(self, classes: ClassTable, max_pixels: int = images.MAX_PIXELS):
+        self.classes = classes
+        self._max_pixels = max_pixels
+        self._pairs = tuple(classes.class_of.items())
+
+    def __call__(self, path: str | os.PathLike) -> np.ndarray:
+        """Reads a mask as int32 ``[H W]`` of class ids and IGNORE.
+
+        Raises:
+          DataError: it cannot be read, or holds a raw value that has no class.
+        """
+        return self.from_bytes(images.read_bytes(path), path)
+
+    def from_bytes(self, data: bytes, path: str | os.PathLike) -> np.ndarray:
+        """As a call, of a file's content; ``path`` is what errors call it."""
+        if self.classes.by_colour:
+            raw = mask_files.colours_from_bytes(data, path, self._max_pixels)
+            label_map = _colour_table(self._pairs).take(raw).astype(np.int32)
+        else:
+            raw, depth = mask_files.mask_from_bytes(data, path, self._max_pixels)
+            table = _value_table(self._pairs, depth, self.classes.keeps_ignore)
+            # Equal, but cv2 is four times as fast where it can be used.
+            label_map = cv2.LUT(raw, table) if depth == 8 else table.take(raw)
+        if label_map.min() == _NO_CLASS:
+            raise self._unmapped(raw, label_map == _NO_CLASS, path)
+        return label_map
+
+    def odd_ignore(self, path: str | os.PathLike) -> DataError | None:
+        """A fault of kind "ignore_value" if a mask seems to mean void by a class."""
+        most = images.IGNORE_RAW[8]
+        if not self.classes.keeps_ignore or len(self.classes.names) <= most:
+            return None
+        raw, depth = mask_files.decode_mask(path, self._max_pixels)
+        count = np.count_nonzero(raw == most)
+        if depth != 8 or not count:
+            return None
+        return DataError(
+            f"Mask {path} has 8 bits and {count} pixels of the value {most}, which is "
+            f"the class {self.classes.names[most]!r}.",
+            kind="ignore_value",
+        )
+
+    def ignored_value(self, path: str | os.PathLike) -> int | None:
+        """The raw value that this mask has for IGNORE though no table names it."""
+        if not self.classes.keeps_ignore:
+            return None
+        _, depth = mask_files.decode_mask(path, self._max_pixels)
+        value = images.IGNORE_RAW[depth]
+        return None if value in self.classes.class_of else value
+
+    def _unmapped(self, raw, unknown, path) -> DataError:
+        values = np.unique(raw[unknown]).tolist()
+        shown = f"#{values[0]:06x}" if self.classes.by_colour else values[0]
+        what = "colour" if self.classes.by_colour else "value"
+        return DataError(
+            f"Mask {path} holds the {what} {shown} "
+            f"({np.count_nonzero(unknown)} pixels have no class), which "
+            f"{self.classes.path} does not name; add the class, ignore it with null in "
+            "a classes.json, or correct the mask.",
+            kind="unmapped",
+            path=str(path),
+            values=tuple(f"#{v:06x}" if self.classes.by_colour else v for v in values),
+        )
+
+
+# Made once a process, and not sent to others with a source.
+@functools.lru_cache(maxsize=8)
+def _value_table(
+    pairs: tuple[tuple[int, int], ...], depth: int, keeps_ignore: bool
+) -> np.ndarray:
+    ids = np.full(2**depth, _NO_CLASS, np.int32)
+    if keeps_ignore:
+        ids[images.IGNORE_RAW[depth]] = IGNORE
+    for raw, class_id in pairs:
+        if raw < len(ids):
+            ids[raw] = class_id
+    return ids
+
+
+@functools.lru_cache(maxsize=2)
+def _colour_table(pairs: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """Of all colours; 32 MB, but for over 32,767 classes."""
+    most = max(class_id for _, class_id in pairs)
+    ids = np.full(_COLOURS, _NO_CLASS, np.int16 if most < 2**15 else np.int32)
+    ids[[raw for raw, _ in pairs]] = [class_id for _, class_id in pairs]
+    return ids
