@@ -69,7 +69,7 @@ def make_picture(size, num_queries: int, k: int, side: int) -> SegmentedRegions:
             size, resized, padded, cells, strict=True
         )
     ]
-    masks = Masks(jnp.asarray(features), jnp.asarray(embeddings))
+    masks = Masks(jnp.asarray(features)[None], jnp.asarray(embeddings))
     window = RegionWindow(logits, jax.block_until_ready(masks), *axes)
     selection = Selection(np.arange(k)[None], None, NUM_CLASSES)
     scores = np.zeros((1, NUM_CLASSES), np.float32)

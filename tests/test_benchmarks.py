@@ -1,11 +1,23 @@
 """Benchmarks still run; what they measure is not looked at here."""
 
+import pathlib
+
+import pytest
 from tiny import tiny_config
 
-from benchmarks import throughput
+from benchmarks import regions_memory, throughput
 
 
 def test_throughput():
     result = throughput.run(tiny_config(), repetitions=1, steps=1)
     assert result["C"] == 20 and 0 <= result["input_wait"] <= 1
     assert result["train_with_input_images_per_second"] > 0
+
+
+@pytest.mark.skipif(
+    not pathlib.Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc"
+)
+def test_regions_memory():
+    rows = regions_memory.run((40, 50), num_queries=4, k=3, side=32)
+    assert [row["task"] for row in rows] == ["panoptic", "semantic", "instance"]
+    assert all(row["extra MB"] < 400 for row in rows)

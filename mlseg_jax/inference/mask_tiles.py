@@ -135,27 +135,36 @@ class Masks:
     """Mask logits as the product of queries and cells, of which only parts are made.
 
     Attributes:
-      features: embedding of each cell; where ``embeddings`` is None, the mask logits
-        themselves, one for each query.
-      embeddings: mask embedding of each query.
+      features: embedding of each cell of a batch of windows, which is as the network
+        gives it: one window's would be a copy. Where ``embeddings`` is None, the mask
+        logits themselves, one for each query.
+      embeddings: mask embedding of each query of this window.
+      row: the window's place in the batch.
     """
 
     # Leaves may be anything while JAX transforms it.
     __no_type_check__ = True
 
-    features: Float[AnyArray, "h w E"]
+    features: Float[AnyArray, "B h w E"]
     embeddings: Float[AnyArray, "N E"] | None = None
+    row: int = 0
 
     @property
     def num_queries(self) -> int:
-        source = self.features if self.embeddings is None else self.embeddings
-        return source.shape[-1 if self.embeddings is None else 0]
+        if self.embeddings is None:
+            return self.features.shape[-1]
+        return len(self.embeddings)
+
+    def on_device(self) -> "Masks":
+        """The same, sent to the device once and not with every tile."""
+        return jax.tree.map(jnp.asarray, self)
 
     def take(self, query_ids: Int[np.ndarray, "n"]) -> "Masks":
-        """The masks of some queries."""
-        if self.embeddings is None:
-            return Masks(jnp.asarray(self.features)[:, :, query_ids])
-        return Masks(self.features, jnp.asarray(self.embeddings)[query_ids])
+        """The masks of some queries, on the device."""
+        masks = self.on_device()
+        if masks.embeddings is None:
+            return Masks(masks.features[self.row][:, :, query_ids][None])
+        return Masks(masks.features, masks.embeddings[query_ids], self.row)
 
 
 @jax.tree_util.register_dataclass
@@ -201,8 +210,9 @@ def upsampled_masks(masks: Masks, tile: MaskTile) -> Float[Array, "N S T"]:
     first: on CPU five times as quick as columns first, or as queries last.
     """
     span = tile.rows.shape[1], tile.columns.shape[1]
-    shape = (*span, masks.features.shape[2])
-    cells = jax.lax.dynamic_slice(masks.features, (*tile.corner, 0), shape)
+    shape = (1, *span, masks.features.shape[3])
+    corner = (masks.row, *tile.corner, 0)
+    cells = jax.lax.dynamic_slice(masks.features, corner, shape)[0]
     cells = cells.astype(jnp.float32)
     exact = {"precision": jax.lax.Precision.HIGHEST}
     if masks.embeddings is None:

@@ -61,16 +61,8 @@ def panoptic_segments(
     good = areas[:, 0] / np.maximum(areas[:, 1], 1) >= overlap_threshold
     good &= (areas[:, : 3 if inside_mask else 2] > 0).all(axis=1)
     class_ids = picture.class_ids[ranks]
-    owner = _join_stuff(class_ids, good, is_thing)
-    ids = np.zeros(len(kept), np.int32)
-    leaders = np.flatnonzero(good & (owner == np.arange(len(kept))))
-    ids[leaders] = np.arange(1, len(leaders) + 1)
-    ids = np.where(good, ids[owner], VOID)
-    # A pixel holds 1 + 2 q if query q won it, and one more inside its mask.
-    won = ids if not inside_mask else np.full_like(ids, VOID)
-    table = np.r_[VOID, np.stack([won, ids], axis=1).ravel()].astype(np.int32)
-    for row in segment_map:  # row by row: a copy would be as large as the map
-        row[:] = table[row]
+    ids, leaders = _number(class_ids, good, is_thing)
+    _renumber(segment_map, np.full_like(ids, VOID) if inside_mask else ids, ids)
     area_of = np.bincount(
         ids, weights=areas[:, 2 if inside_mask else 0], minlength=len(leaders) + 1
     ).astype(int)
@@ -91,19 +83,38 @@ def panoptic_segments(
     return Panoptic(segment_map, segments)
 
 
-def _join_stuff(
+def _renumber(
+    winners: Int[np.ndarray, "H W"],
+    outside: Int[np.ndarray, "n"],
+    inside: Int[np.ndarray, "n"],
+) -> None:
+    """Puts segment ids, those outside and inside of masks, in place of winners."""
+    table = np.r_[VOID, np.stack([outside, inside], axis=1).ravel()].astype(np.int32)
+    for row in winners:  # row by row: a copy would be as large as the map
+        row[:] = table[row]
+
+
+def _number(
     class_ids: Int[np.ndarray, "n"],
     good: Bool[np.ndarray, "n"],
     is_thing: Bool[np.ndarray, "C"],
-) -> Int[np.ndarray, "n"]:
-    """The query whose segment each query's pixels go to: itself, or the first good one
-    of its class of stuff.
+) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "segments"]]:
+    """Segment id of each query, in their order, and the first query of each segment.
+
+    Those that are not good have none; those of one class of stuff have one.
     """
-    owner = np.arange(len(class_ids))
-    first = {}
-    for q in np.flatnonzero(good & ~is_thing[class_ids]):
-        owner[q] = first.setdefault(class_ids[q], q)
-    return owner
+    ids = np.full(len(class_ids), VOID)
+    leaders, stuff = [], {}
+    for q in np.flatnonzero(good):
+        class_id = class_ids[q]
+        if not is_thing[class_id] and class_id in stuff:
+            ids[q] = stuff[class_id]
+            continue
+        leaders.append(q)
+        ids[q] = len(leaders)
+        if not is_thing[class_id]:
+            stuff[class_id] = ids[q]
+    return ids, np.asarray(leaders, int)
 
 
 def _assign(

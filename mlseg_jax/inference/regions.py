@@ -30,6 +30,8 @@ from mlseg_jax.inference.views import View
 from mlseg_jax.label_selection import Selection, ranks_to_labels
 from mlseg_jax.typing import Array, Float, Int, UInt
 
+AnyArray = Array | np.ndarray
+
 
 @dataclasses.dataclass(frozen=True)
 class RegionWindow:
@@ -43,7 +45,7 @@ class RegionWindow:
         not select it; None if its ranks are those of the picture.
     """
 
-    class_logits: Float[np.ndarray, "N _"]
+    class_logits: Float[AnyArray, "N _"]
     masks: Masks
     rows: MaskAxis
     columns: MaskAxis
@@ -101,21 +103,22 @@ class SegmentedRegions:
 
         Tiles at the right and lower border reach over it.
         """
-        masks = max(window.masks.num_queries for window in self.windows)
-        tile = tile_size(2 * (masks + len(self.class_ids)), self.size)
+        queries = max(window.masks.num_queries for window in self.windows)
+        tile = tile_size(2 * (queries + len(self.class_ids)), self.size)
         probabilities = [
             jnp.asarray(window.label_probabilities()) for window in self.windows
         ]
+        masks = [window.masks.on_device() for window in self.windows]
         streams = [mask_tiles(w.rows, w.columns, tile) for w in self.windows]
         if len(self.windows) == 1:
             for y, x, piece in streams[0]:
-                yield y, x, _score_tile(probabilities[0], self.windows[0].masks, piece)
+                yield y, x, _score_tile(probabilities[0], masks[0], piece)
             return
         for pieces in zip(*streams, strict=True):
             y, x, _ = pieces[0]
             total = jnp.zeros((len(self.class_ids), *tile), jnp.float32)
-            for window, labels, (*_, piece) in zip(
-                self.windows, probabilities, pieces, strict=True
+            for window, labels, own, (*_, piece) in zip(
+                self.windows, probabilities, masks, pieces, strict=True
             ):
                 shares = [
                     np.pad(axis.share[part], (0, length - (part.stop - part.start)))
@@ -124,7 +127,7 @@ class SegmentedRegions:
                     )
                 ]
                 if all(share.any() for share in shares):
-                    total = _add_scores(total, labels, window.masks, piece, *shares)
+                    total = _add_scores(total, labels, own, piece, *shares)
             yield y, x, total
 
     def label_tiles(self) -> Iterator[tuple[slice, slice, Int[Array, "1 S T"]]]:
@@ -179,7 +182,7 @@ class SegmentedRegions:
 def regions_of_views(
     size: tuple[int, int],
     views: Sequence[View],
-    windows: Sequence[tuple[Float[np.ndarray, "N _"], Masks]],
+    windows: Sequence[tuple[Float[AnyArray, "N _"], Masks]],
     selection: Selection,
     scores: Float[np.ndarray, "1 C"],
     ranks: Int[np.ndarray, "windows U"] | None = None,

@@ -17,7 +17,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mlseg_jax.metrics.mean_iou import mean_where
-from mlseg_jax.typing import Float
+from mlseg_jax.metrics.panoptic_quality import TrueSegments
+from mlseg_jax.typing import Bool, Float
 
 MAX_DETECTIONS = (1, 10, 100)
 """Instances of a class and picture that count, at most: COCO's three numbers."""
@@ -50,6 +51,22 @@ class FoundInstance:
     class_id: int
     run_lengths: Mapping
     score: float
+
+
+def true_instances(
+    truth: TrueSegments, is_thing: Bool[np.ndarray, "C"]
+) -> tuple[TrueInstance, ...]:
+    """The things among the segments of a picture."""
+    return tuple(
+        TrueInstance(
+            class_id,
+            coco_mask.encode(np.asfortranarray(truth.segment_map == number, np.uint8)),
+            number in truth.crowds,
+            None if truth.areas is None else float(truth.areas[number]),
+        )
+        for number, class_id in truth.classes.items()
+        if is_thing[class_id]
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -117,22 +117,21 @@ def match_segments(
     true_class = np.asarray([-1, *truth.classes.values()])
     own_class = np.asarray([-2, *classes.values()])
     same = (true_class[:, None] == own_class[None]) & ~crowd[:, None] & (overlap > 0)
-    rows, columns = np.nonzero(same)
-    inter = overlap[rows, columns]
-    union = areas[columns] + true_areas[rows] - inter - overlap[0, columns]
-    iou = inter / union
-    good = iou > 0.5
-    rows, columns, iou = rows[good], columns[good], iou[good]
+    rows, columns, iou = _pairs(overlap, same, true_areas, areas)
     # Of several crowds of a class the last one counts, as in panopticapi.
     crowd_of = {true_class[i]: i for i in np.flatnonzero(crowd)}
     unmatched = np.setdiff1d(np.arange(1, len(ids)), columns)
+    crowd_rows = [crowd_of.get(c) for c in own_class[unmatched]]
     lost = overlap[0, unmatched] + [
-        overlap[crowd_of[c], j] if c in crowd_of else 0
-        for j, c in zip(unmatched, own_class[unmatched], strict=True)
+        0 if i is None else overlap[i, j]
+        for i, j in zip(crowd_rows, unmatched, strict=True)
     ]
     ignored = lost / areas[unmatched] > 0.5
     missed = np.setdiff1d(np.flatnonzero(~crowd)[1:], rows)
-    take = lambda numbers, index: tuple(int(numbers[i]) for i in index)  # noqa: E731
+
+    def take(numbers: list[int], index: np.ndarray) -> tuple[int, ...]:
+        return tuple(int(numbers[i]) for i in index)
+
     return SegmentMatches(
         tuple(
             (int(true_ids[i]), int(ids[j]), float(x))
@@ -142,6 +141,16 @@ def match_segments(
         take(ids, unmatched[~ignored]),
         take(ids, unmatched[ignored]),
     )
+
+
+def _pairs(overlap, same, true_areas, areas) -> tuple[np.ndarray, ...]:
+    """Rows and columns of the pairs of one class that match, and their IoU."""
+    rows, columns = np.nonzero(same)
+    inter = overlap[rows, columns]
+    union = areas[columns] + true_areas[rows] - inter - overlap[0, columns]
+    iou = inter / union
+    good = iou > 0.5
+    return rows[good], columns[good], iou[good]
 
 
 def _overlaps(true_map, true_ids, segment_map, ids) -> np.ndarray:

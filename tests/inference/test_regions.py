@@ -67,11 +67,12 @@ def axes(size=SIZE, resized=RESIZED, padded=PADDED, flip=False):
 
 
 def picture_of(class_logits, masks, factored=False):
-    source = Masks(masks.transpose(1, 2, 0))
+    source = Masks(masks.transpose(1, 2, 0)[None])
     if factored:  # the same logits as a product of two
         basis, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(len(masks),) * 2))
         basis = basis.astype(np.float32)
-        source = Masks(np.einsum("nyx,ne->yxe", masks, basis), basis)
+        features = np.einsum("nyx,ne->yxe", masks, basis)
+        source = Masks(np.stack([features * 0 - 3, features]), basis, 1)
     window = RegionWindow(class_logits, source, *axes())
     return SegmentedRegions(SIZE, (window,), select(CLASS_IDS), SCORES)
 
@@ -214,7 +215,7 @@ def test_windows_scales_and_mirror_images():
     ranks = np.int64([[0, 1, 2, 4, 3, 6], [0, 3, 1, 3, 2, 4], [3, 2, 3, 3, 1, 0]])
     windows, scores = [], np.zeros((6, *SIZE))
     logits, masks = make_logits(0, cells=cells)
-    windows.append((logits, Masks(masks.transpose(1, 2, 0))))
+    windows.append((logits, Masks(masks.transpose(1, 2, 0)[None])))
     full = full_masks(masks[:, :19, :26], (76, 104), SIZE, SIZE)
     own = semantic_scores(logits, full)
     for label, rank in enumerate(ranks[0]):
@@ -223,7 +224,7 @@ def test_windows_scales_and_mirror_images():
     total, covered = np.zeros((6, *SIZE)), np.zeros(SIZE[1])
     for row, start in zip(ranks[1:], mirrored[0].columns.starts, strict=True):
         logits, masks = make_logits(7 + start, cells=(19, 18), num_ranks=3)
-        windows.append((logits, Masks(masks.transpose(1, 2, 0))))
+        windows.append((logits, Masks(masks.transpose(1, 2, 0)[None])))
         own = semantic_scores(logits, full_masks(masks, (76, 72), (75, 72), (75, 72)))
         for label, rank in enumerate(row):
             if rank < 3:
@@ -256,7 +257,7 @@ def test_windows_of_another_scale_share_each_pixel():
 def test_tiny_pictures(size):
     logits, masks = make_logits(2, cells=(8, 8))
     window = RegionWindow(
-        logits, Masks(masks.transpose(1, 2, 0)), *axes(size, (20, 17), (32, 32))
+        logits, Masks(masks.transpose(1, 2, 0)[None]), *axes(size, (20, 17), (32, 32))
     )
     labels = Selection(CLASS_IDS[None], None, 40)
     picture = SegmentedRegions(size, (window,), labels, SCORES[:, :40])

@@ -14,7 +14,9 @@ from mlseg_jax.metrics.instance_precision import (
     FoundInstance,
     InstancePrecision,
     TrueInstance,
+    true_instances,
 )
+from mlseg_jax.metrics.panoptic_quality import TrueSegments
 
 SIZE = (150, 170)
 NUM_CLASSES = 4  # class 3 has no true instance
@@ -134,3 +136,19 @@ def test_nothing_and_mistakes():
         state.merge(state)
     with pytest.raises(ValueError, match="2 and 3 classes"):
         state.merge(InstancePrecision.empty(3))
+
+
+def test_things_of_a_picture_as_instances():
+    segment_map = np.zeros((20, 30), np.int32)
+    segment_map[2:9, 3:9], segment_map[4:6, 12:20], segment_map[10:] = 5, 7, 9
+    truth = TrueSegments(segment_map, {5: 0, 7: 2, 9: 1}, {7})
+    is_thing = np.asarray([True, False, True])
+    first, second = true_instances(truth, is_thing)
+    assert (first.class_id, second.class_id) == (0, 2)
+    assert second.is_crowd and not first.is_crowd and first.area is None
+    assert first.run_lengths == run_lengths(segment_map == 5)
+    found = (FoundInstance(0, first.run_lengths, 0.5),)
+    state = InstancePrecision.empty(3).update("a", (20, 30), (first, second), found)
+    assert state.compute()["AP"] == pytest.approx(1.0)  # a crowd need not be found
+    truth = TrueSegments(segment_map, truth.classes, {7}, {5: 41, 7: 16, 9: 300})
+    assert true_instances(truth, is_thing)[0].area == 41.0
