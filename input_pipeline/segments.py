@@ -173,36 +173,20 @@ def instances_of(parts: Parts) -> tuple[Instance, ...]:
     )
 
 
-class WithTruth:
-    """A source whose examples carry what the evaluation compares with.
+def with_truth(kind: str, example: dict, info: DatasetInfo) -> dict:
+    """The example with what an evaluation compares with.
 
-    ``panoptic``: ``segment_map`` and ``segments``, a tuple of `Segment`; the file's own
-    where the source reads one. ``instances``: ``instances``, a tuple of `Instance`,
-    things alone.
+    For ``panoptic`` that is ``segment_map`` and ``segments``, a tuple of `Segment`: the
+    file's own where the source reads one. For ``instances`` it is ``instances``, a
+    tuple of `Instance`, things alone.
     """
-
-    def __init__(self, source, kind: str):
-        self.info = source.info
-        self._source = source
-        self._kind = kind
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> dict:
-        example = self._source[index]
-        if self._kind == "panoptic" and "segments" not in example:
-            parts = parts_of(self._kind, example, self.info, take=np.asarray)
-            segment_map, segments = segment_table(parts)
-            return example | {"segment_map": segment_map, "segments": segments}
-        if self._kind == "instances":
-            return example | {"instances": true_instances(example, self.info)}
-        return example
-
-    @property
-    def presence(self):
-        """Of the source, or None where it was never counted."""
-        return getattr(self._source, "presence", None)
+    if kind == "panoptic" and "segments" not in example:
+        parts = parts_of(kind, example, info, take=np.asarray)
+        segment_map, table = segment_table(parts)
+        return example | {"segment_map": segment_map, "segments": table}
+    if kind == "instances":
+        return example | {"instances": true_instances(example, info)}
+    return example
 
 
 def true_instances(example: dict, info: DatasetInfo) -> tuple[Instance, ...]:

@@ -7,6 +7,7 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline import segments
 from input_pipeline.augmentation.views import View, pad
+from input_pipeline.files import masks
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.typing import IGNORE, Int, UInt8
 
@@ -49,13 +50,13 @@ class CropSegments:
           DataError: the data set has no instances, but they are wanted.
         """
         if self.kind == "instances" and "instances" in example:
-            masks, class_ids, dropped = self._overlapping(example, view, canvas)
+            found, class_ids, dropped = self._overlapping(example, view, canvas)
         else:
-            masks, class_ids, dropped = self._disjoint(example, view, canvas)
+            found, class_ids, dropped = self._disjoint(example, view, canvas)
         classes = np.full(self.max_segments, IGNORE, np.int32)
         classes[: len(class_ids)] = class_ids
         return {
-            "masks": masks,
+            "masks": found,
             "segment_classes": classes,
             "image_size": np.int32(view.size),
             "dropped_segments": np.int32(dropped),
@@ -67,8 +68,8 @@ class CropSegments:
         kept = _largest(areas, self.max_segments)
         numbers = np.full(len(areas), IGNORE)
         numbers[kept] = np.arange(len(kept))
-        masks = pad(parts.make_map(numbers, IGNORE), canvas, IGNORE)
-        return masks, parts.class_ids[kept], np.count_nonzero(areas) - len(kept)
+        found = pad(parts.make_map(numbers, IGNORE), canvas, IGNORE)
+        return found, parts.class_ids[kept], np.count_nonzero(areas) - len(kept)
 
     def _overlapping(self, example, view, canvas):
         wanted = [
@@ -80,11 +81,11 @@ class CropSegments:
         areas = np.int64([place.area for place in places])
         kept = _largest(areas, self.max_segments)
         octets = (canvas[1] + 7) // 8
-        masks = np.zeros((self.max_segments, canvas[0], octets), np.uint8)
+        found = np.zeros((self.max_segments, canvas[0], octets), np.uint8)
         for number, i in enumerate(kept):
-            places[i].paint(masks[number])
+            places[i].paint(found[number])
         class_ids = [wanted[i].class_id for i in kept]
-        return masks, class_ids, np.count_nonzero(areas) - len(kept)
+        return found, class_ids, np.count_nonzero(areas) - len(kept)
 
 
 def _largest(areas: Int[np.ndarray, "n"], count: int) -> Int[np.ndarray, "m"]:
@@ -116,7 +117,7 @@ class _Place:
         if not (len(rows) and len(columns)):
             return cls(0, np.zeros((0, 0), np.uint8), 0)
         # Columns first: run lengths go down them.
-        mask = coco_mask.decode(run_lengths).T[view.columns[columns]]
+        mask = masks.draw(run_lengths).T[view.columns[columns]]
         pixels = np.zeros((len(rows), columns[-1] + 1), np.uint8)
         pixels[:, columns] = mask.take(view.rows[rows], axis=1).T
         area = np.count_nonzero(pixels)

@@ -6,8 +6,10 @@ from tiny import tiny_config
 
 from input_pipeline.augmentation import rand_augment as ops
 from input_pipeline.augmentation.augment import make_augment
-from input_pipeline.info import DataError
+from input_pipeline.augmentation.views import resize_pillow
+from input_pipeline.info import DataError, DatasetInfo
 
+INFO = DatasetInfo("five", tuple("abcde"), (False,) * 5)
 IMAGE = np.random.default_rng(5).integers(0, 256, (19, 23, 3), dtype=np.uint8)
 NAMES = [
     *("invert", "cutout", "sharpness", "autocontrast", "posterize", "shear_x"),
@@ -162,5 +164,5 @@ def test_whole_pictures_and_the_classes_of_the_full_label_map():
     assert abs(plain.mean() - IMAGE.mean()) < 3
     assert resize_pillow(IMAGE, (19, 23)) is IMAGE
     config.data.augmentation = "half"
-    with pytest.raises(DataError, match="choose crop or whole"):
+    with pytest.raises(DataError, match="choose one of crop, whole"):
         make_augment(config.data)
