@@ -64,6 +64,17 @@ def use_tiny_backbone(config: ml_collections.ConfigDict, name: str, **more) -> N
         )
 
 
+REGIONS = dict(
+    embed_dim=16,
+    num_queries=5,
+    depth=2,
+    num_heads=2,
+    mlp_dim=24,
+    cosine=True,
+    image="queries",
+    image_layer=1,
+)
+
 TINY_DECODERS = {
     "segmenter": dict(depth=1),
     "encnet": dict(depth=1, num_codes=3),
@@ -71,13 +82,36 @@ TINY_DECODERS = {
     "linear": {},
     "upernet": dict(embed_dim=16),
     "deeplabv3": dict(embed_dim=16, dilations=(1, 2, 3)),
+    "mask2former": dict(REGIONS),
+    "maskformer": dict(REGIONS),
 }
 """What each kind of decoder has in tests, beside ``dropout_rate``. All are as wide as
 the last map of `TINY_BACKBONES`, so that every head fits every one of them.
 """
 
+PUBLISHED_ON = {"mask2former": "deformable", "maskformer": "fpn"}
+"""Decoders of regions, and the pixel decoder that they stand on in tests."""
+
+
+TINY_PIXEL_DECODERS = {
+    "deformable": dict(depth=1, num_heads=2, num_points=2, mlp_dim=24),
+    "encoder_fpn": dict(depth=1, num_heads=2, mlp_dim=24),
+    "fpn": {},
+}
+"""What each kind of pixel decoder has in tests."""
+
+
+def use_tiny_pixel_decoder(config: ml_collections.ConfigDict, name: str) -> None:
+    sizes = dict(embed_dim=16, num_groups=4, dropout_rate=0.0)
+    with config.unlocked():
+        config.model.pixel_decoder = ml_collections.ConfigDict(
+            {"name": name} | sizes | TINY_PIXEL_DECODERS[name]
+        )
+
 
 def use_tiny_decoder(config: ml_collections.ConfigDict, name: str, **more) -> None:
+    if name in PUBLISHED_ON:
+        use_tiny_pixel_decoder(config, PUBLISHED_ON[name])
     with config.unlocked():
         config.model.decoder = ml_collections.ConfigDict(
             {"name": name, "dropout_rate": 0.0} | TINY_DECODERS[name] | more

@@ -6,7 +6,6 @@ import numpy as np
 
 from mlseg_jax.typing import Float, Int
 
-CLASS_WEIGHTINGS = ("none", "inverse_sqrt")
 MAX_CLASS_WEIGHT = 10.0
 """Largest weight of a class, where the mean over pixels is 1: a class of a handful of
 pixels would otherwise decide a whole step."""

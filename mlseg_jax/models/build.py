@@ -12,14 +12,17 @@ from flax import nnx
 from mlseg_jax.distributed.sharding import gather_weights
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.backbones.resnet import STEMS
+from mlseg_jax.models.decoders.regions import IMAGES
 from mlseg_jax.models.layers.block_stack import REMAT_POLICIES
 from mlseg_jax.models.layers.resize import POSITION_RESIZES
 from mlseg_jax.models.mlseg import MLSeg
+from mlseg_jax.models.multilabel_heads.projected_encoder import PROJECTIONS
 from mlseg_jax.models.parts import (
     AUXILIARY_HEADS,
     BACKBONES,
     DECODERS,
     MULTILABEL_HEADS,
+    PIXEL_DECODERS,
     from_section,
     make_part,
 )
@@ -41,7 +44,11 @@ def _build_mlseg(
     choice = config.model
     make = functools.partial(make_part, config, **common)
     backbone = make(BACKBONES, "backbone")
-    decoder = make(DECODERS, "decoder", backbone)
+    # A decoder of regions stands on a pixel decoder.
+    base = backbone
+    if "pixel_decoder" in choice:
+        base = make(PIXEL_DECODERS, "pixel_decoder", backbone)
+    decoder = make(DECODERS, "decoder", base)
     return MLSeg(
         backbone,
         decoder,
@@ -50,11 +57,12 @@ def _build_mlseg(
             choice.rank_norm.kind,
             _norm_size(config, num_classes),
             unbiased_variance=choice.rank_norm.unbiased_variance,
+            no_object=decoder.num_queries > 0,
         ),
         num_classes=num_classes,
         scales_of_classes=config.selection.name == "complete",
         classes_in_backbone=_classes_in_backbone(config),
-        zero_classes=choice.class_embeddings.initial == "zeros",
+        initial_classes=choice.class_embeddings.initial,
         auxiliary_head=make(AUXILIARY_HEADS, "auxiliary_head", backbone, num_classes),
         pixel_mean=tuple(config.data.pixel_mean),
         pixel_std=tuple(config.data.pixel_std),
@@ -77,7 +85,12 @@ def _build_query2label(
     )
 
 
-MODELS = {"semantic": _build_mlseg, "multilabel": _build_query2label}
+MODELS = {
+    "semantic": _build_mlseg,
+    "panoptic": _build_mlseg,
+    "instance": _build_mlseg,
+    "multilabel": _build_query2label,
+}
 """The kind of model that a task trains."""
 
 
@@ -97,7 +110,10 @@ TABLES = {
     "model.backbone.position_resize": POSITION_RESIZES,
     "model.backbone.remat": REMAT_POLICIES,
     "model.backbone.stem": STEMS,
+    "model.decoder.image": IMAGES,
     "model.decoder.name": DECODERS,
+    "model.pixel_decoder.name": PIXEL_DECODERS,
+    "model.multilabel_head.projection": PROJECTIONS,
     "model.multilabel_head.name": MULTILABEL_HEADS,
     "model.auxiliary_head.name": AUXILIARY_HEADS,
     "model.transformer.remat": REMAT_POLICIES,

@@ -1,8 +1,9 @@
 """What the parts of a model say to each other.
 
-A framework is two methods: ``embed`` makes per-pixel embeddings out of backbone
-features, ``classify`` compares them with one vector per class. Neither knows how many
-classes there are, nor which: label selection is the rows that ``classify`` is handed.
+A framework is two methods: ``embed`` makes embeddings out of backbone features, of
+pixels or of regions, and ``classify`` compares them with one vector per class. Neither
+knows how many classes there are, nor which: label selection is the rows that
+``classify`` is handed.
 """
 
 import abc
@@ -50,18 +51,82 @@ def inside_mask(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Embeddings:
-    """What a decoder made of the features before it knows of any class.
+class Regions:
+    """Object queries and the masks they stand for, of every supervised prediction.
+
+    In training there are P predictions, the last one last; in evaluation it alone. A
+    mask is the product of its query's embedding with the mask features, so that masks
+    of a whole grid exist only where somebody asks for them.
 
     Attributes:
-      pixels: what will be compared with the class queries.
-      image: what the multi-label head looks at; often the same.
+      queries: what is compared with the class queries.
+      mask_embeddings: one vector for each mask.
+      features: what the masks are products with, on the finest grid; in float32.
     """
 
     # Leaves may be anything while JAX transforms it.
     __no_type_check__ = True
 
-    pixels: FeatureMap
+    queries: Float[Array, "B P N D"]
+    mask_embeddings: Float[Array, "B P N E"]
+    features: FeatureMap
+
+    @property
+    def grid_size(self) -> Int[Array, "B 2"] | None:
+        """Real rows and columns of the masks; ``None`` when all are real."""
+        return self.features.grid_size
+
+    @property
+    def mask(self) -> None:
+        """Every query is real, whatever the canvas."""
+        return None
+
+    @property
+    def num_predictions(self) -> int:
+        return self.queries.shape[1]
+
+    def mask_logits(self, prediction: int = -1) -> Float[Array, "B N h w"]:
+        """Masks of one prediction before the sigmoid, in float32."""
+        return mask_products(self.mask_embeddings[:, prediction], self.features.grid)
+
+    def mask_logits_of(
+        self, query_ids: Int[Array, "B M"], prediction: int = -1
+    ) -> Float[Array, "B M h w"]:
+        """The same of some queries alone, such as those that a target was matched
+        to.
+        """
+        embeddings = self.mask_embeddings[:, prediction]
+        chosen = jnp.take_along_axis(embeddings, query_ids[:, :, None], axis=1)
+        return mask_products(chosen, self.features.grid)
+
+
+def mask_products(
+    mask_embeddings: Float[Array, "B N E"], features: Float[Array, "B *T h w E"]
+) -> Float[Array, "B N *T h w"]:
+    """Mask logits in float32."""
+    return jnp.einsum(
+        "bne,b...e->bn...",
+        mask_embeddings,
+        features.astype(mask_embeddings.dtype),
+        preferred_element_type=jnp.float32,
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """What a decoder made of the features before it knows of any class.
+
+    Attributes:
+      elements: what will be compared with the class queries: pixels or regions.
+      image: what the multi-label head looks at: the same, an earlier map, or object
+        queries side by side as a map of one row.
+    """
+
+    # Leaves may be anything while JAX transforms it.
+    __no_type_check__ = True
+
+    elements: FeatureMap | Regions
     image: FeatureMap
 
 
@@ -74,7 +139,7 @@ class LabelPrediction:
       scores: score of every class before the sigmoid (equation 1).
       class_queries: one vector per class, from which the selected rows are gathered;
         without a batch axis where they are the same for every image.
-      pixels: pixel embeddings; the head may have refined them.
+      elements: pixels or regions; the head may have refined the pixels.
     """
 
     # Leaves may be anything while JAX transforms it.
@@ -82,13 +147,13 @@ class LabelPrediction:
 
     scores: Float[Array, "B C"]
     class_queries: Float[Array, "B C D"] | Float[Array, "C D"]
-    pixels: FeatureMap
+    elements: FeatureMap | Regions
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """A model's whole answer.
+    """The whole answer of a model that classifies pixels.
 
     Attributes:
       label_scores: score of every class before the sigmoid.
@@ -106,6 +171,45 @@ class Output:
     logits: Float[Array, "B h w K"]
     grid_size: Int[Array, "B 2"] | None
     auxiliary: FeatureMap | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RegionOutput:
+    """The whole answer of a model that classifies regions.
+
+    Attributes:
+      label_scores: score of every class before the sigmoid.
+      selection: the labels that regions were classified among (`Selection`).
+      class_logits: logits over ranks of every query of every prediction; the last
+        column, beyond all ranks, is no-object.
+      regions: the masks.
+    """
+
+    # Leaves may be anything while JAX transforms it.
+    __no_type_check__ = True
+
+    label_scores: Float[Array, "B C"]
+    selection: object
+    class_logits: Float[Array, "B P N K+1"]
+    regions: Regions
+
+    @property
+    def grid_size(self) -> Int[Array, "B 2"] | None:
+        """Real rows and columns of the masks; ``None`` when all are real."""
+        return self.regions.grid_size
+
+
+def make_output(
+    label_scores: Float[Array, "B C"],
+    selection: object,
+    logits: Float[Array, "B _ _ ranks"],
+    elements: FeatureMap | Regions,
+) -> Output | RegionOutput:
+    """The answer about pixels, or about regions."""
+    if isinstance(elements, Regions):
+        return RegionOutput(label_scores, selection, logits, elements)
+    return Output(label_scores, selection, logits, elements.grid_size)
 
 
 class AbstractBackbone(nnx.Module):
@@ -138,38 +242,85 @@ class AbstractBackbone(nnx.Module):
         """Multiply-accumulates of one picture of so many rows and columns."""
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PixelFeatures:
+    """What a pixel decoder makes of the backbone's maps.
+
+    Attributes:
+      mask_features: what masks are products with, on the finest grid; in float32.
+      maps: what object queries may look at, from coarse to fine, all of one width.
+      memory: the one map that queries look at which look at one only.
+    """
+
+    # Leaves may be anything while JAX transforms it.
+    __no_type_check__ = True
+
+    mask_features: FeatureMap
+    maps: tuple[FeatureMap, ...]
+    memory: FeatureMap
+
+
+class AbstractPixelDecoder(nnx.Module):
+    """The backbone's maps to features of pixels, for a decoder of regions.
+
+    Attributes:
+      embed_dim: width of ``PixelFeatures.maps`` and of the mask features.
+      memory_dim: width of ``PixelFeatures.memory``.
+      map_levels: which of the backbone's maps has the grid of each of ``maps``.
+    """
+
+    embed_dim: int
+    memory_dim: int
+    map_levels: tuple[int, ...]
+
+    @abc.abstractmethod
+    def __call__(
+        self, features: tuple[FeatureMap, ...], rng: PRNGKeyArray | None
+    ) -> PixelFeatures:
+        """``rng=None`` is evaluation."""
+
+    @abc.abstractmethod
+    def macs(self, grids: tuple[tuple[int, int], ...]) -> Macs:
+        """For one picture whose backbone maps have these grids."""
+
+
 class AbstractDecoder(nnx.Module):
-    """Features and class queries to scores.
+    """Features and class queries to scores, of pixels or of regions.
 
     Attributes:
       embed_dim: width of a class query.
       image_dim: width of what the multi-label head looks at.
-      level: which of the backbone's maps has the grid of the scores.
-      image_level: which has the grid of what the multi-label head looks at.
+      level: which of the backbone's maps has the grid of the scores or masks.
+      image_level: which has the grid of what the multi-label head looks at; ``None``
+        where these are object queries.
       class_bias: whether every class also has a learned bias on its scores.
+      num_queries: object queries of a picture; 0 where pixels are classified. Where
+        there are any, scores have a last column, no-object, of the decoder's own.
     """
 
     embed_dim: int
     image_dim: int
     level: int
-    image_level: int
+    image_level: int | None
     class_bias: bool
+    num_queries: int = 0
 
     @abc.abstractmethod
     def embed(
         self, features: tuple[FeatureMap, ...], rng: PRNGKeyArray | None
     ) -> Embeddings:
-        """Pixel embeddings, whatever the classes."""
+        """Embeddings of pixels or regions, whatever the classes."""
 
     @abc.abstractmethod
     def classify(
         self,
-        pixels: FeatureMap,
+        elements: FeatureMap | Regions,
         class_queries: Float[Array, "B K D"],
         valid: Bool[Array, "B K"] | None,
         rng: PRNGKeyArray | None,
-    ) -> Float[Array, "B h w K"]:
-        """Scores of each pixel for each row of ``class_queries``."""
+    ) -> Float[Array, "B h w K"] | Float[Array, "B P N K+1"]:
+        """Scores of each pixel or query for each row of ``class_queries``."""
 
     @abc.abstractmethod
     def embed_macs(self, grids: tuple[tuple[int, int], ...]) -> Macs:
@@ -177,7 +328,7 @@ class AbstractDecoder(nnx.Module):
 
     @abc.abstractmethod
     def classify_macs(self, grid: tuple[int, int], num_ranks: int) -> Macs:
-        """Of `classify`, for pixel embeddings of so many rows and columns."""
+        """Of `classify`, for so many rows and columns of pixels or queries."""
 
 
 class AbstractMultiLabelHead(nnx.Module):

@@ -3,10 +3,10 @@
 The paper is five statements, in ``encode`` and ``__call__``:
 
 1. features of the image,
-2. pixel embeddings,
+2. embeddings of its pixels, or of its regions,
 3. label scores and class queries for all C classes (equation 1),
 4. a selection: the K labels worth classifying among (equation 2),
-5. logits of every pixel over those K ranks (equation 3).
+5. logits of every pixel or region over those K ranks (equation 3).
 
 Which backbone, decoder and multi-label head these are is configuration (``build``), and
 so is the selection: with the complete one, in class order, this is the baseline.
@@ -26,12 +26,22 @@ from mlseg_jax.models.interfaces import (
     FeatureMap,
     LabelPrediction,
     Output,
+    RegionOutput,
     inside_mask,
+    make_output,
 )
-from mlseg_jax.models.layers.transformer import linear_init, split_rng
-from mlseg_jax.models.macs import Macs, norm
+from mlseg_jax.models.layers.transformer import linear_init, split_rng, torch_uniform
+from mlseg_jax.models.macs import Macs, in_full, norm
 from mlseg_jax.models.rank_adaptive import RankNorm
 from mlseg_jax.typing import Array, Float, Int, Length, PRNGKeyArray, UInt8
+
+CLASS_INITIALS = {
+    "normal": lambda embed_dim: linear_init,
+    "zeros": lambda embed_dim: nnx.initializers.zeros,
+    "uniform": torch_uniform,
+}
+"""First values of class embeddings: as of tokens, none, as of PyTorch's linear layer.
+"""
 
 
 class MLSeg(nnx.Module):
@@ -47,7 +57,7 @@ class MLSeg(nnx.Module):
         num_classes: int,
         scales_of_classes: bool = False,
         classes_in_backbone: bool = False,
-        zero_classes: bool = False,
+        initial_classes: str = "normal",
         auxiliary_head: FCNHead | None = None,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
@@ -58,17 +68,17 @@ class MLSeg(nnx.Module):
         self.multilabel_head = multilabel_head
         self.rank_norm = rank_norm
         self.auxiliary_head = auxiliary_head
-        # One table serves the multi-label head and the pixel classifier. The paper's
-        # OCE sends it through the backbone's last block first; as released it starts
-        # at zero where the backbone starts from a checkpoint (method.md 6).
-        initial = nnx.initializers.zeros if zero_classes else linear_init
+        # One table serves the multi-label head and the classifier. The paper's OCE
+        # sends it through the backbone's last block first; as released it starts at
+        # zero where the backbone starts from a checkpoint (method.md 6).
+        initial = CLASS_INITIALS[initial_classes](decoder.embed_dim)
         self.class_embeddings = nnx.Param(
             initial(rngs.params(), (num_classes, decoder.embed_dim))
         )
         # Learned with all classes in class order, as the baseline's are.
         self.scales_of_classes = scales_of_classes
         self.classes_in_backbone = classes_in_backbone
-        biases = linear_init(rngs.params(), (num_classes, 1))
+        biases = initial(rngs.params(), (num_classes, 1))
         self.class_biases = nnx.Param(biases) if decoder.class_bias else None
         self.pixel_mean = pixel_mean
         self.pixel_std = pixel_std
@@ -80,7 +90,7 @@ class MLSeg(nnx.Module):
         *,
         image_size: Int[Array, "B 2"] | None = None,
         rng: PRNGKeyArray | None = None,
-    ) -> Output:
+    ) -> Output | RegionOutput:
         """Label scores, the selection that ``select`` makes of them, logits over ranks.
 
         ``image_size`` is the real height and width where images only fill the upper
@@ -126,21 +136,26 @@ class MLSeg(nnx.Module):
         selection: Selection,
         *,
         rng: PRNGKeyArray | None = None,
-    ) -> Output:
-        """Which of the selected labels is each pixel?"""
+    ) -> Output | RegionOutput:
+        """Which of the selected labels is each pixel or region?"""
         class_queries = gather_classes(labels.class_queries, selection)
         scores = self.decoder.classify(
-            labels.pixels, class_queries, selection.valid, rng
+            labels.elements, class_queries, selection.valid, rng
         )
         if self.class_biases is not None:
-            biases = gather_classes(self.class_biases[...], selection)
-            scores = scores + biases[:, None, None, :, 0].astype(scores.dtype)
+            biases = gather_classes(self.class_biases[...], selection)[
+                :, None, None, :, 0
+            ]
+            # No-object is the decoder's own, and so is its bias.
+            own = scores.shape[-1] - selection.num_ranks
+            biases = jnp.pad(biases, [(0, 0)] * 3 + [(0, own)])
+            scores = scores + biases.astype(scores.dtype)
         class_ids = selection.class_ids if self.scales_of_classes else None
         logits = self.rank_norm(scores, selection.valid, class_ids)
-        return Output(labels.scores, selection, logits, labels.pixels.grid_size)
+        return make_output(labels.scores, selection, logits, labels.elements)
 
     def grid_length(self, length: Length) -> Length:
-        """Rows (or columns) of the logits for so many pixels."""
+        """Rows (or columns) of the logits or masks for so many pixels."""
         return self.backbone.grid_lengths(length)[self.decoder.level]
 
     @property
@@ -153,15 +168,25 @@ class MLSeg(nnx.Module):
         heights, widths = map(self.backbone.grid_lengths, size)
         grids = tuple(zip(heights, widths, strict=True))
         decoder, head = self.decoder, self.multilabel_head
-        grid, num_classes = grids[decoder.level], self.class_embeddings.shape[0]
+        num_classes = self.class_embeddings.shape[0]
         extra = (num_classes,) if self.classes_in_backbone else ()
-        return {
+        queries = (1, decoder.num_queries)
+        scored = queries if decoder.num_queries else grids[decoder.level]
+        seen = queries
+        if decoder.image_level is not None:
+            seen = grids[decoder.image_level]
+        parts = {
             "backbone": self.backbone.macs(size, *extra),
             "decoder": decoder.embed_macs(grids)
-            + decoder.classify_macs(grid, num_ranks)
-            + (Macs() if self.rank_norm.kind == "none" else norm(*grid, num_ranks)),
-            "multilabel_head": head.macs(grids[decoder.image_level], num_classes),
+            + decoder.classify_macs(scored, num_ranks)
+            + (Macs() if self.rank_norm.kind == "none" else norm(*scored, num_ranks)),
+            "multilabel_head": head.macs(seen, num_classes),
         }
+        if decoder.num_queries:
+            # Table 9 (`macs.in_full`); the decoder knows itself what was done there.
+            counted = ("backbone", "multilabel_head")
+            parts |= {name: in_full(parts[name]) for name in counted}
+        return parts
 
 
 def normalise(

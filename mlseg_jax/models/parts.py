@@ -25,8 +25,11 @@ from mlseg_jax.models.backbones.vit import ViT
 from mlseg_jax.models.decoders.auxiliary import FCNHead
 from mlseg_jax.models.decoders.deeplabv3 import DeepLabV3Decoder
 from mlseg_jax.models.decoders.linear import LinearDecoder
+from mlseg_jax.models.decoders.mask2former import Mask2FormerDecoder
+from mlseg_jax.models.decoders.maskformer import MaskFormerDecoder
 from mlseg_jax.models.decoders.segmenter import SegmenterDecoder
 from mlseg_jax.models.decoders.upernet import UPerNetDecoder
+from mlseg_jax.models.interfaces import AbstractPixelDecoder
 from mlseg_jax.models.layers.context_encoding import ContextEncoding
 from mlseg_jax.models.multilabel_heads.global_pooling import GlobalPoolingHead
 from mlseg_jax.models.multilabel_heads.linear import LinearHead
@@ -41,6 +44,9 @@ from mlseg_jax.models.multilabel_heads.transformer_decoder import (
 from mlseg_jax.models.multilabel_heads.transformer_encoder import (
     TransformerEncoderHead,
 )
+from mlseg_jax.models.pixel_decoders.deformable import DeformableDecoder
+from mlseg_jax.models.pixel_decoders.encoder_fpn import EncoderFPNDecoder
+from mlseg_jax.models.pixel_decoders.fpn import FPNDecoder
 
 
 def make_part(
@@ -134,6 +140,7 @@ def _from_decoder(config, decoder, num_classes: int) -> dict:
 
 OFFERED = {
     "backbone": lambda config: {},
+    "pixel_decoder": _from_backbone,
     "decoder": _from_backbone,
     "multilabel_head": _from_decoder,
     "auxiliary_head": _from_backbone,
@@ -231,6 +238,42 @@ def _build_essnet(config, backbone, **common):
     return _build_segmenter(config, backbone, cosine_dim=cosine_dim, **common)
 
 
+def _region_row(part: type):
+    """The row of a decoder of regions, which stands on a pixel decoder."""
+
+    def build(config, pixel_decoder, **common):
+        section = config.model.decoder
+        if not isinstance(pixel_decoder, AbstractPixelDecoder):
+            raise UserError(
+                f"model.decoder.name={section.name!r} stands on a pixel decoder; set "
+                f"model.pixel_decoder.name, or start from configs/mask2former.py."
+            )
+        if section.image_layer > section.depth:
+            raise UserError(
+                f"model.decoder.image_layer is {section.image_layer}, but there are "
+                f"{section.depth} layers; give a number up to that."
+            )
+        said = {"pixel_decoder": pixel_decoder}
+        remat = config.model.backbone.remat
+        return from_section(part, section, said, remat=remat, **common)
+
+    return build
+
+
+def _build_projected_encoder_head(config, decoder, num_classes, **common):
+    section = config.model.multilabel_head
+    # 0, or nothing said: as wide as the class queries.
+    width = section.get("embed_dim", 0) or decoder.embed_dim
+    if section.share_embeddings and width != decoder.embed_dim:
+        raise UserError(
+            f"model.multilabel_head.embed_dim is {width}, but it shares class "
+            f"embeddings of {decoder.embed_dim}; set it to 0, or share_embeddings to "
+            f"False."
+        )
+    offered = _from_decoder(config, decoder, num_classes) | common
+    return from_section(ProjectedEncoderHead, section, {"embed_dim": width}, **offered)
+
+
 def _build_transformer_encoder_head(config, decoder, num_classes, **common):
     if decoder.image_dim != decoder.embed_dim:
         raise UserError(
@@ -272,13 +315,22 @@ DECODERS = {
     "encnet": _build_encnet,
     "essnet": _build_essnet,
     "linear": LinearDecoder,
+    "mask2former": _region_row(Mask2FormerDecoder),
+    "maskformer": _region_row(MaskFormerDecoder),
     "segmenter": _build_segmenter,
     "upernet": UPerNetDecoder,
+}
+PIXEL_DECODERS = {
+    "deformable": DeformableDecoder,
+    "encoder_fpn": EncoderFPNDecoder,
+    "fpn": FPNDecoder,
+    # Pixels are classified: the decoder stands on the backbone itself.
+    "none": lambda config, backbone, **common: backbone,
 }
 MULTILABEL_HEADS = {
     "transformer_encoder": _build_transformer_encoder_head,
     "transformer_decoder": TransformerDecoderHead,
-    "projected_encoder": ProjectedEncoderHead,
+    "projected_encoder": _build_projected_encoder_head,
     "global_pooling": GlobalPoolingHead,
     "linear": LinearHead,
     "segmentation_logits": SegmentationLogitsHead,

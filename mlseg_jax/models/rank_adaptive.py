@@ -30,6 +30,10 @@ class RankNorm(nnx.Module):
     With fewer ranks than in training the first parameters are used, with more the last
     one repeats (method.md 16, row 9). ``unbiased_variance`` divides by n - 1, as the
     release's ground-truth head does.
+
+    Scores of regions have one column more than there are ranks, the last one:
+    ``no_object``, which is always valid and has the last parameters whatever the number
+    of ranks (method.md 11.2).
     """
 
     def __init__(
@@ -39,38 +43,43 @@ class RankNorm(nnx.Module):
         *,
         epsilon: float = 1e-5,
         unbiased_variance: bool = False,
+        no_object: bool = False,
     ):
+        columns = num_ranks + no_object
         if kind in ("affine", "shared"):
-            size = num_ranks if kind == "affine" else 1
+            size = columns if kind == "affine" else 1
             self.scale = nnx.Param(jnp.ones(size))
             self.bias = nnx.Param(jnp.zeros(size))
         if kind == "temperature":
-            self.log_inverse_temperature = nnx.Param(jnp.zeros(num_ranks))
+            self.log_inverse_temperature = nnx.Param(jnp.zeros(columns))
         self.kind = kind
         self.epsilon = epsilon
         self.unbiased_variance = unbiased_variance
+        self.no_object = no_object
 
     def __call__(
         self,
-        scores: Float[Array, "B h w K"],
+        scores: Float[Array, "B h w columns"],
         valid: Bool[Array, "B K"] | None = None,
         class_ids: Int[Array, "B K"] | None = None,
-    ) -> Float[Array, "B h w K"]:
+    ) -> Float[Array, "B h w columns"]:
         """Logits in float32; those of invalid ranks are ``UNSELECTED_LOGIT``.
 
-        ``class_ids`` where parameters belong to classes instead of ranks.
+        Of regions, ``[B P N K+1]``. ``class_ids`` where parameters belong to classes
+        instead of ranks.
         """
         scores = scores.astype(jnp.float32)
-        num_ranks = scores.shape[-1]
+        if self.no_object and valid is not None:
+            valid = jnp.pad(valid, [(0, 0), (0, 1)], constant_values=True)
         mask = None if valid is None else valid[:, None, None, :]
         if self.kind in ("affine", "shared"):
             scores = self._normalise(scores, mask)
             ids = None if self.kind == "shared" else class_ids
-            scale = _over_ranks(self.scale[...], num_ranks, ids)
-            scores = scores * scale + _over_ranks(self.bias[...], num_ranks, ids)
+            scale = self._over_ranks(self.scale[...], scores, ids)
+            scores = scores * scale + self._over_ranks(self.bias[...], scores, ids)
         elif self.kind == "temperature":
             inverse_temperature = jnp.exp(self.log_inverse_temperature[...])
-            scores = scores * _over_ranks(inverse_temperature, num_ranks, class_ids)
+            scores = scores * self._over_ranks(inverse_temperature, scores, class_ids)
         if mask is not None:
             scores = jnp.where(mask, scores, UNSELECTED_LOGIT)
         return scores
@@ -79,9 +88,31 @@ class RankNorm(nnx.Module):
         """The learned 1 / tau over ranks (figure 7); ``None`` where nothing is
         learned.
         """
+        if self.kind == "none":
+            return None
         if self.kind == "temperature":
-            return _fit(jnp.exp(self.log_inverse_temperature[...]), num_ranks)
-        return None if self.kind == "none" else _fit(self.scale[...], num_ranks)
+            learned = jnp.exp(self.log_inverse_temperature[...])
+        else:
+            learned = self.scale[...]
+        return _fit(self._of_ranks(learned), num_ranks)
+
+    def _of_ranks(self, parameters: Array) -> Array:
+        """Without that of no-object; all where all columns share one."""
+        return parameters[:-1] if self.no_object and len(parameters) > 1 else parameters
+
+    def _over_ranks(
+        self, parameters: Array, scores: Array, class_ids: Array | None
+    ) -> Float[Array, "B 1 1 columns"]:
+        """A parameter for every column of the scores."""
+        num_ranks = scores.shape[-1] - self.no_object
+        if class_ids is None:
+            row = _fit(self._of_ranks(parameters), num_ranks)[None]
+        else:
+            row = parameters[class_ids]
+        if self.no_object:
+            last = jnp.broadcast_to(parameters[-1:][None], (row.shape[0], 1))
+            row = jnp.concatenate([row, last], axis=1)
+        return row[:, None, None]
 
     def _normalise(self, scores: Array, mask: Array | None) -> Array:
         if mask is None:
@@ -92,14 +123,6 @@ class RankNorm(nnx.Module):
         squares = jnp.sum((scores - mean) ** 2, -1, where=mask, keepdims=True)
         divisor = jnp.maximum(count - 1, 1) if self.unbiased_variance else count
         return (scores - mean) * jax.lax.rsqrt(squares / divisor + self.epsilon)
-
-
-def _over_ranks(
-    parameters: Array, num_ranks: int, class_ids: Array | None
-) -> Float[Array, "B 1 1 K"]:
-    if class_ids is not None:
-        return parameters[class_ids][:, None, None, :]
-    return _fit(parameters, num_ranks).reshape(1, 1, 1, num_ranks)
 
 
 def _fit(parameters: Array, num_ranks: int) -> Float[Array, "K"]:

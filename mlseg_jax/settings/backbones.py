@@ -91,6 +91,8 @@ def vit(name: str, image_size: tuple[int, int]) -> ConfigDict:
             "num_registers": 0,
             "layer_scale": 0.0,
             "gated": False,
+            # The last map as four, of strides 4, 8, 16, 32 (for decoders of regions).
+            "pyramid": False,
             "drop_path_rate": 0.1,
             # One scan over stacked layers: compiles faster, and so must `remat`.
             "scan": False,

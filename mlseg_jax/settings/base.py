@@ -16,7 +16,7 @@ def data(
     name: str,
     crop_size: tuple[int, int],
     base_size: tuple[int, int],
-    normalisation: str = "half",
+    normalisation: str,
 ) -> ConfigDict:
     mean, std = choose(NORMALISATIONS, "normalisation", normalisation)
     return ConfigDict(

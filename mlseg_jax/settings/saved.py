@@ -20,10 +20,18 @@ def get_config(workdir: str) -> ConfigDict:
             f"directory that `python main.py train --workdir=...` wrote."
         )
     config = ConfigDict(_with_tuples(json.loads(path.read_text())))
-    _add_new_keys(config, base.base(""))
-    _add_new_keys(config.data, base.data(name="", crop_size=(1, 1), base_size=(0, 0)))
+    defaults = base.base("")
+    # Averages began without a warm-up before there was the key.
+    defaults.optimizer.ema_warmup = config.optimizer.ema_decay == 0
+    _add_new_keys(config, defaults)
+    _add_new_keys(config.data, _data_defaults())
     config.lock()
     return config
+
+
+def _data_defaults() -> ConfigDict:
+    # Every run has what is to be said here.
+    return base.data(name="", crop_size=(1, 1), base_size=(0, 0), normalisation="half")
 
 
 def _add_new_keys(section: ConfigDict, defaults: ConfigDict) -> None:

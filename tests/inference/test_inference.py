@@ -65,7 +65,7 @@ class FakeModel:
         queries = jnp.take_along_axis(
             labels.class_queries, selection.class_ids[:, :, None], axis=1
         )
-        logits = jnp.einsum("bhwd,bkd->bhwk", labels.pixels.grid, queries)
+        logits = jnp.einsum("bhwd,bkd->bhwk", labels.elements.grid, queries)
         if selection.valid is not None:
             logits = jnp.where(selection.valid[:, None, None], logits, -100.0)
         return Output(labels.scores, selection, logits, None)
@@ -125,7 +125,7 @@ def slow_window(model, crop, allowed, chosen, k):
     """Class logits of one crop, C wide, -100 where not selected; and label scores."""
     labels = jax.device_get(model.encode(jnp.asarray(crop[None])))
     scores = np.where(allowed, labels.scores[0], -np.inf)
-    grid = labels.pixels.grid[0].astype(np.float64)
+    grid = labels.elements.grid[0].astype(np.float64)
     logits = np.full((*grid.shape[:2], model.num_classes), -100.0)
     if chosen is None:
         chosen = np.argsort(-scores, kind="stable")[:k]

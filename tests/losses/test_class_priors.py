@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from shrink import NUM_CLASSES, random_parameters, segmenter_config
 
-from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import SelectionPolicy
 from mlseg_jax.losses.class_priors import MAX_CLASS_WEIGHT, class_priors
 from mlseg_jax.losses.reduce import mean_over_pixels
@@ -30,8 +29,6 @@ def test_weights_and_offsets_are_those_of_numpy():
     assert equal.offsets is None
     assert class_priors(PIXELS, "none", 0.0).weights is None
     assert class_priors(None, "none", 0.0).offsets is None
-    with pytest.raises(UserError, match="class_weighting 'sqrt'; choose one of none"):
-        class_priors(PIXELS, "sqrt", 0.0)
 
 
 @pytest.mark.parametrize("over", ["all", "valid"])

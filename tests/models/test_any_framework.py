@@ -10,12 +10,14 @@ from shrink import (
     NUM_CLASSES,
     TINY_BACKBONES,
     TINY_DECODERS,
+    TINY_PIXEL_DECODERS,
     linear_config,
     random_parameters,
     segmenter_config,
     upernet_config,
     use_tiny_backbone,
     use_tiny_decoder,
+    use_tiny_pixel_decoder,
 )
 from test_mlseg import make_config, make_images
 
@@ -31,12 +33,19 @@ from mlseg_jax.models.build import (
     BACKBONES,
     DECODERS,
     MULTILABEL_HEADS,
+    PIXEL_DECODERS,
     FunctionalModel,
 )
+from mlseg_jax.models.interfaces import RegionOutput
 from mlseg_jax.models.rank_adaptive import RANK_NORMS
 
 C = NUM_CLASSES
 pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
+def logits_of(output):
+    """Of pixels ``[B h w K]``, or of regions ``[B P N K+1]``."""
+    return output.class_logits if isinstance(output, RegionOutput) else output.logits
 
 
 def check_permutation(config):
@@ -51,24 +60,50 @@ def check_permutation(config):
         labels = bound.encode(images)
         chosen = select_given(jnp.asarray(permuted), None, C)
         return (
-            bound.classify(labels, select_complete(labels.scores)).logits,
-            bound.classify(labels, chosen).logits,
+            logits_of(bound.classify(labels, select_complete(labels.scores))),
+            logits_of(bound.classify(labels, chosen)),
         )
 
     baseline, logits = map(np.asarray, run(parameters, make_images()))
     for b in range(2):
+        # No-object, where there is one, stays last.
+        order = [*permuted[b], *range(C, baseline.shape[-1])]
         np.testing.assert_allclose(
-            logits[b], baseline[b][..., permuted[b]], rtol=1e-4, atol=2e-5
+            logits[b], baseline[b][..., order], rtol=1e-4, atol=2e-5
         )
     # Not because all rows were alike.
     assert np.std(baseline, axis=-1).min() > 1e-3
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("head", MULTILABEL_HEADS)
+REGIONS = [
+    ("mask2former", "projected_encoder"),
+    ("mask2former", "segmentation_logits"),
+    ("maskformer", "transformer_encoder"),
+]
+PIXELS = [
+    (decoder, head)
+    for decoder in DECODERS.keys() - dict(REGIONS).keys()
+    for head in MULTILABEL_HEADS
+]
+
+
+@pytest.mark.parametrize("decoder, head", [*sorted(PIXELS), *REGIONS])
 def test_a_permuted_complete_selection_is_the_baseline(decoder, head):
     config = make_config(head, selection="complete")
     use_tiny_decoder(config, decoder)
+    check_permutation(config)
+
+
+@pytest.mark.parametrize("pixel_decoder", TINY_PIXEL_DECODERS)
+@pytest.mark.parametrize("decoder", ["mask2former", "maskformer"])
+def test_permuted_classes_of_regions(decoder, pixel_decoder):
+    """As the published baselines: a dot product and a bias for each class; on a
+    backbone with several maps.
+    """
+    config = make_config("none", rank_norm="none", selection="complete")
+    use_tiny_backbone(config, "swin")
+    use_tiny_decoder(config, decoder, cosine=False)
+    use_tiny_pixel_decoder(config, pixel_decoder)
     check_permutation(config)
 
 
@@ -117,14 +152,22 @@ def test_every_combination_traces(combination):
         )
         num_ranks = {"complete": C, "given": 3}.get(selection, 4)
         rows, columns = map(model.grid_length, (22, 27))
-        assert output.logits.shape == (2, rows, columns, num_ranks)
-        assert output.logits.dtype == jnp.float32
+        if isinstance(output, RegionOutput):
+            masks = jax.eval_shape(lambda x: x.mask_logits(), output.regions)
+            assert masks.shape == (2, 5, rows, columns)
+            predictions = {"mask2former": 3, "maskformer": 2}[decoder]
+            shape = (2, predictions, 5, num_ranks + 1)
+        else:
+            shape = (2, rows, columns, num_ranks)
+        assert logits_of(output).shape == shape
+        assert logits_of(output).dtype == jnp.float32
         assert output.label_scores.shape == (2, C)
 
 
 def test_every_part_is_tested():
     assert TINY_BACKBONES.keys() == BACKBONES.keys()
     assert TINY_DECODERS.keys() == DECODERS.keys()
+    assert TINY_PIXEL_DECODERS.keys() == PIXEL_DECODERS.keys() - {"none"}
 
 
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))
@@ -206,7 +249,7 @@ beit_config = functools.partial(upernet_config, backbone="beit_b16")
         (segmenter_config, "backbone.num_heads", 3, "3 attention heads do not divide"),
         (segmenter_config, "decoder.depth", 0, "decoder.depth is 0; give a whole num"),
         (upernet_config, "backbone.window_size", -1, "window_size is -1; give a whole"),
-        (upernet_config, "backbone.depths", (2, 0), r"is \(2, 0\); give a whole"),
+        (upernet_config, "backbone.depths", (2, 0), r"is \(2, 0\); give a tuple"),
         (beit_config, "multilabel_head.downsample", -2, "is -2; give a .* from 0"),
         (linear_config, "decoder.dropout_rate", 1.0, "is 1.0; give a probability"),
     ],

@@ -231,7 +231,7 @@ def test_upernet():
 
     def loss(params):
         inputs = list(map(jnp.asarray, maps))
-        grid = embed(params, inputs, None, jax.random.key(0)).pixels.grid
+        grid = embed(params, inputs, None, jax.random.key(0)).elements.grid
         return jnp.sum(grid * nhwc(golden["input:cotangent"])), grid
 
     (value, trained), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -245,6 +245,6 @@ def test_upernet():
     ]
     sizes = [np.tile(np.asarray([x.shape[1:3]], np.int32), (3, 1)) for x in maps]
     for inputs, real in ((maps, None), (canvases, sizes)):
-        found = jax.jit(embed)(params, inputs, real).pixels.grid
+        found = jax.jit(embed)(params, inputs, real).elements.grid
         expected = nhwc(golden["output:evaluated"])
         close(found[:, : expected.shape[1], : expected.shape[2]], expected, 5e-5)

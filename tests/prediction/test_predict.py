@@ -116,8 +116,11 @@ def test_k(segmenter):
     assert len(all_labels) == CLASSES
     best = [label.class_id for label in all_labels[:K]]
     assert [label.class_id for label in segmenter(image).labels] == best
-    with pytest.raises(UserError, match="selection.k is 0|k is 0"):
-        segmenter(image, k=0)
+    for wrong in (0, 2.5, "5", True):
+        with pytest.raises(UserError, match="selection.k is .*; give a whole number"):
+            segmenter(image, k=wrong)
+    with pytest.raises(UserError, match="selection.cumulative is 1.5; give a prob"):
+        segmenter(image, cumulative=1.5)
 
 
 def test_allowed(segmenter):

@@ -11,6 +11,7 @@ from mlseg_jax.models.layers.block_stack import BlockStack
 from mlseg_jax.models.layers.conv import max_pool
 from mlseg_jax.models.layers.norm import BatchNorm
 from mlseg_jax.models.layers.patches import patchify
+from mlseg_jax.models.layers.pyramid import DoubleSize
 from mlseg_jax.models.layers.relative_position import (
     biased_attention,
     relative_position_bias,
@@ -205,10 +206,10 @@ class FeaturePyramid(nnx.Module):
     """
 
     def __init__(self, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.up4_first = DoubleSize(embed_dim, dtype=dtype, rngs=rngs)
+        self.up4_first = DoubleSize(embed_dim, embed_dim, dtype=dtype, rngs=rngs)
         self.up4_norm = BatchNorm(embed_dim)
-        self.up4_second = DoubleSize(embed_dim, dtype=dtype, rngs=rngs)
-        self.up2 = DoubleSize(embed_dim, dtype=dtype, rngs=rngs)
+        self.up4_second = DoubleSize(embed_dim, embed_dim, dtype=dtype, rngs=rngs)
+        self.up2 = DoubleSize(embed_dim, embed_dim, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, grids: list[Float[Array, "B h w D"]], train: bool
@@ -221,21 +222,3 @@ class FeaturePyramid(nnx.Module):
             FeatureMap(same),
             max_pool(FeatureMap(coarse), 2, stride=2),
         )
-
-
-class DoubleSize(nnx.Module):
-    """A transposed convolution of stride 2 whose 2x2 kernels do not overlap."""
-
-    def __init__(self, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(
-            linear_init(rngs.params(), (2, 2, embed_dim, embed_dim))
-        )
-        self.bias = nnx.Param(jnp.zeros(embed_dim))
-        self.dtype = dtype
-
-    def __call__(self, grid: Float[Array, "B h w D"]) -> Float[Array, "B _ _ D"]:
-        batch, height, width, dim = grid.shape
-        kernel = self.kernel[...].astype(self.dtype)
-        out = jnp.einsum("bhwd,yxde->bhywxe", grid.astype(self.dtype), kernel)
-        out = out.reshape(batch, 2 * height, 2 * width, dim)
-        return out + self.bias[...].astype(self.dtype)[None, None, None]

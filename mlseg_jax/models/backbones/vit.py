@@ -8,6 +8,7 @@ from mlseg_jax.models.interfaces import AbstractBackbone, FeatureMap
 from mlseg_jax.models.layers.block_stack import BlockStack
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.patches import patchify
+from mlseg_jax.models.layers.pyramid import SimplePyramid
 from mlseg_jax.models.layers.resize import POSITION_RESIZES, resample
 from mlseg_jax.models.layers.transformer import (
     TransformerBlock,
@@ -32,7 +33,9 @@ class ViT(AbstractBackbone):
     dropped at the end. ``image_size`` is the training crop, whose grid is that of the
     position table; other grids get the table resized as PyTorch does
     (``position_resize``, a row of `POSITION_RESIZES`). ``taps`` are the blocks (from 0)
-    after which the normalised tokens are handed on, by default the last one.
+    after which the normalised tokens are handed on, by default the last one; with a
+    ``pyramid`` only that one, as four maps of strides 4, 8, 16 and 32 with a patch of
+    16.
 
     DINOv2 has a layer scale, its giant a gated MLP. As in the transformers library, the
     table is never resized with the offset of 0.1 cells of DINOv2's own code.
@@ -51,6 +54,7 @@ class ViT(AbstractBackbone):
         num_registers: int = 0,
         layer_scale: float = 0.0,
         gated: bool = False,
+        pyramid: bool = False,
         norm_epsilon: float = 1e-6,
         position_resize: str = "bicubic",
         drop_path_rate: float = 0.0,
@@ -98,6 +102,11 @@ class ViT(AbstractBackbone):
             rngs=rngs,
         )
         self.norm = LayerNorm(embed_dim, epsilon=norm_epsilon)
+        self.pyramid = (
+            SimplePyramid(embed_dim, dtype=dtype, rngs=rngs) if pyramid else None
+        )
+        if pyramid:
+            self.feature_dims = self.pyramid.feature_dims
         self.num_registers = num_registers
         self.dtype = dtype
 
@@ -110,7 +119,7 @@ class ViT(AbstractBackbone):
         """Maps of stride ``patch_size``; sides are padded up to a multiple of it."""
         grid, tokens, mask = self._tokens(images, image_size)
         outputs = self.blocks.after(self.taps, tokens, mask, rng)
-        return tuple(self._map(self.norm(tokens), grid) for tokens in outputs)
+        return self._maps([self.norm(tokens) for tokens in outputs], grid)
 
     def with_classes(
         self,
@@ -134,8 +143,7 @@ class ViT(AbstractBackbone):
         tokens = jnp.concatenate([tokens, classes], axis=1)
         outputs += self.blocks.after((last,), tokens, mask, rng, first=last)
         outputs = [self.norm(tokens) for tokens in outputs]
-        maps = tuple(self._map(tokens, grid) for tokens in outputs)
-        return maps, outputs[-1][:, num_tokens:]
+        return self._maps(outputs, grid), outputs[-1][:, num_tokens:]
 
     def _tokens(
         self, images: Array, image_size: Array | None
@@ -145,7 +153,7 @@ class ViT(AbstractBackbone):
         batch, height, width, _ = patches.shape
         grid_size = None
         if image_size is not None:
-            grid_size = self.grid_lengths(image_size)[0]
+            grid_size = -(-image_size // self.patch_size)
         grid = self.patch_projection(patches)
         grid = grid + self.positions(height, width, grid_size).astype(grid.dtype)
         table = self.position_table[...]
@@ -162,6 +170,11 @@ class ViT(AbstractBackbone):
         grid = FeatureMap(grid, grid_size)
         return grid, tokens, _token_mask(grid.mask, num_others)
 
+    def _maps(self, outputs: list[Array], grid: FeatureMap) -> tuple[FeatureMap, ...]:
+        if self.pyramid is not None:
+            return self.pyramid(self._map(outputs[-1], grid))
+        return tuple(self._map(tokens, grid) for tokens in outputs)
+
     def _map(self, tokens: Array, grid: FeatureMap) -> FeatureMap:
         """The patches among the tokens, after the class token and the registers."""
         batch, height, width, embed_dim = grid.grid.shape
@@ -171,17 +184,22 @@ class ViT(AbstractBackbone):
         )
 
     def grid_lengths(self, length: Length) -> tuple[Length, ...]:
-        return (-(-length // self.patch_size),) * len(self.taps)
+        length = -(-length // self.patch_size)
+        if self.pyramid is not None:
+            return self.pyramid.grid_lengths(length)
+        return (length,) * len(self.taps)
 
     def macs(self, size: tuple[int, int], num_classes: int = 0) -> Macs:
         """``num_classes`` join for the last block (`with_classes`)."""
-        height, width = (self.grid_lengths(side)[0] for side in size)
-        embed_dim = self.feature_dims[0]
+        height, width = (-(-side // self.patch_size) for side in size)
+        embed_dim = self.patch_projection.out_features
         num_tokens = height * width + 1 + self.num_registers
         patches = product(height * width, self.patch_projection.in_features, embed_dim)
         blocks = self.blocks.macs(num_tokens, depth=-1, attention_in_paper=False)
         num_tokens += num_classes
         blocks += self.blocks.macs(num_tokens, depth=1, attention_in_paper=False)
+        if self.pyramid is not None:
+            blocks += self.pyramid.macs(height * width)
         return patches + blocks + len(self.taps) * norm(num_tokens, embed_dim)
 
     def positions(

@@ -1,9 +1,9 @@
 """Segmenter's mask transformer (method.md section 3)."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mlseg_jax.models.decoders.dot_product import unit_length
 from mlseg_jax.models.interfaces import AbstractDecoder, Embeddings, FeatureMap
 from mlseg_jax.models.layers.block_stack import BlockStack
 from mlseg_jax.models.layers.context_encoding import ContextEncoding
@@ -105,8 +105,8 @@ class SegmenterDecoder(AbstractDecoder):
         (blocks_rng,) = split_rng(rng, 1)
         tokens = self.norm(self.blocks(tokens, mask, blocks_rng))
         patches, classes = jnp.split(tokens, [height * width], axis=1)
-        patches = _unit_length(self.patch_projection(patches))
-        classes = _unit_length(self.class_projection(classes))
+        patches = unit_length(self.patch_projection(patches))
+        classes = unit_length(self.class_projection(classes))
         cosines = jnp.einsum(
             "bld,bkd->blk", patches, classes, preferred_element_type=jnp.float32
         )
@@ -131,10 +131,3 @@ class SegmenterDecoder(AbstractDecoder):
             + product(tokens, width, cosine_dim, in_paper=cosine_dim == width)
             + product(patches, num_ranks, cosine_dim)
         )
-
-
-def _unit_length(x: Array) -> Array:
-    """x / |x|. The floor only keeps a zero vector from becoming NaN."""
-    wide = x.astype(jnp.float32)
-    square = jnp.sum(wide * wide, axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).astype(x.dtype)

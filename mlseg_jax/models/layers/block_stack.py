@@ -30,6 +30,13 @@ def rematerialised(
     )
 
 
+def run_layer(layer: nnx.Module, *args, remat: str) -> Array:
+    """One layer on ``args``, made again in the backward pass as ``remat`` says."""
+    graph, weights = nnx.split(layer)
+    run = rematerialised(lambda weights, *args: nnx.merge(graph, weights)(*args), remat)
+    return pin_examples(run(weights, *args))
+
+
 class BlockStack(nnx.Module):
     """``depth`` equal blocks, unrolled or as one scan over stacked weights.
 

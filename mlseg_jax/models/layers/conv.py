@@ -202,6 +202,25 @@ def _resize_matrix(length_out, length_in, axis, size_in, size_out):
     return jax.vmap(make)(size_out[:, axis], size_in[:, axis])
 
 
+def nearest_like(features: FeatureMap, like: FeatureMap) -> FeatureMap:
+    """The features on the grid of another map, each cell repeated (PyTorch's
+    nearest).
+    """
+    grid, shape = features.grid, like.grid.shape[1:3]
+    for axis, length in enumerate(shape):
+        cells = jnp.arange(length)
+        if like.grid_size is None:
+            index = cells * grid.shape[axis + 1] // length
+            grid = jnp.take(grid, index, axis=axis + 1)
+            continue
+        size = features.grid_size[:, axis, None]
+        index = cells[None] * size // like.grid_size[:, axis, None]
+        index = jnp.minimum(index, size - 1)
+        take = functools.partial(jnp.take, axis=axis)
+        grid = jax.vmap(take)(grid, index)
+    return FeatureMap(grid, like.grid_size)
+
+
 def average_pool(features: FeatureMap) -> FeatureMap:
     """The mean over the real part of each picture, as a map of one cell."""
     total = jnp.sum(_fill(features, 0.0), axis=(1, 2), keepdims=True, dtype=jnp.float32)

@@ -2,14 +2,17 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from mlseg_jax.typing import Float
+from mlseg_jax.models.interfaces import FeatureMap
+from mlseg_jax.typing import Array, Float
+
+TEMPERATURE = 10_000.0
 
 
-def sine_positions(
-    height: int, width: int, embed_dim: int, *, temperature: float = 10_000.0
-) -> Float[np.ndarray, "L D"]:
+def sine_positions(height: int, width: int, embed_dim: int) -> Float[np.ndarray, "L D"]:
     """DETR's table, normalised to 2 pi: half of the channels for rows, half for
     columns.
 
@@ -17,16 +20,43 @@ def sine_positions(
     alternate between the sine and the cosine of one frequency.
     """
     half = embed_dim // 2
-    frequency = temperature ** (2.0 * (np.arange(half) // 2) / half)
-
-    def along(length: int) -> np.ndarray:
-        positions = np.arange(1, length + 1)
-        turns = positions / (length + 1e-6) * 2.0 * math.pi
-        angles = turns[:, None] / frequency[None]
-        even = np.arange(half)[None] % 2 == 0
-        return np.where(even, np.sin(angles), np.cos(angles))
-
-    rows = np.broadcast_to(along(height)[:, None], (height, width, half))
-    columns = np.broadcast_to(along(width)[None], (height, width, half))
+    rows = np.broadcast_to(_along(height, half)[:, None], (height, width, half))
+    columns = np.broadcast_to(_along(width, half)[None], (height, width, half))
     table = np.concatenate([rows, columns], axis=-1)
     return table.reshape(height * width, 2 * half).astype(np.float32)
+
+
+def map_positions(features: FeatureMap, embed_dim: int) -> Float[Array, "#B h w D"]:
+    """The same for the grid of a map: for all examples alike, or for the real part of
+    each example's canvas.
+
+    The table is made where it is needed: as a constant, that of a large picture would
+    be much of the program.
+    """
+    _, height, width, _ = features.grid.shape
+    half = embed_dim // 2
+    if features.grid_size is None:
+        rows, columns = (
+            jnp.asarray(_along(length, half), jnp.float32)[None]
+            for length in (height, width)
+        )
+    else:
+        rows, columns = (
+            jax.vmap(lambda size, n=length: _along(n, half, size))(sizes)
+            for length, sizes in zip((height, width), features.grid_size.T, strict=True)
+        )
+    shape = (rows.shape[0], height, width, half)
+    rows = jnp.broadcast_to(rows[:, :, None], shape)
+    columns = jnp.broadcast_to(columns[:, None], shape)
+    return jnp.concatenate([rows, columns], axis=-1)
+
+
+def _along(length: int, half: int, size: Array | int | None = None):
+    """``[length half]``: in float64 where all is known, else in float32."""
+    xp = np if size is None else jnp
+    size = length if size is None else size
+    frequency = TEMPERATURE ** (2.0 * (np.arange(half) // 2) / half)
+    turns = xp.arange(1, length + 1) / (size + 1e-6) * 2.0 * math.pi
+    angles = turns[:, None] / xp.asarray(frequency)[None]
+    even = np.arange(half)[None] % 2 == 0
+    return xp.where(even, xp.sin(angles), xp.cos(angles))

@@ -3,16 +3,17 @@ among the class queries (method.md sections 5 and 8.1).
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mlseg_jax.distributed.sharding import pin_examples
 from mlseg_jax.models.layers.attention import attention
-from mlseg_jax.models.layers.block_stack import REMAT_POLICIES
+from mlseg_jax.models.layers.block_stack import run_layer
 from mlseg_jax.models.layers.dropout import dropout
+from mlseg_jax.models.layers.masked_attention import masked_attention
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.transformer import (
     linear_init,
@@ -53,9 +54,10 @@ class CrossAttention(nnx.Module):
         queries: Float[Array, "B Q D"],
         keys: Float[Array, "B L D"],
         values: Float[Array, "B L D"],
-        key_mask: Bool[Array, "B L"] | None,
+        key_mask: Bool[Array, "B L"] | Bool[Array, "B Q L"] | None,
         rng: PRNGKeyArray | None,
     ) -> Float[Array, "B Q D"]:
+        """A mask with a row for each query says what each may look at."""
         kernels = jnp.split(self.query_key_value.kernel[...].astype(self.dtype), 3, 1)
         biases = jnp.split(self.query_key_value.bias[...].astype(self.dtype), 3)
         heads = [
@@ -66,15 +68,23 @@ class CrossAttention(nnx.Module):
                 (queries, keys, values), kernels, biases, strict=True
             )
         ]
-        out = attention(*heads, key_mask, dropout_rate=self.dropout_rate, rng=rng)
+        if key_mask is not None and key_mask.ndim == 3:
+            out = masked_attention(*heads, key_mask)
+        else:
+            out = attention(*heads, key_mask, dropout_rate=self.dropout_rate, rng=rng)
         return self.out(out.reshape(queries.shape))
+
+
+def zero_biases(fan_in: int) -> nnx.Initializer:
+    return nnx.initializers.zeros
 
 
 class PostNormLayer(nnx.Module):
     """x = norm(x + attention); x = norm(x + mlp(x)), with a ReLU.
 
     Tokens look at a memory: at other tokens in a decoder, at themselves in an encoder.
-    Positions are added to queries and keys, never to values.
+    Positions are added to queries and keys, never to values. ``mlp_bias_init`` makes
+    first values for so many inputs.
     """
 
     def __init__(
@@ -85,6 +95,7 @@ class PostNormLayer(nnx.Module):
         *,
         dropout_rate: float,
         kernel_init: nnx.Initializer,
+        mlp_bias_init: Callable[[int], nnx.Initializer] = zero_biases,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -100,8 +111,8 @@ class PostNormLayer(nnx.Module):
             rngs=rngs,
         )
         self.attention_norm = LayerNorm(embed_dim, epsilon=1e-5)
-        self.mlp_in = linear(embed_dim, mlp_dim)
-        self.mlp_out = linear(mlp_dim, embed_dim)
+        self.mlp_in = linear(embed_dim, mlp_dim, bias_init=mlp_bias_init(embed_dim))
+        self.mlp_out = linear(mlp_dim, embed_dim, bias_init=mlp_bias_init(mlp_dim))
         self.mlp_norm = LayerNorm(embed_dim, epsilon=1e-5)
         self.dropout_rate = dropout_rate
 
@@ -195,18 +206,20 @@ class PostNormTransformer(nnx.Module):
         queries = jnp.broadcast_to(
             queries.astype(memory.dtype), (memory.shape[0], *queries.shape[-2:])
         )
-        for layer, layer_rng in _with_rngs(self.encoder, encoder_rng):
-            memory = self._run(
+        for layer, layer_rng in with_rngs(self.encoder, encoder_rng):
+            memory = run_layer(
                 *(layer, memory, memory_positions, memory, memory_positions),
                 *(memory_mask, layer_rng),
+                remat=self.remat,
             )
-        decoder = _with_rngs(self.decoder, decoder_rng)
+        decoder = with_rngs(self.decoder, decoder_rng)
 
         def decode(tokens: Array, queries: Array) -> Array:
             for layer, layer_rng in decoder:
-                tokens = self._run(
+                tokens = run_layer(
                     *(layer, tokens, queries, memory, memory_positions),
                     *(memory_mask, layer_rng),
+                    remat=self.remat,
                 )
             return self.norm(tokens)
 
@@ -223,14 +236,7 @@ class PostNormTransformer(nnx.Module):
             count += layer.macs(num_queries, num_tokens)
         return count
 
-    def _run(self, layer: PostNormLayer, *args) -> Array:
-        """One layer, made again in the backward pass as the configuration says."""
-        graph, weights = nnx.split(layer)
-        run = lambda weights, *args: nnx.merge(graph, weights)(*args)  # noqa: E731
-        if self.remat != "none":
-            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.remat])
-        return pin_examples(run(weights, *args))
 
-
-def _with_rngs(layers: nnx.List, rng: PRNGKeyArray | None) -> list[tuple]:
+def with_rngs(layers: nnx.List, rng: PRNGKeyArray | None) -> list[tuple]:
+    """Every layer with a key of its own, or with ``None``."""
     return list(zip(layers, split_rng(rng, len(layers)), strict=True)) if layers else []

@@ -18,6 +18,17 @@ from mlseg_jax.typing import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
 linear_init = nnx.initializers.normal(0.02)
 """PyTorch's ``trunc_normal_(std=0.02)`` truncates at +-2, a hundred deviations out."""
 
+
+def torch_uniform(fan_in: int) -> nnx.Initializer:
+    """PyTorch's own for weights and biases of a linear layer: +-1 / sqrt(fan_in)."""
+    bound = fan_in**-0.5
+
+    def initial(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return initial
+
+
 Context = Bool[Array, "B L"] | Int[Array, "B 2"] | tuple[int, int] | None
 """What an attention is told of its tokens: which are real, or the size of grids."""
 

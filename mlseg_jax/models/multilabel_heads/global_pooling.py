@@ -56,7 +56,7 @@ class GlobalPoolingHead(AbstractMultiLabelHead):
         pooled = adaptive_pool(image.grid, self.downsample, image.grid_size)
         mean = jnp.mean(pooled, axis=(1, 2))
         scores = self.classifier(jax.nn.relu(self.hidden(mean))).astype(jnp.float32)
-        return LabelPrediction(scores, class_embeddings, embeddings.pixels)
+        return LabelPrediction(scores, class_embeddings, embeddings.elements)
 
     def macs(self, grid: tuple[int, int], num_classes: int) -> Macs:
         width = self.hidden.in_features

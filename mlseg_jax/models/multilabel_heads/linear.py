@@ -38,7 +38,7 @@ class LinearHead(AbstractMultiLabelHead):
         image = embeddings.image
         mean = adaptive_pool(image.grid, 1, image.grid_size)[:, 0, 0]
         scores = self.classifier(mean).astype(jnp.float32)
-        return LabelPrediction(scores, class_embeddings, embeddings.pixels)
+        return LabelPrediction(scores, class_embeddings, embeddings.elements)
 
     def macs(self, grid: tuple[int, int], num_classes: int) -> Macs:
         return product(self.classifier.in_features, num_classes)

@@ -22,7 +22,7 @@ class NoMultiLabelHead(AbstractMultiLabelHead):
     ) -> LabelPrediction:
         batch = embeddings.image.grid.shape[0]
         scores = jnp.zeros((batch, class_embeddings.shape[-2]))
-        return LabelPrediction(scores, class_embeddings, embeddings.pixels)
+        return LabelPrediction(scores, class_embeddings, embeddings.elements)
 
     def macs(self, grid: tuple[int, int], num_classes: int) -> Macs:
         return Macs()

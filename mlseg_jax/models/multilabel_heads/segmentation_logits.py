@@ -14,7 +14,8 @@ from mlseg_jax.typing import Array, Float, PRNGKeyArray
 
 
 class SegmentationLogitsHead(AbstractMultiLabelHead):
-    """Classifies every cell among all C classes; a label's score is its best cell's.
+    """Classifies every cell (or query) among all C classes; a label's score is its best
+    cell's.
 
     What the paper says gains nothing (mAP 58.55 where a head of its own has 62.52), and
     it costs the baseline's work before anything is selected. Which cell counts is not
@@ -31,18 +32,22 @@ class SegmentationLogitsHead(AbstractMultiLabelHead):
         class_embeddings: Float[Array, "C D"] | Float[Array, "B C D"],
         rng: PRNGKeyArray | None = None,
     ) -> LabelPrediction:
-        pixels = embeddings.pixels
-        shape = (pixels.grid.shape[0], *class_embeddings.shape[-2:])
+        elements = embeddings.elements
+        shape = (embeddings.image.grid.shape[0], *class_embeddings.shape[-2:])
         classes = jnp.broadcast_to(class_embeddings, shape)
-        logits = self.class_norm(self.decoder.classify(pixels, classes, None, rng))
-        if pixels.mask is not None:
-            logits = jnp.where(pixels.mask[..., None], logits, -jnp.inf)
+        scores = self.decoder.classify(elements, classes, None, rng)
+        # Of regions only the last prediction counts, and no-object is no label.
+        if self.decoder.num_queries:
+            scores = scores[:, -1:, :, : shape[1]]
+        logits = self.class_norm(scores)
+        if elements.mask is not None:
+            logits = jnp.where(elements.mask[..., None], logits, -jnp.inf)
         cells = logits.reshape(logits.shape[0], -1, logits.shape[-1])
         # Not jnp.max: its gradient looks for the cells that equal the maximum, and a
         # compiler that makes them once more, rounded otherwise, finds none: 0 / 0.
         best = jnp.argmax(cells, axis=1, keepdims=True)
         scores = jnp.take_along_axis(cells, best, axis=1)[:, 0]
-        return LabelPrediction(scores, class_embeddings, pixels)
+        return LabelPrediction(scores, class_embeddings, elements)
 
     def macs(self, grid: tuple[int, int], num_classes: int) -> Macs:
         height, width = grid

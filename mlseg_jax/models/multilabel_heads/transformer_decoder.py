@@ -72,7 +72,7 @@ class TransformerDecoderHead(AbstractMultiLabelHead):
         positions = sine_positions(bins, bins, memory.shape[-1])
         classes = self.transformer(memory, positions, class_embeddings, None, rng)
         scores = self.classifier(classes)
-        return LabelPrediction(scores, class_embeddings, embeddings.pixels)
+        return LabelPrediction(scores, class_embeddings, embeddings.elements)
 
     def macs(self, grid: tuple[int, int], num_classes: int) -> Macs:
         tokens, projection = self.downsample**2, self.image_projection

@@ -27,7 +27,8 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
 
     With ``downsample`` the image tokens are the embeddings averaged over that many bins
     a side, and the pixel embeddings themselves go on untouched. Without it the block
-    sees all of them and refines them for the pixel classifier as well. Either way the
+    sees all of them and, where they are also what is to be classified, refines them for
+    the pixel classifier as well. Either way the
     class queries that are gathered later are the refined and normalised class tokens.
     """
 
@@ -68,7 +69,7 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
         rng: PRNGKeyArray | None = None,
     ) -> LabelPrediction:
         # Pooling after the decoder's projection equals pooling before it: both linear.
-        image, pixels = embeddings.image, embeddings.pixels
+        image, elements = embeddings.image, embeddings.elements
         if self.downsample:
             image = FeatureMap(
                 adaptive_pool(image.grid, self.downsample, image.grid_size)
@@ -83,11 +84,11 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
         tokens = jnp.concatenate([patches, classes], axis=1)
         tokens = self.blocks(tokens, mask, rng)
         patches, classes = jnp.split(tokens, [height * width], axis=1)
-        if not self.downsample:
+        if not self.downsample and elements is embeddings.image:
             grid = patches.reshape(batch, height, width, embed_dim)
-            pixels = FeatureMap(grid, image.grid_size)
+            elements = FeatureMap(grid, image.grid_size)
         class_queries = over_rows(self.norm, classes)
-        return LabelPrediction(self.classifier(class_queries), class_queries, pixels)
+        return LabelPrediction(self.classifier(class_queries), class_queries, elements)
 
     def macs(self, grid: tuple[int, int], num_classes: int) -> Macs:
         width = self.classifier.weight.shape[1]

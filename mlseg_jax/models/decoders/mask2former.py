@@ -1,0 +1,144 @@
+"""Mask2Former's decoder: queries look into the masks they have so far (masks.md 2)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mlseg_jax.models.decoders.regions import AbstractRegionDecoder
+from mlseg_jax.models.interfaces import (
+    AbstractPixelDecoder,
+    Embeddings,
+    FeatureMap,
+    mask_products,
+)
+from mlseg_jax.models.layers.block_stack import run_layer
+from mlseg_jax.models.layers.conv import resize_like
+from mlseg_jax.models.layers.position_embedding import map_positions
+from mlseg_jax.models.layers.post_norm import with_rngs
+from mlseg_jax.models.layers.query_layer import QueryLayer
+from mlseg_jax.models.macs import Macs, in_full, product
+from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
+
+
+class Mask2FormerDecoder(AbstractRegionDecoder):
+    """Layers take turns at the maps, from coarse to fine, and each sees of its map what
+    the prediction before it calls the query's mask.
+
+    There is a prediction before the first layer and one after each.
+    """
+
+    def __init__(
+        self,
+        pixel_decoder: AbstractPixelDecoder,
+        *,
+        embed_dim: int,
+        num_queries: int,
+        depth: int,
+        num_heads: int,
+        mlp_dim: int,
+        cosine: bool,
+        image: str = "queries",
+        image_layer: int = 3,
+        remat: str = "none",
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            pixel_decoder,
+            embed_dim=embed_dim,
+            num_queries=num_queries,
+            cosine=cosine,
+            image=image,
+            image_layer=image_layer,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        normal = jax.random.normal
+        self.query_features = nnx.Param(normal(rngs.params(), (num_queries, embed_dim)))
+        num_levels = len(pixel_decoder.map_levels)
+        self.level_embeddings = nnx.Param(
+            normal(rngs.params(), (num_levels, embed_dim))
+        )
+        self.layers = nnx.List(
+            [
+                QueryLayer(
+                    embed_dim,
+                    num_heads,
+                    mlp_dim,
+                    picture_first=True,
+                    # Weights of attention inside masks are never dropped.
+                    dropout_rate=0.0,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                for _ in range(depth)
+            ]
+        )
+        self.remat = remat
+
+    def embed(
+        self, features: tuple[FeatureMap, ...], rng: PRNGKeyArray | None = None
+    ) -> Embeddings:
+        pixels = self.pixel_decoder(features, rng)
+        batch = pixels.mask_features.grid.shape[0]
+        levels = [
+            self._level(each, embedding, pixels.mask_features)
+            for each, embedding in zip(
+                pixels.maps, self.level_embeddings[...], strict=True
+            )
+        ]
+        positions = self.query_positions[...][None].astype(self.dtype)
+        queries = self.query_features[...][None].astype(self.dtype)
+        queries = jnp.broadcast_to(queries, (batch, *queries.shape[1:]))
+        states, predictions = [queries], [self.head(queries)]
+        for i, (layer, _) in enumerate(with_rngs(self.layers, rng)):
+            keys, values, masks = levels[i % len(levels)]
+            mask = attention_mask(predictions[-1][1], masks)
+            queries = run_layer(
+                *(layer, queries, positions, keys, values, mask), remat=self.remat
+            )
+            states.append(queries)
+            predictions.append(self.head(queries))
+        supervised = predictions if rng is not None else predictions[-1:]
+        return self.embeddings(supervised, states, pixels)
+
+    def _level(
+        self, features: FeatureMap, embedding: Array, mask_features: FeatureMap
+    ) -> tuple[Array, Array, FeatureMap]:
+        """Keys and values of a map, and mask features on its grid: enlarging and
+        shrinking are linear, so masks need not be made on the finest grid first.
+        """
+        batch, height, width, dim = features.grid.shape
+        values = features.grid + embedding[None, None, None].astype(self.dtype)
+        keys = values + map_positions(features, dim).astype(self.dtype)
+        masks = jax.lax.stop_gradient(resize_like(mask_features, features))
+        shape = (batch, height * width, dim)
+        return keys.reshape(shape), values.reshape(shape), masks
+
+    def embed_macs(self, grids: tuple[tuple[int, int], ...]) -> Macs:
+        """The published masks were made on the finest grid, by every prediction."""
+        queries, count = self.num_queries, self.pixel_decoder.macs(grids)
+        mask_dim = self.pixel_decoder.embed_dim
+        levels, inner = self.pixel_decoder.map_levels, Macs()
+        for i, layer in enumerate(self.layers):
+            height, width = grids[levels[i % len(levels)]]
+            count += layer.macs(queries, height * width)
+            inner += product(height * width, queries, mask_dim)
+        count += (1 + len(self.layers)) * self.head.macs(queries)
+        finest = product(*grids[self.level], queries, mask_dim)
+        published = (1 + len(self.layers)) * finest.exact
+        return in_full(count) + Macs((inner + finest).exact, published)
+
+
+def attention_mask(
+    mask_embeddings: Float[Array, "B N E"], features: FeatureMap
+) -> Bool[Array, "B N L"]:
+    """Cells of each query's mask; all cells of the picture where it has none."""
+    logits = mask_products(jax.lax.stop_gradient(mask_embeddings), features.grid)
+    logits = logits.reshape(*logits.shape[:2], -1)
+    seen = logits >= 0.0
+    inside = jnp.ones((1, 1, logits.shape[2]), bool)
+    if features.mask is not None:
+        inside = features.mask.reshape(features.mask.shape[0], 1, -1)
+        seen &= inside
+    return jnp.where(jnp.any(seen, axis=-1, keepdims=True), seen, inside)
