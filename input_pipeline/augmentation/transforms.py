@@ -18,6 +18,7 @@ def random_resize_crop_flip(
     base_size: tuple[int, int],
     scale_range: tuple[float, float] = (0.5, 2.0),
     max_class_share: float = 0.75,
+    num_retries: int = 10,
     flip_rate: float = 0.5,
     class_weights: np.ndarray | None = None,
     rare_crop_rate: float = 0.0,
@@ -35,7 +36,7 @@ def random_resize_crop_flip(
       base_size: (long side, short side) in pixels that the image is fitted into, with
         its aspect kept, before the random scale.
       scale_range: the random scale is uniform between these two.
-      max_class_share: see `varied_crop`.
+      max_class_share, num_retries: see `varied_crop`.
       flip_rate: probability of a horizontal flip.
       class_weights: float ``[C]``, how much each class is wanted in rare-class crops.
       rare_crop_rate: probability that the crop must hold a pixel of a class drawn from
@@ -49,7 +50,13 @@ def random_resize_crop_flip(
     if rare_crop_rate > 0 and rng.random() < rare_crop_rate:
         aim = _rare_pixel(example["label_map"], class_weights, view.size, rng)
     view = varied_crop(
-        example, view, rng, crop_size, max_class_share=max_class_share, aim=aim
+        example,
+        view,
+        rng,
+        crop_size,
+        max_class_share=max_class_share,
+        num_retries=num_retries,
+        aim=aim,
     )
     return view.mirrored() if rng.random() < flip_rate else view
 
