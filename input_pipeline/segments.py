@@ -70,6 +70,7 @@ class Parts:
       num_codes: how many codes there could be.
       values: the codes of the pieces that are there, rising.
       class_ids, is_crowd, areas: of these.
+      num_unclaimed: pixels of things that are void because they have no instance.
     """
 
     codes: Int[np.ndarray, "H W"]
@@ -78,6 +79,7 @@ class Parts:
     class_ids: Int[np.ndarray, "n"]
     is_crowd: Bool[np.ndarray, "n"]
     areas: Int[np.ndarray, "n"]
+    num_unclaimed: int
 
     def make_map(
         self, numbers: Int[np.ndarray, "n"], empty: int
@@ -120,12 +122,21 @@ def find_parts(
         codes += np.where(inside, instance_map - IGNORE, 0).astype(np.int32)
     num_codes = int(widths.sum()) + 1
     areas = np.bincount(codes.ravel(), minlength=num_codes)
-    areas[0] = 0
-    areas[offsets[thing] + 1] = 0  # A thing's pixels without an instance.
+    nobody = offsets[thing] + 1  # A thing's pixels without an instance.
+    num_unclaimed = int(areas[nobody].sum())
+    areas[0] = areas[nobody] = 0
     values = np.flatnonzero(areas)
     place = np.searchsorted(offsets, values, side="right") - 1
     is_crowd = thing[place] & (values == offsets[place])
-    return Parts(codes, num_codes, values, present[place], is_crowd, areas[values])
+    return Parts(
+        codes,
+        num_codes,
+        values,
+        present[place],
+        is_crowd,
+        areas[values],
+        num_unclaimed,
+    )
 
 
 def parts_of(kind: str, example: dict, info: DatasetInfo, take: Callable) -> Parts:
@@ -187,6 +198,27 @@ def with_truth(kind: str, example: dict, info: DatasetInfo) -> dict:
     if kind == "instances":
         return example | {"instances": true_instances(example, info)}
     return example
+
+
+class Counts(NamedTuple):
+    """What `count` finds in a whole picture.
+
+    Attributes:
+      num_segments: to be found, crowds aside.
+      num_unclaimed: pixels of things without an instance.
+    """
+
+    num_segments: int
+    num_unclaimed: int
+
+
+def count(kind: str, example: dict, info: DatasetInfo) -> Counts:
+    """How many segments an example has; raises DataError as `parts_of`."""
+    if kind == "instances" and "instances" in example:
+        found = true_instances(example, info)
+        return Counts(sum(not instance.is_crowd for instance in found), 0)
+    parts = parts_of(kind, example, info, take=np.asarray)
+    return Counts(int(np.count_nonzero(~parts.is_crowd)), parts.num_unclaimed)
 
 
 def true_instances(example: dict, info: DatasetInfo) -> tuple[Instance, ...]:
