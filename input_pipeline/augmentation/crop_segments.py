@@ -43,8 +43,7 @@ class CropSegments:
           ``masks``: where segments cannot overlap, int32 ``[H W]`` of their numbers
           0..M-1 and IGNORE; else bits, uint8 ``[M H ceil(W/8)]`` as of
           ``numpy.packbits``. ``segment_classes``: int32 ``[M]``, IGNORE where there is
-          no segment. ``image_size``: int32 ``[2]``, the crop's rows and columns.
-          ``dropped_segments``: int32 ``[]``, those that did not fit.
+          no segment. ``dropped_segments``: int32 ``[]``, those that did not fit.
 
         Raises:
           DataError: the data set has no instances, but they are wanted.
@@ -58,7 +57,6 @@ class CropSegments:
         return {
             "masks": found,
             "segment_classes": classes,
-            "image_size": np.int32(view.size),
             "dropped_segments": np.int32(dropped),
         }
 

@@ -274,8 +274,23 @@ def _decode_with_pillow(
     if _is_16_bit(picture):
         grey = _to_8_bits(load_pixels(picture, path), options.white)
         return _turn(np.repeat(grey[:, :, None], 3, axis=2), orientation)
+    return _turn(to_rgb(picture, path), orientation)
+
+
+def count_pages(picture: Image.Image, path: str | os.PathLike) -> int:
+    """Pages of a TIFF that `open_picture` gave; raises DataError."""
     try:
-        return _turn(np.array(picture.convert("RGB")), orientation)
+        return picture.n_frames
+    except Exception as error:  # It reads the headers of all of them.
+        raise _unreadable(path, error) from error
+
+
+def to_rgb(picture: Image.Image, path: str | os.PathLike) -> np.ndarray:
+    """The colours of what `open_picture` gave, uint8 ``[H W 3]``; raises DataError."""
+    try:
+        if picture.mode == "P" and "transparency" in picture.info:
+            picture = picture.convert("RGBA")  # Without it, Pillow warns.
+        return np.array(picture.convert("RGB"))
     except Exception as error:
         raise _unreadable(path, error) from error
 

@@ -21,9 +21,12 @@ from mlseg_jax.losses import mask
 from mlseg_jax.losses.mask import RegionLoss
 from mlseg_jax.losses.matched_masks import mask_losses
 from mlseg_jax.losses.points import uniform_points
+from mlseg_jax.losses.reduce import Mean, total_loss
 from mlseg_jax.losses.region_matching import match_regions
 from mlseg_jax.losses.targets import Targets
 from mlseg_jax.typing import Array, Bool, Float, Int, PRNGKeyArray
+
+PARTS = ("class", "mask", "dice")
 
 Draw = Callable[..., Float[Array, "count 2"]]
 """``(prediction, image, stream, count)`` to points: `random_points`, or a test's own.
@@ -99,12 +102,11 @@ def region_losses(
     )
 
 
-def reduce_region_losses(
-    settings: RegionLoss, losses: RegionLosses
-) -> tuple[Float[Array, ""], dict[str, Float[Array, "P"]]]:
-    """The loss of a batch, and its parts for each prediction.
+def region_means(settings: RegionLoss, losses: RegionLosses) -> dict[str, Mean]:
+    """Sums and counts of the losses, and of what else to log of each prediction.
 
-    Both means are over the whole batch, on however many devices it lies:
+    All means are over the whole batch, on however many devices and in however many
+    parts it lies:
 
     * classes: Σ w·nll / Σ w over all B·N queries of a prediction. The release takes
       this quotient on each worker and averages; that is the same only where every
@@ -112,9 +114,23 @@ def reduce_region_losses(
     * masks: Σ / max(number of targets, 1), matched or not. The release's Σ / max(mean
       number per worker, 1) with averaged gradients is the same.
     """
-    weight = jnp.sum(losses.class_weights, axis=(0, 2))
-    classes = jnp.sum(losses.classes * losses.class_weights, axis=(0, 2)) / weight
-    count = jnp.maximum(jnp.sum(losses.num_targets), 1)
-    total = settings.class_weight * jnp.sum(classes) + jnp.sum(losses.masks) / count
-    parts = jnp.sum(losses.mask_parts, axis=0) / count
-    return total, {"class": classes, "mask": parts[:, 0], "dice": parts[:, 1]}
+    classes = jnp.sum(losses.classes * losses.class_weights, axis=(0, 2))
+    weights = jnp.sum(losses.class_weights, axis=(0, 2))
+    count = jnp.sum(losses.num_targets).astype(jnp.float32)
+    mask_parts = jnp.sum(losses.mask_parts, axis=0)
+    return {
+        "loss/class": Mean(classes, weights, settings.class_weight, least=1e-6),
+        # Mask and dice, weighted; the two that follow are only to be seen.
+        "loss/regions": Mean(jnp.sum(losses.masks), count, 1.0),
+        "loss/mask": Mean(mask_parts[:, 0], jnp.full_like(weights, count)),
+        "loss/dice": Mean(mask_parts[:, 1], jnp.full_like(weights, count)),
+    }
+
+
+def reduce_region_losses(
+    settings: RegionLoss, losses: RegionLosses
+) -> tuple[Float[Array, ""], dict[str, Float[Array, "P"]]]:
+    """The loss of a batch (`region_means`), and its parts for each prediction."""
+    means = region_means(settings, losses)
+    total, _ = total_loss(means)
+    return total, {name: means[f"loss/{name}"].values() for name in PARTS}

@@ -92,6 +92,7 @@ class StepCompiler:
         crop = tuple(self.config.data.crop_size)
         batch = {
             "image": self._batch((*crop, 3), np.uint8),
+            "image_size": self._batch((2,), np.int32),
             "label_map": self._batch(crop, np.int32),
         }
         sizes = Memory(

@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from input_pipeline.datasets.open import open_dataset
+from input_pipeline.datasets.open import open_dataset, read_options
 from input_pipeline.files.images import read_image
 from mlseg_jax.runs.workdir import load_info
 from mlseg_jax.tasks.given_selection import load_classifier, write_split
@@ -35,11 +35,12 @@ def write_labels(
     classifier = load_classifier(workdir, checkpoint=checkpoint)
     names, size = load_info(workdir).class_names, classifier.batch_size
     k = config.selection.eval_k or config.selection.k
+    reading = read_options(config.data)
     output.mkdir(parents=True, exist_ok=True)
     with (output / "labels.jsonl").open("w") as lines:
         for start in range(0, len(paths), size):
             chosen = paths[start : start + size]
-            scores = classifier([read_image(path) for path in chosen])
+            scores = classifier([read_image(path, reading) for path in chosen])
             for path, row in zip(chosen, scores, strict=True):
                 order = np.argsort(-row, kind="stable")[:k]
                 labels = [

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from input_pipeline.files.images import read_image
+from input_pipeline.datasets.open import read_options
+from input_pipeline.files.images import USUAL, ReadOptions, read_image
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
@@ -84,8 +85,12 @@ class Segmenter:
         info: DatasetInfo,
         policy: SelectionPolicy,
         classifier: LabelScorer | None = None,
+        reading: ReadOptions = USUAL,
     ):
-        """``classifier``: what selects, where the policy is ``given``."""
+        """``classifier``: what selects, where the policy is ``given``; ``reading``: how
+        files of pictures are read.
+        """
+        self._reading = reading
         self.info = info
         self.policy = policy
         self._engine = engine
@@ -118,7 +123,10 @@ class Segmenter:
           DataError: a file that cannot be read.
         """
         single = isinstance(images, np.ndarray | str | os.PathLike)
-        arrays = [_as_picture(image) for image in ([images] if single else images)]
+        arrays = [
+            _as_picture(image, self._reading)
+            for image in ([images] if single else images)
+        ]
         policy, mask = self._policy(k, allowed, minimum_score, cumulative)
         predictions = list(self._predict(arrays, policy, mask, top_labels))
         return predictions[0] if single else predictions
@@ -129,7 +137,7 @@ class Segmenter:
 
         The only way to the C-wide result; it exists on disk alone (`probabilities`).
         """
-        results = self._segment([_as_picture(image)], self.policy, None)
+        results = self._segment([_as_picture(image, self._reading)], self.policy, None)
         write_probabilities(results[0], path)
 
     def _segment(
@@ -225,9 +233,9 @@ class Segmenter:
         )
 
 
-def _as_picture(image: Picture) -> UInt8[np.ndarray, "H W 3"]:
+def _as_picture(image: Picture, reading: ReadOptions) -> UInt8[np.ndarray, "H W 3"]:
     if not isinstance(image, np.ndarray):
-        return read_image(image)
+        return read_image(image, reading)
     if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -277,4 +285,4 @@ def load_with_config(workdir: str, config, checkpoint: str) -> Segmenter:
         classifier = load_classifier(config.selection.classifier, info)
     model, parameters, _ = load_parameters(workdir, config, checkpoint)
     engine = make_engine(config, model, parameters, make_mesh(config))
-    return Segmenter(engine, info, policy, classifier)
+    return Segmenter(engine, info, policy, classifier, read_options(config.data))

@@ -219,6 +219,9 @@ def base(name: str) -> ConfigDict:
                 "weights": "average",
                 # Largest number of present labels the oracle can select.
                 "oracle_k": 64,
+                # Which labels it takes as present: those of the label map resized as
+                # the pictures are for each view, as the release, or original.
+                "oracle_labels": "resized",
             },
             # Devices along each axis; -1 is all that are left.
             "mesh": {"data": -1, "fsdp": 1},

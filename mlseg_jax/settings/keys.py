@@ -185,6 +185,7 @@ KEYS = {
     "eval.batch_size": COUNT,
     "eval.weights": choice("average", "latest", "better"),
     "eval.oracle_k": COUNT,
+    "eval.oracle_labels": choice("resized", "original"),
     # ------------------------------------------------------------------------- mesh
     "mesh.data": _AXIS,
     "mesh.fsdp": _AXIS,

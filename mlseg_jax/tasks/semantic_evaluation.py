@@ -14,6 +14,7 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.inference.engine import Engine
 from mlseg_jax.inference.pixel_counts import count_pixels, pixel_histogram
 from mlseg_jax.inference.rank_space import Segmented
+from mlseg_jax.inference.views import label_maps_of_views
 from mlseg_jax.label_selection import (
     Selection,
     SelectionPolicy,
@@ -95,6 +96,9 @@ def make_engine(
     return Engine(model, parameters, evaluation_settings(config), mesh=mesh)
 
 
+ORACLE_LABELS = ("resized", "original")
+
+
 class SemanticEvaluation(AbstractEvaluation):
     """Mean IoU, with the oracle's where asked for, and what of the labels was found."""
 
@@ -133,12 +137,14 @@ class SemanticEvaluation(AbstractEvaluation):
         """Segments and scores examples whose pictures have one size."""
         label_maps = np.stack([example["label_map"] for example in examples])
         histogram = pixel_histogram(label_maps, self.info.num_classes)
-        oracle = None
+        oracle = given = None
         if self.oracle_policy or self.policy.name == "oracle":
-            oracle = self._oracle(histogram)
+            seen = self._seen_labels(label_maps)
+            oracle = self._oracle(seen.reshape(-1, self.info.num_classes))
         policies = [(self.policy, None)]
         if self.policy.name == "oracle":
             policies = [(oracle_policy(self.config), oracle)]
+            given = self._oracle(seen.max(axis=1))
         elif self.policy.name == "given":
             class_ids = np.stack([example["given"] for example in examples])
             given = Selection(class_ids, None, self.info.num_classes)
@@ -153,10 +159,8 @@ class SemanticEvaluation(AbstractEvaluation):
             start = chosen.stop
             counts = count_pixels(segmented, label_maps[chosen])
             self.mean_iou = self.mean_iou.merge(counts)
-            given = policies[0][1]
-            if given is not None:
-                given = jax.tree.map(lambda x, rows=chosen: x[rows], given)
-            self._add_labels(segmented, histogram[chosen], given)
+            own = given and jax.tree.map(lambda x, rows=chosen: x[rows], given)
+            self._add_labels(segmented, histogram[chosen], own)
             self._keep_pictures(segmented, examples[chosen])
         if self.oracle_policy:
             start = 0
@@ -166,6 +170,30 @@ class SemanticEvaluation(AbstractEvaluation):
                 counts = count_pixels(segmented, label_maps[chosen])
                 self.oracle_mean_iou = self.oracle_mean_iou.merge(counts)
         self.num_examples += len(examples)
+
+    def _seen_labels(self, label_maps: np.ndarray) -> np.ndarray:
+        """Pixels of each class in each view of pictures ``[B views C]``.
+
+        Of one view, the whole picture at its own size, where so configured.
+        """
+        which = self.config.eval.get("oracle_labels", "original")
+        if which not in ORACLE_LABELS:
+            raise UserError(
+                f"Unknown eval.oracle_labels {which!r}; choose one of "
+                f"{', '.join(ORACLE_LABELS)}."
+            )
+        if which == "original":
+            return pixel_histogram(label_maps, self.info.num_classes)[:, None]
+        settings = evaluation_settings(self.config)
+        return np.stack(
+            [
+                [
+                    pixel_histogram(seen[None], self.info.num_classes)[0]
+                    for seen in label_maps_of_views(label_map, settings)
+                ]
+                for label_map in label_maps
+            ]
+        )
 
     def _oracle(self, histogram: np.ndarray) -> Selection:
         padded = np.resize(
@@ -217,7 +245,7 @@ class SemanticEvaluation(AbstractEvaluation):
         ):
             self.pictures.append((example, prediction.astype(np.int32), scores))
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> dict[str, int | float]:
         metrics = {**self.mean_iou.compute(), **self.recall.compute()}
         if self.class_examples is not None:
             iou = self.mean_iou.per_class_iou()
