@@ -41,8 +41,8 @@ def make_augment(
     Returns:
       A function ``(example, generator) -> example`` whose pictures all have
       ``data.crop_size``; of crops, ``image_size`` int32 ``[2]`` tells rows and
-      columns that are no padding. Where ``data.segments`` wants them, the example has the
-      segments of the crop; see `CropSegments.make`.
+      columns that are no padding. Where ``data.segments`` wants them, the example has
+      the segments of the crop; see `CropSegments.make`.
 
     Raises:
       DataError: a key has a value that there is not, or two do not go together.
