@@ -61,7 +61,9 @@ class CropSegments:
         }
 
     def _disjoint(self, example, view, canvas):
-        parts = segments.parts_of(self.kind, example, self.info, view.take)
+        maps = {"label_map", "instance_map"} & example.keys()
+        crop = example | {name: view.take(example[name]) for name in maps}
+        parts = segments.parts_of(self.kind, crop, self.info)
         areas = np.where(parts.is_crowd, 0, parts.areas)
         kept = _largest(areas, self.max_segments)
         numbers = np.full(len(areas), IGNORE)
