@@ -15,7 +15,8 @@ import cv2
 import ml_collections
 import numpy as np
 
-from input_pipeline.augmentation.transforms import fitted_size, resize_for_test
+from input_pipeline.augmentation.transforms import resize_for_test
+from input_pipeline.augmentation.views import fitted_size
 from mlseg_jax.models.layers.resize import bilinear_matrix, bilinear_taps
 from mlseg_jax.typing import Float, Int
 

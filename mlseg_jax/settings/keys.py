@@ -89,7 +89,11 @@ KEYS = {
     "data.base_size": also(
         SIDES, (0, 0), "two whole numbers from 1, such as (2048, 512), or (0, 0)"
     ),
-    "data.augmentation": choice("crop", "whole"),
+    "data.augmentation": choice(
+        "crop", "whole", "short_side", "large_scale_jitter", "detr"
+    ),
+    "data.short_sides": COUNTS,
+    "data.max_side": COUNT,
     "data.scale_range": ordered(
         tuple_of(
             ABOVE_0,
@@ -104,6 +108,8 @@ KEYS = {
     "data.cutout": SHARE,
     "data.pixel_mean": PIXEL,
     "data.pixel_std": SPREAD,
+    "data.segments": choice("none", "classes", "panoptic", "instances"),
+    "data.max_segments": COUNT,
     "data.repeat_factor": SHARE,
     "data.rare_crop_rate": PROBABILITY,
     "data.on_bad_example": choice("fail", "skip"),

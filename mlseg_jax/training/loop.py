@@ -175,9 +175,7 @@ class _Loop:
             seed=self.config.seed,
             batch_size=settings.batch_size,
             start_example=first * settings.batch_size,
-            augment=make_augment(
-                self.config.data, self.class_examples, self.model.num_classes
-            ),
+            augment=make_augment(self.config.data, self.class_examples, source.info),
             rows=own_rows(self.mesh, settings.batch_size),
             num_threads=self.config.data.num_threads,
             num_workers=self.config.data.num_workers,

@@ -14,7 +14,7 @@ import mlseg_jax
 from configs import demo, query2label, segmenter
 from input_pipeline.augmentation.augment import make_augment
 from input_pipeline.datasets.open import open_dataset
-from input_pipeline.info import DataError
+from input_pipeline.info import DataError, DatasetInfo
 from mlseg_jax.distributed.sharding import AXES, check_batch_size, make_mesh
 from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import SELECTIONS
@@ -266,7 +266,8 @@ def test_every_key_is_read(tmp_path, monkeypatch):
     whole = tiny_config({"data.augmentation": "whole", "data.crop_size": (9, 9)}).data
     empty = {"image": np.zeros((9, 9, 3), np.uint8)}
     empty["label_map"] = np.zeros((9, 9), np.int32)
-    make_augment(whole, None, 20)(empty, np.random.default_rng(0))
+    info = DatasetInfo("", ("",) * 20, (False,) * 20)
+    make_augment(whole, None, info)(empty, np.random.default_rng(0))
     for part, name in (
         ("multilabel_head", "transformer_decoder"),
         *(("decoder", name) for name in ("encnet", "essnet")),
