@@ -21,6 +21,7 @@ from mlseg_jax.losses import mask
 from mlseg_jax.losses.mask import RegionLoss
 from mlseg_jax.losses.matched_masks import mask_losses
 from mlseg_jax.losses.points import uniform_points
+from mlseg_jax.losses.reduce import Mean, total_loss
 from mlseg_jax.losses.region_matching import match_regions
 from mlseg_jax.losses.targets import Targets
 from mlseg_jax.typing import Array, Bool, Float, Int, PRNGKeyArray
@@ -99,10 +100,8 @@ def region_losses(
     )
 
 
-def reduce_region_losses(
-    settings: RegionLoss, losses: RegionLosses
-) -> tuple[Float[Array, ""], dict[str, Float[Array, "P"]]]:
-    """The loss of a batch, and its parts for each prediction.
+def region_means(settings: RegionLoss, losses: RegionLosses) -> dict[str, Mean]:
+    """The losses of a batch or of a part of one, and those of the final prediction.
 
     Both means are over the whole batch, on however many devices it lies:
 
@@ -111,10 +110,32 @@ def reduce_region_losses(
       worker has as many matched queries, and differs from one mesh to another.
     * masks: Σ / max(number of targets, 1), matched or not. The release's Σ / max(mean
       number per worker, 1) with averaged gradients is the same.
+
+    What they divide by follows from the numbers of targets alone, so that it can be
+    known of a whole batch before any of it is matched.
     """
+    batch, _, num_queries = losses.classes.shape
+    matched = jnp.sum(jnp.minimum(losses.num_targets, num_queries)).astype(jnp.float32)
+    weight = matched + settings.no_object_weight * (batch * num_queries - matched)
+    count = jnp.sum(losses.num_targets).astype(jnp.float32)
+    classes = jnp.sum(losses.classes * losses.class_weights, axis=(0, 2))
+    parts = jnp.sum(losses.mask_parts[:, -1], axis=0)
+    return {
+        "loss/class": Mean(jnp.sum(classes), weight, settings.class_weight, 1e-6),
+        "loss/masks": Mean(jnp.sum(losses.masks), count, weight=1.0),
+        "train/final_class": Mean(classes[-1], weight, least=1e-6),
+        "train/final_mask": Mean(parts[0], count),
+        "train/final_dice": Mean(parts[1], count),
+    }
+
+
+def reduce_region_losses(
+    settings: RegionLoss, losses: RegionLosses
+) -> tuple[Float[Array, ""], dict[str, Float[Array, "P"]]]:
+    """The loss of a batch (`region_means`), and its parts for each prediction."""
+    total, _ = total_loss(region_means(settings, losses))
     weight = jnp.sum(losses.class_weights, axis=(0, 2))
     classes = jnp.sum(losses.classes * losses.class_weights, axis=(0, 2)) / weight
     count = jnp.maximum(jnp.sum(losses.num_targets), 1)
-    total = settings.class_weight * jnp.sum(classes) + jnp.sum(losses.masks) / count
     parts = jnp.sum(losses.mask_parts, axis=0) / count
     return total, {"class": classes, "mask": parts[:, 0], "dice": parts[:, 1]}

@@ -19,7 +19,7 @@ from mlseg_jax.planning.chatter import quiet
 from mlseg_jax.planning.compiled import Program, read_program
 from mlseg_jax.planning.topologies import Topology
 from mlseg_jax.runs.weights import evaluation_parameters
-from mlseg_jax.tasks.semantic_evaluation import evaluation_policy
+from mlseg_jax.tasks.engines import evaluation_policy
 from mlseg_jax.training.state import abstract_state
 from mlseg_jax.training.step import make_train_step
 

@@ -21,8 +21,8 @@ from mlseg_jax.models.build import check_config
 from mlseg_jax.prediction import visualise
 from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
 from mlseg_jax.settings import keys
+from mlseg_jax.tasks.engines import evaluation_policy, make_engine
 from mlseg_jax.tasks.given_selection import load_classifier
-from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
 from mlseg_jax.typing import Bool, Float, UInt, UInt8
 
 Picture = np.ndarray | str | os.PathLike

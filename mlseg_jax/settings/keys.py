@@ -134,6 +134,7 @@ KEYS = {
     "loss.multilabel_weight": _WEIGHT,
     "loss.regions.class_weight": FROM_0,
     "loss.regions.dice_weight": FROM_0,
+    "loss.regions.ignore_void": FLAG,
     "loss.regions.importance": SHARE,
     "loss.regions.mask": choice("points", "focal"),
     "loss.regions.mask_weight": FROM_0,
@@ -185,6 +186,10 @@ KEYS = {
     "eval.batch_size": COUNT,
     "eval.weights": choice("average", "latest", "better"),
     "eval.oracle_k": COUNT,
+    "eval.object_threshold": SHARE,
+    "eval.overlap_threshold": SHARE,
+    "eval.inside_mask": FLAG,
+    "eval.max_instances": COUNT,
     # ------------------------------------------------------------------------- mesh
     "mesh.data": _AXIS,
     "mesh.fsdp": _AXIS,

@@ -25,7 +25,7 @@ from mlseg_jax.settings import backbones, saved
 from mlseg_jax.settings.arguments import parse_arg
 from mlseg_jax.settings.data_sets import DATA_SETS
 from mlseg_jax.tasks import semantic
-from mlseg_jax.tasks.semantic_evaluation import check_given
+from mlseg_jax.tasks.engines import check_given
 from mlseg_jax.training.loop import train
 from mlseg_jax.training.optimizer import make_optimizer
 from mlseg_jax.training.state import abstract_state
