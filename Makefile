@@ -30,7 +30,7 @@ demo: setup
 	$(BIN)/python main.py report --workdir=$(DEMO)
 
 test: setup
-	PYTHONPATH=$(CURDIR)/$(TPU) $(BIN)/python -m pytest -n 2 --dist loadfile
+	PYTHONPATH=$(CURDIR)/$(TPU) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The compiler that `plan` asks about TPUs (700 MB), of the version that JAX names. Beside
 # the environment, where JAX would look for TPUs whatever one does; only for Linux on

@@ -141,9 +141,13 @@ def write_label_map(
             f"{label_map.max()}, but there are only {num_classes} classes."
         )
     depth = 8 if num_classes <= IGNORE_RAW[8] else 16
-    raw = np.where(label_map == IGNORE, IGNORE_RAW[depth], label_map)
-    _, data = cv2.imencode(".png", raw.astype(np.uint8 if depth == 8 else np.uint16))
-    epath.Path(path).write_bytes(data.tobytes())
+    raw = label_map
+    if label_map.dtype.kind != "u":  # unsigned ids are of no ignored pixel
+        raw = np.where(label_map == IGNORE, IGNORE_RAW[depth], label_map)
+    raw = raw.astype(np.uint8 if depth == 8 else np.uint16, copy=False)
+    _, data = cv2.imencode(".png", raw)
+    with epath.Path(path).open("wb") as file:
+        file.write(data.data)
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
@@ -156,6 +160,10 @@ def read_bytes(path: str | os.PathLike) -> bytes:
         raise DataError(
             f"File {path} cannot be read ({error.strerror}); check that it is a file "
             "and may be read."
+        ) from error
+    except ValueError as error:  # a NUL character
+        raise DataError(
+            f"File {os.fspath(path)!r} cannot be read ({error}); correct the path."
         ) from error
     if not data:
         raise DataError(f"File {path} is empty; copy it again or remove it.")
@@ -274,8 +282,23 @@ def _decode_with_pillow(
     if _is_16_bit(picture):
         grey = _to_8_bits(load_pixels(picture, path), options.white)
         return _turn(np.repeat(grey[:, :, None], 3, axis=2), orientation)
+    return _turn(to_rgb(picture, path), orientation)
+
+
+def count_pages(picture: Image.Image, path: str | os.PathLike) -> int:
+    """Pages of a TIFF that `open_picture` gave; raises DataError."""
     try:
-        return _turn(np.array(picture.convert("RGB")), orientation)
+        return picture.n_frames
+    except Exception as error:  # It reads the headers of all of them.
+        raise _unreadable(path, error) from error
+
+
+def to_rgb(picture: Image.Image, path: str | os.PathLike) -> np.ndarray:
+    """The colours of what `open_picture` gave, uint8 ``[H W 3]``; raises DataError."""
+    try:
+        if picture.mode == "P" and "transparency" in picture.info:
+            picture = picture.convert("RGBA")  # Without it, Pillow warns.
+        return np.array(picture.convert("RGB"))
     except Exception as error:
         raise _unreadable(path, error) from error
 

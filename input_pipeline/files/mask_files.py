@@ -101,10 +101,11 @@ def open_mask(
         is_inverted = tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
         if is_inverted or tags.get(_TIFF_BITS, (8,))[0] < 8:  # Pillow changes values.
             raise _lossy(path, "TIFF of under 8 bits or with white as 0")
-    if picture.format != "PNG" and getattr(picture, "n_frames", 1) > 1:
+    pages = images.count_pages(picture, path) if picture.format == "TIFF" else 1
+    if pages > 1:
         raise DataError(
-            f"Mask {path} has {picture.n_frames} pages, of which one would be read; "
-            "save each as a file of its own."
+            f"Mask {path} has {pages} pages, of which one would be read; save each as "
+            "a file of its own."
         )
     return picture
 
@@ -152,7 +153,7 @@ def colours_from_bytes(
                 f"Mask {path} has 16 bits a colour, but colours of classes have 8; "
                 "save it as an 8-bit RGB PNG."
             )
-        rgb = images.load_pixels(picture.convert("RGB"), path).astype(np.int32)
+        rgb = images.to_rgb(picture, path).astype(np.int32)
     return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import cv2
 import numpy as np
 
-from input_pipeline.files import images
+from input_pipeline.files import images, text
 from input_pipeline.info import DataError, DatasetInfo
 
 _JPEG_QUALITY = 95
@@ -99,7 +99,8 @@ def _common_info(sources: Mapping[str, object]) -> DatasetInfo:
             )
     seen = set()
     for name in info.class_names:
-        if name in seen or not name or name != name.strip() or "\n" in name:
+        text.check_name(name, f"Data set {info.name!r}")
+        if name in seen or not name or name != name.strip():
             raise DataError(
                 f"Data set {info.name!r} has a class named {name!r}, which is twice "
                 "there or does not fit on a line of classes.txt; rename it."

@@ -41,6 +41,11 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "scores", None, "predict: folder for label scores of both splits of the data set."
 )
+flags.DEFINE_bool(
+    "raw_values",
+    False,
+    "predict: write the raw values of the training's masks.",
+)
 flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU) or a step.")
 flags.DEFINE_string("topology", None, "plan: v5e-256, v5p-64, h100x8, cpu8, ...")
 flags.DEFINE_integer("batch", None, "plan: images per chip.")

@@ -49,12 +49,13 @@ def assemble_pixels(
             class_ids[mine], None if valid is None else valid[mine], num_classes
         )
         grids = [
-            _take_ranks(logits[w], rank) for w, rank in zip(mine, ranks, strict=True)
+            take_ranks(logits[w], rank) for w, rank in zip(mine, ranks, strict=True)
         ]
+        shapes = [(len(v.rows.starts), len(v.columns.starts)) for v in picture_views]
         results.append(
             Segmented(
                 image.shape[:2],
-                tuple(_stitch(grids, picture_views)),
+                tuple(stitch(grids, shapes)),
                 tuple(view.rows.matrix for view in picture_views),
                 tuple(view.columns.matrix for view in picture_views),
                 Selection(union[None], real[None], num_classes),
@@ -168,7 +169,7 @@ def unite(
     return padded, np.arange(size) < len(union), rank_of_union
 
 
-def _take_ranks(
+def take_ranks(
     logits: Float[np.ndarray, "h w K"], ranks: Int[np.ndarray, "U"]
 ) -> Float[np.ndarray, "h w U"]:
     """Logits over the union, filled where a window did not select."""
@@ -177,13 +178,12 @@ def _take_ranks(
     return np.concatenate([logits, fill], axis=-1)[:, :, ranks]
 
 
-def _stitch(
-    grids: list[Float[np.ndarray, "_ _ U"]], views: list[View]
+def stitch(
+    grids: list[Float[np.ndarray, "_ _ U"]], shapes: Sequence[tuple[int, int]]
 ) -> Iterator[Float[np.ndarray, "1 _ _ U"]]:
-    """Per view, the grids of its windows side by side."""
+    """Per view, the grids of its windows side by side, in so many rows and columns."""
     start = 0
-    for view in views:
-        num_rows, num_columns = len(view.rows.starts), len(view.columns.starts)
+    for num_rows, num_columns in shapes:
         tiles = np.stack(grids[start : start + num_rows * num_columns])
         start += len(tiles)
         _, height, width, num_labels = tiles.shape

@@ -106,18 +106,24 @@ class Engine:
             np.arange(len(images)), [sum(v.num_windows for v in vs) for vs in views]
         )
         pictures = images, views, owners
+        windows = [
+            (window, view.window_size)
+            for picture_views in views
+            for view in picture_views
+            for window in view.windows()
+        ]
         (policy, given), *others = policies
         per_image = self.settings.selection_scope == "per_image"
         if not others and given is None and not per_image:
             parts = [
-                (*self.predict(self.parameters, *windows, allowed, policy), count)
-                for windows, count in self._batches(views)
+                (*self.predict(self.parameters, *batch, allowed, policy), count)
+                for batch, count in self.batches(windows)
             ]
             scores = np.concatenate([np.asarray(x[0])[: x[-1]] for x in parts])
             return [self._assemble(*pictures, [x[1:] for x in parts], scores)]
         encoded = [
-            (self.encode(self.parameters, *windows, allowed), count)
-            for windows, count in self._batches(views)
+            (self.encode(self.parameters, *batch, allowed), count)
+            for batch, count in self.batches(windows)
         ]
         scores = np.concatenate([np.asarray(e.scores)[:n] for e, n in encoded])
         results = []
@@ -129,18 +135,14 @@ class Engine:
             results.append(self._assemble(*pictures, list(parts), scores))
         return results
 
-    def _batches(self, views) -> Iterator[tuple[tuple, int]]:
-        """Windows in full batches, then one per device.
+    def batches(
+        self, windows: Sequence[tuple[np.ndarray, tuple[int, int]]]
+    ) -> Iterator[tuple[tuple, int]]:
+        """Windows, with their real sizes, in full batches, then one per device.
 
         Yields the windows, what the model sees of each and the real pixels in that
         (None where it is the same), and how many windows of the batch are real.
         """
-        windows = [
-            (window, (view.rows.size, view.columns.size))
-            for picture_views in views
-            for view in picture_views
-            for window in view.windows()
-        ]
         full, few = self.batch_sizes
         # Windows of one canvas share batches; with sliding windows that is all of them.
         for canvas, run in itertools.groupby(windows, lambda item: item[0].shape[:2]):

@@ -11,6 +11,7 @@ import ml_collections
 
 from input_pipeline.datasets import names as published
 from input_pipeline.datasets.open import open_dataset
+from input_pipeline.files import text
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
@@ -203,14 +204,10 @@ def _known_classes(config, classes: str | None) -> DatasetInfo | None:
 
 
 def read_class_names(path: str) -> list[str]:
-    try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"Cannot read the names of classes in {path} ({error}); give a text file "
-            f"with a name a line."
-        ) from error
+    lines = text.split_lines(text.read_text(path))
     names = [line.strip() for line in lines if line.strip()]
+    for name in names:
+        text.check_name(name, path)
     if not names or len(set(names)) < len(names):
         raise UserError(
             f"{path} must name each class once, a line each; it has {len(names)} lines "

@@ -11,6 +11,7 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.pretrained import (
     beit,
     query2label,
+    regions,
     resnet,
     segmenter,
     swin,
@@ -153,6 +154,54 @@ FORMATS = {
         optional=beit.BEIT_OPTIONAL,
         dropped=beit.BEIT_DROPPED,
         rename=beit.beit_names,
+    ),
+    "hugging_face_mask2former": Format(
+        "Mask2Former of Hugging Face",
+        (
+            r"queries\.layers\.\d+\.cross_attn\.in_proj_weight",
+            r"pixels\.layers\.\d+\.fc1\.weight",
+        ),
+        regions.hugging_face_mask2former,
+        f"code: Apache 2.0 (huggingface/transformers); {_TERMS}",
+        dropped=regions.DROPPED,
+        rename=regions.hugging_face_names,
+        classes=("classes.weight",),
+    ),
+    "hugging_face_maskformer": Format(
+        "MaskFormer of Hugging Face",
+        (
+            r"queries\.layers\.\d+\.encoder_attn\.q_proj\.weight",
+            r"pixels\.fpn\.stem\.\d\.weight",
+        ),
+        regions.hugging_face_maskformer,
+        f"code: Apache 2.0 (huggingface/transformers); {_TERMS}",
+        dropped=regions.DROPPED,
+        rename=regions.hugging_face_names,
+        classes=("classes.weight",),
+    ),
+    "mask2former": Format(
+        "Mask2Former of its authors, or of MLSeg's (RankSeg)",
+        (
+            r"queries\.transformer_ffn_layers\.\d+\.linear1\.weight",
+            r"pixels\.layers\.\d+\.linear1\.weight",
+        ),
+        regions.detectron2_mask2former,
+        f"code: MIT (facebookresearch/Mask2Former, openseg-group/RankSeg); {_TERMS}",
+        dropped=regions.DROPPED,
+        rename=regions.detectron2_names,
+        classes=("classes.weight",),
+    ),
+    "maskformer": Format(
+        "MaskFormer of its authors",
+        (
+            r"queries\.transformer\.decoder\.layers\.\d+\.linear1\.weight",
+            r"pixels\.layer_4\.\d\.weight",
+        ),
+        regions.detectron2_maskformer,
+        f"code: Apache 2.0 (facebookresearch/MaskFormer); {_TERMS}",
+        dropped=regions.DROPPED,
+        rename=regions.detectron2_names,
+        classes=("classes.weight",),
     ),
     "hugging_face_swin": Format(
         "Swin of Hugging Face",

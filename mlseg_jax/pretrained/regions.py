@@ -323,6 +323,8 @@ def detectron2_names(arrays: Arrays) -> Arrays:
     for name, array in arrays.items():
         for pattern, new in _DETECTRON2_NAMES:
             name = re.sub(pattern, new, name)
+        if name == "ml_head.cls_emb":
+            array = array.reshape(1, *array.shape[-2:])
         renamed[name] = array
     return _without_no_object(renamed)
 

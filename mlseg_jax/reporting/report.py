@@ -11,12 +11,15 @@ import io
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import numpy as np
 from etils import epath
 
+from mlseg_jax.errors import UserError
 from mlseg_jax.prediction import visualise
 from mlseg_jax.reporting.charts import (
     Html,
@@ -35,6 +38,11 @@ MAX_PNG_BYTES = 90_000  # photographs, and label maps of noise, become JPEGs
 MAX_CHIPS = 14
 RANKED_EXAMPLES, RANKED_BARS = 3, 12
 WORST_CLASSES = 20
+DAMAGE = (
+    *(ValueError, LookupError, TypeError, AttributeError, EOFError, zlib.error),
+    zipfile.BadZipFile,
+)
+"""What reading a file raises that is not what it should be."""
 LABELS = ("label_ids", "label_scores", "label_selected")
 
 
@@ -45,27 +53,26 @@ def write_report(workdir: str | os.PathLike) -> epath.Path:
     ``evaluation.json`` and ``evaluation_examples.npz``.
 
     Raises:
-      FileNotFoundError: if ``metrics.json`` is missing; it names the command to run.
+      UserError: ``metrics.json`` is missing, or a file is damaged; it names the command
+        to run.
     """
     workdir = epath.Path(workdir)
     place = f"--workdir={shlex.quote(str(workdir))}"
     evaluate = f"python main.py evaluate {place}"
     train = f"python main.py train --config=... {place}"
     if not (workdir / "metrics.json").exists():
-        raise FileNotFoundError(
-            f"{workdir} has no metrics.json: run `{evaluate}` first."
-        )
+        raise UserError(f"{workdir} has no metrics.json: run `{evaluate}` first.")
 
     def section(file: str, command: str, render) -> Html | list[Html]:
         if (workdir / file).exists():
-            return render((workdir / file).read_bytes())
+            return _whole(workdir / file, command, render)
         return fill("missing", file=file, command=command)
 
     examples, evaluation = "evaluation_examples.npz", "evaluation.json"
-    metrics = json.loads((workdir / "metrics.json").read_text())
+    metrics = _whole(workdir / "metrics.json", evaluate, _as_dict)
     config = {}
     if (workdir / "config.json").exists():
-        config = _flatten(json.loads((workdir / "config.json").read_text()))
+        config = _flatten(_whole(workdir / "config.json", train, _as_dict))
     known = {f"{k}.name": v for k, v in config.items()} | config | metrics
     page = fill(
         "page",
@@ -87,8 +94,28 @@ def write_report(workdir: str | os.PathLike) -> epath.Path:
         not_selected=_css(visualise.NOT_SELECTED_COLOUR),
         ignore=_css(visualise.IGNORE_COLOUR),
     )
-    (workdir / "report.html").write_bytes(page.encode())
+    part = workdir / "report.html.part"
+    part.write_bytes(page.encode())
+    part.replace(workdir / "report.html")
     return workdir / "report.html"
+
+
+def _whole(path: epath.Path, command: str, render: Callable):
+    """What ``render`` makes of a file, which ``command`` writes."""
+    try:
+        return render(path.read_bytes())
+    except DAMAGE as error:
+        raise UserError(
+            f"{path} is damaged or of another version ({type(error).__name__}); write "
+            f"it again: `{command}`."
+        ) from error
+
+
+def _as_dict(data: bytes) -> dict:
+    value = json.loads(data)
+    if not isinstance(value, dict):
+        raise TypeError("no JSON object")
+    return value
 
 
 def _flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:

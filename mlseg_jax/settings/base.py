@@ -219,6 +219,9 @@ def base(name: str) -> ConfigDict:
                 "weights": "average",
                 # Largest number of present labels the oracle can select.
                 "oracle_k": 64,
+                # Letters for names in pictures of predictions, a file; "" are our own
+                # and, for other scripts, those that are installed.
+                "font": "",
             },
             # Devices along each axis; -1 is all that are left.
             "mesh": {"data": -1, "fsdp": 1},

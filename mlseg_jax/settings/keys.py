@@ -12,6 +12,7 @@ import ml_collections
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import SELECTIONS
+from mlseg_jax.settings import kinds
 from mlseg_jax.settings.arguments import did_you_mean
 from mlseg_jax.settings.kinds import (
     ABOVE_0,
@@ -190,6 +191,7 @@ KEYS = {
     "eval.overlap_threshold": SHARE,
     "eval.inside_mask": FLAG,
     "eval.max_instances": COUNT,
+    "eval.font": TEXT,
     # ------------------------------------------------------------------------- mesh
     "mesh.data": _AXIS,
     "mesh.fsdp": _AXIS,
@@ -306,9 +308,7 @@ def check_value(path: str, value: object, part: str = "") -> None:
             f"Nothing knows the key {path!r} of this configuration"
             f"{did_you_mean(path, KEYS, of_all=False)}"
         )
-    kind = KEYS_OF_PARTS.get((path, part), KEYS[path])
-    if not kind.fits(value):
-        raise UserError(f"{path} is {value!r}; give {kind.wanted}.")
+    kinds.check(path, value, KEYS_OF_PARTS.get((path, part), KEYS[path]))
 
 
 def _leaves(

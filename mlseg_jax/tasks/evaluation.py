@@ -18,7 +18,6 @@ from mlseg_jax.distributed.processes import gather
 from mlseg_jax.errors import UserError
 from mlseg_jax.metrics.label_recall import LabelRecall
 from mlseg_jax.runs.checkpoint import write_json
-from mlseg_jax.typing import Float
 
 
 class AbstractEvaluation(abc.ABC):
@@ -46,7 +45,7 @@ class AbstractEvaluation(abc.ABC):
         """Predicts for a group of examples, and counts."""
 
     @abc.abstractmethod
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> dict[str, int | float]:
         """The flat metrics of ``metrics.json``."""
 
     @abc.abstractmethod
@@ -76,7 +75,7 @@ def evaluate(
     config: ml_collections.ConfigDict,
     *,
     on_progress=lambda done, total: None,
-) -> dict[str, float]:
+) -> dict[str, int | float]:
     """One pass over ``source``; the metrics say also how long it took.
 
     Every process takes its share of the examples; all get the metrics of all.
@@ -113,11 +112,20 @@ def write_evaluation(
     metrics: dict,
     model: nnx.Module,
 ) -> None:
-    """``metrics.json``, and beside it what the report is made of."""
+    """``metrics.json``, and beside it what the report is made of.
+
+    All of them replace those of an earlier evaluation together, and not before all are
+    written.
+    """
     path = epath.Path(workdir)
-    write_json(path / "evaluation.json", evaluation.details(model))
-    evaluation.save_pictures(path / "evaluation_examples.npz")
-    write_json(path / "metrics.json", metrics)
+    names = "evaluation.json", "evaluation_examples.npz", "metrics.json"
+    details, pictures, scores = (path / f"{name}.new" for name in names)
+    write_json(details, evaluation.details(model))
+    evaluation.save_pictures(pictures)
+    write_json(scores, metrics)
+    for name, new in zip(names, (details, pictures, scores), strict=True):
+        if new.exists():
+            new.replace(path / name)
 
 
 def groups_of(examples: Iterator[dict], size: int) -> Iterator[list[dict]]:
@@ -138,10 +146,10 @@ def label_details(
     info: DatasetInfo,
     k: int,
     recall: LabelRecall,
-    **columns: Float[np.ndarray, "C"] | list,
+    **columns: np.ndarray | jax.Array | list,
 ) -> dict:
-    """What evaluations of labels have to say: a row a class out of ``columns``, and the
-    recall by rank.
+    """What evaluations of labels have to say: a row a class out of ``columns``, each
+    of C values, and the recall by rank.
     """
     curve = recall.curve()
     by_class = {"name": info.class_names} | {

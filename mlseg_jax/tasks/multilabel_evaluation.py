@@ -68,7 +68,7 @@ class LabelEvaluation(AbstractEvaluation):
         self.examples_per_class += presence.sum(axis=0)
         self.num_examples += len(scores)
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> dict[str, int | float]:
         return {
             **self.label_scores.compute(),
             **self.recall.compute(),

@@ -53,7 +53,7 @@ class SemanticEvaluation(AbstractSegmentationEvaluation):
         counts = count_pixels(segmented, _label_maps(examples))
         self.oracle_mean_iou = self.oracle_mean_iou.merge(counts)
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> dict[str, int | float]:
         metrics = self.mean_iou.compute()
         if self.class_examples is not None:
             iou = self.mean_iou.per_class_iou()

@@ -36,8 +36,9 @@ def start(tmp_path, workdir, count, devices=8, changes=None, extra=None):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count} "
-        "--xla_backend_optimization_level=0",
+        # The last of two flags counts.
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
+        f"--xla_force_host_platform_device_count={devices // count}",
     }
     port, running = free_port(), []
     for process in range(count):

@@ -145,8 +145,6 @@ def test_meshes_that_do_not_fit(data, fsdp):
     [
         (12, 1, "multiple of 8"),
         (8, 2, "multiple of 16"),
-        (0, 1, "of 8"),
-        (8, 0, "to 1"),
     ],
 )
 def test_batches_that_do_not_split(batch, parts, sentence):

@@ -41,12 +41,14 @@ def make_config(case) -> ConfigDict:
     sizes = dict(embed_dim=16, num_heads=2, mlp_dim=16)
     with config.unlocked():
         config.data.update(pixel_mean=(0.0,) * 3, pixel_std=(1.0,) * 3)
+        config.model.backbone.mlp_ratio = 1
         config.model.backbone.update(
             embed_dim=4, depths=(2, 2, 2, 2), num_heads=(1, 1, 2, 2), window_size=3
         )
-        config.model.backbone.mlp_ratio = 1
         config.model.pixel_decoder.update(sizes | {"num_groups": 4, "depth": 2})
         config.model.decoder.update(sizes | {"num_queries": QUERIES, "depth": depth})
+        for part in (config.model.pixel_decoder, config.model.decoder):
+            part.dropout_rate = 0.0
     return config
 
 

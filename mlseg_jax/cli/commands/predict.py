@@ -1,20 +1,26 @@
 """``predict``: label maps, overlays and labels of pictures."""
 
+import functools
 import json
 
-import numpy as np
 from etils import epath
 
-from input_pipeline.files.images import read_image, write_label_map
+from input_pipeline.datasets.open import read_options
+from input_pipeline.files.images import write_label_map
 from mlseg_jax.cli.required import required
+from mlseg_jax.errors import UserError
+from mlseg_jax.prediction.batches import check_done, predictions
 from mlseg_jax.prediction.files import (
+    LABELS,
     check_output,
     labels_line,
-    output_stems,
+    output_names,
     picture_paths,
-    write_picture,
+    replaced_when_complete,
+    write_drawing,
 )
 from mlseg_jax.prediction.labels import write_label_scores, write_labels
+from mlseg_jax.prediction.raw_values import raw_value_writer
 from mlseg_jax.prediction.segmenter import load_with_config
 from mlseg_jax.runs.progress import progress_bar
 
@@ -26,29 +32,49 @@ def run(flags) -> None:
         write_label_scores(config, workdir, checkpoint, flags.scores)
         print(flags.scores)
         return
-    output, paths = epath.Path(required(flags, "output")), picture_paths(flags.images)
+    output = epath.Path(required(flags, "output")).expanduser()
+    paths, problems = picture_paths(flags.images)
     if config.task == "multilabel":
-        write_labels(config, workdir, flags.checkpoint, paths, output)
-        print(f"labels of {len(paths)} pictures in {output}/labels.jsonl")
-        return
-    segmenter = load_with_config(workdir, flags.config, flags.checkpoint)
+        if flags.raw_values:
+            raise UserError(
+                "A classifier writes no label maps; leave out --raw_values."
+            )
+        done = write_labels(config, workdir, flags.checkpoint, paths, output, problems)
+    else:
+        segmenter = load_with_config(workdir, config, flags.checkpoint)
+        info = segmenter.info
+        write = functools.partial(write_label_map, num_classes=info.num_classes)
+        if flags.raw_values:
+            write = raw_value_writer(info, workdir)
+        done = _write_segmented(segmenter, config, paths, output, problems, write)
+    check_done(done, problems, output)
+    what = "labels of " if config.task == "multilabel" else ""
+    print(f"{what}{done} pictures in {output}")
+
+
+def _write_segmented(segmenter, config, paths, output, problems, write) -> int:
+    """Label maps (by ``write``), overlays and labels; how many pictures there are
+    of.
+    """
+    names = output_names(paths)
     output.mkdir(parents=True, exist_ok=True)
-    stems = output_stems(paths)
-    check_output(output, stems, paths)
-    num_classes = segmenter.info.num_classes
-    batch = flags.config.eval.batch_size
+    check_output(output, names, paths)
+    reading, done = read_options(config.data), 0
     with (
+        replaced_when_complete(output) as folder,
         progress_bar(len(paths), 0, "predicting") as bar,
-        (output / "labels.jsonl").open("w") as lines,
+        (folder / LABELS).open("w") as lines,
     ):
-        for start in range(0, len(paths), batch):
-            chosen = paths[start : start + batch]
-            names = stems[start : start + batch]
-            predictions = segmenter([read_image(path) for path in chosen])
-            for path, stem, prediction in zip(chosen, names, predictions, strict=True):
-                label_map = prediction.label_map.astype(np.int32)
-                write_label_map(output / f"{stem}.png", label_map, num_classes)
-                write_picture(output / f"{stem}_overlay.png", prediction.overlay())
-                lines.write(json.dumps(labels_line(path, prediction)) + "\n")
-                bar.update()
-    print(f"{len(paths)} pictures in {output}")
+        for index, prediction in predictions(
+            paths, segmenter, config.eval.batch_size, problems, reading
+        ):
+            label_map, overlay = names[index]
+            write(folder / label_map, prediction.label_map)
+            write_drawing(folder / overlay, prediction.draw())
+            line = labels_line(paths[index], names[index], prediction)
+            lines.write(json.dumps(line) + "\n")
+            done += 1
+            bar.update(index + 1 - bar.n)
+        if not done:
+            check_done(0, problems, output)
+    return done

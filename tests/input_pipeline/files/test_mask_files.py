@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.files import mask_files
+from input_pipeline.files import images, mask_files
 from input_pipeline.info import DataError
 
 
@@ -58,6 +58,34 @@ def test_palette_mask_gives_indices(tmp_path):
     values, depth = mask_files.decode_mask(tmp_path / "a.png")
     assert values.dtype == np.uint8 and depth == 8
     np.testing.assert_array_equal(values, indices)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_whatever_the_bytes_are_it_is_a_sentence_or_a_mask(tmp_path, rgb, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(rgb[:8, :9]).save(path)
+    data = path.read_bytes()
+    for place in range(0, len(data), 3):
+        for value in (0, 255, data[place] ^ 16):
+            changed = data[:place] + bytes([value]) + data[place + 1 :]
+            for read in (mask_files.mask_from_bytes, mask_files.colours_from_bytes):
+                try:
+                    read(changed, "a")
+                except DataError as error:
+                    assert "\n" not in str(error)
+
+
+def test_a_palette_with_transparent_entries(tmp_path, rgb):
+    picture = Image.fromarray(rgb).convert("P", palette=Image.Palette.ADAPTIVE)
+    picture.save(tmp_path / "a.png")
+    expected = images.read_image(tmp_path / "a.png")
+    picture.save(tmp_path / "b.png", transparency=bytes(range(200)))
+    np.testing.assert_array_equal(images.read_image(tmp_path / "b.png"), expected)
+    np.testing.assert_array_equal(
+        mask_files.read_colours(tmp_path / "b.png"),
+        expected.astype(int) @ [65536, 256, 1],
+    )
 
 
 def test_masks_that_are_no_masks(tmp_path, rgb):
