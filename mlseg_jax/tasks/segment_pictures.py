@@ -71,7 +71,7 @@ class SegmentPictures:
                 same = instance.class_id == segment.class_id and iou[f, t] > 0.5
                 if same and true_fates[t + 1] != FOUND:
                     fates[f + 1] = FOUND if true_fates[t + 1] == WRONG else IGNORED
-                    true_fates[t + 1] = max(FOUND, fates[f + 1])
+                    true_fates[t + 1] = fates[f + 1]
                     break
         size = example["image"].shape[:2]
         numbered = [enumerate((x.class_id for x in xs), 1) for xs in (true, found)]

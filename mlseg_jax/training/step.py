@@ -17,7 +17,6 @@ from mlseg_jax.training.optimizer import average_decay, frozen_paths, make_optim
 from mlseg_jax.training.state import TrainState, abstract_state
 from mlseg_jax.typing import Array
 
-
 OVERLAPPING = ("coco_json", "lvis_json")
 """Data sets whose instances may overlap, so that their masks are stacks of bits."""
 
