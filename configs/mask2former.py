@@ -31,8 +31,9 @@ LARGE = ("swin_b", "swin_l")
 def get_config(arg: str | None = None) -> ConfigDict:
     args = region_classifier.parse(
         arg,
+        large="swin_l",
         dataset="ade20k",
-        backbone="swin_l",
+        backbone="",
         task="semantic",
         selection="top_k",
         pixel_decoder="deformable",

@@ -24,8 +24,9 @@ DEFAULT_STEPS = 160_000
 def get_config(arg: str | None = None) -> ConfigDict:
     args = region_classifier.parse(
         arg,
+        large="swin_b",
         dataset="ade20k",
-        backbone="swin_b",
+        backbone="",
         task="semantic",
         selection="top_k",
         pixel_decoder="fpn",

@@ -135,6 +135,7 @@ KEYS = {
     "loss.multilabel_weight": _WEIGHT,
     "loss.regions.class_weight": FROM_0,
     "loss.regions.dice_weight": FROM_0,
+    "loss.regions.ignore_void": FLAG,
     "loss.regions.importance": SHARE,
     "loss.regions.mask": choice("points", "focal"),
     "loss.regions.mask_weight": FROM_0,
@@ -187,6 +188,10 @@ KEYS = {
     "eval.weights": choice("average", "latest", "better"),
     "eval.oracle_k": COUNT,
     "eval.oracle_labels": choice("resized", "original"),
+    "eval.object_threshold": SHARE,
+    "eval.overlap_threshold": SHARE,
+    "eval.inside_mask": FLAG,
+    "eval.max_instances": COUNT,
     "eval.font": TEXT,
     # ------------------------------------------------------------------------- mesh
     "mesh.data": _AXIS,

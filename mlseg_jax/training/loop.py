@@ -254,7 +254,8 @@ class _Loop:
         self.engine.parameters = {}  # the step is about to donate them
         metrics, scores = better_weights(self.task, results)
         scalars = evaluation_scalars(metrics)
-        log_line(step, {k: scalars[k] for k in scalars if k.endswith(("mIoU", "mAP"))})
+        shown = (self.task.best_metric, "mAP")
+        log_line(step, {k: scalars[k] for k in scalars if k.endswith(shown)})
         self.writer.write(step, scalars)
         self.checkpoints.score(step, scores)
 
