@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from shrink import segmenter_config
 
-from mlseg_jax.inference import rank_space
+from mlseg_jax.inference import bands, rank_space
 from mlseg_jax.inference.engine import Engine
+from mlseg_jax.inference.views import make_views
 from mlseg_jax.label_selection import Selection, SelectionPolicy
 from mlseg_jax.models.interfaces import FeatureMap, LabelPrediction, Output
 
@@ -222,6 +223,60 @@ def test_against_c_channels(unchecked, name, restricted):
     np.testing.assert_allclose(segmented.scores[0], scores, rtol=1e-4, atol=1e-4)
     if restricted:
         assert np.all(labels % 2 == 0)
+
+
+BANDS = {
+    "windows": {},
+    "overlapping": {"stride": (5, 7)},
+    "scales, mirrored": {"scales": (0.6, 1.0, 1.7), "flip": True},
+    "base size": {"base_size": (50, 31)},
+    "per image": {"selection_scope": "per_image"},
+    "given": {},
+}
+
+
+@pytest.mark.parametrize("name", BANDS)
+def test_bands_of_a_large_picture(unchecked, monkeypatch, name):
+    """As in one pass; windows are run once, though two bands may need them."""
+    monkeypatch.setattr(bands, "BAND_HEIGHT", 13)
+    engine = unchecked(FakeModel(), make_settings(**BANDS[name]))
+    image, allowed = make_image(61, 38), None
+    policy, given = POLICY, None
+    if name == "given":
+        given = Selection(np.asarray([[7, 2, 4]]), np.asarray([[True, False, True]]), C)
+        policy, allowed = SelectionPolicy("given", 3), np.arange(C) % 2 == 0
+    ((whole,),) = engine.segment([image], [(policy, given)], allowed)
+    counts = []
+    run = engine.batches
+
+    def counted(windows):
+        counts.append(len(windows))
+        return run(windows)
+
+    monkeypatch.setattr(engine, "batches", counted)
+    parts = list(bands.segment_in_bands(engine, image, policy, given, allowed))
+    views = make_views(image, engine.settings, engine.grid_length)
+    passes = 2 if name == "per image" else 1
+    assert sum(counts) == passes * sum(view.num_windows for view in views)
+    assert [rows.stop for rows, _ in parts] == [13, 26, 39, 52, 61]
+    labels = np.concatenate([part.label_maps()[0] for _, part in parts])
+    np.testing.assert_array_equal(labels, whole.label_maps()[0])
+    scores = np.max([part.scores[0] for _, part in parts], axis=0)
+    np.testing.assert_allclose(scores, whole.scores[0], rtol=1e-5, atol=1e-5)
+    union = whole.selection.class_ids[whole.selection.valid]
+    found = [part.selection.class_ids[part.selection.valid] for _, part in parts]
+    assert set(np.concatenate(found)) == set(union)
+    _, likely = whole.top_labels(2)
+    few = np.concatenate([part.top_labels(2)[1] for _, part in parts], axis=2)
+    np.testing.assert_allclose(few, likely, atol=2e-3)
+
+
+def test_which_pictures_need_bands(unchecked):
+    sliding = unchecked(FakeModel(), make_settings())
+    assert bands.needs_bands(sliding, (9000, 12000))
+    assert not bands.needs_bands(sliding, (1000, 1200))
+    whole = unchecked(FakeModel(), make_settings(mode="whole"))
+    assert not bands.needs_bands(whole, (9000, 12000))
 
 
 def test_six_scales_mirrored_at_1284_classes(unchecked):

@@ -7,7 +7,8 @@ from tiny import tiny_config
 
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.inference.views import label_maps_of_views, make_views
-from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation, evaluation_settings
+from mlseg_jax.tasks.engines import evaluation_settings
+from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation
 
 C = 6
 
