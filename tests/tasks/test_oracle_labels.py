@@ -6,6 +6,7 @@ import pytest
 from tiny import tiny_config
 
 from input_pipeline.info import DatasetInfo
+from mlseg_jax.inference.engine import Engine
 from mlseg_jax.inference.views import label_maps_of_views, make_views
 from mlseg_jax.tasks.engines import evaluation_settings
 from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation
@@ -13,8 +14,11 @@ from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation
 C = 6
 
 
-class Recorder:
+class Recorder(Engine):
     """An engine that only keeps what it is asked for."""
+
+    def __init__(self):
+        self.policies = None
 
     def segment(self, images, policies):
         self.policies = policies
