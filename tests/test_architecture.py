@@ -34,6 +34,7 @@ FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # The rooms of `input_pipeline`, in the same way; its front door stands above all.
 PIPELINE_FLOORS = (
     ("info",),
+    ("segments",),
     ("files",),
     ("augmentation",),
     ("preparation",),

@@ -18,9 +18,9 @@ import numpy as np
 from input_pipeline.files import masks, text
 from input_pipeline.info import DataError, DatasetInfo, raise_fault
 
-# What is kept of an annotation; the rest (boxes, areas, ...) would fill the memory.
+# What is kept of an annotation; the rest (boxes, key points) would fill the memory.
 _KEPT = (
-    "id", "image_id", "video_id", "category_id", "iscrowd", "segmentation",
+    "id", "image_id", "video_id", "category_id", "iscrowd", "area", "segmentation",
     "segmentations",
 )  # fmt: skip
 
@@ -208,6 +208,12 @@ def draw(annotation: dict, size: tuple[int, int], path: pathlib.Path) -> np.ndar
     """The mask of an annotation, bool [H W]; raises DataError as `masks.decode`."""
     where = name_annotation(annotation, path)
     return masks.decode(annotation.get("segmentation"), size, where)
+
+
+def run_lengths(annotation: dict, size: tuple[int, int], path: pathlib.Path) -> dict:
+    """The mask of an annotation as compressed run lengths; raises as `draw`."""
+    where = name_annotation(annotation, path)
+    return masks.encode(annotation.get("segmentation"), size, where)
 
 
 def name_annotation(annotation: dict, path: pathlib.Path) -> str:

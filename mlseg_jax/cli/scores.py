@@ -1,7 +1,9 @@
 """The line of scores that ends a training and an evaluation."""
 
 SCORES = (
-    *("mIoU", "mIoU_frequent", "mIoU_common", "mIoU_rare", "oracle_mIoU", "mAP"),
+    *("mIoU", "mIoU_frequent", "mIoU_common", "mIoU_rare", "oracle_mIoU"),
+    *("PQ", "SQ", "RQ", "PQ_things", "PQ_stuff", "oracle_PQ"),
+    *("AP", "AP50", "AP75", "oracle_AP", "mAP"),
     *("pixel_recall_at_k", "pixel_accuracy"),
 )
 

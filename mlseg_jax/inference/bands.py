@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlseg_jax.inference.engine import Engine, stitch, take_ranks, unite
+from mlseg_jax.inference.assemble import stitch, take_ranks, unite
+from mlseg_jax.inference.engine import Engine
 from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.inference.views import View, make_views
 from mlseg_jax.label_selection import Selection, SelectionPolicy
@@ -25,8 +26,12 @@ BAND_HEIGHT = 1024
 
 
 def needs_bands(engine: Engine, size: tuple[int, int]) -> bool:
-    """Whether a picture of this height and width is large, and seen in windows."""
-    return size[0] * size[1] > MAX_PIXELS and engine.settings.mode == "slide"
+    """Whether a picture of this height and width is large, and seen in windows.
+
+    Masks of regions are made a tile at a time anyway.
+    """
+    large = size[0] * size[1] > MAX_PIXELS and engine.settings.mode == "slide"
+    return large and not engine.num_queries
 
 
 def segment_in_bands(

@@ -15,7 +15,8 @@ import cv2
 import ml_collections
 import numpy as np
 
-from input_pipeline.augmentation.transforms import fitted_size, resize_for_test
+from input_pipeline.augmentation.transforms import resize_for_test
+from input_pipeline.augmentation.views import fitted_size
 from mlseg_jax.models.layers.resize import bilinear_matrix, bilinear_taps
 from mlseg_jax.typing import Float, Int
 
@@ -37,7 +38,8 @@ class Axis:
       starts: first pixel of each window in the view.
       size: pixels of a window that are real.
       canvas: pixels of a window with padding.
-      cells, canvas_cells: the same of a window's grid.
+      cells, canvas_cells: the same of a window's grid; where models see some of the
+        padding, the cells of that count as real.
       flip: whether the view is a mirror image.
     """
 
@@ -174,15 +176,17 @@ def make_views(
     settings: ml_collections.ConfigDict,
     grid_length: Callable[[int], int],
     any_canvas: bool = True,
+    multiple: int = 1,
 ) -> list[View]:
     """All views of a picture uint8 ``[H W 3]`` under ``eval`` settings.
 
     ``grid_length``: cells of the logits for so many pixels. ``settings`` also carries
     ``base_size`` of the data; (0, 0) keeps pictures as they are. Without ``any_canvas``
-    windows have no padding, and there are as many shapes as sizes of pictures.
+    windows have no padding, and there are as many shapes as sizes of pictures. The
+    model sees sides that are padded to a ``multiple`` in any case.
     """
     views = []
-    plan = functools.partial(_plan, settings, grid_length, any_canvas)
+    plan = functools.partial(_plan, settings, grid_length, any_canvas, multiple)
     for scale in settings.scales:
         picture = _at_scale(image, settings.base_size, scale)
         for flip in (False, True) if settings.flip else (False,):
@@ -223,7 +227,7 @@ def _at_scale(image: np.ndarray, base_size, scale: float) -> np.ndarray:
 
 
 def _plan(
-    settings, grid_length, any_canvas, image, picture, *, axis: int, flip: bool
+    settings, grid_length, any_canvas, multiple, image, picture, *, axis, flip
 ) -> Axis:
     length = picture.shape[axis]
     if settings.mode == "whole":
@@ -233,5 +237,6 @@ def _plan(
         canvas = window
     if not any_canvas:
         canvas = min(window, length)
-    cells = grid_length(min(window, length)), grid_length(canvas)
+    seen, canvas = (-(-n // multiple) * multiple for n in (min(window, length), canvas))
+    cells = grid_length(seen), grid_length(canvas)
     return plan_axis(image.shape[axis], length, window, stride, canvas, *cells, flip)

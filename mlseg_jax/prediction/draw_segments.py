@@ -46,15 +46,22 @@ def segment_colours(
     segments: Sequence[Segment], class_names: Sequence[str]
 ) -> UInt8[np.ndarray, "n 3"]:
     """One RGB colour for each segment, a shade of its class's."""
-    colours = class_colours(class_names)
+    class_ids = [segment.class_id for segment in segments]
+    return shades(np.asarray(class_ids, int), class_colours(class_names))
+
+
+def shades(
+    class_ids: Int[np.ndarray, "n"], colours: UInt8[np.ndarray, "C 3"]
+) -> UInt8[np.ndarray, "n 3"]:
+    """The same of segments of these classes, which have these ``colours``."""
     seen: dict[int, int] = {}
-    result = np.zeros((len(segments), 3), np.uint8)
-    for i, segment in enumerate(segments):
-        count = seen.get(segment.class_id, 0)
-        seen[segment.class_id] = count + 1
+    result = np.zeros((len(class_ids), 3), np.uint8)
+    for i, class_id in enumerate(class_ids.tolist()):
+        count = seen.get(class_id, 0)
+        seen[class_id] = count + 1
         shade = SHADES[count % len(SHADES)]
         end = 255.0 if shade > 0 else 0.0
-        colour = colours[segment.class_id].astype(np.float64)
+        colour = colours[class_id].astype(np.float64)
         result[i] = np.round(colour + abs(shade) * (end - colour))
     return result
 

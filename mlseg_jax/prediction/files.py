@@ -169,6 +169,8 @@ def replaced_when_complete(output: epath.Path) -> Iterator[epath.Path]:
         raise
     # The labels last: what they name is there.
     for path in sorted(folder.iterdir(), key=lambda path: path.name == LABELS):
+        if path.is_dir():
+            (output / path.name).rmtree(missing_ok=True)
         path.replace(output / path.name)
     folder.rmtree(missing_ok=True)
 
@@ -196,4 +198,24 @@ def labels_line(
             }
             for label in prediction.labels
         ],
+    } | _segments(prediction)
+
+
+def _segments(prediction: Prediction) -> dict:
+    """Nothing for tasks without segments."""
+    if prediction.found is None:
+        return {}
+    return {
+        "segments": [
+            {
+                "id": segment.segment_id,
+                "name": segment.label,
+                "class_id": segment.class_id,
+                "score": round(segment.score, 6),
+                "rank": segment.rank,
+                "area": segment.area,
+                "box": list(segment.box),
+            }
+            for segment in prediction.segments
+        ]
     }

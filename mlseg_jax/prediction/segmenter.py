@@ -2,9 +2,10 @@
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import no_type_check
 
 import jax
@@ -21,6 +22,8 @@ from mlseg_jax.inference.engine import Engine
 from mlseg_jax.inference.label_scores import LabelScorer
 from mlseg_jax.inference.probabilities import write_probabilities
 from mlseg_jax.inference.rank_space import Segmented
+from mlseg_jax.inference.regions import SegmentedRegions
+from mlseg_jax.inference.segments import Panoptic, Segment
 from mlseg_jax.label_selection import Selection, SelectionPolicy
 from mlseg_jax.models.build import check_config
 from mlseg_jax.prediction import fonts, visualise
@@ -28,9 +31,12 @@ from mlseg_jax.prediction.pictures import Picture, as_picture, as_pictures
 from mlseg_jax.prediction.prediction import Label, Prediction
 from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
 from mlseg_jax.settings.kinds import COUNT, COUNT_OR_NONE, PROBABILITY, check
+from mlseg_jax.tasks.engines import evaluation_policy, make_engine
 from mlseg_jax.tasks.given_selection import load_classifier
-from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
+from mlseg_jax.tasks.table import find_task
 from mlseg_jax.typing import Bool, Int, UInt8
+
+Found = Panoptic | tuple[Segment, ...]
 
 
 class Segmenter:
@@ -43,16 +49,19 @@ class Segmenter:
         policy: SelectionPolicy,
         classifier: LabelScorer | None = None,
         *,
+        find_segments: Callable[[SegmentedRegions], Found] | None = None,
         reading: ReadOptions = USUAL,
         font: str = "",
     ):
-        """``classifier``: what selects, where the policy is ``given``; ``reading``: how
-        files are; ``font``: letters of overlays.
+        """``classifier``: what selects, where the policy is ``given``;
+        ``find_segments``: what the task makes of a picture beside its label map;
+        ``reading``: how files are; ``font``: letters of overlays.
         """
         self.info = info
         self.policy = policy
         self._engine = engine
         self._classifier = classifier
+        self._find_segments = find_segments
         self._reading = reading
         self._font = font
 
@@ -113,7 +122,7 @@ class Segmenter:
         images: list[UInt8[np.ndarray, "_ _ 3"]],
         policy: SelectionPolicy,
         mask: Bool[np.ndarray, "C"] | None,
-    ) -> list[Segmented]:
+    ) -> list[Segmented] | list[SegmentedRegions]:
         """Segments among the labels that the model, or the classifier, selects."""
         if policy.name != "given":
             return self._engine.segment(images, [(policy, None)], mask)[0]
@@ -210,6 +219,7 @@ class Segmenter:
             maps = segmented.label_maps()
             top = segmented.top_labels(top_labels) if top_labels else None
             selection = jax.device_get(segmented.selection)
+            found = self._find_segments and self._find_segments(segmented)
             for i in range(segmented.count):
                 yield self._prediction(
                     next(images),
@@ -217,6 +227,7 @@ class Segmenter:
                     _selected(selection, i),
                     segmented.scores[i],
                     (None, None) if top is None else (top[0][i], top[1][i]),
+                    found,
                 )
 
     def _predict_large(self, image, policy, mask, top_labels: int) -> Prediction:
@@ -246,7 +257,9 @@ class Segmenter:
             top if count else (None, None),
         )
 
-    def _prediction(self, image, label_map, class_ids, scores, top) -> Prediction:
+    def _prediction(
+        self, image, label_map, class_ids, scores, top, found=None
+    ) -> Prediction:
         """With the selected labels by falling score."""
         counts = visualise.count_labels(label_map, self.info.num_classes)
         order = class_ids[np.argsort(-scores[class_ids], kind="stable")]
@@ -261,7 +274,7 @@ class Segmenter:
             for rank, class_id in enumerate(order)
         )
         names = self.info.class_names
-        return Prediction(image, label_map, labels, names, *top, font=self._font)
+        return Prediction(image, label_map, labels, names, *top, found, self._font)
 
 
 def _selected(selection: Selection, row: int) -> Int[np.ndarray, "n"]:
@@ -314,4 +327,12 @@ def load_with_config(workdir: str, config, checkpoint: str) -> Segmenter:
     model, parameters, _ = load_parameters(workdir, config, checkpoint)
     engine = make_engine(config, model, parameters, make_mesh(config))
     reading, font = read_options(config.data), config.eval.font
-    return Segmenter(engine, info, policy, classifier, reading=reading, font=font)
+    find = find_task(config).find_segments
+    if find is not None:
+        find = functools.partial(find, settings=config.eval, info=info)
+    return Segmenter(
+        *(engine, info, policy, classifier),
+        find_segments=find,
+        reading=reading,
+        font=font,
+    )

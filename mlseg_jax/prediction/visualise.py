@@ -239,13 +239,13 @@ def tint(
     tinted = cv2.addWeighted(image, 1 - alpha, colours, alpha, 0)
     tinted[nothing] = image[nothing]
     # A dark line inside a rim of the pure colour, the one that the legend shows.
-    rim = _borders(id_map, _RIM * line) & ~nothing
+    rim = borders(id_map, _RIM * line) & ~nothing
     tinted[rim] = colours[rim]
-    tinted[_borders(id_map, line)] = INK
+    tinted[borders(id_map, line)] = INK
     return tinted
 
 
-def _borders(label_map: np.ndarray, width: int) -> np.ndarray:
+def borders(label_map: np.ndarray, width: int) -> np.ndarray:
     """Pixels whose right or lower neighbour differs, widened to ``width`` pixels."""
     edge = np.zeros(label_map.shape, np.uint8)
     edge[:, :-1] |= label_map[:, :-1] != label_map[:, 1:]

@@ -12,6 +12,7 @@ from mlseg_jax.pretrained import (
     beit,
     query2label,
     regions,
+    release,
     resnet,
     segmenter,
     swin,
@@ -43,7 +44,8 @@ class Format:
       dropped: names it may have that we do not use.
       rename: names as the table has them, from all that the source ever wrote.
       facts: keys of the configuration that the source computes with.
-      classes: possible names of the array [C, D] or [1, C, D] of the classes.
+      classes: possible names of the array of the classes: [C, D], [1, C, D] or, as a
+        1x1 convolution, [C, D, 1, 1].
     """
 
     title: str
@@ -65,7 +67,8 @@ class Format:
     def num_classes(self, arrays: Arrays) -> int | None:
         for name in self.classes:
             if name in arrays and arrays[name].ndim >= 2:
-                return arrays[name].shape[-2]
+                shape = arrays[name].shape
+                return shape[0] if len(shape) == 4 else shape[-2]
         return None
 
 
@@ -87,6 +90,38 @@ FORMATS = {
         f"code: Apache 2.0 (open-mmlab/mmsegmentation); {_TERMS}",
         dropped=segmenter.RELEASE_DROPPED,
         classes=("decode_head.cls_emb",),
+    ),
+    "release_deeplabv3": Format(
+        "DeepLabv3 of mmsegmentation, or with MLSeg of the authors' release",
+        (r"decode_head\.aspp_modules\.\d+\..*", r"decode_head\.image_pool\..*"),
+        release.deeplabv3,
+        f"code: MIT (openseg-group/RankSeg), Apache 2.0 (open-mmlab); {_TERMS}",
+        dropped=release.DROPPED,
+        rename=release.deeplabv3_names,
+        classes=("decode_head.cls_emb", "decode_head.conv_seg.weight"),
+    ),
+    "release_swin": Format(
+        "UPerNet on Swin of mmsegmentation, or with MLSeg of the authors' release",
+        (
+            r"backbone\.stages\.\d+\.blocks\.\d+\.attn\.w_msa\..*",
+            r"decode_head\.lateral_convs\.\d+\..*",
+        ),
+        release.swin_upernet,
+        f"code: MIT (openseg-group/RankSeg), Apache 2.0 (open-mmlab); {_TERMS}",
+        dropped=release.DROPPED,
+        facts={"model.backbone.shift_small_maps": True},
+        classes=("decode_head.cls_emb", "decode_head.conv_seg.weight"),
+    ),
+    "release_beit": Format(
+        "UPerNet on BEiT of its own code, or with MLSeg of the authors' release",
+        (
+            r"backbone\.blocks\.\d+\.gamma_[12]",
+            r"decode_head\.lateral_convs\.\d+\..*",
+        ),
+        release.beit_upernet,
+        f"code: MIT (openseg-group/RankSeg, microsoft/unilm); {_TERMS}",
+        dropped=release.DROPPED,
+        classes=("decode_head.cls_emb", "decode_head.conv_seg.weight"),
     ),
     "official_segmenter": Format(
         "Segmenter, official",
@@ -154,6 +189,16 @@ FORMATS = {
         optional=beit.BEIT_OPTIONAL,
         dropped=beit.BEIT_DROPPED,
         rename=beit.beit_names,
+    ),
+    "beit": Format(
+        "BEiT, its own code",
+        (r"blocks\.\d+\.gamma_[12]", r"blocks\.\d+\.attn\.[qv]_bias"),
+        beit.own,
+        f"code: MIT (microsoft/unilm); {_TERMS}",
+        part="backbone/",
+        optional=beit.BEIT_OPTIONAL,
+        dropped=beit.OWN_DROPPED,
+        rename=beit.own_names,
     ),
     "hugging_face_mask2former": Format(
         "Mask2Former of Hugging Face",

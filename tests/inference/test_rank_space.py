@@ -18,7 +18,7 @@ from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.label_selection import Selection
 from mlseg_jax.losses import pixel
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
+from mlseg_jax.tasks.engines import evaluation_policy, make_engine
 from mlseg_jax.training.state import abstract_state
 from mlseg_jax.training.step import make_train_step
 

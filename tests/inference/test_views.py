@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mlseg_jax.inference.engine import unite
+from mlseg_jax.inference.assemble import unite
 from mlseg_jax.inference.views import plan_axis, round_up
 
 C = 9

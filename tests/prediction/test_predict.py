@@ -20,7 +20,8 @@ from mlseg_jax.inference import bands
 from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.runs.checkpoint import Checkpoints
 from mlseg_jax.runs.workdir import claim_workdir
-from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation, evaluation_policy
+from mlseg_jax.tasks.engines import evaluation_policy
+from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation
 from mlseg_jax.training.state import initialise
 
 CLASSES = 20

@@ -10,6 +10,7 @@ from input_pipeline.files.images import write_label_map
 from mlseg_jax.cli.required import required
 from mlseg_jax.errors import UserError
 from mlseg_jax.prediction.batches import check_done, predictions
+from mlseg_jax.prediction.coco_files import SegmentFiles
 from mlseg_jax.prediction.files import (
     LABELS,
     check_output,
@@ -23,6 +24,7 @@ from mlseg_jax.prediction.labels import write_label_scores, write_labels
 from mlseg_jax.prediction.raw_values import raw_value_writer
 from mlseg_jax.prediction.segmenter import load_with_config
 from mlseg_jax.runs.progress import progress_bar
+from mlseg_jax.tasks.table import find_task
 
 
 def run(flags) -> None:
@@ -53,8 +55,8 @@ def run(flags) -> None:
 
 
 def _write_segmented(segmenter, config, paths, output, problems, write) -> int:
-    """Label maps (by ``write``), overlays and labels; how many pictures there are
-    of.
+    """Label maps (by ``write``), overlays, labels and segments; how many pictures there
+    are of.
     """
     names = output_names(paths)
     output.mkdir(parents=True, exist_ok=True)
@@ -65,6 +67,9 @@ def _write_segmented(segmenter, config, paths, output, problems, write) -> int:
         progress_bar(len(paths), 0, "predicting") as bar,
         (folder / LABELS).open("w") as lines,
     ):
+        files = None
+        if find_task(config).find_segments is not None:
+            files = SegmentFiles(config.task, folder, segmenter.info)
         for index, prediction in predictions(
             paths, segmenter, config.eval.batch_size, problems, reading
         ):
@@ -73,8 +78,14 @@ def _write_segmented(segmenter, config, paths, output, problems, write) -> int:
             write_drawing(folder / overlay, prediction.draw())
             line = labels_line(paths[index], names[index], prediction)
             lines.write(json.dumps(line) + "\n")
+            if files is not None:
+                stem = label_map.removesuffix(".png")
+                size = prediction.label_map.shape
+                files.add(str(paths[index]), stem, size, prediction.found)
             done += 1
             bar.update(index + 1 - bar.n)
         if not done:
             check_done(0, problems, output)
+        if files is not None:
+            files.close()
     return done
