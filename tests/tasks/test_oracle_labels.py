@@ -8,7 +8,7 @@ from tiny import tiny_config
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.errors import UserError
 from mlseg_jax.inference.views import label_maps_of_views, make_views
-from mlseg_jax.tasks.semantic_evaluation import Evaluation, evaluation_settings
+from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation, evaluation_settings
 
 C = 6
 
@@ -33,7 +33,7 @@ def ask(**overrides):
     config = tiny_config({"data.base_size": (15, 10), "eval.oracle_k": 4, **overrides})
     info = DatasetInfo("x", tuple("abcdef"), (False,) * C)
     engine = Recorder()
-    Evaluation(config, info, with_oracle=True).add(engine, [make_example()] * 2)
+    SemanticEvaluation(config, info, with_oracle=True).add(engine, [make_example()] * 2)
     _, selection = engine.policies[-1]
     return [
         {int(c) for c, real in zip(ids, valid, strict=True) if real}
