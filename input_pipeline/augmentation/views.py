@@ -42,8 +42,8 @@ class View:
     """
 
     image: UInt8[np.ndarray, "h w 3"]
-    rows: Int[np.ndarray, h]
-    columns: Int[np.ndarray, w]
+    rows: Int[np.ndarray, "h"]
+    columns: Int[np.ndarray, "w"]
 
     @classmethod
     def whole(cls, image: UInt8[np.ndarray, "H W 3"]) -> "View":
