@@ -7,7 +7,7 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline import segments
 from input_pipeline.augmentation.views import View, pad
-from input_pipeline.files import masks
+from input_pipeline.files import coco_masks
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.typing import IGNORE, Int, UInt8
 
@@ -117,7 +117,7 @@ class _Place:
         if not (len(rows) and len(columns)):
             return cls(0, np.zeros((0, 0), np.uint8), 0)
         # Columns first: run lengths go down them.
-        mask = masks.draw(run_lengths).T[view.columns[columns]]
+        mask = coco_masks.draw(run_lengths).T[view.columns[columns]]
         pixels = np.zeros((len(rows), columns[-1] + 1), np.uint8)
         pixels[:, columns] = mask.take(view.rows[rows], axis=1).T
         area = np.count_nonzero(pixels)

@@ -33,7 +33,7 @@ from input_pipeline.datasets import (
     panoptic,
 )
 from input_pipeline.datasets.raw_source import RawSource
-from input_pipeline.files import images, masks, text
+from input_pipeline.files import coco_masks, images, text
 from input_pipeline.info import DataError, DatasetInfo, raise_fault
 from input_pipeline.preparation.prepared import RawExample
 from mlseg_jax.typing import IGNORE
@@ -89,7 +89,7 @@ def list_examples(
         where = f"Image {number!r} of {path}"
         try:
             width, height = image.get("width"), image.get("height")
-            size = masks.check_image_size(width, height, where, max_pixels)
+            size = coco_masks.check_image_size(width, height, where, max_pixels)
             image_name, places = coco_images.image_places(image, folders, path)
         except DataError as fault:
             report(fault)
@@ -128,15 +128,15 @@ def _without_lines(
     polygons = annotation.get("segmentation")
     if not isinstance(polygons, list) or not polygons:
         return class_id, annotation
-    lines = [p for p in polygons if masks.is_line(p)]
+    lines = [p for p in polygons if coco_masks.is_line(p)]
     if not lines:
         return class_id, annotation
     where = coco_format.name_annotation(annotation, path)
-    report(masks.line_fault(lines[0], where))
-    kept = [p for p in polygons if not masks.is_line(p)]
+    report(coco_masks.line_fault(lines[0], where))
+    kept = [p for p in polygons if not coco_masks.is_line(p)]
     if kept:
         return class_id, annotation | {"segmentation": kept}
-    around = masks.surround(lines, size)
+    around = coco_masks.surround(lines, size)
     return IGNORE, annotation | {"segmentation": around, "iscrowd": 1}
 
 
@@ -174,7 +174,9 @@ def label_regions(
         order = sorted(order, key=lambda i: int(coco_mask.area(shapes[i])))
     # Crowds are drawn generously: what is told apart lies over them.
     order = sorted(order, key=lambda i: bool(regions[i][1].get("iscrowd")))
-    top = masks.paint(((i, masks.draw(shapes[i])) for i in order), size, empty=-1)
+    top = coco_masks.paint(
+        ((i, coco_masks.draw(shapes[i])) for i in order), size, empty=-1
+    )
     class_ids, numbers = [empty], [0]
     for i, (class_id, annotation) in enumerate(regions):
         crowd = annotation.get("iscrowd") or class_id == IGNORE

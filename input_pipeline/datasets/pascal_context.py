@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from input_pipeline.datasets import coco_format, coco_images, names
-from input_pipeline.files import masks, raw_files
+from input_pipeline.files import coco_masks, raw_files
 from input_pipeline.info import DataError, DatasetInfo
 from input_pipeline.preparation import prepared
 from mlseg_jax.typing import IGNORE
@@ -126,7 +126,7 @@ def _list_detail(
             make_label = functools.partial(
                 paint_regions,
                 f"{path} (image {name})",
-                masks.check_image_size(
+                coco_masks.check_image_size(
                     picture["width"], picture["height"], f"Image {name} of {path}"
                 ),
                 regions_of.get(picture["image_id"], []),
@@ -160,7 +160,7 @@ def paint_regions(
                 "of the 59; get it again."
             )
     layers = (
-        (category_id, masks.decode(segmentation, size, where))
+        (category_id, coco_masks.decode(segmentation, size, where))
         for category_id, segmentation in reversed(regions)
     )
-    return labels(masks.paint(layers, size, empty=0), where)
+    return labels(coco_masks.paint(layers, size, empty=0), where)

@@ -40,7 +40,7 @@ from mlseg_jax.training.final_evaluation import (
     evaluate_and_write,
     evaluation_scalars,
 )
-from mlseg_jax.training.optimizer import make_schedule
+from mlseg_jax.training.schedule import make_schedule
 from mlseg_jax.training.state import abstract_state, initialise
 from mlseg_jax.training.step import make_train_step
 from mlseg_jax.training.watch import (

@@ -4,7 +4,7 @@ import json
 import pathlib
 import sys
 
-from mlseg_jax.cli.required import required
+from mlseg_jax.cli.flags import required
 from mlseg_jax.doctor import doctor
 from mlseg_jax.errors import UserError
 from mlseg_jax.prediction import fonts

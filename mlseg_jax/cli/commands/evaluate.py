@@ -5,7 +5,7 @@ import logging
 from etils import epath
 
 from input_pipeline.datasets.open import open_dataset
-from mlseg_jax.cli.required import required
+from mlseg_jax.cli.flags import required
 from mlseg_jax.cli.scores import print_scores
 from mlseg_jax.errors import UserError
 from mlseg_jax.prediction.coco_files import SegmentFiles

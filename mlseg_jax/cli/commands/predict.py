@@ -7,7 +7,7 @@ from etils import epath
 
 from input_pipeline.datasets.open import read_options
 from input_pipeline.files.images import write_label_map
-from mlseg_jax.cli.required import required
+from mlseg_jax.cli.flags import required
 from mlseg_jax.errors import UserError
 from mlseg_jax.prediction.batches import check_done, predictions
 from mlseg_jax.prediction.coco_files import SegmentFiles
