@@ -4,7 +4,8 @@ import math
 import re
 import shlex
 
-from mlseg_jax.pretrained.formats import Arrays, Format, recognise
+from mlseg_jax.pretrained.format import Arrays, Format
+from mlseg_jax.pretrained.formats import recognise
 from mlseg_jax.pretrained.query2label import BODY
 from mlseg_jax.pretrained.read import WeightFile
 from mlseg_jax.settings import backbones, recipes

@@ -3,39 +3,107 @@
 import dataclasses
 import logging
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from naive_inference import (
+from fake_model import (
+    POLICY,
     C,
     FakeModel,
     K,
+    fake_engine,
     make_image,
     make_settings,
-    slow_predict,
 )
 
-from mlseg_jax.inference import bands, rank_space
-from mlseg_jax.inference.engine import Engine
-from mlseg_jax.inference.views import make_views
+from mlseg_jax.inference import rank_space
 from mlseg_jax.label_selection import Selection, SelectionPolicy
 
-POLICY = SelectionPolicy("top_k", K)
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
-@pytest.fixture
-def unchecked(monkeypatch):
-    """Lets `Engine` take a model that is none."""
+# --------------------------------------------------------------------- the slow version
 
-    def make(model, settings):
-        engine = object.__new__(Engine)
-        unwrapped = getattr(Engine.__init__, "__wrapped__", Engine.__init__)
-        unwrapped(engine, model, {}, settings)
-        return engine
 
-    return make
+def slow_resize(x, height, width):
+    """Bilinear, align_corners=False, no anti-aliasing; ``[h w C]``, float64."""
+
+    def along_first(x, length):
+        out = np.zeros((length, *x.shape[1:]))
+        for i in range(length):
+            p = max((i + 0.5) * len(x) / length - 0.5, 0.0)
+            low = min(int(p), len(x) - 1)
+            high = min(low + 1, len(x) - 1)
+            out[i] = (1 - (p - int(p))) * x[low] + (p - int(p)) * x[high]
+        return out
+
+    half = along_first(x, height)
+    return along_first(half.swapaxes(0, 1), width).swapaxes(0, 1)
+
+
+def slow_window(model, crop, allowed, chosen, k):
+    """Class logits of one crop, C wide, -100 where not selected; and label scores."""
+    labels = jax.device_get(model.encode(jnp.asarray(crop[None])))
+    scores = np.where(allowed, labels.scores[0], -np.inf)
+    grid = labels.elements.grid[0].astype(np.float64)
+    logits = np.full((*grid.shape[:2], model.num_classes), -100.0)
+    if chosen is None:
+        chosen = np.argsort(-scores, kind="stable")[:k]
+    for class_id in chosen:
+        logits[..., class_id] = grid @ model.to_logits[:, class_id]
+    return slow_resize(logits, *crop.shape[:2]), scores
+
+
+def slow_view(model, image, settings, allowed, chosen, k):
+    """Averaged class logits of one view at its own size."""
+    height, width = image.shape[:2]
+    whole = settings.mode == "whole"
+    window = (height, width) if whole else settings.window
+    stride = window if whole else settings.stride
+    total = np.zeros((height, width, model.num_classes))
+    count = np.zeros((height, width, 1))
+    all_scores = []
+    for row in range(max(height - window[0] + stride[0] - 1, 0) // stride[0] + 1):
+        for column in range(max(width - window[1] + stride[1] - 1, 0) // stride[1] + 1):
+            bottom = min(row * stride[0] + window[0], height)
+            right = min(column * stride[1] + window[1], width)
+            place = (
+                slice(max(bottom - window[0], 0), bottom),
+                slice(max(right - window[1], 0), right),
+            )
+            logits, scores = slow_window(model, image[place], allowed, chosen, k)
+            total[place] += logits
+            count[place] += 1
+            all_scores.append(scores)
+    return total / count, np.max(all_scores, axis=0)
+
+
+def slow_predict(model, image, settings, allowed=None, k=K):
+    """method.md 12.3, as it stands: C channels, softmax of each view, their mean."""
+    allowed = np.ones(model.num_classes, bool) if allowed is None else allowed
+    height, width = image.shape[:2]
+    views = []
+    for scale in settings.scales:
+        sides = [max(1, round(side * scale)) for side in (width, height)]
+        resized = cv2.resize(image, sides) if scale != 1 else image
+        views.append((resized, False))
+        if settings.flip:
+            views.append((resized[:, ::-1], True))
+    results = [slow_view(model, x, settings, allowed, None, k) for x, _ in views]
+    if settings.selection_scope == "per_image":
+        best = np.max([scores for _, scores in results], axis=0)
+        chosen = np.argsort(-best, kind="stable")[:k]
+        results = [slow_view(model, x, settings, allowed, chosen, k) for x, _ in views]
+    total = np.zeros((height, width, model.num_classes))
+    for (logits, _), (_, mirrored) in zip(results, views, strict=True):
+        logits = slow_resize(logits, height, width)
+        if len(views) > 1:
+            exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
+            logits = exponents / exponents.sum(axis=-1, keepdims=True)
+        total += logits[:, ::-1] if mirrored else logits
+    return total, np.max([scores for _, scores in results], axis=0)
 
 
 CASES = {
@@ -59,12 +127,12 @@ CASES = {
 
 @pytest.mark.parametrize("restricted", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_against_c_channels(unchecked, name, restricted):
+def test_against_c_channels(name, restricted):
     (height, width), changes = CASES[name]
     settings, model = make_settings(**changes), FakeModel()
     allowed = np.arange(C) % 2 == 0 if restricted else None
     image = make_image(height, width)
-    engine = unchecked(model, settings)
+    engine = fake_engine(model, settings)
     ((segmented,),) = engine.segment([image], [(POLICY, None)], allowed)
     expected, scores = slow_predict(model, image, settings, allowed)
     labels = segmented.label_maps()
@@ -78,61 +146,7 @@ def test_against_c_channels(unchecked, name, restricted):
         assert np.all(labels % 2 == 0)
 
 
-BANDS = {
-    "windows": {},
-    "overlapping": {"stride": (5, 7)},
-    "scales, mirrored": {"scales": (0.6, 1.0, 1.7), "flip": True},
-    "base size": {"base_size": (50, 31)},
-    "per image": {"selection_scope": "per_image"},
-    "given": {},
-}
-
-
-@pytest.mark.parametrize("name", BANDS)
-def test_bands_of_a_large_picture(unchecked, monkeypatch, name):
-    """As in one pass; windows are run once, though two bands may need them."""
-    monkeypatch.setattr(bands, "BAND_HEIGHT", 13)
-    engine = unchecked(FakeModel(), make_settings(**BANDS[name]))
-    image, allowed = make_image(61, 38), None
-    policy, given = POLICY, None
-    if name == "given":
-        given = Selection(np.asarray([[7, 2, 4]]), np.asarray([[True, False, True]]), C)
-        policy, allowed = SelectionPolicy("given", 3), np.arange(C) % 2 == 0
-    ((whole,),) = engine.segment([image], [(policy, given)], allowed)
-    counts = []
-    run = engine.batches
-
-    def counted(windows):
-        counts.append(len(windows))
-        return run(windows)
-
-    monkeypatch.setattr(engine, "batches", counted)
-    parts = list(bands.segment_in_bands(engine, image, policy, given, allowed))
-    views = make_views(image, engine.settings, engine.grid_length)
-    passes = 2 if name == "per image" else 1
-    assert sum(counts) == passes * sum(view.num_windows for view in views)
-    assert [rows.stop for rows, _ in parts] == [13, 26, 39, 52, 61]
-    labels = np.concatenate([part.label_maps()[0] for _, part in parts])
-    np.testing.assert_array_equal(labels, whole.label_maps()[0])
-    scores = np.max([part.scores[0] for _, part in parts], axis=0)
-    np.testing.assert_allclose(scores, whole.scores[0], rtol=1e-5, atol=1e-5)
-    union = whole.selection.class_ids[whole.selection.valid]
-    found = [part.selection.class_ids[part.selection.valid] for _, part in parts]
-    assert set(np.concatenate(found)) == set(union)
-    _, likely = whole.top_labels(2)
-    few = np.concatenate([part.top_labels(2)[1] for _, part in parts], axis=2)
-    np.testing.assert_allclose(few, likely, atol=2e-3)
-
-
-def test_which_pictures_need_bands(unchecked):
-    sliding = unchecked(FakeModel(), make_settings())
-    assert bands.needs_bands(sliding, (9000, 12000))
-    assert not bands.needs_bands(sliding, (1000, 1200))
-    whole = unchecked(FakeModel(), make_settings(mode="whole"))
-    assert not bands.needs_bands(whole, (9000, 12000))
-
-
-def test_six_scales_mirrored_at_1284_classes(unchecked):
+def test_six_scales_mirrored_at_1284_classes():
     """The paper's multi-scale test, which its release leaves out for lack of memory:
     each pixel that is no near-tie has the label of the C-wide algorithm.
     """
@@ -140,7 +154,7 @@ def test_six_scales_mirrored_at_1284_classes(unchecked):
     settings = make_settings(scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True)
     image = make_image(23, 30)
     policy = SelectionPolicy("top_k", k)
-    ((segmented,),) = unchecked(model, settings).segment([image], [(policy, None)])
+    ((segmented,),) = fake_engine(model, settings).segment([image], [(policy, None)])
     assert len(segmented.grids) == 12
     assert k < segmented.selection.valid.sum() < 1284  # windows select differently
     expected, scores = slow_predict(model, image, settings, k=k)
@@ -152,12 +166,12 @@ def test_six_scales_mirrored_at_1284_classes(unchecked):
     np.testing.assert_allclose(segmented.scores[0], scores, rtol=1e-4, atol=1e-4)
 
 
-def test_several_pictures_and_policies_at_once(unchecked):
+def test_several_pictures_and_policies_at_once():
     """Also batches that do not come out even, and oracle-like given selections."""
     model = FakeModel()
     for changes in ({"mode": "whole"}, {}):
         settings = make_settings(**changes)
-        engine = unchecked(model, settings)
+        engine = fake_engine(model, settings)
         images = [make_image(21, 27, seed=i) for i in range(5)]
         given = Selection(
             jnp.asarray([[i, 8 - i] for i in range(4)] + [[2, 5]]), None, C
@@ -173,28 +187,28 @@ def test_several_pictures_and_policies_at_once(unchecked):
             assert set(np.unique(fixed[i])) <= set(map(int, given.class_ids[i]))
 
 
-def test_sixteen_bits_above_256_classes(unchecked):
+def test_sixteen_bits_above_256_classes():
     model, settings = FakeModel(num_classes=700), make_settings()
     image = make_image(20, 30)
-    ((segmented,),) = unchecked(model, settings).segment([image], [(POLICY, None)])
+    ((segmented,),) = fake_engine(model, settings).segment([image], [(POLICY, None)])
     labels = segmented.label_maps()
     assert labels.dtype == np.uint16 and labels.max() > 255
     expected, _ = slow_predict(model, image, settings)
     assert np.mean(labels[0] == expected.argmax(axis=-1)) > 0.99
 
 
-def test_small_tiles_change_nothing(unchecked, monkeypatch):
-    engine = unchecked(FakeModel(), make_settings())
+def test_small_tiles_change_nothing(monkeypatch):
+    engine = fake_engine(FakeModel(), make_settings())
     ((segmented,),) = engine.segment([make_image(150, 140)], [(POLICY, None)])
     labels = segmented.label_maps()
     monkeypatch.setattr(rank_space, "tile_bytes", lambda: 1)
     np.testing.assert_array_equal(segmented.label_maps(), labels)
 
 
-def test_sizes_do_not_each_compile(unchecked, caplog):
+def test_sizes_do_not_each_compile(caplog):
     """Twenty sizes of picture, few shapes."""
     settings = make_settings(mode="whole", batch_size=1)
-    engine = unchecked(FakeModel(), settings)
+    engine = fake_engine(FakeModel(), settings)
     sizes = [(33 + i, 60 - i) for i in range(20)]
     compiled = []
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
@@ -210,12 +224,12 @@ def test_sizes_do_not_each_compile(unchecked, caplog):
     assert compiled[1:].count(0) >= 15, compiled
 
 
-def test_padding_of_a_union_is_never_predicted(unchecked):
+def test_padding_of_a_union_is_never_predicted():
     """Class 0 fills up the union; it must not win where nobody selected it."""
     model = FakeModel()
     model.to_logits[:] = 0.0  # all selected labels tie
     model.to_scores[:, 0] = -1e3 * np.sign(make_image(40, 40).mean() / 32 - 4)
-    engine = unchecked(model, make_settings())
+    engine = fake_engine(model, make_settings())
     ((segmented,),) = engine.segment([make_image(40, 40)], [(POLICY, None)])
     real = np.asarray(segmented.selection.class_ids)[segmented.selection.valid]
     assert set(np.unique(segmented.label_maps())) <= set(real.tolist())
