@@ -4,8 +4,8 @@
 
     config.json               the resolved configuration (`train`, `convert`)
     dataset.json              names of the classes and of the data set
-    checkpoints/STEP/         the training state, by Orbax: step, params, stats (of batch
-                              norms), opt_state, ema; the two newest and the best steps
+    checkpoints/STEP/         the state, by Orbax: step, params, stats (of batch norms),
+                              opt_state, ema; of the two newest and the best steps
     checkpoints/scores.json   how good the evaluated steps are
     metrics.jsonl, events/    the log, a line a step; the same for TensorBoard
     metrics.json              the metrics of the last evaluation
