@@ -116,7 +116,7 @@ def _open_tfds(data: ml_collections.ConfigDict, split: str, report):
 
 def _open_prepared(data: ml_collections.ConfigDict, split: str, report):
     from input_pipeline.datasets import instances, videos
-    from input_pipeline.preparation import prepared
+    from input_pipeline.preparation import class_statistics, prepared
 
     command = (
         f"python main.py prepare --dataset={data.name} --manual_dir=RAW_FILES "
@@ -128,9 +128,9 @@ def _open_prepared(data: ml_collections.ConfigDict, split: str, report):
             "--config.data.path=DIRECTORY."
         )
     path = epath.Path(os.path.expanduser(data.path))
-    if not (path / prepared.CLASSES_FILE).is_file():
+    if not (path / class_statistics.CLASSES_FILE).is_file():
         path = find_prepared(data.name, os.path.expanduser(data.path))
-    if not (path / prepared.CLASSES_FILE).is_file():
+    if not (path / class_statistics.CLASSES_FILE).is_file():
         raise DataError(
             f"The data set {data.name!r} is not prepared in {data.path}; run: {command}"
         )

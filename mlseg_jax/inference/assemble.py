@@ -16,8 +16,10 @@ from mlseg_jax.typing import Array, Bool, Float, Int
 NEVER = -1e4
 """Logit of places that only pad a union to a static size."""
 
-Parts = Sequence[tuple[Selection, Array | RegionOutput, int]]
-"""Per batch of windows: what was selected, what came out, how many are real."""
+Parts = Sequence[tuple[Selection, Array | np.ndarray | RegionOutput, int]]
+"""Per batch of windows: what was selected, what came out (on the host, where there are
+pixels to stitch), how many are real.
+"""
 
 
 def assemble_pixels(

@@ -68,7 +68,7 @@ def shapes_in(lowered) -> set[tuple[int, ...]]:
 def test_no_array_with_c_channels_per_pixel(engine_and_policy):
     engine, policy = engine_and_policy
     windows = np.stack([picture(40, 40)])
-    arguments = engine.parameters, windows, None, None, policy
+    arguments = engine.parameters, windows, None, None, None, policy
     shapes = shapes_in(engine.predict.lower(*arguments))
     assert any(C in shape for shape in shapes)  # the table and the scores are there
     grid = {10, 40, 100, 1600}  # cells and pixels of a side and of the whole
