@@ -16,7 +16,7 @@ from mlseg_jax.typing import Array, Bool, Float, Int
 NEVER = -1e4
 """Logit of places that only pad a union to a static size."""
 
-Parts = Sequence[tuple[Selection, Array | RegionOutput, int]]
+Parts = Sequence[tuple[Selection, Array | np.ndarray | RegionOutput, int]]
 """Per batch of windows: what was selected, what came out, how many are real."""
 
 

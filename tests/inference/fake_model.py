@@ -19,6 +19,7 @@ class FakeModel:
     """
 
     any_canvas = True
+    num_queries = 0
 
     def __init__(self, num_classes=C, seed=0):
         rng = np.random.default_rng(seed)
