@@ -93,8 +93,10 @@ def make_train_step(
 
         # First what the means of the whole batch divide by. XLA leaves out what that
         # does not need: everything, or where it depends on the selection the decoder.
-        means, _ = jax.eval_shape(forward, params, stats, *first)
-        counts, _ = jax.lax.scan(count, _zeros(counts_of(means)), parts)
+        shapes = jax.eval_shape(
+            lambda *part: counts_of(forward(params, stats, *part)[0]), *first
+        )
+        counts, _ = jax.lax.scan(count, _zeros(shapes), parts)
 
         def add(carry, part):
             sums, stats = carry

@@ -7,21 +7,23 @@ import types
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
 from tiny_regions import CLASSES, SIDE, region_config
 
 import mlseg_jax
 from input_pipeline.datasets.coco_json import open_panoptic
+from input_pipeline.datasets.open import open_dataset
 from input_pipeline.datasets.sign_scenes import SignScenes
 from input_pipeline.segments import parts_of, segment_table
 from mlseg_jax.cli.commands import evaluate, predict
+from mlseg_jax.errors import UserError
 from mlseg_jax.inference.segments import Panoptic, Segment
 from mlseg_jax.metrics.panoptic_quality import PanopticQuality
+from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.prediction.coco_files import PanopticWriter
 from mlseg_jax.reporting.report import write_report
-from mlseg_jax.runs.workdir import load_config
+from mlseg_jax.runs.workdir import load_config, load_parameters
 from mlseg_jax.tasks.panoptic import _truth
+from mlseg_jax.training.final_evaluation import evaluate_and_write
 from mlseg_jax.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -159,6 +161,8 @@ def test_segments_of_a_picture(run):
     assert prediction.overlay().shape[2] == 3
     only = segmenter(image, allowed=segmenter.info.class_names[:2])
     assert {segment.class_id for segment in only.segments} <= {0, 1}
+    with pytest.raises(UserError, match="no probabilities of"):
+        segmenter.write_probabilities(image, "probabilities")
 
 
 def test_the_report_shows_segments(run):
@@ -171,17 +175,11 @@ def test_the_report_shows_segments(run):
 @pytest.mark.parametrize("task", ["instance", "semantic"])
 def test_the_same_weights_serve_other_tasks(run, task, tmp_path):
     """A task is what is made of the regions; these need no training of their own."""
-    from mlseg_jax.models.build import FunctionalModel
-    from mlseg_jax.runs.workdir import load_parameters
-    from mlseg_jax.training.final_evaluation import evaluate_and_write
-
     config = region_config(task=task)
     trained = load_config(str(run[0]))
     trained.mesh.update(data=-1, fsdp=1)
     _, parameters, step = load_parameters(str(run[0]), trained, "latest")
     model = FunctionalModel.build(config, CLASSES)
-    from input_pipeline.datasets.open import open_dataset
-
     source = open_dataset(config.data, train=False)
     metrics, scores = evaluate_and_write(
         config, str(tmp_path), model, {"latest": parameters}, step, source
@@ -190,16 +188,3 @@ def test_the_same_weights_serve_other_tasks(run, task, tmp_path):
     assert 0 <= metrics[best] <= 1 and scores == {"latest": metrics[best]}
     assert 0 <= metrics[f"oracle_{best}"] <= 1
     assert write_report(tmp_path).exists()
-    if task == "instance":
-        from mlseg_jax.prediction.coco_files import InstanceWriter
-
-        segmenter_info = source.info
-        writer = InstanceWriter(tmp_path, segmenter_info)
-        mask = np.zeros((8, 8), bool)
-        mask[2:5, 3:6] = True
-        runs = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-        segment = Segment(1, 9, "x", 0.5, 9, (3, 2, 3, 3), 0, runs)
-        writer.add(1, "1.png", (8, 8), [segment])
-        writer.close()
-        coco = COCO(str(tmp_path / "instances.json"))
-        assert len(coco.loadRes(str(tmp_path / "instances_results.json")).anns) == 1
