@@ -55,7 +55,7 @@ class Training:
                 source,
                 seed=config.seed,
                 batch_size=config.train.batch_size,
-                augment=make_augment(config.data),
+                augment=make_augment(config.data, None, source.info),
                 num_threads=config.data.num_threads,
             )
             self.batches = self.watch.timed(batches)

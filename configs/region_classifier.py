@@ -78,9 +78,14 @@ def recipe(
         base_size=(4 * side, side),
         normalisation="imagenet",
     )
-    config.data.segments = SEGMENTS[args.task]
-    # One class may fill a crop, where segments are the targets.
-    config.data.max_class_share = 0.75 if args.task == "semantic" else 1.0
+    # As for ADE20K (method.md 12.4, masks.md 3.4): one class may fill a crop.
+    config.data.update(
+        segments=SEGMENTS[args.task],
+        augmentation="short_side",
+        short_sides=tuple(int(side * tenths / 10) for tenths in range(5, 21)),
+        max_side=4 * side,
+        max_class_share=1.0,
+    )
     has_head = args.selection == "top_k"
     num_classes = NUM_CLASSES[args.dataset]
     config.data.num_classes = num_classes
@@ -232,7 +237,9 @@ def use_sign_scenes(config: ConfigDict) -> None:
     """The embedded data, and what suits so few and so small segments."""
     common.use_sign_scenes(config)
     side = config.data.crop_size[0]
-    config.data.update(base_size=(10 * side, side), max_segments=32)
+    config.data.update(
+        base_size=(10 * side, side), augmentation="crop", max_segments=32
+    )
     config.loss.regions.num_points = 1024
     config.train.batch_size = 8
     if config.model.multilabel_head.name != "none":

@@ -187,6 +187,16 @@ def ranks_to_labels(
     return labels.reshape(rank_map.shape)
 
 
+def keep_best(logits: Float[Array, "B h w K"], count: int) -> Float[Array, "B h w K"]:
+    """The best of each cell; the others get what unselected labels get.
+
+    ESSNet's release does so before it upsamples, which changes the best label between
+    cells that keep different ones (method.md 10.2).
+    """
+    least = jax.lax.top_k(logits, min(count, logits.shape[-1]))[0][..., -1:]
+    return jnp.where(logits >= least, logits, UNSELECTED_LOGIT)
+
+
 # --------------------------------------------------------------------- configuration
 
 

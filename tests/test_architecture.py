@@ -2,10 +2,13 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+PACKAGES = ("mlseg_jax", "input_pipeline", "configs", "tests", "benchmarks")
 
 # From the ground up. A room imports from its own floor's other rooms never, from those
 # below always.
@@ -87,6 +90,22 @@ def test_every_room_has_a_floor_and_says_what_it_is_for():
             assert ast.get_docstring(tree) and len(tree.body) == 1, folder
 
 
+def test_programs_inside_strings_import_what_there_is():
+    wrong = []
+    for path in sorted(
+        p for package in PACKAGES for p in (ROOT / package).rglob("*.py")
+    ):
+        for name in re.findall(
+            r"^from ((?:mlseg_jax|input_pipeline)\.[\w.]+) import",
+            path.read_text(),
+            re.M,
+        ):
+            place = ROOT / name.replace(".", "/")
+            if not (place.is_dir() or place.with_suffix(".py").exists()):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_rooms_import_only_from_rooms_below():
     wrong = []
     for path, name in all_imports("mlseg_jax"):
@@ -117,9 +136,7 @@ def test_the_input_pipeline_needs_little_of_the_library():
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize(
-    "package", ["mlseg_jax", "input_pipeline", "configs", "tests", "benchmarks"]
-)
+@pytest.mark.parametrize("package", PACKAGES)
 def test_no_file_is_longer_than_350_lines(package):
     paths = (ROOT / package).rglob("*.py")
     lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in paths}

@@ -40,8 +40,9 @@ def make_augment(
 
     Returns:
       A function ``(example, generator) -> example`` whose pictures all have
-      ``data.crop_size``. Where ``data.segments`` wants them, the example has the
-      segments of the crop; see `CropSegments.make`.
+      ``data.crop_size``; of crops, ``image_size`` int32 ``[2]`` tells rows and
+      columns that are no padding. Where ``data.segments`` wants them, the example has
+      the segments of the crop; see `CropSegments.make`.
 
     Raises:
       DataError: a key has a value that there is not, or two do not go together.
@@ -154,7 +155,8 @@ def _make_crop(
     info: DatasetInfo | None,
 ):
     """Geometry, then colours (method.md section 12.2), then padding."""
-    # As released: about zero after normalisation, or grey before it.
+    # As released, and what a person may see; training makes exact zeros of it
+    # (`image_size`).
     mean = tuple(round(value) for value in data.pixel_mean)
     is_grey = data.augmentation in ("short_side", "large_scale_jitter")
     pad_colour = region_recipes.PAD_COLOUR if is_grey else mean
@@ -169,7 +171,11 @@ def _make_crop(
         if data.photometric:  # Before padding, which keeps its colour.
             image = photometric_distortion(image, rng)
         label_map = pad(view.take(example["label_map"]), canvas, IGNORE)
-        crop = {"image": pad(image, canvas, pad_colour), "label_map": label_map}
+        crop = {
+            "image": pad(image, canvas, pad_colour),
+            "image_size": np.asarray(view.size, np.int32),
+            "label_map": label_map,
+        }
         if crop_segments is not None:
             crop |= crop_segments.make(example, view, canvas)
         return example | crop

@@ -43,8 +43,7 @@ class CropSegments:
           ``masks``: where segments cannot overlap, int32 ``[H W]`` of their numbers
           0..M-1 and IGNORE; else bits, uint8 ``[M H ceil(W/8)]`` as of
           ``numpy.packbits``. ``segment_classes``: int32 ``[M]``, IGNORE where there is
-          no segment. ``image_size``: int32 ``[2]``, the crop's rows and columns.
-          ``dropped_segments``: int32 ``[]``, those that did not fit.
+          no segment. ``dropped_segments``: int32 ``[]``, those that did not fit.
 
         Raises:
           DataError: the data set has no instances, but they are wanted.
@@ -58,12 +57,13 @@ class CropSegments:
         return {
             "masks": found,
             "segment_classes": classes,
-            "image_size": np.int32(view.size),
             "dropped_segments": np.int32(dropped),
         }
 
     def _disjoint(self, example, view, canvas):
-        parts = segments.parts_of(self.kind, example, self.info, view.take)
+        maps = {"label_map", "instance_map"} & example.keys()
+        crop = example | {name: view.take(example[name]) for name in maps}
+        parts = segments.parts_of(self.kind, crop, self.info)
         areas = np.where(parts.is_crowd, 0, parts.areas)
         kept = _largest(areas, self.max_segments)
         numbers = np.full(len(areas), IGNORE)

@@ -5,8 +5,6 @@ and columns which of the original it shows, so every map of the example (classes
 instances, masks) is sampled at exactly the same points as all others.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 
@@ -44,11 +42,11 @@ class View:
     """
 
     image: UInt8[np.ndarray, "h w 3"]
-    rows: Int[np.ndarray, h]
-    columns: Int[np.ndarray, w]
+    rows: Int[np.ndarray, "h"]
+    columns: Int[np.ndarray, "w"]
 
     @classmethod
-    def whole(cls, image: UInt8[np.ndarray, "H W 3"]) -> View:
+    def whole(cls, image: UInt8[np.ndarray, "H W 3"]) -> "View":
         """All of a picture, as it is."""
         height, width = image.shape[:2]
         return cls(image, np.arange(height), np.arange(width))
@@ -58,18 +56,18 @@ class View:
         """Height and width."""
         return self.image.shape[:2]
 
-    def resized(self, size: tuple[int, int], resize: Resize) -> View:
+    def resized(self, size: tuple[int, int], resize: Resize) -> "View":
         """The view at another (height, width)."""
         rows = self.rows[nearest_indices(len(self.rows), size[0])]
         columns = self.columns[nearest_indices(len(self.columns), size[1])]
         return View(resize(self.image, size), rows, columns)
 
-    def cropped(self, top: int, left: int, height: int, width: int) -> View:
+    def cropped(self, top: int, left: int, height: int, width: int) -> "View":
         """A window of the view; what of it lies outside is left away."""
         y, x = slice(top, top + height), slice(left, left + width)
         return View(self.image[y, x], self.rows[y], self.columns[x])
 
-    def mirrored(self) -> View:
+    def mirrored(self) -> "View":
         """Left and right exchanged."""
         return View(cv2.flip(self.image, 1), self.rows, self.columns[::-1])
 
@@ -81,8 +79,8 @@ class View:
 def nearest_indices(old: int, new: int) -> np.ndarray:
     """Returns, for each of `new` pixels, which of `old` holds its centre."""
     # cv2's INTER_NEAREST drops the half pixel and would shift labels against the image.
-    centres = (np.arange(new) + 0.5) * (old / new)
-    return np.minimum(centres.astype(np.int64), old - 1)
+    # Whole numbers, as floats may fall short of a centre that lies on an edge.
+    return (2 * np.arange(new) + 1) * old // (2 * new)
 
 
 def fitted_size(size: tuple[int, int], base_size) -> tuple[int, int]:

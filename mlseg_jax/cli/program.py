@@ -324,7 +324,10 @@ def _main(argv: list[str]) -> None:
     except OSError as error:
         _fail_with_file(error)
     except KeyboardInterrupt:
-        _fail("Interrupted; the same command takes the run up at its last checkpoint.")
+        again = "the same command takes the run up at its last checkpoint"
+        if command != "train":
+            again = "run the same command again"
+        _fail(f"Interrupted; {again}.")
     except Exception as error:
         if not processes.are_connected():
             raise

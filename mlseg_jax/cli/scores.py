@@ -9,6 +9,7 @@ SCORES = (
 
 
 def print_scores(metrics: dict, workdir: str) -> None:
-    scores = [f"{k} {metrics[k]:.3f}" for k in SCORES if metrics.get(k) is not None]
+    known = {k: metrics[k] for k in SCORES if isinstance(metrics.get(k), int | float)}
+    scores = [f"{k} {value:.3f}" for k, value in known.items()]
     print("  ".join(scores))
     print(f"{workdir}/metrics.json")

@@ -67,6 +67,11 @@ class Split:
             presence = to_presence(self.good)
         return SplitStatistics(self.name, self.info, presence)
 
+    def segment_counts(self) -> np.ndarray:
+        """[n] segments of the examples that were read; [0] unless they are wanted."""
+        counted = [r.segments for r in self.good if r.segments is not None]
+        return np.asarray([counts.num_segments for counts in counted], int)
+
     def ignored_share(self) -> float:
         pixels = sum(reading.num_pixels for reading in self.readings)
         return sum(r.ignored_pixels for r in self.readings) / max(pixels, 1)
@@ -137,7 +142,9 @@ def _read_split(config: ml_collections.ConfigDict, train: bool, sample: int) -> 
     indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
     readings = []
     with progress_bar(count, 0, f"reading {name}") as bar:
-        for reading in survey(source, indices, config.data.num_threads):
+        for reading in survey(
+            source, indices, config.data.num_threads, segments=config.data.segments
+        ):
             readings.append(reading)
             bar.update()
     unused = tuple(getattr(source, "unused_masks", ()))
@@ -153,6 +160,9 @@ def _split_json(split: Split) -> dict:
             "ignored_share": split.ignored_share(),
             "class_names": split.info.class_names,
         }
+        if (counts := split.segment_counts()).size:
+            facts["mean_segments_per_image"] = float(counts.mean())
+            facts["max_segments_per_image"] = int(counts.max())
     return facts
 
 
@@ -164,8 +174,14 @@ def _split_lines(split: Split) -> list[str]:
     order = np.argsort(images, kind="stable")[:_TAIL]
     tail = ", ".join(f"{split.info.class_names[i]} {images[i]}" for i in order)
     counts = collections.Counter(min(count, 11) // 11 for count in images)
+    found, segments = split.segment_counts(), []
+    if found.size:
+        segments.append(
+            f"  {found.mean():.1f} segments an image on average, at most {found.max()}"
+        )
     return [
         as_text([statistics]),
+        *segments,
         f"  read {len(split.readings):,} of {len(split.source):,}; "
         f"{split.ignored_share():.1%} of the pixels are ignored",
         f"  {counts[0]} classes are in 10 images or fewer; rarest, by images: {tail}",

@@ -91,7 +91,8 @@ class Engine:
     ) -> list[list[Segmented]] | list[list[SegmentedRegions]]:
         """Segments pictures uint8 ``[H W 3]`` of one size under each of ``policies``.
 
-        A ``given`` selection has a row per picture. Labels that are not ``allowed`` get
+        A ``given`` selection has a row per picture, or one for each of their views,
+        picture by picture. Labels that are not ``allowed`` get
         the score -inf. Returns, per policy, one `Segmented` for each batch of pictures
         where a picture is a single window, else one for each picture; where regions are
         classified, one `SegmentedRegions` for each picture.
@@ -100,6 +101,9 @@ class Engine:
         views = [make_views(image, *plan) for image in images]
         owners = np.repeat(
             np.arange(len(images)), [sum(v.num_windows for v in vs) for vs in views]
+        )
+        views_of = np.repeat(
+            np.arange(sum(map(len, views))), [v.num_windows for vs in views for v in vs]
         )
         pictures = images, views, owners
         windows = [
@@ -127,7 +131,10 @@ class Engine:
             if per_image and policy.name == "top_k":
                 given = self._select_per_image(policy, scores, owners, len(images))
                 policy = SelectionPolicy("given", policy.k)
-            parts = self._classify_all(encoded, policy, given, owners)
+            rows = owners
+            if given is not None and len(given.class_ids) > len(images):
+                rows = views_of
+            parts = self._classify_all(encoded, policy, given, rows)
             results.append(self._assemble(*pictures, list(parts), scores))
         return results
 
@@ -167,13 +174,16 @@ class Engine:
         best = np.stack([scores[owners == i].max(axis=0) for i in range(count)])
         return jax.device_get(policy.select()(jnp.asarray(best)))
 
-    def _classify_all(self, encoded, policy, given, owners):
-        """Per batch of windows: the selection, the logits and how many are real."""
+    def _classify_all(self, encoded, policy, given, rows_of):
+        """Per batch of windows: the selection, the logits and how many are real.
+
+        ``rows_of``: the row of ``given`` that each window takes.
+        """
         start = 0
         for labels, count in encoded:
             rows = None
             if given is not None:
-                padded = np.resize(owners[start : start + count], len(labels.scores))
+                padded = np.resize(rows_of[start : start + count], len(labels.scores))
                 rows = jax.tree.map(lambda x, rows=padded: np.asarray(x)[rows], given)
             yield *self.classify(self.parameters, labels, rows, policy), count
             start += count

@@ -28,11 +28,18 @@ def write_probabilities(
     Raises:
       UserError: there is something at ``path`` already, or nothing can be there.
     """
+    place = os.path.abspath(path)
+    try:
+        os.makedirs(place, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to {place} ({error.strerror}); give a new path."
+        ) from error
     try:
         store = ts.open(
             {
                 "driver": "zarr",
-                "kvstore": {"driver": "file", "path": os.path.abspath(path)},
+                "kvstore": {"driver": "file", "path": place},
                 "metadata": {
                     "shape": list(shape),
                     "chunks": [1, *(min(side, 512) for side in shape[1:])],
@@ -43,12 +50,8 @@ def write_probabilities(
             create=True,
         ).result()
     except ValueError as error:
-        if "ALREADY_EXISTS" in str(error):
-            reason = "there is something already"
-        else:
-            reason = " ".join(str(error).split())[:200].rstrip(".")
         raise UserError(
-            f"Cannot write to {os.fspath(path)} ({reason}); give a new path."
+            f"There is something at {os.fspath(path)} already; give a new path."
         ) from error
     for start, segmented in parts:
         _write_part(store, start, segmented)

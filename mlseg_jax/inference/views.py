@@ -16,8 +16,9 @@ import ml_collections
 import numpy as np
 
 from input_pipeline.augmentation.transforms import resize_for_test
+from input_pipeline.augmentation.views import fitted_size
 from mlseg_jax.models.layers.resize import bilinear_matrix, bilinear_taps
-from mlseg_jax.typing import Float
+from mlseg_jax.typing import Float, Int
 
 
 @functools.lru_cache(maxsize=512)
@@ -201,12 +202,34 @@ def make_views(
     return views
 
 
+def label_maps_of_views(
+    label_map: Int[np.ndarray, "H W"], settings: ml_collections.ConfigDict
+) -> list[Int[np.ndarray, "_ _"]]:
+    """The true labels as each of `make_views` has them, but never mirrored.
+
+    Resized as the release does it, by OpenCV's nearest neighbour: what is small can
+    vanish.
+    """
+    maps = []
+    for scale in settings.scales:
+        size = _size_at_scale(label_map.shape, settings.base_size, scale)
+        seen = cv2.resize(label_map, size[::-1], interpolation=cv2.INTER_NEAREST)
+        maps += [seen] * (2 if settings.flip else 1)
+    return maps
+
+
+def _size_at_scale(size, base_size, scale: float) -> tuple[int, int]:
+    if max(base_size) > 0:
+        return fitted_size(size, tuple(int(side * scale) for side in base_size))
+    return tuple(max(1, round(side * scale)) for side in size)
+
+
 def _at_scale(image: np.ndarray, base_size, scale: float) -> np.ndarray:
     if max(base_size) > 0:
         return resize_for_test(image, tuple(int(side * scale) for side in base_size))
     if scale == 1:
         return image
-    return cv2.resize(image, [max(1, round(s * scale)) for s in image.shape[1::-1]])
+    return cv2.resize(image, _size_at_scale(image.shape[:2], base_size, scale)[::-1])
 
 
 def _plan(

@@ -20,7 +20,8 @@ PIXEL_MEANS = ("all", "valid")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean of a batch or of a part of one, not yet divided.
+    """A mean of a batch or of a part of one, not yet divided; or several, one for each
+    supervised prediction, whose sum counts.
 
     Attributes:
       total: the sum of what is averaged.
@@ -32,21 +33,24 @@ class Mean:
     # Leaves may be anything while JAX transforms it.
     __no_type_check__ = True
 
-    total: Float[Array, ""]
-    count: Float[Array, ""]
+    total: Float[Array, "*P"]
+    count: Float[Array, "*P"]
     weight: float = dataclasses.field(default=0.0, metadata={"static": True})
     least: float = dataclasses.field(default=1.0, metadata={"static": True})
 
     def weighted(self, weight: float) -> "Mean":
         return dataclasses.replace(self, weight=weight)
 
-    def value(self, count: Float[Array, ""] | None = None) -> Float[Array, ""]:
-        """The mean; with the ``count`` of a whole batch, this part's share in it."""
+    def values(self, count: Float[Array, "*P"] | None = None) -> Float[Array, "*P"]:
+        """The means; with the ``count`` of a whole batch, this part's share in it."""
         count = jax.lax.stop_gradient(self.count if count is None else count)
         return self.total / jnp.maximum(count, self.least)
 
+    def value(self, count: Float[Array, "*P"] | None = None) -> Float[Array, ""]:
+        return jnp.sum(self.values(count))
 
-Counts = dict[str, Float[Array, ""]]
+
+Counts = dict[str, Float[Array, "*P"]]
 """What a whole batch divides by, by the names of its means."""
 
 

@@ -26,6 +26,8 @@ from mlseg_jax.losses.region_matching import match_regions
 from mlseg_jax.losses.targets import Targets
 from mlseg_jax.typing import Array, Bool, Float, Int, PRNGKeyArray
 
+PARTS = ("class", "mask", "dice")
+
 Draw = Callable[..., Float[Array, "count 2"]]
 """``(prediction, image, stream, count)`` to points: `random_points`, or a test's own.
 Stream 0 is for the costs, 1 + m for target m."""
@@ -103,7 +105,8 @@ def region_losses(
 def region_means(settings: RegionLoss, losses: RegionLosses) -> dict[str, Mean]:
     """The losses of a batch or of a part of one, and those of the final prediction.
 
-    Both means are over the whole batch, on however many devices it lies:
+    All means are over the whole batch, on however many devices and in however many
+    parts it lies:
 
     * classes: Σ w·nll / Σ w over all B·N queries of a prediction. The release takes
       this quotient on each worker and averages; that is the same only where every

@@ -63,6 +63,7 @@ def _build_mlseg(
         scales_of_classes=config.selection.name == "complete",
         classes_in_backbone=_classes_in_backbone(config),
         initial_classes=choice.class_embeddings.initial,
+        num_nearest=_num_nearest(config),
         auxiliary_head=make(AUXILIARY_HEADS, "auxiliary_head", backbone, num_classes),
         pixel_mean=tuple(config.data.pixel_mean),
         pixel_std=tuple(config.data.pixel_std),
@@ -142,6 +143,12 @@ def _norm_size(config: ml_collections.ConfigDict, num_classes: int) -> int:
     if config.selection.name == "oracle":
         return num_classes
     return num_ranks(config, num_classes)
+
+
+def _num_nearest(config: ml_collections.ConfigDict) -> int | None:
+    """What ESSNet's loss compares each pixel's class with, it also predicts among."""
+    is_essnet = config.loss.pixel == "nearest_classes"
+    return config.loss.num_nearest if is_essnet else None
 
 
 def _classes_in_backbone(config: ml_collections.ConfigDict) -> bool:

@@ -17,7 +17,12 @@ import dataclasses
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.label_selection import Select, Selection, gather_classes
+from mlseg_jax.label_selection import (
+    Select,
+    Selection,
+    gather_classes,
+    keep_best,
+)
 from mlseg_jax.models.decoders.auxiliary import FCNHead
 from mlseg_jax.models.interfaces import (
     AbstractBackbone,
@@ -58,6 +63,7 @@ class MLSeg(nnx.Module):
         scales_of_classes: bool = False,
         classes_in_backbone: bool = False,
         initial_classes: str = "normal",
+        num_nearest: int | None = None,
         auxiliary_head: FCNHead | None = None,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
@@ -78,6 +84,8 @@ class MLSeg(nnx.Module):
         # Learned with all classes in class order, as the baseline's are.
         self.scales_of_classes = scales_of_classes
         self.classes_in_backbone = classes_in_backbone
+        # ESSNet predicts among as many classes in each cell, those that score best.
+        self.num_nearest = num_nearest
         biases = initial(rngs.params(), (num_classes, 1))
         self.class_biases = nnx.Param(biases) if decoder.class_bias else None
         self.pixel_mean = pixel_mean
@@ -152,6 +160,8 @@ class MLSeg(nnx.Module):
             scores = scores + biases.astype(scores.dtype)
         class_ids = selection.class_ids if self.scales_of_classes else None
         logits = self.rank_norm(scores, selection.valid, class_ids)
+        if self.num_nearest is not None and rng is None:
+            logits = keep_best(logits, self.num_nearest)
         return make_output(labels.scores, selection, logits, labels.elements)
 
     def grid_length(self, length: Length) -> Length:
@@ -194,6 +204,20 @@ class MLSeg(nnx.Module):
             counted = ("backbone", "multilabel_head")
             parts |= {name: in_full(parts[name]) for name in counted}
         return parts
+
+
+def clear_padding(
+    images: UInt8[Array, "B H W 3"],
+    image_size: Int[Array, "B 2"],
+    pixel_mean: tuple[float, ...],
+) -> Float[Array, "B H W 3"]:
+    """Pads crops with what is exactly 0 once normalised, as the release pads.
+
+    To the model that padding is picture: in training nothing is masked.
+    """
+    mean = jnp.asarray(pixel_mean, jnp.float32).reshape(1, 1, 1, 3)
+    inside = inside_mask(images.shape[1:3], image_size)[..., None]
+    return jnp.where(inside, images.astype(jnp.float32), mean)
 
 
 def normalise(

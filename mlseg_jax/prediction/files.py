@@ -141,7 +141,8 @@ def check_output(
     """Label maps are PNG files, as pictures may be: none is written over a picture."""
     given = {_fold(_real(path)) for path in paths}
     folder = _real(output)
-    for name in (name for pair in names for name in pair):
+    segments = [f"panoptic/{label_map}" for label_map, _ in names]
+    for name in [*segments, *(name for pair in names for name in pair)]:
         if given & {_fold(f"{folder}/{name}"), _fold(_real(output / name))}:
             raise UserError(
                 f"{output / name} would be written over a picture of --images; "
@@ -168,11 +169,19 @@ def replaced_when_complete(output: epath.Path) -> Iterator[epath.Path]:
             folder.rmtree()
         raise
     # The labels last: what they name is there.
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == LABELS):
-        if path.is_dir():
-            (output / path.name).rmtree(missing_ok=True)
-        path.replace(output / path.name)
+    for path in sorted(_files_in(folder), key=lambda path: path.name == LABELS):
+        place = output / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(place)
     folder.rmtree(missing_ok=True)
+
+
+def _files_in(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files_in(path)
+        else:
+            yield path
 
 
 def write_drawing(path: epath.Path, drawing: Drawing) -> None:

@@ -40,9 +40,9 @@ def as_pictures(
         return [as_picture(images, options)], True
     if not isinstance(images, Sequence):
         raise UserError(
-            f"A {_type_of(images)} is neither a picture nor a list of pictures; give a "
-            f"path, a uint8 array, a PIL picture, the bytes of a file, or a list of "
-            f"them."
+            f"A value of type {_type_of(images)} is neither a picture nor a list of "
+            f"pictures; give a path, a uint8 array, a PIL picture, the bytes of a "
+            f"file, or a list of them."
         )
     return [as_picture(image, options) for image in images], False
 
@@ -73,8 +73,8 @@ def as_picture(
         )
     if not isinstance(image, np.ndarray | jax.Array):
         raise UserError(
-            f"A {_type_of(image)} is no picture; give a path, a uint8 array, a PIL "
-            f"picture or the bytes of a file."
+            f"A value of type {_type_of(image)} is no picture; give a path, a uint8 "
+            f"array, a PIL picture or the bytes of a file."
         )
     return _from_array(np.asarray(image))
 

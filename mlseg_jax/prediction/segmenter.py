@@ -171,7 +171,7 @@ class Segmenter:
             policy = dataclasses.replace(policy, k=int(k))
         mask = None
         if allowed is not None:
-            if not isinstance(allowed, Iterable):
+            if not isinstance(allowed, Iterable) or isinstance(allowed, bytes):
                 raise UserError(
                     f"allowed is {allowed!r}; give a list of names of classes."
                 )

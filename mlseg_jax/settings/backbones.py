@@ -167,6 +167,8 @@ def swin(name: str) -> ConfigDict:
             # Maps not larger than a window: shifted as others (segmentation), or one
             # window, the classifiers' way (method.md section 9.2).
             "shift_small_maps": True,
+            # Hidden layer of the MLP in widths.
+            "mlp_ratio": 4,
             # As of `vit`; a scan goes over pairs of blocks.
             "scan": False,
             "remat": "none",

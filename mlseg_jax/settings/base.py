@@ -219,6 +219,9 @@ def base(name: str) -> ConfigDict:
                 "weights": "average",
                 # Largest number of present labels the oracle can select.
                 "oracle_k": 64,
+                # Which labels it takes as present: those of the label map resized as
+                # the pictures are for each view, as the release, or original.
+                "oracle_labels": "resized",
                 # Letters for names in pictures of predictions, a file; "" are our own
                 # and, for other scripts, those that are installed.
                 "font": "",

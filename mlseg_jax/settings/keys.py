@@ -187,6 +187,7 @@ KEYS = {
     "eval.batch_size": COUNT,
     "eval.weights": choice("average", "latest", "better"),
     "eval.oracle_k": COUNT,
+    "eval.oracle_labels": choice("resized", "original"),
     "eval.object_threshold": SHARE,
     "eval.overlap_threshold": SHARE,
     "eval.inside_mask": FLAG,

@@ -62,6 +62,9 @@ class InstanceEvaluation(AbstractSegmentationEvaluation):
                 row[instance.class_id] += coco_mask.area(instance.run_lengths)
         return pixels
 
+    def seen_labels(self, examples: list[dict]) -> Int[np.ndarray, "N views C"]:
+        return self.histogram(examples)[:, None]  # There is one view.
+
     def count(self, segmented: SegmentedRegions, examples: list[dict]) -> None:
         (example,) = examples
         segments = find_segments(segmented, self.config.eval, self.info)

@@ -57,6 +57,9 @@ class PanopticEvaluation(AbstractSegmentationEvaluation):
         label_maps = np.stack([example["label_map"] for example in examples])
         return pixel_histogram(label_maps, self.info.num_classes)
 
+    def seen_labels(self, examples: list[dict]) -> Int[np.ndarray, "N views C"]:
+        return self.histogram(examples)[:, None]  # There is one view.
+
     def count(self, segmented: SegmentedRegions, examples: list[dict]) -> None:
         (example,) = examples
         found = find_segments(segmented, self.config.eval, self.info)

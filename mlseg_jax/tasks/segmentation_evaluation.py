@@ -63,6 +63,10 @@ class AbstractSegmentationEvaluation(AbstractEvaluation):
         """Pixels of each class that is to be found in each picture."""
 
     @abc.abstractmethod
+    def seen_labels(self, examples: list[dict]) -> Int[np.ndarray, "N views C"]:
+        """The same in each view of the pictures: what the oracle selects there."""
+
+    @abc.abstractmethod
     def count(
         self, segmented: Segmented | SegmentedRegions, examples: list[dict]
     ) -> None:
@@ -80,12 +84,14 @@ class AbstractSegmentationEvaluation(AbstractEvaluation):
     def add(self, engine: Engine, examples: list[dict]) -> None:
         """Segments and scores examples whose pictures have one size."""
         histogram = self.histogram(examples)
-        oracle = None
+        oracle = given = None
         if self.oracle_policy or self.policy.name == "oracle":
-            oracle = self._oracle(histogram)
+            seen = self.seen_labels(examples)
+            oracle = self._oracle(seen.reshape(-1, self.info.num_classes))
         policies = [(self.policy, None)]
         if self.policy.name == "oracle":
             policies = [(oracle_policy(self.config), oracle)]
+            given = self._oracle(seen.max(axis=1))
         elif self.policy.name == "given":
             class_ids = np.stack([example["given"] for example in examples])
             given = Selection(class_ids, None, self.info.num_classes)
@@ -96,10 +102,8 @@ class AbstractSegmentationEvaluation(AbstractEvaluation):
         results = engine.segment(images, policies)
         for chosen, segmented in _with_rows(results[0]):
             self.count(segmented, examples[chosen])
-            given = policies[0][1]
-            if given is not None:
-                given = jax.tree.map(lambda x, rows=chosen: x[rows], given)
-            self._add_labels(segmented, histogram[chosen], given)
+            own = given and jax.tree.map(lambda x, rows=chosen: x[rows], given)
+            self._add_labels(segmented, histogram[chosen], own)
         if self.oracle_policy:
             for chosen, segmented in _with_rows(results[1]):
                 self.count_oracle(segmented, examples[chosen])

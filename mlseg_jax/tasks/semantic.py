@@ -32,7 +32,7 @@ from mlseg_jax.losses.reduce import (
 from mlseg_jax.metrics.label_recall import label_histogram
 from mlseg_jax.models.decoders.auxiliary import FCNHead
 from mlseg_jax.models.interfaces import FeatureMap
-from mlseg_jax.models.mlseg import MLSeg
+from mlseg_jax.models.mlseg import MLSeg, clear_padding
 from mlseg_jax.typing import IGNORE, Array, Bool, Float, Int, PRNGKeyArray
 
 
@@ -56,13 +56,17 @@ def means(
 ) -> dict[str, Mean]:
     """All losses of a batch and what else to log of it, as sums and counts.
 
-    ``batch``: ``image`` uint8 [B H W 3], ``label_map`` int32 [B H W]. A label counts as
+    ``batch``: ``image`` uint8 [B H W 3], ``label_map`` int32 [B H W], perhaps
+    ``image_size`` int32 [B 2], what of the crops is no padding. A label counts as
     present if any pixel of the (augmented) crop has it. ``priors``: see `class_priors`.
     """
     label_map = batch["label_map"]
     num_classes = model.class_embeddings.shape[0]
     histogram = label_histogram(label_map, num_classes)
-    output = model(batch["image"], training_select(config, batch, histogram), rng=rng)
+    images = batch["image"]
+    if "image_size" in batch:
+        images = clear_padding(images, batch["image_size"], model.pixel_mean)
+    output = model(images, training_select(config, batch, histogram), rng=rng)
 
     ranks = labels_to_ranks(label_map, output.selection)
     logits, weights = output.logits, None

@@ -6,9 +6,11 @@ from etils import epath
 from mlseg_jax.inference.pixel_counts import count_pixels, pixel_histogram
 from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.inference.regions import SegmentedRegions
+from mlseg_jax.inference.views import label_maps_of_views
 from mlseg_jax.metrics.class_groups import mean_iou_by_group
 from mlseg_jax.metrics.mean_iou import MeanIoU
 from mlseg_jax.models.mlseg import MLSeg
+from mlseg_jax.tasks.engines import evaluation_settings
 from mlseg_jax.tasks.segmentation_evaluation import (
     LABEL_COUNTS,
     LABEL_STATES,
@@ -32,6 +34,22 @@ class SemanticEvaluation(AbstractSegmentationEvaluation):
 
     def histogram(self, examples: list[dict]) -> Int[np.ndarray, "N C"]:
         return pixel_histogram(_label_maps(examples), self.info.num_classes)
+
+    def seen_labels(self, examples: list[dict]) -> Int[np.ndarray, "N views C"]:
+        """Of one view, the whole picture at its own size, where so configured."""
+        label_maps, num_classes = _label_maps(examples), self.info.num_classes
+        if self.config.eval.oracle_labels == "original":
+            return pixel_histogram(label_maps, num_classes)[:, None]
+        settings = evaluation_settings(self.config)
+        return np.stack(
+            [
+                [
+                    pixel_histogram(seen[None], num_classes)[0]
+                    for seen in label_maps_of_views(label_map, settings)
+                ]
+                for label_map in label_maps
+            ]
+        )
 
     def count(
         self, segmented: Segmented | SegmentedRegions, examples: list[dict]

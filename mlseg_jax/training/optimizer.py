@@ -55,10 +55,10 @@ def average_decay(
 
     With ``optimizer.ema_warmup`` at most (1 + step) / (10 + step): until that reaches
     the decay, the average is of about the last ninth of the steps, and soon nothing of
-    the random start is left in it. Runs from before that choice have none.
+    the random start is left in it. `settings.saved` says it for older runs.
     """
     decay = config.optimizer.ema_decay
-    if not config.optimizer.get("ema_warmup", False):
+    if not config.optimizer.ema_warmup:
         return decay
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 

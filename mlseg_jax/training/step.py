@@ -1,7 +1,6 @@
 """One step of training: gradients of a batch, one update of the state."""
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -9,10 +8,10 @@ from jax.sharding import Mesh
 
 from mlseg_jax.distributed.sharding import within
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
-from mlseg_jax.losses.reduce import counts_of, total_loss
 from mlseg_jax.models.build import FunctionalModel, statistics
 from mlseg_jax.settings.resolve import resolve
 from mlseg_jax.tasks.table import find_task
+from mlseg_jax.training.accumulate import accumulated_gradients
 from mlseg_jax.training.optimizer import average_decay, frozen_paths, make_optimizer
 from mlseg_jax.training.state import TrainState, abstract_state
 from mlseg_jax.typing import Array
@@ -30,21 +29,17 @@ def example_shapes(
     if config.task == "multilabel":
         return shapes | {"presence": ((num_classes,), np.bool_)}
     shapes["label_map"] = (crop, np.int32)
+    shapes["image_size"] = ((2,), np.int32)
     if config.selection.name == "given":
         shapes["given"] = ((min(config.selection.k, num_classes),), np.int32)
     if data.segments == "none":
         return shapes
     shapes["segment_classes"] = ((data.max_segments,), np.int32)
-    shapes["image_size"] = ((2,), np.int32)
     shapes["masks"] = (crop, np.int32)
     if data.segments == "instances" and data.name in OVERLAPPING:
         octets = -(-crop[1] // 8)
         shapes["masks"] = ((data.max_segments, crop[0], octets), np.uint8)
     return shapes
-
-
-def _zeros(shapes):
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def make_train_step(
@@ -68,51 +63,11 @@ def make_train_step(
         means = task.means(bound, batch, config, rng, priors)
         return means, statistics(bound)
 
-    def loss(params, stats, batch, rng, counts=None):
-        means, stats = forward(params, stats, batch, rng)
-        total, metrics = total_loss(means, counts)
-        return total, (metrics, stats)
-
-    def gradients(params, stats, batch, rng):
-        """Sum over ``num_parts`` equal parts, one after the other; metrics; stats."""
-        differentiate = jax.grad(loss, has_aux=True)
-        if num_parts == 1:
-            grads, (metrics, stats) = differentiate(params, stats, batch, rng)
-            return grads, metrics, stats
-        # Every part takes its share of each device's examples, so nothing moves.
-        parts = jax.tree.map(
-            lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), batch
-        )
-
-        parts = parts, jax.random.split(rng, num_parts)
-        first = jax.tree.map(lambda x: x[0], parts)
-
-        def count(sums, part):
-            means, _ = forward(params, stats, *part)
-            return jax.tree.map(jnp.add, sums, counts_of(means)), None
-
-        # First what the means of the whole batch divide by. XLA leaves out what that
-        # does not need: everything, or where it depends on the selection the decoder.
-        shapes = jax.eval_shape(
-            lambda *part: counts_of(forward(params, stats, *part)[0]), *first
-        )
-        counts, _ = jax.lax.scan(count, _zeros(shapes), parts)
-
-        def add(carry, part):
-            sums, stats = carry
-            grads, (metrics, stats) = differentiate(params, stats, *part, counts)
-            return (jax.tree.map(jnp.add, sums, (grads, metrics)), stats), None
-
-        grads, (metrics, _) = jax.eval_shape(differentiate, params, stats, *first)
-        start = _zeros((grads, metrics)), stats
-        (sums, stats), _ = jax.lax.scan(add, start, parts)
-        return *sums, stats
-
     def train_step(state: TrainState, batch: dict[str, Array]):
         rng = jax.random.fold_in(dropout_key, state["step"])
         with within(mesh):
-            grads, metrics, stats = gradients(
-                state["params"], state["stats"], batch, rng
+            grads, metrics, stats = accumulated_gradients(
+                forward, num_parts, state["params"], state["stats"], batch, rng
             )
         updates, opt_state = optimizer.update(
             grads, state["opt_state"], state["params"]

@@ -24,10 +24,11 @@ from mlseg_jax.runs.workdir import claim_workdir, load_config
 from mlseg_jax.settings import backbones, saved
 from mlseg_jax.settings.arguments import parse_arg
 from mlseg_jax.settings.data_sets import DATA_SETS
+from mlseg_jax.settings.resolve import resolve
 from mlseg_jax.tasks import semantic
 from mlseg_jax.tasks.engines import check_given
 from mlseg_jax.training.loop import train
-from mlseg_jax.training.optimizer import make_optimizer
+from mlseg_jax.training.optimizer import average_decay, make_optimizer
 from mlseg_jax.training.state import abstract_state
 from mlseg_jax.training.step import example_shapes, make_train_step
 
@@ -256,6 +257,7 @@ def test_every_key_is_read(tmp_path, monkeypatch):
     model = FunctionalModel.build(config, config.data.num_classes)
     # What only another optimiser, multi-label head, schedule or data set reads.
     make_optimizer(tiny_config({"optimizer.name": "sgd", "optimizer.schedule": "poly"}))
+    average_decay(config, 0)
     whole = tiny_config({"data.augmentation": "whole", "data.crop_size": (9, 9)}).data
     empty = {"image": np.zeros((9, 9, 3), np.uint8)}
     empty["label_map"] = np.zeros((9, 9), np.int32)
@@ -270,7 +272,7 @@ def test_every_key_is_read(tmp_path, monkeypatch):
         "image": jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32),
         "label_map": jax.ShapeDtypeStruct((1, 8, 8), np.int32),
     }
-    essnet = tiny_config({"loss.pixel": "nearest_classes"})
+    essnet = resolve(tiny_config({"loss.pixel": "nearest_classes"}), 20)
     jax.eval_shape(
         lambda p, b: semantic.loss(model.bind(p), b, essnet, None),
         model.shapes,

@@ -42,11 +42,11 @@ def test_weighted_means(over):
     )
     total = (losses * weights).sum()
     divisor = losses.size if over == "all" else weights[valid].sum()
-    np.testing.assert_allclose(got, total / divisor, rtol=1e-6)
+    np.testing.assert_allclose(got.value(), total / divisor, rtol=1e-6)
     nothing = mean_over_pixels(
         jnp.zeros((1, 2, 2)), jnp.zeros((1, 2, 2), bool), over, jnp.ones((1, 2, 2))
     )
-    assert nothing == 0.0
+    assert nothing.value() == 0.0
 
 
 def numpy_pixel_loss(logits, class_ids, label_map, priors, over):

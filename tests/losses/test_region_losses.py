@@ -13,10 +13,13 @@ from jax.sharding import PartitionSpec as P
 from mlseg_jax.distributed.sharding import AXES, within
 from mlseg_jax.losses import mask, matched_masks, points
 from mlseg_jax.losses.mask import MASK2FORMER, MASKFORMER
+from mlseg_jax.losses.reduce import counts_of
+from mlseg_jax.losses.reduce import total_loss as weighted_sum
 from mlseg_jax.losses.regions import (
     random_points,
     reduce_region_losses,
     region_losses,
+    region_means,
 )
 from mlseg_jax.losses.targets import Targets
 from mlseg_jax.typing import IGNORE
@@ -223,3 +226,20 @@ def test_bfloat16_leaves_get_gradients_of_their_type():
     (total, _), grads = jax.eval_shape(loss, leaves, targets, jax.random.key(0))
     assert total.dtype == jnp.float32
     assert all(grad.dtype == jnp.bfloat16 for grad in grads)
+
+
+def test_parts_of_a_batch_add_up():
+    """Pictures with unlike numbers of targets, one of them with none."""
+    leaves, targets = make_batch(3)
+    (whole, (parts, losses)), _ = run(POINTS, leaves, targets, jax.random.key(0))
+    split = jax.tree.map(lambda x: x[:, None], losses)
+    pictures = [
+        region_means(POINTS, jax.tree.map(lambda x, i=i: x[i], split)) for i in range(3)
+    ]
+    assert len({float(means["loss/regions"].count) for means in pictures}) > 1
+    counts = jax.tree.map(lambda *x: sum(x), *map(counts_of, pictures))
+    totals, logs = zip(*(weighted_sum(m, counts) for m in pictures), strict=True)
+    np.testing.assert_allclose(sum(totals), whole, rtol=1e-6)
+    for name, each in parts.items():
+        logged = sum(log[f"loss/{name}"] for log in logs)
+        np.testing.assert_allclose(logged, np.sum(each), rtol=1e-6)

@@ -21,6 +21,7 @@ from mlseg_jax.models.build import (
     FunctionalModel,
     initial_parameters,
 )
+from mlseg_jax.models.mlseg import clear_padding, normalise
 from mlseg_jax.tasks import semantic
 from mlseg_jax.typing import IGNORE
 
@@ -149,7 +150,21 @@ def test_selection_recall():
     histogram = jnp.asarray([[4, 0, 6, 0], [0, 0, 0, 0]])
     selection = select_given(jnp.asarray([[2, 1], [0, 1]]), None, 4)
     pixel, image = semantic.selection_recall(histogram, selection)
-    np.testing.assert_allclose((pixel, image), ((0.6 + 1) / 2, (0.5 + 1) / 2))
+    np.testing.assert_allclose((pixel, image), ([0.6, 1], [0.5, 1]))
+
+
+def test_padding_is_zero_once_normalised():
+    """Method.md 12.2; 127.5 is no colour of a byte, and 128 is not 0 then."""
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(0, 256, (2, 5, 7, 3)), jnp.uint8)
+    size = jnp.asarray([[5, 7], [3, 4]], jnp.int32)
+    mean, std = (127.5, 120.25, 100.0), (127.5, 58.4, 57.0)
+    cleared = clear_padding(images, size, mean)
+    found = normalise(cleared, None, mean, std)
+    expected = np.array((np.asarray(images, np.float32) - mean) / np.asarray(std))
+    expected[1, 3:] = expected[1, :, 4:] = 0
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+    assert not np.any(found[1, 3:]) and not np.any(found[1, :, 4:])
 
 
 # ------------------------------------------------------------------------------- types

@@ -68,7 +68,15 @@ def run(case, model, image, labels):
     if case == "essnet":
         logits = model(image)
         loss = other.nearest_class_loss(logits, labels, NEAREST, IGNORE)
-        return dict(logits=logits, loss_pixel=loss, loss=loss)
+        # Prediction: what does not score best in a cell is filled, then upsampled.
+        best = logits.topk(NEAREST, dim=1).indices
+        filled = torch.full_like(logits, -100.0)
+        filled = filled.scatter(1, best, logits.gather(1, best))
+        predicted = torch.nn.functional.interpolate(
+            filled, size=labels.shape[1:], mode="bilinear", align_corners=False
+        ).argmax(dim=1)
+        return dict(logits=logits, loss_pixel=loss, loss=loss, eval_logits=filled,
+                    eval_labels=predicted)  # fmt: skip
     if case == "encnet":
         evaluated, _ = model.eval()(image), model.train()
         scores, logits = model(image)

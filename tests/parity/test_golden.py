@@ -185,7 +185,7 @@ def make_loss(model, config):
         ranks = labels_to_ranks(batch["label_map"], output.selection)
         pixels = upsampled_cross_entropy(output.logits, ranks)
         valid = mean_over_pixels(pixels, ranks != IGNORE, over="valid")
-        return total, (logs, output, ranks, valid)
+        return total, (logs, output, ranks, valid.value())
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -221,7 +221,7 @@ def test_mlseg(case):
     close(valid, golden["output:loss_pixel_valid"])
     close(logs["loss/multilabel"], golden["output:loss_multi_label"])
     bce = binary_cross_entropy(output.label_scores, presence)
-    close(mean_over_labels(bce), golden["output:loss_multi_label_bce"])
+    close(mean_over_labels(bce).value(), golden["output:loss_multi_label_bce"])
     close(total, golden["output:loss"])
     assert_grads(converted(golden, model, config, "grad"), grads)
 
@@ -278,7 +278,7 @@ def test_losses():
 
         def loss(scores, targets, name=name):
             if name == "bce":
-                return mean_over_labels(binary_cross_entropy(scores, targets))
+                return mean_over_labels(binary_cross_entropy(scores, targets)).value()
             gamma_negative, gamma_positive, clip = map(float, golden[f"config:{name}"])
             return mean_over_labels(
                 asymmetric_loss(
@@ -288,7 +288,7 @@ def test_losses():
                     gamma_positive=gamma_positive,
                     clip=clip,
                 )
-            )
+            ).value()
 
         value, grad = jax.value_and_grad(loss)(scores, targets > 0)
         close(value, golden[f"output:{name}"])

@@ -64,7 +64,7 @@ def test_names_that_are_unique_are_kept():
 
 def test_no_output_replaces_an_input(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
-    for name in ("a.png", "A.PNG", "a_overlay.png"):
+    for name in ("a.png", "A.PNG", "a_overlay.png", "panoptic/a.png"):
         given = epath.Path(tmp_path / name)
         for folder in ("", "link", "sub/.."):
             output = epath.Path(tmp_path / folder)
@@ -108,8 +108,10 @@ def test_results_replace_older_ones_when_complete(tmp_path):
         with replaced_when_complete(output) as folder:
             (folder / LABELS).write_text(text)
             (folder / "a.png").write_text(text)
+            (folder / "panoptic").mkdir()
+            (folder / "panoptic" / f"{text}.png").write_text(text)
             assert text == "old" or (output / LABELS).read_text() == "old"
-        assert {path.name for path in output.iterdir()} == {LABELS, "a.png"}
+        assert {path.name for path in output.iterdir()} == {LABELS, "a.png", "panoptic"}
         assert (output / LABELS).read_text() == (output / "a.png").read_text() == text
 
 

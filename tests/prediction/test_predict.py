@@ -7,6 +7,7 @@ import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore as ts
 from PIL import Image
 from tiny import tiny_config
 
@@ -15,6 +16,7 @@ from input_pipeline.datasets.open import open_dataset
 from input_pipeline.info import DataError, DatasetInfo
 from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
+from mlseg_jax.inference import bands
 from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.runs.checkpoint import Checkpoints
 from mlseg_jax.runs.workdir import claim_workdir
@@ -152,6 +154,39 @@ def test_what_is_no_argument(segmenter, arguments, sentence):
         segmenter(picture(32, 32), **arguments)
 
 
+def test_a_large_picture_goes_through_in_bands(segmenter, monkeypatch, tmp_path):
+    wide = picture(70, 40)
+    whole = segmenter(wide, top_labels=2)
+    segmenter.write_probabilities(wide, tmp_path / "whole")
+    monkeypatch.setattr(bands, "MAX_PIXELS", 100)
+    monkeypatch.setattr(bands, "BAND_HEIGHT", 30)
+    banded, small = segmenter([wide, picture(8, 8)], top_labels=2)
+    check(banded, wide)
+    check(small, picture(8, 8))
+    np.testing.assert_array_equal(banded.label_map, whole.label_map)
+    assert [x.class_id for x in banded.labels] == [x.class_id for x in whole.labels]
+    np.testing.assert_array_equal(banded.top_class_ids, whole.top_class_ids)
+    np.testing.assert_allclose(
+        banded.top_probabilities, whole.top_probabilities, atol=2e-3
+    )
+    segmenter.write_probabilities(wide, tmp_path / "bands")
+    written = []
+    for name in ("whole", "bands"):
+        kvstore = {"driver": "file", "path": str(tmp_path / name)}
+        store = ts.open({"driver": "zarr", "kvstore": kvstore}).result()
+        written.append(store.read().result())
+    np.testing.assert_allclose(*written, atol=2e-3)
+    (tmp_path / "file").touch()
+    for path, sentence in {
+        tmp_path / "bands": "something at .* already",
+        tmp_path / "file": "Cannot write to .*File exists",
+        tmp_path / "file" / "x": "Cannot write to .*Not a directory",
+        "": "path is ''",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            segmenter.write_probabilities(wide, path)
+
+
 def test_k(segmenter):
     image = picture(32, 32)
     for k in (1, 2, CLASSES):
@@ -163,9 +198,9 @@ def test_k(segmenter):
     best = [label.class_id for label in all_labels[:K]]
     assert [label.class_id for label in segmenter(image).labels] == best
     for wrong in (0, 2.5, "5", True):
-        with pytest.raises(UserError, match="selection.k is .*; give a whole number"):
+        with pytest.raises(UserError, match="^k is .*; give a whole number"):
             segmenter(image, k=wrong)
-    with pytest.raises(UserError, match="selection.cumulative is 1.5; give a prob"):
+    with pytest.raises(UserError, match="^cumulative is 1.5; give a prob"):
         segmenter(image, cumulative=1.5)
 
 

@@ -105,6 +105,9 @@ def test_accumulation_clipping_and_averaging():
                 "optimizer.ema_decay": 0.75,
                 "train.batch_size": 16,
                 "train.accumulate": parts,
+                # Pixels whose class is not selected are not valid: the divisor is
+                # known once all parts have selected.
+                "loss.pixel_mean": "valid",
             },
             1,
         )
