@@ -242,5 +242,8 @@ def use_sign_scenes(config: ConfigDict) -> None:
     )
     config.loss.regions.num_points = 1024
     config.train.batch_size = 8
+    if config.task == "panoptic":
+        # After thousands of steps and not hundreds of thousands, few queries are sure.
+        config.eval.object_threshold = 0.2
     if config.model.multilabel_head.name != "none":
         config.model.multilabel_head.update(embed_dim=64, num_heads=4)

@@ -43,7 +43,7 @@ def data(tmp_path_factory):
         images.mkdir(parents=True)
         for i in range(count):
             example = source[i]
-            parts = parts_of("panoptic", example, source.info, np.asarray)
+            parts = parts_of("panoptic", example, source.info)
             segment_map, table = segment_table(parts)
             segments = tuple(
                 Segment(
