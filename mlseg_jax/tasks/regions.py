@@ -156,9 +156,7 @@ def means(
     }
 
 
-def bad_rows(
-    metrics: Mapping[str, float], batch_size: int, num_parts: int
-) -> list[int]:
+def bad_rows(metrics: Mapping, batch_size: int, num_parts: int) -> list[int]:
     """Rows of a batch that may have had costs that are no numbers; often just one.
 
     ``num_parts``: of an accumulation, whose parts take turns at the rows.

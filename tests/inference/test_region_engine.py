@@ -19,7 +19,7 @@ POLICY = SelectionPolicy("top_k", 6)
 def setup(**overrides):
     config = region_config("maskformer", "semantic", overrides=overrides)
     model = FunctionalModel.build(config, CLASSES)
-    parameters = random_parameters(model)
+    parameters = jax.tree.map(jnp.asarray, random_parameters(model))
     return config, model, parameters, make_engine(config, model, parameters)
 
 

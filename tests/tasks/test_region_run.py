@@ -46,10 +46,8 @@ def data(tmp_path_factory):
             parts = parts_of("panoptic", example, source.info)
             segment_map, table = segment_table(parts)
             segments = tuple(
-                Segment(
-                    s.segment_id, s.class_id, "", 1.0, s.area, (0, 0, 1, 1), 0, None
-                )
-                for s in table
+                Segment(i, class_id, "", 1.0, area, (0, 0, 1, 1), 0, segment_map)
+                for i, class_id, _, area in table
             )
             Image.fromarray(example["image"]).save(images / f"{i:04}.png")
             panoptic = Panoptic(segment_map, segments)
