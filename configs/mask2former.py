@@ -43,6 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     is_coco = args.dataset.startswith("coco_panoptic")
     side = 640 if args.backbone in LARGE else 512
     side = region_classifier.SMALL_SIDE if is_small else 1024 if is_coco else side
+    side = region_classifier.fit_side(side, args.backbone)
     is_segmented = args.task != "semantic"
     config = region_classifier.recipe(
         "mask2former",

@@ -200,6 +200,10 @@ class FunctionalModel(NamedTuple):
         return nnx.merge(self.graph, self.abstract).any_canvas
 
     @property
+    def multiple(self) -> int:
+        return nnx.merge(self.graph, self.abstract).multiple
+
+    @property
     def num_queries(self) -> int:
         """Object queries of a picture; 0 where pixels are classified."""
         return nnx.merge(self.graph, self.abstract).decoder.num_queries
