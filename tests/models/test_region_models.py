@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mlseg_jax.flops import count_macs
+from mlseg_jax.models.flops import count_macs
 from shrink import NUM_CLASSES, random_parameters
 
 from configs import mask2former, maskformer, region_classifier
