@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mlseg_jax.models.flops import count_macs
 from shrink import NUM_CLASSES, random_parameters
 
 from configs import mask2former, maskformer, region_classifier
 from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import UNSELECTED_LOGIT, select_complete, select_given
 from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.flops import count_macs
 from mlseg_jax.models.macs import Macs
 from mlseg_jax.models.rank_adaptive import RankNorm
 
@@ -177,7 +177,7 @@ def test_memory_does_not_grow_with_predictions():
         ({"decoder.image_layer": 3}, "image_layer is 3, but there are 2 layers"),
         ({"multilabel_head.share_embeddings": True}, "embed_dim is 24, but it shares"),
         ({"multilabel_head.projection": "none"}, "projection 'none'; choose one of"),
-        ({"class_embeddings.initial": "ones"}, "initial 'ones'; choose one of"),
+        ({"class_embeddings.initial": "ones"}, "initial is 'ones'; give normal"),
     ],
 )
 def test_parts_that_do_not_fit(changes, sentence):
