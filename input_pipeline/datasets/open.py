@@ -6,6 +6,7 @@ from collections.abc import Callable
 import ml_collections
 from etils import epath
 
+from input_pipeline import segments
 from input_pipeline.datasets import bad_examples
 from input_pipeline.datasets.folder import Folder
 from input_pipeline.datasets.folder_files import USUAL_LAYOUT, FolderLayout
@@ -115,7 +116,7 @@ def _open_tfds(data: ml_collections.ConfigDict, split: str, report):
 
 def _open_prepared(data: ml_collections.ConfigDict, split: str, report):
     from input_pipeline.datasets import instances, videos
-    from input_pipeline.preparation import prepared
+    from input_pipeline.preparation import class_statistics, prepared
 
     command = (
         f"python main.py prepare --dataset={data.name} --manual_dir=RAW_FILES "
@@ -127,9 +128,9 @@ def _open_prepared(data: ml_collections.ConfigDict, split: str, report):
             "--config.data.path=DIRECTORY."
         )
     path = epath.Path(os.path.expanduser(data.path))
-    if not (path / prepared.CLASSES_FILE).is_file():
+    if not (path / class_statistics.CLASSES_FILE).is_file():
         path = find_prepared(data.name, os.path.expanduser(data.path))
-    if not (path / prepared.CLASSES_FILE).is_file():
+    if not (path / class_statistics.CLASSES_FILE).is_file():
         raise DataError(
             f"The data set {data.name!r} is not prepared in {data.path}; run: {command}"
         )
@@ -193,29 +194,36 @@ def open_dataset(
             f"data.num_classes is {data.num_classes}; set it to 0 or correct the data."
         )
     limit = data.train_examples if train else data.eval_examples
-    if 0 < limit < len(source) or data.cache:
-        return _Subset(source, limit or len(source), data.cache)
+    truth = "none" if train else data.segments
+    if 0 < limit < len(source) or data.cache or truth != "none":
+        return _Subset(source, limit or len(source), data.cache, truth)
     return source
 
 
 class _Subset:
-    """The first examples of a source, kept in memory once read if wanted."""
+    """The first examples of a source, with what an evaluation of segments needs, and
+    kept in memory once read if wanted.
+    """
 
-    def __init__(self, source, count: int, cache: bool):
+    def __init__(self, source, count: int, cache: bool, truth: str = "none"):
         self.info = source.info
         self._source = source
         self._count = min(count, len(source))
         self._kept = {} if cache else None
+        self._truth = truth
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int) -> dict:
         if self._kept is None:
-            return self._source[index]
+            return self._read(index)
         if index not in self._kept:
-            self._kept[index] = self._source[index]
+            self._kept[index] = self._read(index)
         return self._kept[index]
+
+    def _read(self, index: int) -> dict:
+        return segments.with_truth(self._truth, self._source[index], self.info)
 
     @property
     def presence(self):

@@ -8,6 +8,7 @@ import ml_collections
 
 from mlseg_jax.distributed.sharding import on_each_device
 from mlseg_jax.label_selection import (
+    Select,
     Selection,
     SelectionPolicy,
     labels_to_ranks,
@@ -62,18 +63,10 @@ def means(
     label_map = batch["label_map"]
     num_classes = model.class_embeddings.shape[0]
     histogram = label_histogram(label_map, num_classes)
-    selection = config.selection
-    policy = SelectionPolicy(
-        selection.name, selection.k, selection.minimum_score, selection.cumulative
-    )
-    given = None
-    if "given" in batch:
-        given = select_given(batch["given"], None, num_classes)
-    select = policy.select(histogram=histogram, given=given)
     images = batch["image"]
     if "image_size" in batch:
         images = clear_padding(images, batch["image_size"], model.pixel_mean)
-    output = model(images, select, rng=rng)
+    output = model(images, training_select(config, batch, histogram), rng=rng)
 
     ranks = labels_to_ranks(label_map, output.selection)
     logits, weights = output.logits, None
@@ -106,6 +99,22 @@ def means(
         "train/pixel_recall_at_k": mean_over_examples(pixel_recall),
         "train/image_recall_at_k": mean_over_examples(image_recall),
     }
+
+
+def training_select(
+    config: ml_collections.ConfigDict,
+    batch: dict[str, Array],
+    histogram: Int[Array, "B C"],
+) -> Select:
+    """How labels are selected for a batch; ``histogram``: its pixels of each class."""
+    selection = config.selection
+    policy = SelectionPolicy(
+        selection.name, selection.k, selection.minimum_score, selection.cumulative
+    )
+    given = None
+    if "given" in batch:
+        given = select_given(batch["given"], None, histogram.shape[1])
+    return policy.select(histogram=histogram, given=given)
 
 
 def _pixel_losses(

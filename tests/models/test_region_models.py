@@ -204,7 +204,7 @@ def test_backbones_of_one_map_get_a_pyramid(recipe, backbone):
 def test_configurations(recipe):
     """Every data set, task and selection; names that are not there."""
     for dataset in region_classifier.NUM_CLASSES:
-        for task in region_classifier.TASKS:
+        for task in region_classifier.SEGMENTS:
             for selection in ("complete", "top_k", "oracle", "given"):
                 config = recipe.get_config(
                     f"dataset={dataset},task={task},selection={selection}"

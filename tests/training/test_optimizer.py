@@ -11,7 +11,8 @@ from tiny import tiny_config
 from configs import query2label, segmenter
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.training.optimizer import average_decay, make_optimizer, make_schedule
+from mlseg_jax.training.optimizer import average_decay, make_optimizer
+from mlseg_jax.training.schedule import make_schedule
 
 
 def configure(**optimizer):
