@@ -265,7 +265,8 @@ class SemanticEvaluation(AbstractEvaluation):
         precision = np.full(self.info.num_classes, np.nan)
         if self.config.model.multilabel_head.name != "none":
             precision = self.label_scores.per_class_average_precision()
-        pixels = np.asarray(self.mean_iou.labelled, np.float64)
+        counts = self.mean_iou.to_host()
+        pixels = counts.labelled.astype(np.float64)
         details = label_details(
             self.info,
             self.policy.k,
@@ -273,6 +274,9 @@ class SemanticEvaluation(AbstractEvaluation):
             iou=self.mean_iou.per_class_iou(),
             average_precision=precision,
             pixel_share=pixels / max(pixels.sum(), 1.0),
+            intersection=counts.intersection,
+            predicted=counts.predicted,
+            labelled=counts.labelled,
             examples=self.examples_per_class,
         )
         if inverse_temperature is not None:
