@@ -136,7 +136,7 @@ def _difference(pair: Difference) -> str:
     return f"{pair.mean:+.1f} +- {pair.half:.1f} ({pair.pairs} seeds)"
 
 
-def _mean(values: Sequence[float | None], factor: float, digits: int) -> str:
+def _mean(values: Sequence[int | float | None], factor: float, digits: int) -> str:
     if any(value is None for value in values):
         return "-"
     values = factor * np.array(values)
