@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
@@ -15,7 +16,11 @@ from mlseg_jax.label_selection import (
     select_given,
 )
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
-from mlseg_jax.losses.multilabel import asymmetric_loss, binary_cross_entropy
+from mlseg_jax.losses.multilabel import (
+    asymmetric_loss,
+    binary_cross_entropy,
+    missed_label_loss,
+)
 from mlseg_jax.losses.pixel import (
     classified_cross_entropy,
     nearest_class_cross_entropy,
@@ -33,6 +38,9 @@ from mlseg_jax.models.decoders.auxiliary import FCNHead
 from mlseg_jax.models.interfaces import FeatureMap
 from mlseg_jax.models.mlseg import MLSeg, clear_padding
 from mlseg_jax.typing import IGNORE, Array, Bool, Float, Int, PRNGKeyArray
+
+SELECTION_KEY = 0x5E1EC7
+"""Folded into a step's key for what is random in the selection."""
 
 
 def loss(
@@ -62,14 +70,12 @@ def means(
     label_map = batch["label_map"]
     num_classes = model.class_embeddings.shape[0]
     histogram = label_histogram(label_map, num_classes)
-    selection = config.selection
-    policy = SelectionPolicy(
-        selection.name, selection.k, selection.minimum_score, selection.cumulative
-    )
     given = None
     if "given" in batch:
         given = select_given(batch["given"], None, num_classes)
-    select = policy.select(histogram=histogram, given=given)
+    select = training_policy(config).select(
+        histogram=histogram, given=given, rng=selection_rng(rng)
+    )
     images = batch["image"]
     if "image_size" in batch:
         images = clear_padding(images, batch["image_size"], model.pixel_mean)
@@ -95,6 +101,11 @@ def means(
         "loss/pixel": pixel_loss.weighted(1.0),
         "loss/multilabel": label_loss.weighted(config.loss.multilabel_weight),
     }
+    if config.loss.missed_weight:
+        selected = rank_of_class(output.selection) != IGNORE
+        missed = missed_label_loss(output.label_scores, selected, histogram)
+        missed = mean_over_examples(missed)
+        losses["loss/missed"] = missed.weighted(config.loss.missed_weight)
     if output.auxiliary is not None:
         auxiliary = auxiliary_loss(
             model.auxiliary_head, output.auxiliary, label_map, config
@@ -106,6 +117,26 @@ def means(
         "train/pixel_recall_at_k": mean_over_examples(pixel_recall),
         "train/image_recall_at_k": mean_over_examples(image_recall),
     }
+
+
+def training_policy(config: ml_collections.ConfigDict) -> SelectionPolicy:
+    """How labels are selected in training."""
+    selection = config.selection
+    return SelectionPolicy(
+        selection.name,
+        selection.k,
+        selection.minimum_score,
+        selection.cumulative,
+        with_present=selection.with_present,
+        noise=selection.noise,
+    )
+
+
+def selection_rng(rng: PRNGKeyArray | None) -> PRNGKeyArray | None:
+    """Beside the keys that dropout splits off, so that switching noise on or off leaves
+    those as they are.
+    """
+    return None if rng is None else jax.random.fold_in(rng, SELECTION_KEY)
 
 
 def _pixel_losses(
