@@ -18,12 +18,55 @@ BASELINE, MLSEG = study.BASELINE, study.MLSEG
 PRETRAINED = study.PRETRAINED
 """The run whose backbone all rows of a size start from (configs/study.py)."""
 
+WEIGHT = {"loss.multilabel_weight": 10.0}
+"""The paper's; candidates are tried on top of it."""
+
 ROWS = {
     # name: argument of configs/segmenter.py, overrides, whose time of a step it has.
+    # "..._2x" has its own number of steps under either budget.
     "baseline": (BASELINE, {}, "baseline"),
     # The paper's own weight, and the rule in C.
-    "mlseg": (MLSEG, {"loss.multilabel_weight": 10.0}, "mlseg"),
+    "mlseg": (MLSEG, WEIGHT, "mlseg"),
     "mlseg_auto": (MLSEG, {"loss.multilabel_weight": "auto"}, "mlseg"),
+    # 1: what the label loss may ask of the block and the backbone.
+    "label_gradient_0.3": (
+        MLSEG,
+        {**WEIGHT, "model.multilabel_head.label_gradient": 0.3},
+        "mlseg",
+    ),
+    # 2: classes that do not see one another.
+    "apart": (MLSEG, {**WEIGHT, "model.multilabel_head.classes_apart": True}, "apart"),
+    # 3: presence as a prior.
+    "prior_calibrated": (
+        MLSEG,
+        {
+            **WEIGHT,
+            "model.presence_prior.kind": "calibrated",
+            "model.presence_prior.initial": 0.5,
+        },
+        "mlseg",
+    ),
+    "prior_ranks": (
+        MLSEG,
+        {
+            **WEIGHT,
+            "model.presence_prior.kind": "ranks",
+            "model.presence_prior.initial": 0.5,
+        },
+        "mlseg",
+    ),
+    # 4: truth always selected in training; noise on the scores.
+    "with_present": (MLSEG, {**WEIGHT, "selection.with_present": True}, "mlseg"),
+    "noise": (
+        MLSEG,
+        {**WEIGHT, "selection.with_present": True, "selection.noise": 1.0},
+        "mlseg",
+    ),
+    # 9: a margin for what was missed.
+    "missed": (MLSEG, {**WEIGHT, "loss.missed_weight": 1.0}, "mlseg"),
+    # Longer, to see whether the baseline's curve is flat.
+    "baseline_2x": (BASELINE, {"train.steps": 800}, "baseline"),
+    "mlseg_2x": (MLSEG, {**WEIGHT, "train.steps": 800}, "mlseg"),
 }
 """The baseline, the paper's method, and the candidates one by one on top of it."""
 
@@ -79,12 +122,24 @@ STEP_TIMES = {
 """What the budget ``cost`` divides the steps by; fixed, so that a cell stays a cell."""
 
 STAGES = {
-    # name: (size, budget, rows, seeds); in this order cells are run.
-    "c120, first look": (
+    # name: size, budget, rows, seeds; in this order cells are run.
+    "c120, balance and cheap switches": (
         *("c120", "steps"),
-        ("baseline", "mlseg", "mlseg_auto"),
+        ("baseline", "mlseg", "apart", "with_present", "mlseg_auto"),
         2,
     ),
+    "c120, more switches": (
+        *("c120", "steps"),
+        ("prior_calibrated", "noise", "label_gradient_0.3", "prior_ranks", "missed"),
+        2,
+    ),
+    "camvid, K = 8 of 11": (
+        *("camvid", "steps"),
+        ("baseline", "mlseg", "mlseg_auto", "apart", "with_present"),
+        2,
+    ),
+    "c120, are the curves flat": (*("c120", "steps"), ("baseline_2x", "mlseg_2x"), 2),
+    "c480, the best of these": ("c480", "steps", ("baseline", "mlseg"), 2),
 }
 
 AGAINST = ("baseline", "mlseg")
@@ -109,10 +164,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config = study.make(args, SCENES[args.size] | {"steps": steps}, argument)
     config.name = f"selection_{args.row}"
     config.seed = args.seed
-    config.train.eval_every = steps
     _use_splits(config, args.size)
     with config.ignore_type():
         config.update_from_flattened_dict(overrides)
+    config.train.eval_every = config.train.steps
     return config
 
 
