@@ -23,12 +23,9 @@ measure.use_repository()
 
 from input_pipeline.datasets.open import open_dataset  # noqa: E402
 from mlseg_jax.models.build import FunctionalModel, initial_parameters  # noqa: E402
+from mlseg_jax.tasks.engines import evaluation_policy, make_engine  # noqa: E402
 from mlseg_jax.tasks.evaluation import evaluate  # noqa: E402
-from mlseg_jax.tasks.semantic_evaluation import (  # noqa: E402
-    SemanticEvaluation,
-    evaluation_policy,
-    make_engine,
-)
+from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation  # noqa: E402
 
 config_flags.DEFINE_config_file("config", "configs/demo.py", "Configuration.")
 flags.DEFINE_string("json", None, "File to write.")

@@ -88,10 +88,10 @@ def time_stages(source, data, counts, batch_size: int) -> dict[str, float]:
     count = min(len(source), 64)
     seconds = dict.fromkeys(("read", "decode", "resize, crop, flip"), 0.0)
     seconds |= {"photometric": 0.0, "batch": 0.0}
-    augment = make_augment(data, counts)
+    augment = make_augment(data, counts, source.info)
     without = data.copy_and_resolve_references()
     without.photometric = False
-    geometry = make_augment(without, counts)
+    geometry = make_augment(without, counts, source.info)
     read_bytes, reading = images.read_bytes, [0.0]
 
     def timed_read(path):
@@ -134,7 +134,7 @@ class OurSide:
             source,
             seed=0,
             batch_size=batch_size,
-            augment=make_augment(data, counts),
+            augment=make_augment(data, counts, source.info),
             num_threads=int(num_threads) or 1,
             num_workers=int(workers or 0),
         )

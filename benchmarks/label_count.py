@@ -91,7 +91,7 @@ def predict_row(args, config, num_classes: int) -> dict:
     import jax
 
     from mlseg_jax.models.build import FunctionalModel, initial_parameters
-    from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
+    from mlseg_jax.tasks.engines import evaluation_policy, make_engine
 
     model = FunctionalModel.build(config, num_classes)
     policy = evaluation_policy(config, num_classes)

@@ -39,7 +39,7 @@ def run(args) -> dict[str, object]:
 
     from mlseg_jax.inference.views import make_views
     from mlseg_jax.models.build import FunctionalModel, initial_parameters
-    from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
+    from mlseg_jax.tasks.engines import evaluation_policy, make_engine
 
     config = make_config(args)
     model = FunctionalModel.build(config, args.labels)

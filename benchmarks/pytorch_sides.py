@@ -53,7 +53,7 @@ def ours(num_classes: int, args):
     from mlseg_jax.distributed.host_memory import keep_freed_memory
     from mlseg_jax.distributed.sharding import make_mesh, put_batch
     from mlseg_jax.models.build import FunctionalModel, initial_parameters
-    from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
+    from mlseg_jax.tasks.engines import evaluation_policy, make_engine
     from mlseg_jax.training.state import initialise
     from mlseg_jax.training.step import make_train_step
 

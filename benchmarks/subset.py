@@ -26,7 +26,7 @@ def run(args) -> dict[str, object]:
     from input_pipeline.info import DatasetInfo
     from mlseg_jax.models.build import FunctionalModel, initial_parameters
     from mlseg_jax.prediction.segmenter import Segmenter
-    from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
+    from mlseg_jax.tasks.engines import evaluation_policy, make_engine
 
     config = make_config(args, args.labels, 100, "pooled")
     names = tuple(f"class {i}" for i in range(args.labels))

@@ -35,10 +35,7 @@ from mlseg_jax.distributed.sharding import make_mesh, put_batch  # noqa: E402
 from mlseg_jax.models.build import FunctionalModel  # noqa: E402
 from mlseg_jax.models.flops import count_macs  # noqa: E402
 from mlseg_jax.runs.progress import Stopwatch  # noqa: E402
-from mlseg_jax.tasks.semantic_evaluation import (  # noqa: E402
-    evaluation_policy,
-    make_engine,
-)
+from mlseg_jax.tasks.engines import evaluation_policy, make_engine  # noqa: E402
 from mlseg_jax.training.state import initialise  # noqa: E402
 from mlseg_jax.training.step import make_train_step  # noqa: E402
 
@@ -58,7 +55,7 @@ class Training:
                 source,
                 seed=config.seed,
                 batch_size=config.train.batch_size,
-                augment=make_augment(config.data),
+                augment=make_augment(config.data, None, source.info),
                 num_threads=config.data.num_threads,
             )
             self.batches = self.watch.timed(batches)

@@ -31,8 +31,9 @@ LARGE = ("swin_b", "swin_l")
 def get_config(arg: str | None = None) -> ConfigDict:
     args = region_classifier.parse(
         arg,
+        large="swin_l",
         dataset="ade20k",
-        backbone="swin_l",
+        backbone="",
         task="semantic",
         selection="top_k",
         pixel_decoder="deformable",
@@ -70,7 +71,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     steps = STEPS.get(args.dataset, DEFAULT_STEPS)
     common.use_schedule(config, steps * (1 + (is_coco and args.backbone == "swin_l")))
     if is_coco:
-        config.data.update(base_size=(side, side), scale_range=(0.1, 2.0))
+        config.data.update(
+            augmentation="large_scale_jitter",
+            scale_range=(0.1, 2.0),
+            photometric=False,
+            base_size=(1333, 800),
+        )
     config.loss.regions = region_classifier.region_loss()
     region_classifier.use_adamw(config, learning_rate=1e-4, weight_decay=0.05)
     # Of published weights, and of the multi-label head (method.md 11.2).

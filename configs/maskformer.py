@@ -24,8 +24,9 @@ DEFAULT_STEPS = 160_000
 def get_config(arg: str | None = None) -> ConfigDict:
     args = region_classifier.parse(
         arg,
+        large="swin_b",
         dataset="ade20k",
-        backbone="swin_b",
+        backbone="",
         task="semantic",
         selection="top_k",
         pixel_decoder="fpn",
@@ -70,5 +71,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     if is_small:
         region_classifier.use_sign_scenes(config)
+    elif args.dataset.startswith("coco_panoptic"):
+        # Pictures are not cropped to the canvas, so it holds the largest.
+        max_side = 1000 if args.backbone == "swin_l" else 1333
+        side = -(-max_side // 32) * 32
+        config.data.update(
+            augmentation="detr",
+            short_sides=tuple(range(480, 801, 32)),
+            max_side=max_side,
+            crop_size=(side, side),
+            photometric=False,
+            base_size=(1333, 800),
+        )
     config.lock()
     return config

@@ -26,7 +26,9 @@ NUM_CLASSES = {
 }
 """Labels C of the data sets that these frameworks have recipes for."""
 
-TASKS = ("semantic", "panoptic", "instance")
+SEGMENTS = {"semantic": "classes", "panoptic": "panoptic", "instance": "instances"}
+"""What regions are trained to find, by task."""
+
 BACKBONES = (
     *backbones.SWINS,
     *("resnet_demo", "resnet50", "resnet101"),
@@ -48,11 +50,14 @@ FROZEN_NORMS = (r"^backbone/.*norm/(scale|bias)$",)
 """Of residual networks, as in Detectron2, whose statistics are kept as well."""
 
 
-def parse(arg: str | None, **defaults: str | int) -> ConfigDict:
+def parse(arg: str | None, *, large: str, **defaults: str | int) -> ConfigDict:
+    """``large``: the backbone where none is chosen and scenes are not embedded ones."""
     args = parse_arg(arg, **defaults)
     choose(NUM_CLASSES, "data set", args.dataset)
+    if not args.backbone:
+        args.backbone = "swin_demo" if args.dataset == "sign_scenes" else large
     choose(BACKBONES, "backbone", args.backbone)
-    choose(TASKS, "task", args.task)
+    choose(SEGMENTS, "task", args.task)
     return args
 
 
@@ -73,8 +78,14 @@ def recipe(
         base_size=(4 * side, side),
         normalisation="imagenet",
     )
-    # One class may fill a crop, where segments are the targets.
-    config.data.max_class_share = 0.75 if args.task == "semantic" else 1.0
+    # As for ADE20K (method.md 12.4, masks.md 3.4): one class may fill a crop.
+    config.data.update(
+        segments=SEGMENTS[args.task],
+        augmentation="short_side",
+        short_sides=tuple(int(side * tenths / 10) for tenths in range(5, 21)),
+        max_side=4 * side,
+        max_class_share=1.0,
+    )
     has_head = args.selection == "top_k"
     num_classes = NUM_CLASSES[args.dataset]
     config.data.num_classes = num_classes
@@ -102,6 +113,13 @@ def recipe(
     )
     config.train.batch_size = 16
     config.eval.mode = "whole"
+    if args.task == "panoptic":
+        # Least probability of a segment's class, and least share of its mask that it
+        # keeps where segments overlap; whether it is only what lies in its mask.
+        config.eval.object_threshold = config.eval.overlap_threshold = 0.8
+        config.eval.inside_mask = name == "mask2former"
+    if args.task == "instance":
+        config.eval.max_instances = 100
     config.eval.window = config.eval.stride = (side, side)
     return config
 
@@ -189,6 +207,8 @@ def region_loss(**values) -> dict:
         "num_points": 12_544,
         "oversample": 3.0,
         "importance": 0.75,
+        # Pixels of no segment count nowhere; False: they are background of all.
+        "ignore_void": False,
     } | values
 
 
@@ -208,6 +228,8 @@ def use_adamw(config: ConfigDict, **values) -> None:
 def use_sign_scenes(config: ConfigDict) -> None:
     """The embedded data, and a multi-label head for it."""
     common.use_sign_scenes(config)
-    config.data.base_size = (10 * SMALL_SIDE, SMALL_SIDE)
+    config.data.update(
+        base_size=(10 * SMALL_SIDE, SMALL_SIDE), augmentation="crop", max_segments=32
+    )
     if config.model.multilabel_head.name != "none":
         config.model.multilabel_head.update(embed_dim=64, num_heads=4)

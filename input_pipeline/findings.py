@@ -47,7 +47,11 @@ class Finding:
 
 
 def check_readings(
-    name: str, source, info: DatasetInfo, good: Sequence[Reading]
+    name: str,
+    source,
+    info: DatasetInfo,
+    good: Sequence[Reading],
+    max_segments: int,
 ) -> Iterator[Finding]:
     """Findings about examples of a split that can be read.
 
@@ -55,7 +59,8 @@ def check_readings(
       name: of the split.
       source: of the examples.
       info: of the source.
-      good: what was read, with hashes and remarks.
+      good: what was read, with hashes, remarks and, if wanted, segments.
+      max_segments: that a crop can have.
     """
     by_kind = collections.defaultdict(list)
     for reading in good:
@@ -65,6 +70,40 @@ def check_readings(
         message = f"{name}: {len(places)} {_REMARKS[kind]}."
         yield Finding(kind, False, message, tuple(places))
     yield from _check_ignored_value(name, source, info, good)
+    if any(reading.segments is not None for reading in good):
+        yield from _check_segments(name, good, max_segments)
+
+
+def _check_segments(
+    name: str, good: Sequence[Reading], max_segments: int
+) -> Iterator[Finding]:
+    """Pictures with too many segments or none, and things without instances."""
+    most = max(reading.segments.num_segments for reading in good)
+    for kind, chosen, what in (
+        (
+            "no_segments",
+            [r for r in good if not r.segments.num_segments],
+            "pictures have no segment, so nothing is found in them; check "
+            "data.segments, and that things have instances",
+        ),
+        (
+            "many_segments",
+            [r for r in good if r.segments.num_segments > max_segments],
+            f"pictures have more segments than data.max_segments, {max_segments} (at "
+            f"most {most}); of a crop with so many the smallest are left out, so raise "
+            "it if they matter",
+        ),
+        (
+            "unclaimed",
+            [r for r in good if r.segments.num_unclaimed],
+            "pictures have pixels of things that belong to no instance; they count as "
+            "void, so give them instances, or ignore them in the masks too",
+        ),
+    ):
+        if chosen:
+            is_error = kind == "no_segments" and len(chosen) == len(good)
+            message = f"{name}: {len(chosen)} {what}."
+            yield Finding(kind, is_error, message, tuple(r.name for r in chosen))
 
 
 def _check_ignored_value(name, source, info, good) -> Iterator[Finding]:

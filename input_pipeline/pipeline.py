@@ -51,11 +51,13 @@ def train_batches(
       num_workers: processes that read, each every so many-th batch; 0 is this process.
         Threads are as fast up to about four cores; beyond, Python's lock binds them.
       prefetch: batches of this process that are made ahead (in each worker).
-      skips: counts the examples that others stand in for, when they are reached.
+      skips: counts the examples that others stand in for, and the segments that were
+        too many for a batch, when they are reached.
 
     Returns:
-      Iterator of ``image`` uint8 ``[b H W 3]`` and ``label_map`` int32 ``[b H W]``;
-      b is the number of rows. Close it to stop its threads.
+      Iterator of ``image`` uint8 ``[b H W 3]``, ``label_map`` int32 ``[b H W]`` and
+      whatever else of `BATCHED` the augmentation makes; b is the number of rows. Close
+      it to stop its threads.
 
     Raises:
       DataError: the source is empty, or an example cannot be read (when it is reached).
@@ -136,22 +138,29 @@ def evaluation_examples(
     return _iterate(dataset, num_threads, prefetch)
 
 
-BATCHED = ("image", "image_size", "label_map", "presence", "given")
+BATCHED = (
+    "image", "image_size", "label_map", "presence", "given", "masks", "segment_classes",
+)  # fmt: skip
 """What a batch can hold: `image_size` int32 [B 2], rows and columns of crops that are
-no padding, `presence` bool [B C] for classifiers of whole pictures (in
-place of `label_map`), `given` int32 [B K] labels that were selected beforehand."""
+no padding, `presence` bool [B C] for classifiers of whole pictures (in place of
+`label_map`), `given` int32 [B K] labels that were selected beforehand, and the segments
+of each crop (`augmentation.crop_segments`)."""
 
 
 def _keep_arrays(example: dict) -> dict[str, np.ndarray]:
     """Drops what cannot be stacked into a batch for the device, such as the name."""
     kept = {key: example[key] for key in BATCHED if key in example}
-    return kept | {"skipped": np.array(example.get("skipped", ""))}
+    return kept | {
+        "skipped": np.array(example.get("skipped", "")),
+        "dropped_segments": np.array(example.get("dropped_segments", 0)),
+    }
 
 
 def _count_skips(batches: Iterator[dict], skips: Skips) -> Iterator[dict]:
     try:
         for batch in batches:
             skips.add_batch(batch.pop("skipped"))
+            skips.add_segments(batch.pop("dropped_segments"))
             yield batch
     finally:
         batches.close()

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator
 
@@ -11,6 +12,7 @@ import numpy as np
 from input_pipeline.info import DataError
 from input_pipeline.pipeline import set_up_process
 from input_pipeline.preparation.class_statistics import Presence
+from input_pipeline.segments import Counts, count
 from mlseg_jax.typing import IGNORE
 
 _AHEAD = 64  # Examples that are handed to the threads before their turn.
@@ -30,6 +32,7 @@ class Reading:
       label_hash: of the label map.
       colour: of all pixels of the picture, where it has only one.
       palette: colour by raw value, of a palette mask; see `folder.Folder.palette`.
+      segments: how many it has, where somebody asked.
       remarks: what is odd about it though it can be read.
       fault: why it cannot be read.
     """
@@ -43,6 +46,7 @@ class Reading:
     label_hash: bytes = b""
     colour: tuple[int, ...] | None = None
     palette: dict[int, tuple[int, ...]] | None = None
+    segments: Counts | None = None
     remarks: tuple[DataError, ...] = ()
     fault: DataError | None = None
 
@@ -51,10 +55,22 @@ class Reading:
         return self.num_pixels - int(self.pixels.sum())
 
 
-def read_facts(source, index: int, with_hashes: bool = True) -> Reading:
-    """Reads one example of a source; never raises because of it."""
+def read_facts(
+    source, index: int, with_hashes: bool = True, segments: str = "none"
+) -> Reading:
+    """Reads one example of a source; never raises because of it.
+
+    Args:
+      source: of examples.
+      index: of one.
+      with_hashes: whether to look for more than its classes.
+      segments: as ``data.segments``; those are counted.
+    """
+    counts = None
     try:
         example = source[index]
+        if segments != "none":
+            counts = count(segments, example, source.info)
     except DataError as error:
         return Reading(index, fault=error)
     except Exception as error:  # A library's own: the other examples matter as well.
@@ -62,13 +78,13 @@ def read_facts(source, index: int, with_hashes: bool = True) -> Reading:
         fault = f"Example {index} cannot be read ({type(error).__name__}: {reason})."
         return Reading(index, fault=DataError(fault))
     label_map = example["label_map"]
-    counts = np.bincount(label_map.ravel() - IGNORE)[1:]
-    ids = np.flatnonzero(counts)
-    more = {}
+    pixels = np.bincount(label_map.ravel() - IGNORE)[1:]
+    ids = np.flatnonzero(pixels)
+    more = {"segments": counts}
     if with_hashes:
         palette = getattr(source, "palette", None)
         remarks = getattr(source, "remarks", None)
-        more = {
+        more |= {
             "image_hash": _hash(example["image"]),
             "label_hash": _hash(label_map),
             "colour": _only_colour(example["image"]),
@@ -76,7 +92,7 @@ def read_facts(source, index: int, with_hashes: bool = True) -> Reading:
             "remarks": tuple(remarks(index)) if remarks else (),
         }
     name, size = example["name"], label_map.size
-    return Reading(index, name, ids, counts[ids], size, **more)
+    return Reading(index, name, ids, pixels[ids], size, **more)
 
 
 def _only_colour(image: np.ndarray) -> tuple[int, ...] | None:
@@ -91,14 +107,21 @@ def _hash(array: np.ndarray) -> bytes:
 
 
 def survey(
-    source, indices: Iterable[int], num_threads: int, with_hashes: bool = True
+    source,
+    indices: Iterable[int],
+    num_threads: int,
+    with_hashes: bool = True,
+    segments: str = "none",
 ) -> Iterator[Reading]:
     """Facts about some examples of a source, in order, read by threads."""
+    read = functools.partial(
+        read_facts, source, with_hashes=with_hashes, segments=segments
+    )
     set_up_process()
     waiting = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(max(1, num_threads)) as pool:
         for index in indices:
-            waiting.append(pool.submit(read_facts, source, index, with_hashes))
+            waiting.append(pool.submit(read, index))
             if len(waiting) > _AHEAD:
                 yield waiting.popleft().result()
         while waiting:

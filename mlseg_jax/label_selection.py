@@ -4,7 +4,12 @@ it.
 MLSeg asks first which of the C complete labels are in the image, keeps the K best, and
 classifies pixels among those only (paper section 3.3, equations 2 and 3). Everything
 that sorts, gathers, fills or renumbers for it is here, as pure functions; nothing else
-in the system does so.
+in the system does so. The model that uses them is ``models/mlseg.py``::
+
+    selection = select_top_k(label_scores, k)                  # [B C] to K class ids
+    class_queries = gather_classes(class_queries, selection)   # [B C D] to [B K D]
+    targets = labels_to_ranks(label_map, selection)            # for the loss
+    label_map = ranks_to_labels(logits.argmax(-1), selection)  # for the user
 
 ``class_ids`` number the complete labels 0..C-1. A ``rank`` is a position in a
 selection, 0..K-1 by falling label score. Logits over ranks never become logits over

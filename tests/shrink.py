@@ -209,11 +209,12 @@ def scene_batch(config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
     data = config.data.copy_and_resolve_references()
     with data.unlocked():
         data.update(train_examples=2 * config.train.batch_size, num_classes=20)
+    source = open_dataset(data, train=True)
     batches = train_batches(
-        open_dataset(data, train=True),
+        source,
         seed=0,
         batch_size=config.train.batch_size,
-        augment=make_augment(data),
+        augment=make_augment(data, None, source.info),
     )
     batch = next(batches)
     batches.close()

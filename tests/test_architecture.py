@@ -2,10 +2,13 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+PACKAGES = ("mlseg_jax", "input_pipeline", "configs", "tests", "benchmarks")
 
 # From the ground up. A room imports from its own floor's other rooms never, from those
 # below always.
@@ -34,6 +37,7 @@ FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # The rooms of `input_pipeline`, in the same way; its front door stands above all.
 PIPELINE_FLOORS = (
     ("info",),
+    ("segments",),
     ("files",),
     ("augmentation",),
     ("preparation",),
@@ -80,10 +84,28 @@ def test_every_room_has_a_floor_and_says_what_it_is_for():
         p for p in (ROOT / "mlseg_jax").iterdir() if (p / "__init__.py").exists()
     ]
     assert rooms - {"__init__"} | {p.name for p in folders} <= FLOOR.keys()
-    for folder in [*folders, *(ROOT / "input_pipeline").iterdir()]:
-        if (folder / "__init__.py").exists():
-            tree = ast.parse((folder / "__init__.py").read_text())
-            assert ast.get_docstring(tree) and len(tree.body) == 1, folder
+    for package in ("mlseg_jax", "input_pipeline"):
+        for path in (ROOT / package).rglob("__init__.py"):
+            tree = ast.parse(path.read_text())
+            assert ast.get_docstring(tree), path
+            # A door, and no second home: the front one, and that of a folder of lists.
+            assert len(tree.body) == 1 or path.parent.name in ("mlseg_jax", "names")
+
+
+def test_programs_inside_strings_import_what_there_is():
+    wrong = []
+    for path in sorted(
+        p for package in PACKAGES for p in (ROOT / package).rglob("*.py")
+    ):
+        for name in re.findall(
+            r"^from ((?:mlseg_jax|input_pipeline)\.[\w.]+) import",
+            path.read_text(),
+            re.M,
+        ):
+            place = ROOT / name.replace(".", "/")
+            if not (place.is_dir() or place.with_suffix(".py").exists()):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_rooms_import_only_from_rooms_below():
@@ -116,9 +138,13 @@ def test_the_input_pipeline_needs_little_of_the_library():
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize(
-    "package", ["mlseg_jax", "input_pipeline", "configs", "tests", "benchmarks"]
-)
+def test_test_files_have_names_of_their_own():
+    """For pytest, which imports them by these names."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(set(names)) == len(names), sorted(n for n in names if names.count(n) > 1)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_no_file_is_longer_than_350_lines(package):
     paths = (ROOT / package).rglob("*.py")
     lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in paths}

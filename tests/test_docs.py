@@ -28,7 +28,8 @@ A_CITATION = re.compile(r"(reference/)?([Mm]ethod|masks)\.md")
 A_PLACE = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./-]*")
 NOT_OURS = {
     # What runs and studies write.
-    *("runs/demo/report.html", "runs/study/study.md", "study.md", "model_card.md"),
+    *("runs/demo/report.html", "report.html", "runs/study/study.md", "study.md"),
+    "model_card.md",
     "workdir/report.html",
     # Examples, and files of other projects.
     *("my_script.py", "configs/FILE.py", "configs/pointwise.py"),

@@ -16,19 +16,6 @@ GREY = (128, 128, 128)
 CUTOUT_COLOUR = (125, 122, 113)
 
 
-def resize_exactly(
-    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "h w 3"]:
-    """To (height, width), its aspect not kept; bilinear and smoothed when shrinking.
-
-    Equal to torchvision's ``Resize`` of a Pillow image.
-    """
-    if image.shape[:2] == size:
-        return image
-    resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
-    return np.asarray(resized)
-
-
 def cutout(
     image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator, share: float
 ) -> UInt8[np.ndarray, "H W 3"]:

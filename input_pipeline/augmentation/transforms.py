@@ -1,92 +1,99 @@
 """Augmentation of one example, in NumPy and cv2, with an explicit random generator.
 
 Follows the recipe of mmsegmentation that the paper trains with: random resize, random
-crop, flip, photometric distortion, pad. Labels are only ever indexed, never computed
-with, so they stay exact int32 for any number of classes.
+crop, flip, photometric distortion, pad.
 """
-
-from collections.abc import Callable
 
 import cv2
 import numpy as np
 
-from mlseg_jax.typing import IGNORE
+from input_pipeline.augmentation.views import View, fitted_size, resize_cv2
 
 
 def random_resize_crop_flip(
     example: dict,
     rng: np.random.Generator,
     *,
-    crop_size: int | tuple[int, int],
+    crop_size: tuple[int, int],
     base_size: tuple[int, int],
     scale_range: tuple[float, float] = (0.5, 2.0),
     max_class_share: float = 0.75,
     num_retries: int = 10,
     flip_rate: float = 0.5,
-    pad_value: tuple[int, int, int] = (124, 116, 104),
-    distortion: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
     class_weights: np.ndarray | None = None,
     rare_crop_rate: float = 0.0,
-) -> dict:
-    """Resizes, crops, flips and pads an example to a fixed size.
+) -> View:
+    """A piece of a picture at a random scale, at most of a fixed size.
 
-    Image and label map are sampled at the same points: pixel centres lie at half
-    integers, the image is bilinear and the label map nearest. The picture is resized
-    whole, as in the recipe and bit for bit the same: cv2.resize is faster than a warp
-    of the crop alone, even at twice the size.
+    Pixel centres lie at half integers, the image is bilinear and labels are nearest.
+    The picture is resized whole, as in the recipe and bit for bit the same: cv2.resize
+    is faster than a warp of the crop alone, even at twice the size.
 
     Args:
       example: ``image`` uint8 ``[H W 3]`` and ``label_map`` int32 ``[H W]``.
       rng: source of all randomness.
-      crop_size: pixels of the result, (height, width) or the side of a square.
+      crop_size: largest height and width of the result.
       base_size: (long side, short side) in pixels that the image is fitted into, with
         its aspect kept, before the random scale.
       scale_range: the random scale is uniform between these two.
-      max_class_share: a crop is accepted if it has two classes and the largest covers
-        less than this share of its pixels that are not IGNORE.
-      num_retries: crops that are drawn again before one is taken unchecked.
+      max_class_share, num_retries: see `varied_crop`.
       flip_rate: probability of a horizontal flip.
-      pad_value: RGB of the padding right and below, where the label is IGNORE.
-      distortion: changes the colours before padding, so that padding keeps its colour.
       class_weights: float ``[C]``, how much each class is wanted in rare-class crops.
       rare_crop_rate: probability that the crop must hold a pixel of a class drawn from
         those of the picture by weight.
-
-    Returns:
-      The example with the two arrays replaced by ones of ``crop_size``, and
-      ``image_size`` int32 ``[2]``: rows and columns of it that are no padding.
     """
-    crop = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
-    image, label_map = example["image"], example["label_map"]
     scale = rng.uniform(*scale_range)
-    resized = fitted_size(image.shape[:2], [int(side * scale) for side in base_size])
-    rows = _nearest_indices(image.shape[0], resized[0])
-    columns = _nearest_indices(image.shape[1], resized[1])
-    height, width = min(crop[0], resized[0]), min(crop[1], resized[1])
+    base_size = [int(side * scale) for side in base_size]
+    view = View.whole(example["image"])
+    view = view.resized(fitted_size(view.size, base_size), resize_cv2)
     aim = (None, None)
     if rare_crop_rate > 0 and rng.random() < rare_crop_rate:
-        aim = _rare_pixel(label_map, class_weights, resized, rng)
+        aim = _rare_pixel(example["label_map"], class_weights, view.size, rng)
+    view = varied_crop(
+        example,
+        view,
+        rng,
+        crop_size,
+        max_class_share=max_class_share,
+        num_retries=num_retries,
+        aim=aim,
+    )
+    return view.mirrored() if rng.random() < flip_rate else view
+
+
+def varied_crop(
+    example: dict,
+    view: View,
+    rng: np.random.Generator,
+    crop_size: tuple[int, int],
+    *,
+    max_class_share: float,
+    num_retries: int = 10,
+    aim: tuple[int | None, int | None] = (None, None),
+) -> View:
+    """A window of at most ``crop_size`` anywhere in a view.
+
+    Args:
+      example: has the ``label_map``.
+      view: of its picture.
+      rng: source of all randomness.
+      crop_size: largest height and width.
+      max_class_share: a crop is accepted if it has two classes and the largest covers
+        less than this share of its pixels that are not IGNORE.
+      num_retries: crops that are drawn again before one is taken unchecked; 0 checks
+        none.
+      aim: row and column that must be inside.
+    """
+    height, width = (min(pair) for pair in zip(crop_size, view.size, strict=True))
     for retry in range(num_retries + 1):
-        top = _draw_offset(resized[0], height, aim[0], rng)
-        left = _draw_offset(resized[1], width, aim[1], rng)
-        labels = label_map[rows[top : top + height]].take(
-            columns[left : left + width], axis=1
-        )
-        if retry == num_retries or _is_varied(labels, max_class_share):
+        top = _draw_offset(view.size[0], height, aim[0], rng)
+        left = _draw_offset(view.size[1], width, aim[1], rng)
+        window = view.cropped(top, left, height, width)
+        if retry == num_retries:
             break
-    flip = rng.random() < flip_rate
-    window = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
-    window = window[top : top + height, left : left + width]
-    if flip:
-        window = cv2.flip(window, 1)
-    if distortion is not None:
-        window = distortion(window, rng)
-    return {
-        **example,
-        "image": _pad(window, crop, pad_value),
-        "image_size": np.asarray([height, width], np.int32),
-        "label_map": _pad(labels[:, ::-1] if flip else labels, crop, IGNORE),
-    }
+        if _is_varied(window.take(example["label_map"]), max_class_share):
+            break
+    return window
 
 
 def photometric_distortion(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -138,20 +145,6 @@ def resize_for_test(image: np.ndarray, base_size: tuple[int, int]) -> np.ndarray
     """
     height, width = fitted_size(image.shape[:2], base_size)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-def fitted_size(size: tuple[int, int], base_size) -> tuple[int, int]:
-    """Returns (height, width) of `size` fitted into (long side, short side)."""
-    factor = min(max(base_size) / max(size), min(base_size) / min(size))
-    height, width = (max(1, int(side * factor + 0.5)) for side in size)
-    return height, width
-
-
-def _nearest_indices(old: int, new: int) -> np.ndarray:
-    """Returns, for each of `new` pixels, which of `old` holds its centre."""
-    # cv2's INTER_NEAREST drops the half pixel and would shift labels against the image.
-    centres = (np.arange(new) + 0.5) * (old / new)
-    return np.minimum(centres.astype(np.int64), old - 1)
 
 
 def _draw_offset(
@@ -208,16 +201,6 @@ def _map_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-
-
-def _pad(values: np.ndarray, size: tuple[int, int], pad_value) -> np.ndarray:
-    """Returns the array in the upper left of one of (height, width) `size`."""
-    height, width = values.shape[:2]
-    padded = np.empty((*size, *values.shape[2:]), values.dtype)
-    padded[:height, :width] = values
-    padded[:height, width:] = pad_value
-    padded[height:] = pad_value
-    return padded
 
 
 def _scale(values: np.ndarray, factor: float, offset: float) -> np.ndarray:

@@ -15,10 +15,10 @@ import tensorflow_datasets as tfds
 from input_pipeline.datasets import names
 from input_pipeline.files import raw_files
 from input_pipeline.info import DatasetInfo
-from input_pipeline.preparation import prepared
+from input_pipeline.preparation import prepared, stored
 from mlseg_jax.typing import IGNORE
 
-_LABELS = prepared.RawLabels({0: IGNORE} | {raw: raw - 1 for raw in range(1, 151)})
+_LABELS = stored.RawLabels({0: IGNORE} | {raw: raw - 1 for raw in range(1, 151)})
 
 
 class Ade20k(prepared.SegmentationBuilder):
@@ -42,7 +42,7 @@ class Ade20k(prepared.SegmentationBuilder):
                 prepared.RawExample(
                     key=stem,
                     image=image,
-                    make_label=functools.partial(prepared.read_label, mask, _LABELS),
+                    make_label=functools.partial(stored.read_label, mask, _LABELS),
                 )
                 for stem, image, mask in raw_files.pair(
                     root / "images" / folder, root / "annotations" / folder, ".png"

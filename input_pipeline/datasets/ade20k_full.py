@@ -28,13 +28,13 @@ import tensorflow_datasets as tfds
 from input_pipeline.datasets import coco_images, names
 from input_pipeline.files import images, raw_files
 from input_pipeline.info import DataError, DatasetInfo
-from input_pipeline.preparation import prepared
+from input_pipeline.preparation import prepared, stored
 from mlseg_jax.typing import IGNORE
 
 _FOLDER = "ADE20K_2021_17_01"
 _NUM_CLASSES = 847
-_CLASS_IDS = prepared.RawLabels(
-    {raw: raw for raw in range(_NUM_CLASSES)} | {prepared.IGNORE_16: IGNORE}
+_CLASS_IDS = stored.RawLabels(
+    {raw: raw for raw in range(_NUM_CLASSES)} | {stored.IGNORE_16: IGNORE}
 )
 # What an index may be made of: containers, text, numbers and NumPy arrays of them.
 _SAFE_GLOBALS = {

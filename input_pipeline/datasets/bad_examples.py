@@ -22,10 +22,18 @@ MAX_TRIES = 50
 
 
 class Skips:
-    """Counts by kind what was skipped; several threads may add to it."""
+    """Counts by kind what was skipped; several threads may add to it.
+
+    Attributes:
+      counts: examples, and faults of listings, by kind.
+      segments: segments that were left out because a crop had too many.
+      crops: such crops.
+    """
 
     def __init__(self):
         self.counts = collections.Counter()
+        self.segments = 0
+        self.crops = 0
         self._lock = threading.Lock()
 
     def add(self, error: DataError) -> None:
@@ -43,8 +51,32 @@ class Skips:
             if kind:
                 self.add(DataError(sentence, kind=kind))
 
+    def add_segments(self, dropped: np.ndarray) -> None:
+        """Adds how many segments of each crop of a batch did not fit."""
+        if not dropped.any():
+            return
+        with self._lock:
+            is_first = self.segments == 0
+            self.segments += int(dropped.sum())
+            self.crops += np.count_nonzero(dropped)
+        if is_first:
+            logger.warning(
+                "a crop has %d segments more than data.max_segments; the smallest are "
+                "left out (and counted, without a line for each); raise it if they "
+                "matter",
+                dropped.max(),
+            )
+
     def log(self, what: str) -> None:
         """A line about all skips so far, if there are any."""
+        if self.segments:
+            logger.warning(
+                "%s: %d segments of %d crops were more than data.max_segments, and "
+                "left out",
+                what,
+                self.segments,
+                self.crops,
+            )
         if self.counts:
             counts = ", ".join(f"{n} {kind}" for kind, n in self.counts.most_common())
             logger.warning("%s: skipped %s", what, counts)

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from input_pipeline.files import masks, text
+from input_pipeline.files import coco_masks, text
 from input_pipeline.info import DataError, DatasetInfo, raise_fault
 
-# What is kept of an annotation; the rest (boxes, areas, ...) would fill the memory.
+# What is kept of an annotation; the rest (boxes, key points) would fill the memory.
 _KEPT = (
-    "id", "image_id", "video_id", "category_id", "iscrowd", "segmentation",
+    "id", "image_id", "video_id", "category_id", "iscrowd", "area", "segmentation",
     "segmentations",
 )  # fmt: skip
 
@@ -205,9 +205,15 @@ def read_json(path: pathlib.Path) -> dict:
 
 
 def draw(annotation: dict, size: tuple[int, int], path: pathlib.Path) -> np.ndarray:
-    """The mask of an annotation, bool [H W]; raises DataError as `masks.decode`."""
+    """The mask of an annotation, bool [H W]; raises as `coco_masks.decode`."""
     where = name_annotation(annotation, path)
-    return masks.decode(annotation.get("segmentation"), size, where)
+    return coco_masks.decode(annotation.get("segmentation"), size, where)
+
+
+def run_lengths(annotation: dict, size: tuple[int, int], path: pathlib.Path) -> dict:
+    """The mask of an annotation as compressed run lengths; raises as `draw`."""
+    where = name_annotation(annotation, path)
+    return coco_masks.encode(annotation.get("segmentation"), size, where)
 
 
 def name_annotation(annotation: dict, path: pathlib.Path) -> str:
@@ -231,7 +237,7 @@ def find(root: pathlib.Path, places: Sequence[str], what: str) -> pathlib.Path:
 
 def _compact(value: dict) -> dict:
     """Drops what labels do not need; 8 bytes a coordinate instead of 32."""
-    # What is not numbers stays: `masks` says so, with the annotation's name.
+    # What is not numbers stays: `coco_masks` says so, with the annotation's name.
     with contextlib.suppress(TypeError, OverflowError):
         if isinstance(value.get("counts"), list):
             value["counts"] = array.array("q", value["counts"])

@@ -16,12 +16,15 @@ Pixels without a mask are IGNORE, or a class of their own if `background` names 
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Callable
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
+from input_pipeline import segments
 from input_pipeline.datasets import (
     coco_format,
     coco_images,
@@ -30,7 +33,7 @@ from input_pipeline.datasets import (
     panoptic,
 )
 from input_pipeline.datasets.raw_source import RawSource
-from input_pipeline.files import images, masks, text
+from input_pipeline.files import coco_masks, images, text
 from input_pipeline.info import DataError, DatasetInfo, raise_fault
 from input_pipeline.preparation.prepared import RawExample
 from mlseg_jax.typing import IGNORE
@@ -86,7 +89,7 @@ def list_examples(
         where = f"Image {number!r} of {path}"
         try:
             width, height = image.get("width"), image.get("height")
-            size = masks.check_image_size(width, height, where, max_pixels)
+            size = coco_masks.check_image_size(width, height, where, max_pixels)
             image_name, places = coco_images.image_places(image, folders, path)
         except DataError as fault:
             report(fault)
@@ -125,15 +128,15 @@ def _without_lines(
     polygons = annotation.get("segmentation")
     if not isinstance(polygons, list) or not polygons:
         return class_id, annotation
-    lines = [p for p in polygons if masks.is_line(p)]
+    lines = [p for p in polygons if coco_masks.is_line(p)]
     if not lines:
         return class_id, annotation
     where = coco_format.name_annotation(annotation, path)
-    report(masks.line_fault(lines[0], where))
-    kept = [p for p in polygons if not masks.is_line(p)]
+    report(coco_masks.line_fault(lines[0], where))
+    kept = [p for p in polygons if not coco_masks.is_line(p)]
     if kept:
         return class_id, annotation | {"segmentation": kept}
-    around = masks.surround(lines, size)
+    around = coco_masks.surround(lines, size)
     return IGNORE, annotation | {"segmentation": around, "iscrowd": 1}
 
 
@@ -155,21 +158,25 @@ def label_regions(
 
     Returns:
       ``label_map`` int32 [H W] and ``instance_map`` as stored: annotations are numbered
-      from 1 in the order of the file; crowds and ignored classes are IGNORE.
+      from 1 in the order of the file; crowds and ignored classes are IGNORE. And
+      ``instances``, a tuple of `segments.Instance`: all annotations of a class, whole
+      though others lie over them.
 
     Raises:
       DataError: a segmentation is damaged or does not fit the image.
     """
 
-    def draw(i: int) -> np.ndarray:  # Again rather than kept: there may be thousands.
-        return coco_format.draw(regions[i][1], size, path)
+    # Run lengths, as there may be thousands.
+    shapes = [coco_format.run_lengths(region[1], size, path) for region in regions]
 
     order = range(len(regions))
     if paint_order == "area":
-        order = sorted(order, key=lambda i: np.count_nonzero(draw(i)))
+        order = sorted(order, key=lambda i: int(coco_mask.area(shapes[i])))
     # Crowds are drawn generously: what is told apart lies over them.
     order = sorted(order, key=lambda i: bool(regions[i][1].get("iscrowd")))
-    top = masks.paint(((i, draw(i)) for i in order), size, empty=-1)
+    top = coco_masks.paint(
+        ((i, coco_masks.draw(shapes[i])) for i in order), size, empty=-1
+    )
     class_ids, numbers = [empty], [0]
     for i, (class_id, annotation) in enumerate(regions):
         crowd = annotation.get("iscrowd") or class_id == IGNORE
@@ -178,7 +185,19 @@ def label_regions(
     return {
         "label_map": np.int32(class_ids)[top + 1],
         "instance_map": instances.to_file(np.int32(numbers)[top + 1], str(path)),
+        "instances": tuple(
+            segments.Instance(class_id, shape, bool(a.get("iscrowd")), _area(a))
+            for (class_id, a), shape in zip(regions, shapes, strict=True)
+            if class_id != IGNORE
+        ),
     }
+
+
+def _area(annotation: dict) -> float | None:
+    """What the file says, if that can be."""
+    area = annotation.get("area")
+    is_number = isinstance(area, int | float) and math.isfinite(area) and area > 0
+    return float(area) if is_number else None
 
 
 def open_coco_json(
@@ -219,7 +238,9 @@ def open_panoptic(
     places += [f"annotations/{split}"]
     png_dir = coco_format.find(root, places, "folder of panoptic PNG files")
     image_dir = _find_images(root, split, json_path)
-    listed = panoptic.list_examples(json_path, png_dir, image_dir, root.name, report)
+    listed = panoptic.list_examples(
+        json_path, png_dir, image_dir, root.name, report, with_table=True
+    )
     return RawSource(*listed, reading)
 
 

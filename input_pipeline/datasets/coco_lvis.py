@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from input_pipeline.datasets import coco_format, coco_images, instances
-from input_pipeline.files import masks
+from input_pipeline.files import coco_masks
 from input_pipeline.info import DataError, DatasetInfo
 from input_pipeline.preparation import prepared
 
@@ -83,7 +83,7 @@ def paint(
       DataError: a segmentation is damaged or does not fit the image.
     """
     raw, fill = (
-        masks.paint(
+        coco_masks.paint(
             ((a["category_id"], coco_format.draw(a, size, path)) for a in annotations),
             size,
             empty=0,
@@ -152,7 +152,9 @@ class CocoLvis(instances.NamedByFiles):
 
     def _example(self, manual_dir, path, image, layers) -> prepared.RawExample:
         where = f"Image {image['id']} of {path}"
-        size = masks.check_image_size(image.get("width"), image.get("height"), where)
+        size = coco_masks.check_image_size(
+            image.get("width"), image.get("height"), where
+        )
         name = coco_images.lvis_image_name(image) or image.get("file_name")
         file = coco_images.image_file(manual_dir / "images", name, path)
         if not file.parent.is_dir():

@@ -29,17 +29,17 @@ import tensorflow_datasets as tfds
 from input_pipeline.datasets import coco_format, coco_images, names
 from input_pipeline.files import images, raw_files
 from input_pipeline.info import DataError, DatasetInfo
-from input_pipeline.preparation import prepared
+from input_pipeline.preparation import prepared, stored
 from mlseg_jax.typing import IGNORE
 
 _UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
 _IDS = [raw for raw in range(1, 183) if raw not in _UNUSED]
-_LABELS_10K = prepared.RawLabels({0: IGNORE} | {raw: i for i, raw in enumerate(_IDS)})
-_LABELS_164K = prepared.RawLabels(
+_LABELS_10K = stored.RawLabels({0: IGNORE} | {raw: i for i, raw in enumerate(_IDS)})
+_LABELS_164K = stored.RawLabels(
     {255: IGNORE} | {raw - 1: i for i, raw in enumerate(_IDS)}
 )
-_CONVERTED_10K = prepared.RawLabels({0: IGNORE} | {i + 1: i for i in range(171)})
-_CONVERTED_164K = prepared.RawLabels({255: IGNORE} | {i: i for i in range(171)})
+_CONVERTED_10K = stored.RawLabels({0: IGNORE} | {i + 1: i for i in range(171)})
+_CONVERTED_164K = stored.RawLabels({255: IGNORE} | {i: i for i in range(171)})
 _CONVERTED = "_labelTrainIds"
 
 
@@ -84,7 +84,7 @@ def _list_10k(manual_dir: pathlib.Path, split: str) -> list[prepared.RawExample]
             ".png",
             mask_ending=_CONVERTED,
         )
-        return _examples(paths, prepared.read_label, _CONVERTED_10K)
+        return _examples(paths, stored.read_label, _CONVERTED_10K)
     paths = [
         (
             stem,
@@ -107,7 +107,7 @@ def _list_164k(manual_dir: pathlib.Path, split: str) -> list[prepared.RawExample
     else:
         endings, labels = {"other_ending": "TrainIds"}, _LABELS_164K
     paths = raw_files.pair(image_dir, mask_dir, ".png", **endings)
-    return _examples(paths, prepared.read_label, labels)
+    return _examples(paths, stored.read_label, labels)
 
 
 def _examples(paths, read, labels) -> list[prepared.RawExample]:
@@ -117,7 +117,7 @@ def _examples(paths, read, labels) -> list[prepared.RawExample]:
     ]
 
 
-def read_mat(path: str | os.PathLike, labels: prepared.RawLabels) -> np.ndarray:
+def read_mat(path: str | os.PathLike, labels: stored.RawLabels) -> np.ndarray:
     """Reads the matrix S of a MATLAB file as int32 [H W] of class ids.
 
     Raises:

@@ -88,7 +88,10 @@ class WithGivenLabels:
 def read_facts(folder: str, split: str) -> dict | None:
     """What is in ``SPLIT.json``; None where the scores are not (all) there."""
     path = epath.Path(folder) / f"{split}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError:  # cut off
+        return None
 
 
 def write_scores(
@@ -101,20 +104,22 @@ def write_scores(
 ) -> None:
     """Writes names and scores of up to ``count`` examples as they come.
 
-    ``facts`` are kept beside the names. The names are written last: without them there
-    are no scores.
+    ``facts`` are kept beside the names. Earlier scores are replaced once all are there.
+    The names are written last: without them there are no scores.
     """
     path = epath.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    (path / f"{split}.json").unlink(missing_ok=True)
+    part = path / f"{split}.npy.part"
     shape = (count, info.num_classes)
-    scores = np.lib.format.open_memmap(
-        path / f"{split}.npy", mode="w+", dtype=np.float32, shape=shape
-    )
+    scores = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
     names = []
     for new, rows in batches:
         scores[len(names) : len(names) + len(new)] = rows
         names += new
     scores.flush()
     facts |= {"classes": info.class_names, "names": names}
-    (path / f"{split}.json").write_text(json.dumps(facts))
+    names_part = path / f"{split}.json.part"
+    names_part.write_text(json.dumps(facts))
+    (path / f"{split}.json").unlink(missing_ok=True)
+    part.replace(path / f"{split}.npy")
+    names_part.replace(path / f"{split}.json")

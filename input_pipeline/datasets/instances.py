@@ -11,10 +11,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from input_pipeline.info import DataError, DatasetInfo
-from input_pipeline.preparation import prepared, stored
+from input_pipeline.preparation import class_statistics, prepared, stored
 from mlseg_jax.typing import IGNORE
 
-MAX_INSTANCES = prepared.IGNORE_16 - 1
+MAX_INSTANCES = stored.IGNORE_16 - 1
 
 
 class NamedByFiles(prepared.SegmentationBuilder, skip_registration=True):
@@ -56,7 +56,7 @@ def to_file(instance_map: np.ndarray, where: str) -> np.ndarray:
         raise DataError(
             f"{where} has over {MAX_INSTANCES:,} instances; split the image."
         )
-    values = np.where(instance_map == IGNORE, prepared.IGNORE_16, instance_map)
+    values = np.where(instance_map == IGNORE, stored.IGNORE_16, instance_map)
     return values.astype(np.uint16)
 
 
@@ -88,6 +88,6 @@ class PreparedInstances:
         return self._source.statistics
 
     @property
-    def presence(self) -> prepared.Presence:
+    def presence(self) -> class_statistics.Presence:
         """As `prepared.Prepared.presence`."""
         return self._source.presence

@@ -1,6 +1,5 @@
 """From a mask's file to class ids, as a table of raw values says."""
 
-import functools
 import os
 
 import cv2
@@ -28,7 +27,10 @@ class MaskLabels:
     def __init__(self, classes: ClassTable, max_pixels: int = images.MAX_PIXELS):
         self.classes = classes
         self._max_pixels = max_pixels
-        self._pairs = tuple(classes.class_of.items())
+        self._tables = {}
+
+    def __reduce__(self):  # Tables are large, and made anew in each process.
+        return MaskLabels, (self.classes, self._max_pixels)
 
     def __call__(self, path: str | os.PathLike) -> np.ndarray:
         """Reads a mask as int32 ``[H W]`` of class ids and IGNORE.
@@ -42,15 +44,29 @@ class MaskLabels:
         """As a call, of a file's content; ``path`` is what errors call it."""
         if self.classes.by_colour:
             raw = mask_files.colours_from_bytes(data, path, self._max_pixels)
-            label_map = _colour_table(self._pairs).take(raw).astype(np.int32)
+            label_map = self._table("colours", _COLOURS).take(raw).astype(np.int32)
         else:
             raw, depth = mask_files.mask_from_bytes(data, path, self._max_pixels)
-            table = _value_table(self._pairs, depth, self.classes.keeps_ignore)
+            table = self._table(depth, 2**depth)
             # Equal, but cv2 is four times as fast where it can be used.
             label_map = cv2.LUT(raw, table) if depth == 8 else table.take(raw)
         if label_map.min() == _NO_CLASS:
             raise self._unmapped(raw, label_map == _NO_CLASS, path)
         return label_map
+
+    def _table(self, kind: int | str, size: int) -> np.ndarray:
+        """Class id by raw value, for masks of 8 or 16 bits or colours (32 MB)."""
+        table = self._tables.get(kind)
+        if table is None:
+            is_small = size == _COLOURS and len(self.classes.names) < 2**15
+            table = np.full(size, _NO_CLASS, np.int16 if is_small else np.int32)
+            if self.classes.keeps_ignore:
+                table[images.IGNORE_RAW[kind]] = IGNORE
+            for raw, class_id in self.classes.class_of.items():
+                if raw < size:
+                    table[raw] = class_id
+            self._tables[kind] = table  # Threads may make it twice, alike.
+        return table
 
     def odd_ignore(self, path: str | os.PathLike) -> DataError | None:
         """A fault of kind "ignore_value" if a mask seems to mean void by a class."""
@@ -88,26 +104,3 @@ class MaskLabels:
             path=str(path),
             values=tuple(f"#{v:06x}" if self.classes.by_colour else v for v in values),
         )
-
-
-# Made once a process, and not sent to others with a source.
-@functools.lru_cache(maxsize=8)
-def _value_table(
-    pairs: tuple[tuple[int, int], ...], depth: int, keeps_ignore: bool
-) -> np.ndarray:
-    ids = np.full(2**depth, _NO_CLASS, np.int32)
-    if keeps_ignore:
-        ids[images.IGNORE_RAW[depth]] = IGNORE
-    for raw, class_id in pairs:
-        if raw < len(ids):
-            ids[raw] = class_id
-    return ids
-
-
-@functools.lru_cache(maxsize=2)
-def _colour_table(pairs: tuple[tuple[int, int], ...]) -> np.ndarray:
-    """Of all colours; 32 MB, but for over 32,767 classes."""
-    most = max(class_id for _, class_id in pairs)
-    ids = np.full(_COLOURS, _NO_CLASS, np.int16 if most < 2**15 else np.int32)
-    ids[[raw for raw, _ in pairs]] = [class_id for _, class_id in pairs]
-    return ids

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import ml_collections
 from etils import epath
 
+from input_pipeline import segments
 from input_pipeline.datasets import bad_examples
 from input_pipeline.datasets.folder import Folder
 from input_pipeline.datasets.folder_files import USUAL_LAYOUT, FolderLayout
@@ -116,7 +117,7 @@ def _open_tfds(data: ml_collections.ConfigDict, split: str, report):
 
 def _open_prepared(data: ml_collections.ConfigDict, split: str, report):
     from input_pipeline.datasets import instances, videos
-    from input_pipeline.preparation import prepared
+    from input_pipeline.preparation import class_statistics, prepared
 
     command = (
         f"python main.py prepare --dataset={data.name} --manual_dir=RAW_FILES "
@@ -128,9 +129,9 @@ def _open_prepared(data: ml_collections.ConfigDict, split: str, report):
             "--config.data.path=DIRECTORY."
         )
     path = epath.Path(os.path.expanduser(data.path))
-    if not (path / prepared.CLASSES_FILE).is_file():
+    if not (path / class_statistics.CLASSES_FILE).is_file():
         path = find_prepared(data.name, os.path.expanduser(data.path))
-    if not (path / prepared.CLASSES_FILE).is_file():
+    if not (path / class_statistics.CLASSES_FILE).is_file():
         raise DataError(
             f"The data set {data.name!r} is not prepared in {data.path}; run: {command}"
         )
@@ -195,8 +196,9 @@ def open_dataset(
             f"data.num_classes is {data.num_classes}; set it to 0 or correct the data."
         )
     chosen = _examples(part, data, train, len(source))
-    if len(chosen) < len(source) or data.cache:
-        return _Subset(source, chosen, data.cache)
+    truth = "none" if train else data.segments
+    if len(chosen) < len(source) or data.cache or truth != "none":
+        return _Subset(source, chosen, data.cache, truth)
     return source
 
 
@@ -213,23 +215,31 @@ def _examples(part: SplitPart, data, train: bool, length: int) -> range:
 
 
 class _Subset:
-    """Neighbouring examples of a source, kept in memory once read if wanted."""
+    """Neighbouring examples of a source, with what an evaluation of segments needs, and
+    kept in memory once read if wanted.
+    """
 
-    def __init__(self, source, chosen: range, cache: bool):
+    def __init__(self, source, chosen: range, cache: bool, truth: str = "none"):
         self.info = source.info
         self._source = source
         self._chosen = chosen
         self._kept = {} if cache else None
+        self._truth = truth
 
     def __len__(self) -> int:
         return len(self._chosen)
 
     def __getitem__(self, index: int) -> dict:
         if self._kept is None:
-            return self._source[self._chosen[index]]
+            return self._read(index)
         if index not in self._kept:
-            self._kept[index] = self._source[self._chosen[index]]
+            self._kept[index] = self._read(index)
         return self._kept[index]
+
+    def _read(self, index: int) -> dict:
+        return segments.with_truth(
+            self._truth, self._source[self._chosen[index]], self.info
+        )
 
     @property
     def presence(self):

@@ -9,6 +9,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +18,11 @@ from input_pipeline.datasets import coco_format, coco_images, instances
 from input_pipeline.files import images, mask_files
 from input_pipeline.info import DataError, DatasetInfo, raise_fault
 from input_pipeline.preparation.prepared import RawExample
+from input_pipeline.segments import Segment
 from mlseg_jax.typing import IGNORE
+
+MAX_ID = 2**24 - 1
+"""Largest segment id that fits in the three bytes of a pixel."""
 
 
 def list_examples(
@@ -26,6 +31,8 @@ def list_examples(
     image_dir: str | os.PathLike,
     name: str,
     report: Callable[[DataError], None] = raise_fault,
+    *,
+    with_table: bool = False,
 ) -> tuple[DatasetInfo, list[RawExample]]:
     """Classes and examples of a panoptic JSON file, in the order of its images.
 
@@ -36,6 +43,8 @@ def list_examples(
       name: name of the data set.
       report: called with each fault of an image or annotation in the JSON, which is
         left out if it returns.
+      with_table: whether examples also have the file's own segments; builders have no
+        feature for them.
 
     Returns:
       Classes in order of category id, and examples that make `label_segments`' maps.
@@ -55,13 +64,14 @@ def list_examples(
     raws = []
     for number, image in file.owners.items():
         try:
-            raws.append(_example(file, number, image, png_dir, image_dir, info))
+            raw = _example(file, number, image, png_dir, image_dir, info, with_table)
+            raws.append(raw)
         except DataError as fault:
             report(fault)
     return info, coco_images.short_keys(raws)
 
 
-def _example(file, number, image, png_dir, image_dir, info) -> RawExample:
+def _example(file, number, image, png_dir, image_dir, info, with_table) -> RawExample:
     if len(file.annotations[number]) != 1:
         raise DataError(
             f"Image {number!r} of {file.path} has {len(file.annotations[number])} "
@@ -76,10 +86,14 @@ def _example(file, number, image, png_dir, image_dir, info) -> RawExample:
     )
     where = f"Image {number!r} of {file.path}"
     segments = _segments(annotation, file.class_of(), info, where)
+    make_label = functools.partial(label_segments, png, segments)
+    if with_table:
+        table = _table(annotation, file.class_of())
+        make_label = functools.partial(label_segments, png, segments, table)
     return RawExample(
         key=image_name,
         image=places[0],
-        make_label=functools.partial(label_segments, png, segments),
+        make_label=make_label,
         elsewhere=tuple(places[1:]),
         remarks=functools.partial(empty_segments, png, segments, where),
     )
@@ -95,6 +109,12 @@ def _segments(annotation, class_of, info, where) -> tuple[tuple[int, int, int], 
                 f"{where} has a segment with the id {number!r}, which is no number or "
                 "stands twice; correct it."
             )
+        if not 0 < number <= MAX_ID:
+            raise DataError(
+                f"{where} has a segment with the id {number}, but the three bytes of a "
+                f"pixel hold 1 to {MAX_ID:,}; number the segments of each image anew.",
+                kind="listing",
+            )
         class_id = class_of[segment["category_id"]]
         instance = 0
         if info.is_thing[class_id]:
@@ -104,36 +124,61 @@ def _segments(annotation, class_of, info, where) -> tuple[tuple[int, int, int], 
     return tuple(result.values())
 
 
+def _table(annotation: dict, class_of: dict[int, int]) -> tuple[Segment, ...]:
+    """The segments as the file has them; an area of -1 is to be counted."""
+    return tuple(
+        Segment(
+            segment["id"],
+            class_of[segment["category_id"]],
+            bool(segment.get("iscrowd")),
+            segment["area"] if type(segment.get("area")) is int else -1,
+        )
+        for segment in annotation.get("segments_info", ())
+    )
+
+
 def label_segments(
-    png: str | os.PathLike, segments: Sequence[tuple[int, int, int]]
-) -> dict[str, np.ndarray]:
+    png: str | os.PathLike,
+    segments: Sequence[tuple[int, int, int]],
+    table: tuple[Segment, ...] | None = None,
+) -> dict[str, Any]:
     """Reads a PNG of segment ids.
 
     Args:
       png: the file.
       segments: segment id, class id and instance (0 for stuff, IGNORE for a crowd).
+      table: the segments for an evaluation; None makes no ``segments``.
 
     Returns:
-      ``label_map`` int32 [H W], void being IGNORE, and ``instance_map`` as stored.
+      ``label_map`` int32 [H W], void being IGNORE, and ``instance_map`` as stored; with
+      a table also ``segment_map`` int32 [H W] of the file's ids, and ``segments``.
 
     Raises:
       DataError: the file cannot be read, holds an id that is not listed, or none of
         those that are.
     """
-    table = {0: (IGNORE, 0)} | {number: rest for number, *rest in segments}
-    ids = _read_segments(png, table)
-    found, index = np.unique(ids, return_inverse=True)
+    meaning = {0: (IGNORE, 0)} | {number: rest for number, *rest in segments}
+    ids = _read_segments(png, meaning)
+    found, index, areas = np.unique(ids, return_inverse=True, return_counts=True)
     if segments and found.tolist() == [0]:
         raise DataError(
             f"Panoptic PNG {png} is 0 everywhere, though its JSON lists "
             f"{len(segments)} segments; get both files again."
         )
-    values = np.int32([table[number] for number in found.tolist()])
+    values = np.int32([meaning[number] for number in found.tolist()])
     label_map, instance_map = np.moveaxis(values[index.reshape(ids.shape)], -1, 0)
-    return {
+    maps = {
         "label_map": label_map,
         "instance_map": instances.to_file(instance_map, str(png)),
     }
+    if table is None:
+        return maps
+    area_of = dict(zip(found.tolist(), areas.tolist(), strict=True))
+    counted = tuple(
+        s if s.area >= 0 else s._replace(area=area_of.get(s.segment_id, 0))
+        for s in table
+    )
+    return maps | {"segment_map": ids.astype(np.int32), "segments": counted}
 
 
 def empty_segments(

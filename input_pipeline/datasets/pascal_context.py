@@ -22,9 +22,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from input_pipeline.datasets import coco_format, coco_images, names
-from input_pipeline.files import masks, raw_files
+from input_pipeline.files import coco_masks, raw_files
 from input_pipeline.info import DataError, DatasetInfo
-from input_pipeline.preparation import prepared
+from input_pipeline.preparation import prepared, stored
 from mlseg_jax.typing import IGNORE
 
 # Category ids of the JSON, ascending: the position is the class of the 60.
@@ -74,9 +74,9 @@ class PascalContext(prepared.SegmentationBuilder):
             class_of[0] = IGNORE
         if (root / "SegmentationClassContext").is_dir():
             # 255 is not in the files, but every reader of them ignores it.
-            labels = prepared.RawLabels(class_of | {255: IGNORE})
+            labels = stored.RawLabels(class_of | {255: IGNORE})
             return {split: _list_converted(root, split, labels) for split in _SPLITS}
-        labels = prepared.RawLabels(
+        labels = stored.RawLabels(
             {raw: class_of[i] for i, raw in enumerate(DETAIL_IDS)}
         )
         path = root / _JSON if (root / _JSON).is_file() else manual_dir / _JSON
@@ -84,7 +84,7 @@ class PascalContext(prepared.SegmentationBuilder):
 
 
 def _list_converted(
-    root: pathlib.Path, split: str, labels: prepared.RawLabels
+    root: pathlib.Path, split: str, labels: stored.RawLabels
 ) -> list[prepared.RawExample]:
     path = root / "ImageSets" / "SegmentationContext" / f"{split}.txt"
     return [
@@ -92,7 +92,7 @@ def _list_converted(
             stem,
             coco_images.image_file(root / "JPEGImages", f"{stem}.jpg", path),
             functools.partial(
-                prepared.read_label,
+                stored.read_label,
                 coco_images.image_file(
                     root / "SegmentationClassContext", f"{stem}.png", path
                 ),
@@ -104,7 +104,7 @@ def _list_converted(
 
 
 def _list_detail(
-    path: pathlib.Path, root: pathlib.Path, labels: prepared.RawLabels
+    path: pathlib.Path, root: pathlib.Path, labels: stored.RawLabels
 ) -> dict[str, list[prepared.RawExample]]:
     if not path.is_file():
         raise DataError(
@@ -126,7 +126,7 @@ def _list_detail(
             make_label = functools.partial(
                 paint_regions,
                 f"{path} (image {name})",
-                masks.check_image_size(
+                coco_masks.check_image_size(
                     picture["width"], picture["height"], f"Image {name} of {path}"
                 ),
                 regions_of.get(picture["image_id"], []),
@@ -150,7 +150,7 @@ def paint_regions(
     where: str,
     size: tuple[int, int],
     regions: Sequence[tuple[int, Mapping[str, Any]]],
-    labels: prepared.RawLabels,
+    labels: stored.RawLabels,
 ) -> np.ndarray:
     """Paints (category id, run lengths), the last on top: int32 [H W] of class ids."""
     for category_id, _ in regions:
@@ -160,7 +160,7 @@ def paint_regions(
                 "of the 59; get it again."
             )
     layers = (
-        (category_id, masks.decode(segmentation, size, where))
+        (category_id, coco_masks.decode(segmentation, size, where))
         for category_id, segmentation in reversed(regions)
     )
-    return labels(masks.paint(layers, size, empty=0), where)
+    return labels(coco_masks.paint(layers, size, empty=0), where)

@@ -44,7 +44,8 @@ class RawSource:
         return len(self._raws)
 
     def __getitem__(self, index: int) -> dict:
-        """Returns ``image``, ``label_map``, ``instance_map`` and ``name``.
+        """Returns ``image``, ``label_map``, ``instance_map``, ``name`` and what else
+        the format tells: ``segments``, ``segment_map``, ``instances``.
 
         Raises:
           DataError: the image cannot be read or its size is not that of its label, or
@@ -66,8 +67,7 @@ class RawSource:
                 kind="size",
             )
         instance_map = instances.from_file(made["instance_map"])
-        example = {"image": image, "label_map": label_map, "name": raw.key}
-        return example | {"instance_map": instance_map}
+        return made | {"image": image, "name": raw.key, "instance_map": instance_map}
 
     def remarks(self, index: int) -> list[DataError]:
         """What is odd about an example that can be read."""

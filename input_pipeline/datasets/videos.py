@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline.datasets import instances
 from input_pipeline.info import DataError
-from input_pipeline.preparation import prepared
+from input_pipeline.preparation import class_statistics, prepared
 
 _NUMBERS = ("video_index", "video_length", "frame")
 
@@ -94,7 +94,7 @@ class PreparedVideos:
         return {k: v for k, v in example.items() if k not in ("video", *_NUMBERS)}
 
     @property
-    def presence(self) -> prepared.Presence:
+    def presence(self) -> class_statistics.Presence:
         """As `prepared.Prepared.presence`, of frames."""
         return self._frames.presence
 

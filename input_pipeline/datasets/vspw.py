@@ -20,11 +20,11 @@ import tensorflow_datasets as tfds
 from input_pipeline.datasets import names, videos
 from input_pipeline.files import images, raw_files
 from input_pipeline.info import DataError, DatasetInfo
-from input_pipeline.preparation import prepared
+from input_pipeline.preparation import prepared, stored
 from mlseg_jax.typing import IGNORE
 
 NUM_CLASSES = 124
-_LABELS = prepared.RawLabels(
+_LABELS = stored.RawLabels(
     {raw: raw - 1 if 0 < raw <= NUM_CLASSES else IGNORE for raw in range(256)}
 )
 _PUBLISHED_VIDEOS = {"train": 2_806, "val": 343}
@@ -95,7 +95,7 @@ def _list_frames(folder: pathlib.Path, index: int) -> list[prepared.RawExample]:
             image=image_of[stem],
             make_label=functools.partial(
                 videos.label_frame,
-                functools.partial(prepared.read_label, mask_of[stem], _LABELS),
+                functools.partial(stored.read_label, mask_of[stem], _LABELS),
                 videos.Frame(folder.name, index, len(stems), place),
             ),
         )

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from input_pipeline.datasets import coco_format, coco_images, instances, videos
-from input_pipeline.files import masks, raw_files
+from input_pipeline.files import coco_masks, raw_files
 from input_pipeline.info import DataError
 from input_pipeline.preparation import prepared
 from mlseg_jax.typing import IGNORE
@@ -65,7 +65,7 @@ def _list_frames(
 ) -> list[prepared.RawExample]:
     video = file.owners[number]
     where = f"Video {number} of {file.path}"
-    size = masks.check_image_size(video.get("width"), video.get("height"), where)
+    size = coco_masks.check_image_size(video.get("width"), video.get("height"), where)
     frame_names = video.get("file_names")
     if not isinstance(frame_names, list) or not frame_names:
         raise DataError(f'{where} has no "file_names"; get the file again.')
@@ -139,9 +139,9 @@ def label_tracks(
     Raises:
       DataError: a segmentation is damaged or does not fit the video.
     """
-    top = masks.paint(
+    top = coco_masks.paint(
         (
-            (place, masks.decode(region[3], size, f"Track {region[0]} in {where}"))
+            (place, coco_masks.decode(region[3], size, f"Track {region[0]} in {where}"))
             for place, region in enumerate(regions)
         ),
         size,

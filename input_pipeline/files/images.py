@@ -141,9 +141,13 @@ def write_label_map(
             f"{label_map.max()}, but there are only {num_classes} classes."
         )
     depth = 8 if num_classes <= IGNORE_RAW[8] else 16
-    raw = np.where(label_map == IGNORE, IGNORE_RAW[depth], label_map)
-    _, data = cv2.imencode(".png", raw.astype(np.uint8 if depth == 8 else np.uint16))
-    epath.Path(path).write_bytes(data.tobytes())
+    raw = label_map
+    if label_map.dtype.kind != "u":  # unsigned ids are of no ignored pixel
+        raw = np.where(label_map == IGNORE, IGNORE_RAW[depth], label_map)
+    raw = raw.astype(np.uint8 if depth == 8 else np.uint16, copy=False)
+    _, data = cv2.imencode(".png", raw)
+    with epath.Path(path).open("wb") as file:
+        file.write(data.data)
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
@@ -156,6 +160,10 @@ def read_bytes(path: str | os.PathLike) -> bytes:
         raise DataError(
             f"File {path} cannot be read ({error.strerror}); check that it is a file "
             "and may be read."
+        ) from error
+    except ValueError as error:  # a NUL character
+        raise DataError(
+            f"File {os.fspath(path)!r} cannot be read ({error}); correct the path."
         ) from error
     if not data:
         raise DataError(f"File {path} is empty; copy it again or remove it.")

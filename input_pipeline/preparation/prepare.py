@@ -18,9 +18,7 @@ from input_pipeline.files.local_copy import is_address
 from input_pipeline.info import DataError
 from input_pipeline.preparation import class_statistics, prepared
 from input_pipeline.preparation.builders import (
-    BUILDERS,
     count_message,
-    find_prepared,
     make_builder,
 )
 from input_pipeline.preparation.prepared import SegmentationBuilder
@@ -32,8 +30,6 @@ from input_pipeline.preparation.shards import (
     record_path,
     write_shards,
 )
-
-__all__ = ["BUILDERS", "find_prepared", "make_builder", "prepare"]
 
 _PRINT_SECONDS = 5
 

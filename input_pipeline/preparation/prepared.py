@@ -31,29 +31,14 @@ from input_pipeline.preparation.class_statistics import (
 )
 from input_pipeline.preparation.stored import (
     IGNORE_16,
-    RawLabels,
     decode_image,
     decode_label,
     encode_png,
     read_image_file,
-    read_label,
     resize_nearest,
     with_ignore,
 )
 from mlseg_jax.typing import IGNORE
-
-__all__ = [
-    "CLASSES_FILE",
-    "IGNORE_16",
-    "Prepared",
-    "Presence",
-    "RawExample",
-    "RawLabels",
-    "SegmentationBuilder",
-    "SplitRecord",
-    "check_keys",
-    "read_label",
-]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ _FAULTS = {
     "unreadable": "examples cannot be read",
     "size": "images and masks differ in size",
     "unmapped": "masks hold values without a class",
+    "no_instances": "examples have no instances, which data.segments wants",
     "polygon": "annotations have polygons of fewer than three points",
 }
 """What the kinds of `DataError` mean, in the order in which they are told."""
@@ -35,7 +36,13 @@ def check_splits(
         yield from _check_labels(split)
         yield from _check_copies(split)
         if split.good:
-            yield from check_readings(split.name, split.source, split.info, split.good)
+            yield from check_readings(
+                split.name,
+                split.source,
+                split.info,
+                split.good,
+                config.data.max_segments,
+            )
     if train.source is None or evaluation.source is None:
         return
     yield from _check_leaks(train, evaluation)

@@ -8,7 +8,7 @@ import cv2
 import ml_collections
 import numpy as np
 from etils import epath
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.info import DataError, DatasetInfo
@@ -17,6 +17,7 @@ from mlseg_jax.doctor.checks import Finding, check_splits
 from mlseg_jax.doctor.label_statistics import SplitStatistics, as_text
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import check_config
+from mlseg_jax.prediction import fonts
 from mlseg_jax.prediction.visualise import overlay
 from mlseg_jax.runs.checkpoint import write_json
 from mlseg_jax.runs.progress import progress_bar
@@ -65,6 +66,11 @@ class Split:
         if presence is None:
             presence = to_presence(self.good)
         return SplitStatistics(self.name, self.info, presence)
+
+    def segment_counts(self) -> np.ndarray:
+        """[n] segments of the examples that were read; [0] unless they are wanted."""
+        counted = [r.segments for r in self.good if r.segments is not None]
+        return np.asarray([counts.num_segments for counts in counted], int)
 
     def ignored_share(self) -> float:
         pixels = sum(reading.num_pixels for reading in self.readings)
@@ -136,7 +142,9 @@ def _read_split(config: ml_collections.ConfigDict, train: bool, sample: int) -> 
     indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
     readings = []
     with progress_bar(count, 0, f"reading {name}") as bar:
-        for reading in survey(source, indices, config.data.num_threads):
+        for reading in survey(
+            source, indices, config.data.num_threads, segments=config.data.segments
+        ):
             readings.append(reading)
             bar.update()
     unused = tuple(getattr(source, "unused_masks", ()))
@@ -152,6 +160,9 @@ def _split_json(split: Split) -> dict:
             "ignored_share": split.ignored_share(),
             "class_names": split.info.class_names,
         }
+        if (counts := split.segment_counts()).size:
+            facts["mean_segments_per_image"] = float(counts.mean())
+            facts["max_segments_per_image"] = int(counts.max())
     return facts
 
 
@@ -163,16 +174,25 @@ def _split_lines(split: Split) -> list[str]:
     order = np.argsort(images, kind="stable")[:_TAIL]
     tail = ", ".join(f"{split.info.class_names[i]} {images[i]}" for i in order)
     counts = collections.Counter(min(count, 11) // 11 for count in images)
+    found, segments = split.segment_counts(), []
+    if found.size:
+        segments.append(
+            f"  {found.mean():.1f} segments an image on average, at most {found.max()}"
+        )
     return [
         as_text([statistics]),
+        *segments,
         f"  read {len(split.readings):,} of {len(split.source):,}; "
         f"{split.ignored_share():.1%} of the pixels are ignored",
         f"  {counts[0]} classes are in 10 images or fewer; rarest, by images: {tail}",
     ]
 
 
-def write_sheet(report: Report, directory: pathlib.Path) -> None:
-    """Writes ``samples.png``, twenty samples with legends, and ``doctor.json``."""
+def write_sheet(report: Report, directory: pathlib.Path, font: str = "") -> None:
+    """Writes ``samples.png``, twenty samples with legends, and ``doctor.json``.
+
+    ``font``: a file of letters for names of other scripts than ours.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     write_json(epath.Path(directory) / "doctor.json", report.as_json())
     wanted = []
@@ -181,7 +201,7 @@ def write_sheet(report: Report, directory: pathlib.Path) -> None:
         share = (NUM_SHEET_SAMPLES - len(wanted)) // (len(report.splits) - i)
         chosen = np.linspace(0, len(good) - 1, min(share, len(good))).round()
         wanted += [(split, good[int(position)]) for position in chosen]
-    tiles = [_tile(split, reading) for split, reading in wanted]
+    tiles = [_tile(split, reading, font) for split, reading in wanted]
     if not tiles:
         return
     height = max(len(tile) for tile in tiles)
@@ -194,18 +214,14 @@ def write_sheet(report: Report, directory: pathlib.Path) -> None:
     Image.fromarray(sheet).save(directory / "samples.png")
 
 
-def _tile(split: Split, reading: Reading) -> np.ndarray:
+def _tile(split: Split, reading: Reading, font: str) -> np.ndarray:
     """One sample with its legend and name, ``_TILE_WIDTH`` wide."""
     example = split.source[reading.index]
-    picture = overlay(
-        example["image"], example["label_map"].astype(np.int32), split.info.class_names
-    )
+    names = split.info.class_names
+    picture = overlay(example["image"], example["label_map"], names, font=font)
     height = max(1, round(picture.shape[0] * _TILE_WIDTH / picture.shape[1]))
     picture = cv2.resize(picture, (_TILE_WIDTH, height), interpolation=cv2.INTER_AREA)
-    title = np.full((24, _TILE_WIDTH, 3), 255, np.uint8)
-    text = f"{split.name}: {example['name']}".encode("ascii", "replace").decode()
-    cv2.putText(
-        title, text[-60:], (4, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (24, 24, 27), 1,
-        cv2.LINE_AA,
-    )  # fmt: skip
-    return np.concatenate([title, picture])
+    title = Image.new("RGB", (_TILE_WIDTH, 24), (255, 255, 255))
+    text = fonts.drawable(f"{split.name}: {example['name']}", font)[-60:]
+    fonts.draw_text(ImageDraw.Draw(title), (4.0, 12.0), text, (24, 24, 27), 13, font)
+    return np.concatenate([np.asarray(title), picture])

@@ -19,15 +19,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mlseg_jax.distributed.sharding import batch_sharding, on_mesh
+from mlseg_jax.inference.assemble import assemble_pixels, assemble_regions
 from mlseg_jax.inference.rank_space import Segmented
-from mlseg_jax.inference.views import View, make_views
-from mlseg_jax.label_selection import UNSELECTED_LOGIT, Selection, SelectionPolicy
+from mlseg_jax.inference.regions import SegmentedRegions
+from mlseg_jax.inference.views import make_views
+from mlseg_jax.label_selection import Selection, SelectionPolicy
 from mlseg_jax.models.build import FunctionalModel, Parameters
-from mlseg_jax.models.interfaces import LabelPrediction
-from mlseg_jax.typing import Bool, Float, Int
+from mlseg_jax.models.interfaces import LabelPrediction, inside_mask
+from mlseg_jax.typing import Bool
 
-NEVER = -1e4
-"""Logit of places that only pad a union to a static size."""
+REGION_MULTIPLE = 32
+"""Pixels that sides of pictures are padded to a multiple of, as released, where regions
+are classified: the padding is a part of what the model sees (method.md 11.3)."""
 
 
 class Engine:
@@ -43,6 +46,8 @@ class Engine:
     ):
         self.settings = settings
         self.num_classes = model.num_classes
+        self.num_queries = model.num_queries
+        self.multiple = REGION_MULTIPLE if model.num_queries else 1
         self.grid_length = model.grid_length
         self.any_canvas = model.any_canvas
         self.mesh = mesh
@@ -54,8 +59,13 @@ class Engine:
             num_devices,
         )
 
-        def encode(parameters, windows, sizes, allowed) -> LabelPrediction:
-            labels = model.bind(parameters).encode(windows, image_size=sizes)
+        def encode(parameters, windows, sizes, real, allowed) -> LabelPrediction:
+            bound = model.bind(parameters)
+            if real is not None:  # Zeros after normalisation.
+                mean = jnp.asarray(bound.pixel_mean, jnp.float32)[None, None, None]
+                inside = inside_mask(windows.shape[1:3], real)[..., None]
+                windows = jnp.where(inside, windows.astype(jnp.float32), mean)
+            labels = bound.encode(windows, image_size=sizes)
             if allowed is None:
                 return labels
             scores = jnp.where(allowed[None], labels.scores, -jnp.inf)
@@ -64,10 +74,10 @@ class Engine:
         def classify(parameters, labels, given, policy: SelectionPolicy):
             selection = policy.select(given=given)(labels.scores)
             output = model.bind(parameters).classify(labels, selection)
-            return selection, output.logits
+            return selection, output if model.num_queries else output.logits
 
-        def predict(parameters, windows, sizes, allowed, policy: SelectionPolicy):
-            labels = encode(parameters, windows, sizes, allowed)
+        def predict(parameters, windows, sizes, real, allowed, policy: SelectionPolicy):
+            labels = encode(parameters, windows, sizes, real, allowed)
             return labels.scores, *classify(parameters, labels, None, policy)
 
         self.parameters = parameters
@@ -82,18 +92,17 @@ class Engine:
         images: Sequence[np.ndarray],
         policies: Sequence[tuple[SelectionPolicy, Selection | None]],
         allowed: Bool[np.ndarray, "C"] | None = None,
-    ) -> list[list[Segmented]]:
+    ) -> list[list[Segmented]] | list[list[SegmentedRegions]]:
         """Segments pictures uint8 ``[H W 3]`` of one size under each of ``policies``.
 
         A ``given`` selection has a row per picture, or one for each of their views,
         picture by picture. Labels that are not ``allowed`` get
         the score -inf. Returns, per policy, one `Segmented` for each batch of pictures
-        where a picture is a single window, else one for each picture.
+        where a picture is a single window, else one for each picture; where regions are
+        classified, one `SegmentedRegions` for each picture.
         """
-        views = [
-            make_views(image, self.settings, self.grid_length, self.any_canvas)
-            for image in images
-        ]
+        plan = self.settings, self.grid_length, self.any_canvas, self.multiple
+        views = [make_views(image, *plan) for image in images]
         owners = np.repeat(
             np.arange(len(images)), [sum(v.num_windows for v in vs) for vs in views]
         )
@@ -101,18 +110,24 @@ class Engine:
             np.arange(sum(map(len, views))), [v.num_windows for vs in views for v in vs]
         )
         pictures = images, views, owners
+        windows = [
+            (window, view.window_size)
+            for picture_views in views
+            for view in picture_views
+            for window in view.windows()
+        ]
         (policy, given), *others = policies
         per_image = self.settings.selection_scope == "per_image"
         if not others and given is None and not per_image:
             parts = [
-                (*self.predict(self.parameters, *windows, allowed, policy), count)
-                for windows, count in self._batches(views)
+                (*self.predict(self.parameters, *batch, allowed, policy), count)
+                for batch, count in self.batches(windows)
             ]
             scores = np.concatenate([np.asarray(x[0])[: x[-1]] for x in parts])
             return [self._assemble(*pictures, [x[1:] for x in parts], scores)]
         encoded = [
-            (self.encode(self.parameters, *windows, allowed), count)
-            for windows, count in self._batches(views)
+            (self.encode(self.parameters, *batch, allowed), count)
+            for batch, count in self.batches(windows)
         ]
         scores = np.concatenate([np.asarray(e.scores)[:n] for e, n in encoded])
         results = []
@@ -127,17 +142,14 @@ class Engine:
             results.append(self._assemble(*pictures, list(parts), scores))
         return results
 
-    def _batches(self, views) -> Iterator[tuple[tuple, int]]:
-        """Windows and their real sizes, in full batches, then one per device.
+    def batches(
+        self, windows: Sequence[tuple[np.ndarray, tuple[int, int]]]
+    ) -> Iterator[tuple[tuple, int]]:
+        """Windows, with their real sizes, in full batches, then one per device.
 
-        Yields the two, and how many windows of the batch are real.
+        Yields the windows, what the model sees of each and the real pixels in that
+        (None where it is the same), and how many windows of the batch are real.
         """
-        windows = [
-            (window, (view.rows.size, view.columns.size))
-            for picture_views in views
-            for view in picture_views
-            for window in view.windows()
-        ]
         full, few = self.batch_sizes
         # Windows of one canvas share batches; with sliding windows that is all of them.
         for canvas, run in itertools.groupby(windows, lambda item: item[0].shape[:2]):
@@ -150,8 +162,10 @@ class Engine:
                 real = np.tile(np.asarray([canvas]), (count, 1))
                 for i, (window, size) in enumerate(chosen):
                     batch[i], real[i] = window, size
-                image_size = None if np.all(real == canvas) else real
-                yield (self._put(batch), image_size), len(chosen)
+                sizes = -(-real // self.multiple) * self.multiple
+                sizes = None if np.all(sizes == canvas) else sizes
+                inside = real if self.multiple > 1 else None
+                yield (self._put(batch), sizes, inside), len(chosen)
 
     def _put(self, batch: np.ndarray):
         """Splits a batch over the devices."""
@@ -178,120 +192,6 @@ class Engine:
             yield *self.classify(self.parameters, labels, rows, policy), count
             start += count
 
-    def _assemble(self, images, views, owners, parts, scores) -> list[Segmented]:
-        """Per picture: the union of its windows' labels, and its stitched grids."""
-        sizes = {image.shape[:2] for image in images}
-        if len(owners) == len(images) and len(sizes) == 1:
-            return _assemble_batches(*sizes, views[0][0], parts, scores)
-        parts = [(jax.device_get(s), np.asarray(x), n) for s, x, n in parts]
-        windows = [
-            (
-                logits[i],
-                selection.class_ids[i],
-                None if selection.valid is None else selection.valid[i],
-            )
-            for selection, logits, count in parts
-            for i in range(count)
-        ]
-        results, start = [], 0
-        for i, (image, picture_views) in enumerate(zip(images, views, strict=True)):
-            mine = owners == i
-            count = int(mine.sum())
-            logits, class_ids, valid = zip(*windows[start : start + count], strict=True)
-            start += count
-            union, real, ranks = unite(
-                np.stack(class_ids),
-                None if valid[0] is None else np.stack(valid),
-                self.num_classes,
-            )
-            grids = [
-                _take_ranks(grid, rank)
-                for grid, rank in zip(logits, ranks, strict=True)
-            ]
-            results.append(
-                Segmented(
-                    image.shape[:2],
-                    tuple(_stitch(grids, picture_views)),
-                    tuple(view.rows.matrix for view in picture_views),
-                    tuple(view.columns.matrix for view in picture_views),
-                    Selection(union[None], real[None], self.num_classes),
-                    scores[mine].max(axis=0, keepdims=True),
-                    1,
-                )
-            )
-        return results
-
-
-def _assemble_batches(size, view: View, parts, scores) -> list[Segmented]:
-    """Pictures of one size and one window: nothing to stitch, logits stay on the
-    device.
-    """
-    results, start = [], 0
-    for selection, logits, count in parts:
-        own = scores[start : start + count]
-        start += count
-        results.append(
-            Segmented(
-                size,
-                (logits,),
-                (view.rows.matrix,),
-                (view.columns.matrix,),
-                selection,
-                own,
-                count,
-            )
-        )
-    return results
-
-
-def unite(
-    class_ids: Int[np.ndarray, "N K"],
-    valid: np.ndarray | None,
-    num_classes: int,
-) -> tuple[Int[np.ndarray, "U"], Bool[np.ndarray, "U"], Int[np.ndarray, "N U"]]:
-    """The union of several selections, padded to one of a few static sizes.
-
-    Returns its class ids in class order, which of them are no padding, and for each
-    selection the rank of each of them: ``K`` where it did not select that class, ``K +
-    1`` where the union is padding.
-    """
-    num_windows, num_ranks = class_ids.shape
-    table = np.full((num_windows, num_classes + 1), num_ranks)
-    ranks = np.broadcast_to(np.arange(num_ranks), class_ids.shape)
-    kept = class_ids if valid is None else np.where(valid, class_ids, num_classes)
-    np.put_along_axis(table, kept, ranks, axis=1)
-    union = np.flatnonzero((table[:, :-1] < num_ranks).any(axis=0))
-    size = num_ranks
-    while size < len(union):
-        size *= 2
-    size = min(size, max(num_classes, 1))
-    padded = np.zeros(size, np.int32)
-    padded[: len(union)] = union
-    rank_of_union = np.full((num_windows, size), num_ranks + 1)
-    rank_of_union[:, : len(union)] = table[:, union]
-    return padded, np.arange(size) < len(union), rank_of_union
-
-
-def _take_ranks(
-    logits: Float[np.ndarray, "h w K"], ranks: Int[np.ndarray, "U"]
-) -> Float[np.ndarray, "h w U"]:
-    """Logits over the union, filled where a window did not select."""
-    fill = np.asarray([UNSELECTED_LOGIT, NEVER], logits.dtype)
-    fill = np.broadcast_to(fill, (*logits.shape[:2], 2))
-    return np.concatenate([logits, fill], axis=-1)[:, :, ranks]
-
-
-def _stitch(
-    grids: list[Float[np.ndarray, "_ _ U"]], views: list[View]
-) -> Iterator[Float[np.ndarray, "1 _ _ U"]]:
-    """Per view, the grids of its windows side by side."""
-    start = 0
-    for view in views:
-        num_rows, num_columns = len(view.rows.starts), len(view.columns.starts)
-        tiles = np.stack(grids[start : start + num_rows * num_columns])
-        start += len(tiles)
-        _, height, width, num_labels = tiles.shape
-        tiles = tiles.reshape(num_rows, num_columns, height, width, num_labels)
-        yield tiles.transpose(0, 2, 1, 3, 4).reshape(
-            1, num_rows * height, num_columns * width, num_labels
-        )
+    def _assemble(self, *pictures) -> list[Segmented] | list[SegmentedRegions]:
+        assemble = assemble_regions if self.num_queries else assemble_pixels
+        return assemble(*pictures, self.num_classes)

@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from input_pipeline.augmentation.rand_augment import resize_exactly
+from input_pipeline.augmentation.views import resize_pillow
 from mlseg_jax.distributed.sharding import batch_sharding, on_mesh
 from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.typing import Float
@@ -42,7 +42,7 @@ class LabelScorer:
         for start in range(0, len(images), self.batch_size):
             chosen = images[start : start + self.batch_size]
             batch = np.zeros((self.batch_size, *self._size, 3), np.uint8)
-            batch[: len(chosen)] = [resize_exactly(x, self._size) for x in chosen]
+            batch[: len(chosen)] = [resize_pillow(x, self._size) for x in chosen]
             if self._sharding is not None:
                 batch = jax.device_put(batch, self._sharding)
             scores = self._score(self.parameters, batch)

@@ -6,6 +6,7 @@ written at all; Zarr reads them as 0, which is what their softmax rounds to.
 """
 
 import os
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -16,22 +17,32 @@ from mlseg_jax.inference.rank_space import Segmented, tile_probabilities
 
 
 def write_probabilities(
-    segmented: Segmented, path: str | os.PathLike, row: int = 0
+    parts: Iterable[tuple[int, Segmented]],
+    path: str | os.PathLike,
+    shape: tuple[int, int, int],
 ) -> None:
-    """Writes float16 ``[C H W]`` for one picture of a batch; ``path`` must be new.
+    """Writes float16 ``shape`` [C H W] of a picture; ``path`` must be new.
+
+    ``parts``: bands of the picture, each with its first row; (0, all of it) is one.
 
     Raises:
-      UserError: there is something at ``path`` already.
+      UserError: there is something at ``path`` already, or nothing can be there.
     """
-    num_classes = segmented.selection.num_classes
+    place = os.path.abspath(path)
+    try:
+        os.makedirs(place, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to {place} ({error.strerror}); give a new path."
+        ) from error
     try:
         store = ts.open(
             {
                 "driver": "zarr",
-                "kvstore": {"driver": "file", "path": os.path.abspath(path)},
+                "kvstore": {"driver": "file", "path": place},
                 "metadata": {
-                    "shape": [num_classes, *segmented.size],
-                    "chunks": [1, *(min(side, 512) for side in segmented.size)],
+                    "shape": list(shape),
+                    "chunks": [1, *(min(side, 512) for side in shape[1:])],
                     "dtype": "<f2",
                     "fill_value": 0.0,
                 },
@@ -42,13 +53,19 @@ def write_probabilities(
         raise UserError(
             f"There is something at {os.fspath(path)} already; give a new path."
         ) from error
+    for start, segmented in parts:
+        _write_part(store, start, segmented)
+
+
+def _write_part(store, start: int, segmented: Segmented) -> None:
     selection = jax.device_get(segmented.selection)
-    class_ids = selection.class_ids[row]
+    class_ids = selection.class_ids[0]
     valid = np.ones(len(class_ids), bool)
     if selection.valid is not None:
-        valid = selection.valid[row]
+        valid = selection.valid[0]
     for y, x, pieces in segmented.tiles():
         tile = tile_probabilities(pieces)
-        tile = np.asarray(tile)[row, :, : y.stop - y.start, : x.stop - x.start]
+        tile = np.asarray(tile)[0, :, : y.stop - y.start, : x.stop - x.start]
+        rows = slice(start + y.start, start + y.stop)
         for class_id, values in zip(class_ids[valid], tile[valid], strict=True):
-            store[int(class_id), y, x].write(values.astype(np.float16)).result()
+            store[int(class_id), rows, x].write(values.astype(np.float16)).result()

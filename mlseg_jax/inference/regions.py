@@ -98,6 +98,13 @@ class SegmentedRegions:
         """Class of each rank of the picture."""
         return np.asarray(self.selection.class_ids)[0]
 
+    @property
+    def selected_class_ids(self) -> set[int]:
+        """Classes that something could be found to be."""
+        if self.selection.valid is None:
+            return set(self.class_ids.tolist())
+        return set(self.class_ids[np.asarray(self.selection.valid)[0]].tolist())
+
     def score_tiles(self) -> Iterator[tuple[slice, slice, Float[Array, "U S T"]]]:
         """Slices of the picture, and the scores of the labels there.
 

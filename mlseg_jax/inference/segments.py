@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from input_pipeline.files import masks
+from input_pipeline.files import coco_masks
 from mlseg_jax.typing import Bool, Int
 
 VOID = 0
@@ -45,7 +45,7 @@ class Segment:
         if isinstance(self.pixels, np.ndarray):
             return self.pixels == self.segment_id
         size = tuple(self.pixels["size"])
-        return masks.decode(dict(self.pixels), size, f"Segment {self.segment_id}")
+        return coco_masks.decode(dict(self.pixels), size, f"Segment {self.segment_id}")
 
     @property
     def run_lengths(self) -> dict:

@@ -8,23 +8,24 @@ separate for rows and columns: one matrix each takes the stitched grids to the p
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import ml_collections
 import numpy as np
 
-from input_pipeline.augmentation.transforms import fitted_size, resize_for_test
-from mlseg_jax.models.layers.resize import bilinear_matrix
+from input_pipeline.augmentation.transforms import resize_for_test
+from input_pipeline.augmentation.views import fitted_size
+from mlseg_jax.models.layers.resize import bilinear_matrix, bilinear_taps
 from mlseg_jax.typing import Float, Int
 
-LADDER = tuple(int(32 * 2 ** (step / 2)) // 16 * 16 for step in range(20))
-"""Sides that canvases are padded to, so that few shapes are ever compiled."""
 
-
+@functools.lru_cache(maxsize=512)
 def round_up(length: int) -> int:
-    """The next side of the ladder."""
-    return next(side for side in LADDER if side >= length)
+    """The next side of a ladder, so that few shapes of canvases are ever compiled."""
+    sides = (int(32 * 2 ** (step / 2)) // 16 * 16 for step in itertools.count())
+    return next(side for side in sides if side >= length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Axis:
       starts: first pixel of each window in the view.
       size: pixels of a window that are real.
       canvas: pixels of a window with padding.
-      cells, canvas_cells: the same of a window's grid.
+      cells, canvas_cells: the same of a window's grid; where models see some of the
+        padding, the cells of that count as real.
       flip: whether the view is a mirror image.
     """
 
@@ -56,20 +58,66 @@ class Axis:
 
         Made when it is asked for: masks of regions go another way (``mask_tiles``).
         """
-        upsample = bilinear_matrix(self.size, self.canvas_cells, size_in=self.cells)
-        count = len(self.starts), self.canvas_cells
-        stitched = np.zeros((self.view_length, *count), np.float32)
-        covered = np.zeros((self.view_length, 1, 1), np.float32)
-        for i, start in enumerate(self.starts):
-            stitched[start : start + self.size, i] = upsample
-            covered[start : start + self.size] += 1
-        matrix = (stitched / covered).reshape(self.view_length, -1)
+        matrix = self._from_windows(range(len(self.starts)), 0, self.view_length)
         if self.length != self.view_length:
-            matrix = bilinear_matrix(self.length, self.view_length) @ matrix
+            matrix = self._resampled(slice(0, self.length), matrix, 0)
         return matrix[::-1] if self.flip else matrix
 
+    def reaching(self, pixels: slice) -> list[int]:
+        """Which windows some pixels of the picture are made of; none mirrored."""
+        first, last = self._span(pixels)
+        starts = enumerate(self.starts)
+        return [i for i, x in starts if x < last and x + self.size > first]
 
-@functools.lru_cache(maxsize=512)
+    def part(self, pixels: slice) -> Float[np.ndarray, "pixels cells"]:
+        """Rows of `matrix`, of the columns of windows `reaching` there alone."""
+        first, last = self._span(pixels)
+        matrix = self._from_windows(self.reaching(pixels), first, last)
+        if self.length == self.view_length:
+            return matrix
+        return self._resampled(pixels, matrix, first)
+
+    def _from_windows(
+        self, windows: Sequence[int], first: int, last: int
+    ) -> Float[np.ndarray, "view_pixels cells"]:
+        """From the grids of some windows to some pixels of the view."""
+        upsample = bilinear_matrix(self.size, self.canvas_cells, size_in=self.cells)
+        count = len(windows), self.canvas_cells
+        stitched = np.zeros((last - first, *count), np.float32)
+        covered = np.zeros((last - first, 1, 1), np.float32)
+        for i, window in enumerate(windows):
+            start = self.starts[window]
+            low, high = max(start, first), min(start + self.size, last)
+            stitched[low - first : high - first, i] = upsample[
+                low - start : high - start
+            ]
+            covered[low - first : high - first] += 1
+        stitched /= covered
+        return stitched.reshape(last - first, -1)
+
+    def _span(self, pixels: slice) -> tuple[int, int]:
+        """First pixel of the view that pixels of the picture need, and after the
+        last.
+        """
+        if self.length == self.view_length:
+            return pixels.start, pixels.stop
+        low, high, _ = self._taps
+        return int(low[pixels].min()), int(high[pixels].max()) + 1
+
+    def _resampled(self, pixels: slice, matrix: np.ndarray, first: int) -> np.ndarray:
+        """Pixels of the picture out of the view's from ``first`` on."""
+        low, high, fraction = (x[pixels] for x in self._taps)
+        fraction = fraction[:, None]
+        result = matrix[low - first] * (1 - fraction)
+        result += matrix[high - first] * fraction
+        return result
+
+    @functools.cached_property
+    def _taps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return bilinear_taps(self.length, self.length, self.view_length)
+
+
+@functools.lru_cache(maxsize=64)
 def plan_axis(
     length: int,
     view_length: int,
@@ -98,9 +146,12 @@ class View:
     rows: Axis
     columns: Axis
 
-    def windows(self) -> Iterator[np.ndarray]:
-        """Crops padded to the canvas, row by row."""
-        for y in self.rows.starts:
+    def windows(self, rows: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+        """Crops padded to the canvas, row by row; of some ``rows`` of windows or
+        all.
+        """
+        rows = range(len(self.rows.starts)) if rows is None else rows
+        for y in (self.rows.starts[row] for row in rows):
             for x in self.columns.starts:
                 crop = self.image[y : y + self.rows.size, x : x + self.columns.size]
                 canvas = (self.rows.canvas, self.columns.canvas)
@@ -109,6 +160,11 @@ class View:
                     padded[: crop.shape[0], : crop.shape[1]] = crop
                     crop = padded
                 yield crop
+
+    @property
+    def window_size(self) -> tuple[int, int]:
+        """Height and width of a window without its padding."""
+        return self.rows.size, self.columns.size
 
     @property
     def num_windows(self) -> int:
@@ -120,22 +176,23 @@ def make_views(
     settings: ml_collections.ConfigDict,
     grid_length: Callable[[int], int],
     any_canvas: bool = True,
+    multiple: int = 1,
 ) -> list[View]:
     """All views of a picture uint8 ``[H W 3]`` under ``eval`` settings.
 
     ``grid_length``: cells of the logits for so many pixels. ``settings`` also carries
     ``base_size`` of the data; (0, 0) keeps pictures as they are. Without ``any_canvas``
-    windows have no padding, and there are as many shapes as sizes of pictures.
+    windows have no padding, and there are as many shapes as sizes of pictures. The
+    model sees sides that are padded to a ``multiple`` in any case.
     """
     views = []
-    plan = functools.partial(_plan, settings, grid_length, any_canvas)
+    plan = functools.partial(_plan, settings, grid_length, any_canvas, multiple)
     for scale in settings.scales:
         picture = _at_scale(image, settings.base_size, scale)
         for flip in (False, True) if settings.flip else (False,):
             rows = plan(image, picture, axis=0, flip=False)
             columns = plan(image, picture, axis=1, flip=flip)
-            seen = np.ascontiguousarray(picture[:, ::-1]) if flip else picture
-            views.append(View(seen, rows, columns))
+            views.append(View(picture[:, ::-1] if flip else picture, rows, columns))
     return views
 
 
@@ -170,7 +227,7 @@ def _at_scale(image: np.ndarray, base_size, scale: float) -> np.ndarray:
 
 
 def _plan(
-    settings, grid_length, any_canvas, image, picture, *, axis: int, flip: bool
+    settings, grid_length, any_canvas, multiple, image, picture, *, axis, flip
 ) -> Axis:
     length = picture.shape[axis]
     if settings.mode == "whole":
@@ -180,5 +237,6 @@ def _plan(
         canvas = window
     if not any_canvas:
         canvas = min(window, length)
-    cells = grid_length(min(window, length)), grid_length(canvas)
+    seen, canvas = (-(-n // multiple) * multiple for n in (min(window, length), canvas))
+    cells = grid_length(seen), grid_length(canvas)
     return plan_axis(image.shape[axis], length, window, stride, canvas, *cells, flip)

@@ -103,7 +103,7 @@ def region_losses(
 
 
 def region_means(settings: RegionLoss, losses: RegionLosses) -> dict[str, Mean]:
-    """Sums and counts of the losses, and of what else to log of each prediction.
+    """The losses of a batch or of a part of one, and those of the final prediction.
 
     All means are over the whole batch, on however many devices and in however many
     parts it lies:
@@ -113,17 +113,22 @@ def region_means(settings: RegionLoss, losses: RegionLosses) -> dict[str, Mean]:
       worker has as many matched queries, and differs from one mesh to another.
     * masks: Σ / max(number of targets, 1), matched or not. The release's Σ / max(mean
       number per worker, 1) with averaged gradients is the same.
+
+    What they divide by follows from the numbers of targets alone, so that it can be
+    known of a whole batch before any of it is matched.
     """
-    classes = jnp.sum(losses.classes * losses.class_weights, axis=(0, 2))
-    weights = jnp.sum(losses.class_weights, axis=(0, 2))
+    batch, _, num_queries = losses.classes.shape
+    matched = jnp.sum(jnp.minimum(losses.num_targets, num_queries)).astype(jnp.float32)
+    weight = matched + settings.no_object_weight * (batch * num_queries - matched)
     count = jnp.sum(losses.num_targets).astype(jnp.float32)
-    mask_parts = jnp.sum(losses.mask_parts, axis=0)
+    classes = jnp.sum(losses.classes * losses.class_weights, axis=(0, 2))
+    parts = jnp.sum(losses.mask_parts[:, -1], axis=0)
     return {
-        "loss/class": Mean(classes, weights, settings.class_weight, least=1e-6),
-        # Mask and dice, weighted; the two that follow are only to be seen.
-        "loss/regions": Mean(jnp.sum(losses.masks), count, 1.0),
-        "loss/mask": Mean(mask_parts[:, 0], jnp.full_like(weights, count)),
-        "loss/dice": Mean(mask_parts[:, 1], jnp.full_like(weights, count)),
+        "loss/class": Mean(jnp.sum(classes), weight, settings.class_weight, 1e-6),
+        "loss/masks": Mean(jnp.sum(losses.masks), count, weight=1.0),
+        "train/final_class": Mean(classes[-1], weight, least=1e-6),
+        "train/final_mask": Mean(parts[0], count),
+        "train/final_dice": Mean(parts[1], count),
     }
 
 
@@ -131,6 +136,9 @@ def reduce_region_losses(
     settings: RegionLoss, losses: RegionLosses
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, "P"]]]:
     """The loss of a batch (`region_means`), and its parts for each prediction."""
-    means = region_means(settings, losses)
-    total, _ = total_loss(means)
-    return total, {name: means[f"loss/{name}"].values() for name in PARTS}
+    total, _ = total_loss(region_means(settings, losses))
+    weight = jnp.sum(losses.class_weights, axis=(0, 2))
+    classes = jnp.sum(losses.classes * losses.class_weights, axis=(0, 2)) / weight
+    count = jnp.maximum(jnp.sum(losses.num_targets), 1)
+    parts = jnp.sum(losses.mask_parts, axis=0) / count
+    return total, {"class": classes, "mask": parts[:, 0], "dice": parts[:, 1]}

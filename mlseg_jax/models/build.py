@@ -221,6 +221,11 @@ class FunctionalModel(NamedTuple):
     def any_canvas(self) -> bool:
         return nnx.merge(self.graph, self.abstract).any_canvas
 
+    @property
+    def num_queries(self) -> int:
+        """Object queries of a picture; 0 where pixels are classified."""
+        return nnx.merge(self.graph, self.abstract).decoder.num_queries
+
     def bind(self, parameters: Parameters) -> MLSeg | Query2Label:
         # Those of blocks are gathered block by block.
         outside = {k: v for k, v in parameters.items() if "/blocks/" not in k}

@@ -1,6 +1,6 @@
 """MLSeg (RankSeg): multi-label prediction first, then pixels among the selected labels.
 
-The paper is five statements, in ``encode`` and ``__call__``:
+The paper is five statements, which carry these numbers in `MLSeg`:
 
 1. features of the image,
 2. embeddings of its pixels, or of its regions,
@@ -8,8 +8,14 @@ The paper is five statements, in ``encode`` and ``__call__``:
 4. a selection: the K labels worth classifying among (equation 2),
 5. logits of every pixel or region over those K ranks (equation 3).
 
-Which backbone, decoder and multi-label head these are is configuration (``build``), and
-so is the selection: with the complete one, in class order, this is the baseline.
+``__call__`` is all of them, as in training. Evaluation takes them apart: ``encode`` (1
+to 3) says which labels there are, the caller selects, ``classify`` (5) may be asked
+again with another selection.
+
+Which backbone, decoder and multi-label head these are is configuration (`build`), and
+so is the selection (`label_selection`): with the complete one, in class order, this is
+the baseline. Nothing has C channels per pixel: C is only the length of the scores and
+the number of class queries.
 """
 
 import dataclasses
@@ -109,7 +115,7 @@ class MLSeg(nnx.Module):
         """
         encode_rng, classify_rng, auxiliary_rng = split_rng(rng, 3)
         features, labels = self._encode(images, image_size, encode_rng)
-        selection = select(labels.scores)
+        selection = select(labels.scores)  # 4.
         output = self.classify(labels, selection, rng=classify_rng)
         if self.auxiliary_head is None or rng is None:
             return output
@@ -132,13 +138,15 @@ class MLSeg(nnx.Module):
         backbone_rng, decoder_rng, head_rng = split_rng(rng, 3)
         pixels = normalise(images, image_size, self.pixel_mean, self.pixel_std)
         classes = self.class_embeddings[...]
+        # 1. The class embeddings may go through the last block with the image (OCE).
         if self.classes_in_backbone:
             features, classes = self.backbone.with_classes(
                 pixels, classes, image_size, backbone_rng
             )
         else:
             features = self.backbone(pixels, image_size, backbone_rng)
-        embeddings = self.decoder.embed(features, decoder_rng)
+        embeddings = self.decoder.embed(features, decoder_rng)  # 2.
+        # 3.
         return features, self.multilabel_head(embeddings, classes, head_rng)
 
     def classify(
@@ -149,6 +157,7 @@ class MLSeg(nnx.Module):
         rng: PRNGKeyArray | None = None,
     ) -> Output | RegionOutput:
         """Which of the selected labels is each pixel or region?"""
+        # 5. The decoder is handed the K rows of the selection, and knows of no other.
         class_queries = gather_classes(labels.class_queries, selection)
         scores = self.decoder.classify(
             labels.elements, class_queries, selection.valid, rng

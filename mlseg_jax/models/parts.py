@@ -320,6 +320,8 @@ DECODERS = {
     "segmenter": _build_segmenter,
     "upernet": UPerNetDecoder,
 }
+REGION_DECODERS = ("mask2former", "maskformer")
+"""Those of `DECODERS` that classify regions."""
 PIXEL_DECODERS = {
     "deformable": DeformableDecoder,
     "encoder_fpn": EncoderFPNDecoder,

@@ -19,9 +19,9 @@ from mlseg_jax.planning.chatter import quiet
 from mlseg_jax.planning.compiled import Program, read_program
 from mlseg_jax.planning.topologies import Topology
 from mlseg_jax.runs.weights import evaluation_parameters
-from mlseg_jax.tasks.semantic_evaluation import evaluation_policy
+from mlseg_jax.tasks.engines import evaluation_policy
 from mlseg_jax.training.state import abstract_state
-from mlseg_jax.training.step import make_train_step
+from mlseg_jax.training.step import example_shapes, make_train_step
 
 EFFORT = -1.0
 """How hard the compiler tries to make the program fast, -1 to 1. At -1 that of TPUs
@@ -89,12 +89,8 @@ class StepCompiler:
 
     def train(self) -> Step:
         step = make_train_step(self.config, self.model, self.mesh)
-        crop = tuple(self.config.data.crop_size)
-        batch = {
-            "image": self._batch((*crop, 3), np.uint8),
-            "image_size": self._batch((2,), np.int32),
-            "label_map": self._batch(crop, np.int32),
-        }
+        shapes = example_shapes(self.config, self.model.num_classes)
+        batch = {name: self._batch(*each) for name, each in shapes.items()}
         sizes = Memory(
             parameters=bytes_per_chip(self.state["params"]),
             optimizer=bytes_per_chip((self.state["opt_state"], self.state["step"])),
@@ -125,7 +121,8 @@ class StepCompiler:
                 labels = bound.encode(windows)
                 selection = policy.select(given=given)(labels.scores)
                 output = bound.classify(labels, selection)
-            return labels.scores, selection, output.logits
+            result = output if model.num_queries else output.logits
+            return labels.scores, selection, result
 
         windows = self._batch((*self._window(), 3), np.uint8)
         (parameters,) = evaluation_parameters(self.state).values()

@@ -11,10 +11,12 @@ import os
 from collections.abc import Sequence
 
 import cv2
+import jax
 import numpy as np
 from etils import epath
 
 from input_pipeline.info import DatasetInfo
+from mlseg_jax.distributed.processes import gather
 from mlseg_jax.errors import UserError
 from mlseg_jax.inference.segments import VOID, Panoptic, Segment
 from mlseg_jax.typing import Int, UInt8
@@ -85,6 +87,12 @@ class _CocoWriter:
         parts = ("images", "annotations", "categories")
         text = json.dumps({part: getattr(self, part) for part in parts})
         (self.folder / name).write_text(text)
+
+    def gather(self) -> None:
+        """Takes over what the writers of all processes have, each its own pictures."""
+        parts = gather((self.images, self.annotations))
+        self.images = [image for images, _ in parts for image in images]
+        self.annotations = [each for _, annotations in parts for each in annotations]
 
 
 class PanopticWriter(_CocoWriter):
@@ -176,9 +184,54 @@ class InstanceWriter(_CocoWriter):
 
     def close(self) -> None:
         """Writes both files."""
+        for number, annotation in enumerate(self.annotations, start=1):
+            annotation["id"] = number
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write("instances.json")
         # No boxes: pycocotools would take the areas from them.
         kept = ("image_id", "category_id", "segmentation", "score")
         results = [{key: entry[key] for key in kept} for entry in self.annotations]
         (self.folder / "instances_results.json").write_text(json.dumps(results))
+
+
+def image_id_of(name: str) -> int | str:
+    """The number of a picture whose files are called after it, as COCO's are."""
+    stem = os.path.splitext(os.path.basename(name))[0]
+    return int(stem) if stem.isdecimal() else stem
+
+
+class SegmentFiles:
+    """Writes what a task found in pictures, in the files that its evaluators take.
+
+    Args:
+      task: ``panoptic`` or ``instance``.
+      folder: where to.
+      info: the classes.
+    """
+
+    def __init__(self, task: str, folder: str | os.PathLike, info: DatasetInfo):
+        self._writer = _WRITERS[task](folder, info)
+
+    def add(self, name: str, stem: str, size, found) -> None:
+        """The segments of a picture: `Panoptic`, or instances.
+
+        Args:
+          name: of the picture's file, or of the example.
+          stem: of files that are written for it alone.
+          size: its height and width.
+          found: its segments.
+        """
+        image_id, file_name = image_id_of(name), os.path.basename(name)
+        if isinstance(found, Panoptic):
+            self._writer.add(image_id, file_name, stem, found)
+        else:
+            self._writer.add(image_id, file_name, size, found)
+
+    def close(self) -> None:
+        """Writes the JSON, of all processes' pictures; all must call it."""
+        self._writer.gather()
+        if jax.process_index() == 0:
+            self._writer.close()
+
+
+_WRITERS = {"panoptic": PanopticWriter, "instance": InstanceWriter}

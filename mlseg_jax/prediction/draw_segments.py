@@ -4,23 +4,22 @@ The n-th segment of a class has a shade of the class's colour that depends on n 
 so that neighbours differ and a class looks alike in all pictures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
 from mlseg_jax.inference.segments import VOID, Panoptic, Segment
+from mlseg_jax.prediction import fonts
+from mlseg_jax.prediction.legend import INK, em_of, with_legend
 from mlseg_jax.prediction.visualise import (
-    INK,
     MAX_LEGEND_ROWS,
     class_colours,
-    em_of,
     enlarge,
-    font_of,
+    line_width,
     percent,
     tint,
-    with_legend,
 )
 from mlseg_jax.typing import Int, UInt8
 
@@ -47,15 +46,22 @@ def segment_colours(
     segments: Sequence[Segment], class_names: Sequence[str]
 ) -> UInt8[np.ndarray, "n 3"]:
     """One RGB colour for each segment, a shade of its class's."""
-    colours = class_colours(class_names)
+    class_ids = [segment.class_id for segment in segments]
+    return shades(np.asarray(class_ids, int), class_colours(class_names))
+
+
+def shades(
+    class_ids: Int[np.ndarray, "n"], colours: UInt8[np.ndarray, "C 3"]
+) -> UInt8[np.ndarray, "n 3"]:
+    """The same of segments of these classes, which have these ``colours``."""
     seen: dict[int, int] = {}
-    result = np.zeros((len(segments), 3), np.uint8)
-    for i, segment in enumerate(segments):
-        count = seen.get(segment.class_id, 0)
-        seen[segment.class_id] = count + 1
+    result = np.zeros((len(class_ids), 3), np.uint8)
+    for i, class_id in enumerate(class_ids.tolist()):
+        count = seen.get(class_id, 0)
+        seen[class_id] = count + 1
         shade = SHADES[count % len(SHADES)]
         end = 255.0 if shade > 0 else 0.0
-        colour = colours[segment.class_id].astype(np.float64)
+        colour = colours[class_id].astype(np.float64)
         result[i] = np.round(colour + abs(shade) * (end - colour))
     return result
 
@@ -65,12 +71,14 @@ def draw_segments(
     found: Panoptic | Sequence[Segment],
     class_names: Sequence[str],
     alpha: float = 0.5,
+    font: str = "",
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The picture with its segments, their numbers and a table of them.
 
     Pixels of no segment keep their colour. The table lists the largest segments: their
     number and label, their share of the pixels, their score. Pictures under
-    ``MIN_PICTURE_SIDE`` are enlarged.
+    ``MIN_PICTURE_SIDE`` are enlarged. ``font``: a file of letters for names of other
+    scripts than ours (`fonts`).
 
     Raises:
       ValueError: the picture and the segments have different sizes.
@@ -91,10 +99,13 @@ def draw_segments(
     for segment, colour in zip(segments, colours, strict=True):
         table[segment.segment_id : segment.segment_id + 1] = colour
     nothing = segment_map == VOID
-    tinted = tint(image, segment_map, table[segment_map], nothing, alpha)
+    line = line_width(segment_map.shape)
+    tinted = tint(image, segment_map, table[segment_map], nothing, alpha, line)
     numbered = _with_numbers(tinted, segment_map)
-    rows = _rows(segments, colours, pixels)
-    return with_legend(numbered, ("segment", "pixels", "score"), rows)
+    names = fonts.legible(class_names, {s.class_id for s in segments}, font)
+    rows = _rows(segments, names, colours, pixels)
+    heading, size = ("segment", "pixels", "score"), segment_map.shape
+    return with_legend(size, lambda part: numbered[part], heading, rows, font).whole()
 
 
 def _with_numbers(picture: np.ndarray, segment_map: np.ndarray) -> np.ndarray:
@@ -112,7 +123,7 @@ def _with_numbers(picture: np.ndarray, segment_map: np.ndarray) -> np.ndarray:
             place,
             str(number),
             (255, 255, 255),
-            font_of(size),
+            fonts.own_letters(size),
             anchor="mm",
             stroke_width=max(1, size // 8),
             stroke_fill=INK,
@@ -132,13 +143,18 @@ def _widest(mask: np.ndarray) -> tuple[float, tuple[int, int]]:
     return float(distance[top, left]), (x + left - 1, y + top - 1)
 
 
-def _rows(segments: Sequence[Segment], colours: np.ndarray, pixels: int) -> list[tuple]:
+def _rows(
+    segments: Sequence[Segment],
+    names: Mapping[int, str],
+    colours: np.ndarray,
+    pixels: int,
+) -> list[tuple]:
     """Colour, number and label, share and score; a last row counts what is left out."""
     order = sorted(range(len(segments)), key=lambda i: -segments[i].area)
     rows = [
         (
             tuple(colours[i].tolist()),
-            f"{segments[i].segment_id} {segments[i].label}",
+            f"{segments[i].segment_id} {names[segments[i].class_id]}",
             percent(segments[i].area / pixels),
             percent(segments[i].score),
         )

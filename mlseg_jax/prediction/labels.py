@@ -8,7 +8,9 @@ import numpy as np
 from etils import epath
 
 from input_pipeline.datasets.open import open_dataset, read_options
-from input_pipeline.files.images import read_image
+from mlseg_jax.prediction.batches import check_done, predictions
+from mlseg_jax.prediction.files import LABELS, replaced_when_complete
+from mlseg_jax.runs.progress import progress_bar
 from mlseg_jax.runs.workdir import load_info
 from mlseg_jax.tasks.given_selection import load_classifier, write_split
 
@@ -28,28 +30,39 @@ def write_labels(
     config: ml_collections.ConfigDict,
     workdir: str,
     checkpoint: str,
-    paths: Sequence,
+    paths: Sequence[epath.Path],
     output: epath.Path,
-) -> None:
-    """``labels.jsonl``: the K best labels of each picture, a picture a line."""
+    problems: list[str],
+) -> int:
+    """``labels.jsonl``: the K best labels of each picture, a picture a line.
+
+    Sentences about pictures that cannot be read are added to ``problems``. Returns how
+    many lines there are.
+    """
     classifier = load_classifier(workdir, checkpoint=checkpoint)
-    names, size = load_info(workdir).class_names, classifier.batch_size
+    names, done = load_info(workdir).class_names, 0
     k = config.selection.eval_k or config.selection.k
-    reading = read_options(config.data)
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / "labels.jsonl").open("w") as lines:
-        for start in range(0, len(paths), size):
-            chosen = paths[start : start + size]
-            scores = classifier([read_image(path, reading) for path in chosen])
-            for path, row in zip(chosen, scores, strict=True):
-                order = np.argsort(-row, kind="stable")[:k]
-                labels = [
-                    {
-                        "name": names[class_id],
-                        "class_id": int(class_id),
-                        "score": round(float(1.0 / (1.0 + np.exp(-row[class_id]))), 6),
-                        "rank": rank,
-                    }
-                    for rank, class_id in enumerate(order)
-                ]
-                lines.write(json.dumps({"image": str(path), "labels": labels}) + "\n")
+    size, reading = classifier.batch_size, read_options(config.data)
+    with (
+        replaced_when_complete(output) as folder,
+        progress_bar(len(paths), 0, "predicting") as bar,
+        (folder / LABELS).open("w") as lines,
+    ):
+        for index, scores in predictions(paths, classifier, size, problems, reading):
+            order = np.argsort(-scores, kind="stable")[:k]
+            labels = [
+                {
+                    "name": names[class_id],
+                    "class_id": int(class_id),
+                    "score": round(float(1.0 / (1.0 + np.exp(-scores[class_id]))), 6),
+                    "rank": rank,
+                }
+                for rank, class_id in enumerate(order)
+            ]
+            line = {"image": str(paths[index]), "labels": labels}
+            lines.write(json.dumps(line) + "\n")
+            done += 1
+            bar.update(index + 1 - bar.n)
+        if not done:
+            check_done(0, problems, output)
+    return done

@@ -10,12 +10,14 @@ from PIL import Image
 from input_pipeline.files.images import IGNORE_RAW
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.errors import UserError
-from mlseg_jax.typing import Int
+from mlseg_jax.typing import Int, UInt
 
 
 def raw_value_writer(
     info: DatasetInfo, workdir: str
-) -> Callable[[str | os.PathLike, Int[np.ndarray, "H W"]], None]:
+) -> Callable[
+    [str | os.PathLike, Int[np.ndarray, "H W"] | UInt[np.ndarray, "H W"]], None
+]:
     """What writes class ids ``[H W]`` as a PNG of raw values.
 
     A class that has several raw values gets the first of them. Values up to 255 give 8
@@ -46,7 +48,10 @@ def raw_value_writer(
             )
         table = np.array(info.raw_values, np.uint8 if depth == 8 else np.uint16)
 
-    def write(path: str | os.PathLike, label_map: Int[np.ndarray, "H W"]) -> None:
+    def write(
+        path: str | os.PathLike,
+        label_map: Int[np.ndarray, "H W"] | UInt[np.ndarray, "H W"],
+    ) -> None:
         with epath.Path(path).open("wb") as file:
             Image.fromarray(table[label_map]).save(file, format="png")
 

@@ -7,16 +7,15 @@ of a published data set have the colours that its pictures always have.
 """
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 
 import cv2
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from input_pipeline.datasets.names import customary_palette
-from mlseg_jax.typing import IGNORE, Bool, Int, UInt8
+from mlseg_jax.prediction import fonts
+from mlseg_jax.prediction.legend import INK, Drawing, row_bands, with_legend
+from mlseg_jax.typing import IGNORE, Bool, Int, UInt, UInt8
 
 IGNORE_COLOUR = (22, 22, 24)
 CORRECT_COLOUR = (104, 119, 134)
@@ -25,7 +24,10 @@ NOT_SELECTED_COLOUR = (222, 58, 60)  # wrong, and could not have been right
 MAX_DISTINCT_COLOURS = 10_000
 MAX_LEGEND_ROWS = 20
 MIN_PICTURE_SIDE = 480  # smaller pictures are enlarged
-INK, _MUTED, _PAPER = (24, 24, 27), (110, 110, 116), (255, 255, 255)
+_RIM = 5
+"""Widths of the line that the rim around it has."""
+
+LabelMap = Int[np.ndarray, "H W"] | UInt[np.ndarray, "H W"]
 
 
 def palette(num_classes: int) -> UInt8[np.ndarray, "C 3"]:
@@ -89,17 +91,19 @@ def _oklab(rgb: np.ndarray) -> np.ndarray:
 
 
 def colourise(
-    label_map: Int[np.ndarray, "H W"], colours: UInt8[np.ndarray, "C 3"]
+    label_map: LabelMap, colours: UInt8[np.ndarray, "C 3"]
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Every pixel in the colour of its class; ignored pixels in ``IGNORE_COLOUR``."""
     num_classes = len(colours)
-    low, high = label_map.min(), label_map.max()
+    low, high = int(label_map.min()), int(label_map.max())
     if low < IGNORE or high >= num_classes:
         raise ValueError(
             f"label map holds values {low}..{high}, but class ids must be "
             f"0..{num_classes - 1}, or {IGNORE} for ignore."
         )
-    return np.concatenate([np.uint8([IGNORE_COLOUR]), colours])[label_map + 1]
+    # Of unsigned maps the last value plus one would be 0.
+    table = np.concatenate([np.uint8([IGNORE_COLOUR]), colours])
+    return table[label_map.astype(np.int32) + 1]
 
 
 def error_map(
@@ -125,9 +129,19 @@ def error_map(
     return errors
 
 
-def present_labels(label_map: Int[np.ndarray, "H W"]) -> dict[int, float]:
+def count_labels(label_map: LabelMap, num_classes: int) -> Int[np.ndarray, "C"]:
+    """Pixels of each class, a band of rows at a time: counting needs wide numbers."""
+    counts = np.zeros(num_classes + 1, np.int64)
+    for rows in row_bands(label_map.shape):
+        part = label_map[rows].astype(np.int32).ravel() + 1
+        counts += np.bincount(part, minlength=num_classes + 1)
+    return counts[1:]
+
+
+def present_labels(label_map: LabelMap) -> dict[int, float]:
     """Share of all pixels per class id that occurs, largest first, without ignore."""
-    counts = np.bincount(label_map.ravel() + 1)[1:]
+    num_classes = int(label_map.max()) + 1 if label_map.size else 0
+    counts = count_labels(label_map, num_classes)
     class_ids = np.flatnonzero(counts)
     class_ids = class_ids[np.argsort(-counts[class_ids], kind="stable")]
     return {int(i): float(counts[i] / label_map.size) for i in class_ids}
@@ -135,17 +149,31 @@ def present_labels(label_map: Int[np.ndarray, "H W"]) -> dict[int, float]:
 
 def overlay(
     image: UInt8[np.ndarray, "_ _ 3"],
-    label_map: Int[np.ndarray, "H W"],
+    label_map: LabelMap,
     class_names: Sequence[str],
     scores: Mapping[int, float] | Sequence[float] | np.ndarray | None = None,
     alpha: float = 0.55,
+    font: str = "",
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The picture tinted by label, with region borders and a legend of its labels.
 
     ``scores`` (a mapping from class id, or one value per class) adds a column. Ignored
-    pixels keep their colour. The legend stands to the right, or below if the picture is
+    pixels keep their colour. ``font``: a file of letters for names of other scripts
+    than ours (`fonts`). The legend stands to the right, or below if the picture is
     wide, and adds to the size; pictures under ``MIN_PICTURE_SIDE`` are enlarged.
     """
+    return draw_overlay(image, label_map, class_names, scores, alpha, font).whole()
+
+
+def draw_overlay(
+    image: UInt8[np.ndarray, "_ _ 3"],
+    label_map: LabelMap,
+    class_names: Sequence[str],
+    scores: Mapping[int, float] | Sequence[float] | np.ndarray | None = None,
+    alpha: float = 0.55,
+    font: str = "",
+) -> Drawing:
+    """As `overlay`, of which a band of rows exists at a time."""
     if image.shape[:2] != label_map.shape:
         raise ValueError(
             f"image has shape {image.shape} but its label map {label_map.shape}; "
@@ -154,21 +182,28 @@ def overlay(
     shares = present_labels(label_map)  # before enlarging: same shares, less work
     image, label_map = enlarge(image, label_map)
     palette_of = class_colours(class_names)
-    colours = colourise(label_map, palette_of)
-    tinted = tint(image, label_map, colours, label_map == IGNORE, alpha)
+
+    def make_rows(rows: slice) -> np.ndarray:
+        seen, own = with_neighbours(rows, label_map.shape)
+        part = label_map[seen]
+        colours = colourise(part, palette_of)
+        line = line_width(label_map.shape)
+        return tint(image[seen], part, colours, part == IGNORE, alpha, line)[own]
+
     if not isinstance(scores, Mapping | None):
         scores = dict(enumerate(np.asarray(scores).tolist()))
+    shown = fonts.legible(class_names, list(shares)[:MAX_LEGEND_ROWS], font)
     rows = [
         (None if i is None else tuple(palette_of[i].tolist()), *texts)
-        for i, *texts in _legend_rows(shares, class_names, scores)
+        for i, *texts in _legend_rows(shares, shown, scores)
     ]
     heading = ("label", "pixels", *(["score"] if scores else []))
-    return with_legend(tinted, heading, rows)
+    return with_legend(label_map.shape, make_rows, heading, rows, font)
 
 
 def enlarge(
-    image: UInt8[np.ndarray, "H W 3"], id_map: Int[np.ndarray, "H W"]
-) -> tuple[UInt8[np.ndarray, "H2 W2 3"], Int[np.ndarray, "H2 W2"]]:
+    image: UInt8[np.ndarray, "H W 3"], id_map: LabelMap
+) -> tuple[UInt8[np.ndarray, "H2 W2 3"], np.ndarray]:
     """Both, every pixel repeated where the picture is under ``MIN_PICTURE_SIDE``."""
     factor = -(-MIN_PICTURE_SIDE // max(id_map.shape))
     if factor <= 1:
@@ -177,12 +212,25 @@ def enlarge(
     return repeat(image), repeat(id_map)
 
 
+def line_width(size: Sequence[int]) -> int:
+    """Pixels of the lines between regions, for a picture of this size."""
+    return max(1, round(max(size) / 900))
+
+
+def with_neighbours(rows: slice, size: Sequence[int]) -> tuple[slice, slice]:
+    """Some rows with those around them that `tint` looks at, and the rows in these."""
+    reach = _RIM * line_width(size) // 2 + 2
+    seen = slice(max(rows.start - reach, 0), min(rows.stop + reach, size[0]))
+    return seen, slice(rows.start - seen.start, rows.stop - seen.start)
+
+
 def tint(
     image: UInt8[np.ndarray, "H W 3"],
-    id_map: Int[np.ndarray, "H W"],
+    id_map: LabelMap,
     colours: UInt8[np.ndarray, "H W 3"],
     nothing: Bool[np.ndarray, "H W"],
     alpha: float,
+    line: int,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """The picture under the colours of its regions, with their borders.
 
@@ -191,58 +239,18 @@ def tint(
     tinted = cv2.addWeighted(image, 1 - alpha, colours, alpha, 0)
     tinted[nothing] = image[nothing]
     # A dark line inside a rim of the pure colour, the one that the legend shows.
-    line = max(1, round(max(id_map.shape) / 900))
-    rim = _borders(id_map, 5 * line) & ~nothing
+    rim = borders(id_map, _RIM * line) & ~nothing
     tinted[rim] = colours[rim]
-    tinted[_borders(id_map, line)] = INK
+    tinted[borders(id_map, line)] = INK
     return tinted
 
 
-def _borders(label_map: np.ndarray, width: int) -> np.ndarray:
+def borders(label_map: np.ndarray, width: int) -> np.ndarray:
     """Pixels whose right or lower neighbour differs, widened to ``width`` pixels."""
     edge = np.zeros(label_map.shape, np.uint8)
     edge[:, :-1] |= label_map[:, :-1] != label_map[:, 1:]
     edge[:-1] |= label_map[:-1] != label_map[1:]
     return cv2.dilate(edge, np.ones((width, width), np.uint8)) > 0
-
-
-def with_legend(
-    picture: UInt8[np.ndarray, "H W 3"],
-    heading: Sequence[str],
-    rows: Sequence[tuple],
-) -> UInt8[np.ndarray, "height width 3"]:
-    """The picture with a table to its right, or below if it is wide.
-
-    Each row is a colour (RGB, or None), a name and as many texts as the heading has
-    after its first.
-    """
-    height, width = picture.shape[:2]
-    em = em_of(picture.shape)
-    longest = max(font_of(em).getlength(name) for _, name, *_ in rows)
-    column = round(min(max(longest, 6 * em), 18 * em) + (1 + 4 * len(heading)) * em)
-    row = round(1.6 * em)
-    below = width >= 1.5 * height
-    columns = max(1, min(width // column, len(rows))) if below else 1
-    per_column = -(-len(rows) // columns)
-    panel = (per_column + 1) * row + 2 * em
-    if below:
-        left, top, size = 0, height, (max(width, columns * column), height + panel)
-    else:
-        left, top, size = width, 0, (width + column, max(height, panel))
-    canvas = Image.new("RGB", size, _PAPER)
-    canvas.paste(Image.fromarray(picture), (0, 0))
-    draw = ImageDraw.Draw(canvas)
-    for c in range(-(-len(rows) // per_column)):
-        chunk = [(None, *heading), *rows[c * per_column : (c + 1) * per_column]]
-        for r, (colour, *texts) in enumerate(chunk):
-            corner = (left + c * column + em, top + em + r * row)
-            _draw_row(draw, corner, column - 2 * em, em, colour, texts)
-    return np.asarray(canvas)
-
-
-def em_of(shape: Sequence[int]) -> int:
-    """Size of letters for a picture of this shape, in pixels."""
-    return max(13, round(max(shape[:2]) / 52))
 
 
 def _legend_rows(shares, class_names, scores) -> list[tuple]:
@@ -260,39 +268,3 @@ def _legend_rows(shares, class_names, scores) -> list[tuple]:
 def percent(value: float | None) -> str:
     """A share of one, as the legend writes it."""
     return "" if value is None else "<0.1%" if 0 < value < 5e-4 else f"{value:.1%}"
-
-
-def _draw_row(draw, corner, width, em, colour, texts) -> None:
-    (x, y), (name, *columns) = corner, texts
-    font, ink = font_of(em), INK if colour else _MUTED
-    if colour:
-        draw.rectangle((x, y, x + em, y + em), fill=colour, outline=INK)
-    x, right, middle = x + 1.6 * em, x + width, y + em // 2
-    for text in reversed(columns):
-        draw.text((right, middle), text, ink, font, anchor="rm")
-        right -= 4.2 * em
-    name = shorten(name, right + 0.6 * em - x, font.getlength)
-    draw.text((x, middle), name, ink, font, anchor="lm")
-
-
-@functools.cache
-def font_of(size: int) -> ImageFont.FreeTypeFont:
-    """Letters of a size in pixels."""
-    # OpenCV draws ASCII only; matplotlib ships a font with thousands of characters.
-    path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    basic = ImageFont.Layout.BASIC  # raqm raises on control characters
-    return ImageFont.truetype(path, size, layout_engine=basic)
-
-
-def shorten(text: str, limit: float | int, measure=len) -> str:
-    """``text`` with an ellipsis in its middle if ``measure`` of it exceeds ``limit``.
-
-    Class names differ at their ends ("GREEK SMALL LETTER ALPHA"), so the end stays.
-    """
-    text = " ".join(text.split())  # line breaks would be drawn
-    keep, short = len(text), text
-    while keep and measure(short) > limit:
-        keep -= 1
-        head = keep * 2 // 5
-        short = f"{text[:head].rstrip()}…{text[len(text) - keep + head :].lstrip()}"
-    return short

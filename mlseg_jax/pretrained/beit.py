@@ -11,6 +11,7 @@ from mlseg_jax.pretrained.mapping import (
     PATCHES,
     SAME,
     TOKEN,
+    TRANSPOSED,
     UNBATCHED,
     Change,
     Dropped,
@@ -110,6 +111,16 @@ def _transposed_conv(x):
 DOUBLING = Change(_transposed_conv, _transposed_conv)
 
 
+PATCH = "backbone/patch_projection"
+HUGGING_FACE_PYRAMID = (
+    "fpn1.conv_transpose1",
+    "fpn1.normalization",
+    "fpn1.conv_transpose2",
+    "fpn2",
+)
+OWN_PYRAMID = ("fpn1.0", "fpn1.1", "fpn1.3", "fpn2.0")
+
+
 def beit(config: ml_collections.ConfigDict) -> list[Row]:
     del config
     theirs, ours = "layers.{i}.attention", f"{BLOCK}/attention"
@@ -128,16 +139,60 @@ def beit(config: ml_collections.ConfigDict) -> list[Row]:
         *linear("layers.{i}.mlp.fc1", f"{BLOCK}/mlp_in"),
         *linear("layers.{i}.mlp.fc2", f"{BLOCK}/mlp_out"),
         Row("layers.{i}.lambda_2", f"{BLOCK}/mlp_scale", SAME),
-        *_pyramid("fpn."),
+        *_pyramid("fpn.", HUGGING_FACE_PYRAMID),
     ]
 
 
-def _pyramid(start: str) -> list[Row]:
-    ours, batch_norm = "backbone/pyramid", f"{start}fpn1.normalization"
+def own(config: ml_collections.ConfigDict, start: str = "") -> list[Row]:
+    """Of BEiT's own code, and of the release, which trains it further."""
+    del config
+    theirs, ours = f"{start}blocks.{{i}}", f"{BLOCK}/attention"
+    attention = f"{theirs}.attn"
+    table = "relative_position_bias_table"
+    return [
+        Row(f"{start}cls_token", "backbone/class_token", TOKEN),
+        Row(f"{start}patch_embed.proj.weight", f"{PATCH}/kernel", PATCHES),
+        Row(f"{start}patch_embed.proj.bias", f"{PATCH}/bias", SAME),
+        *norm(f"{theirs}.norm1", f"{BLOCK}/attention_norm"),
+        Row(f"{attention}.qkv.weight", f"{ours}/query_key_value/kernel", TRANSPOSED),
+        Row(f"{attention}.q_bias", f"{ours}/query_bias", SAME),
+        Row(f"{attention}.v_bias", f"{ours}/value_bias", SAME),
+        *linear(f"{attention}.proj", f"{ours}/out"),
+        Row(f"{attention}.{table}", f"{ours}/{table}", SAME),
+        Row(f"{theirs}.gamma_1", f"{BLOCK}/attention_scale", SAME),
+        *norm(f"{theirs}.norm2", f"{BLOCK}/mlp_norm"),
+        *linear(f"{theirs}.mlp.fc1", f"{BLOCK}/mlp_in"),
+        *linear(f"{theirs}.mlp.fc2", f"{BLOCK}/mlp_out"),
+        Row(f"{theirs}.gamma_2", f"{BLOCK}/mlp_scale", SAME),
+        *_pyramid(start, OWN_PYRAMID),
+    ]
+
+
+def own_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """With the table that blocks share in pretraining given to every one of them."""
+    table = arrays.get("rel_pos_bias.relative_position_bias_table")
+    if table is None:
+        return arrays
+    blocks = {m[1] for m in map(re.compile(r"blocks\.(\d+)\.").match, arrays) if m}
+    rest = {k: x for k, x in arrays.items() if not k.startswith("rel_pos_bias.")}
+    name = "attn.relative_position_bias_table"
+    return rest | {f"blocks.{i}.{name}": table for i in blocks}
+
+
+OWN_DROPPED = (
+    Dropped(r"(head|lm_head)\..*", vit.CLASSIFIER),
+    Dropped(r"(fc_)?norm\..*|mask_token", "of the pretraining's own outputs"),
+    Dropped(r".*relative_position_index", "a constant that follows from the window"),
+)
+
+
+def _pyramid(start: str, layers: tuple[str, ...]) -> list[Row]:
+    first, batch_norm, second, single = (f"{start}{layer}" for layer in layers)
+    ours = "backbone/pyramid"
     ups = {
-        f"{start}fpn1.conv_transpose1": f"{ours}/up4_first",
-        f"{start}fpn1.conv_transpose2": f"{ours}/up4_second",
-        f"{start}fpn2": f"{ours}/up2",
+        first: f"{ours}/up4_first",
+        second: f"{ours}/up4_second",
+        single: f"{ours}/up2",
     }
     rows = []
     for theirs, path in ups.items():

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import pathlib
 import re
+import shlex
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -237,5 +238,6 @@ def suggestion(weights: str) -> str:
         return f"{weights}: {source.title}; no shipped configuration has this size."
     return (
         f"{weights}: {source.title}\n"
-        f"python main.py convert {found} --weights={weights} --workdir=DIRECTORY"
+        f"python main.py convert {found} "
+        f"{shlex.quote(f'--weights={weights}')} --workdir=DIRECTORY"
     )

@@ -12,7 +12,8 @@ import numpy as np
 from mlseg_jax.models.layers.resize import POSITION_RESIZES
 
 CLASS_ROWS = re.compile(
-    r"class_embeddings|class_biases|(multilabel_head/)?classifier/\w+"
+    r"(multilabel_head/)?class_embeddings|class_biases"
+    r"|(multilabel_head/(encoder/)?)?classifier/\w+"
     r"|multilabel_head/class_norm/\w+|auxiliary_head/class_(weights|biases)"
 )
 """Our arrays that have an entry for every class (on their first or last axis)."""

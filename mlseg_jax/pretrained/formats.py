@@ -1,73 +1,22 @@
 """Which files we know, by the names in them; what they are, and what fits them."""
 
-import dataclasses
-import re
-from collections.abc import Callable, Mapping, Sequence
-
-import ml_collections
-import numpy as np
+from collections.abc import Sequence
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.pretrained import (
     beit,
     query2label,
     regions,
+    release,
     resnet,
     segmenter,
     swin,
     tresnet,
     vit,
 )
-from mlseg_jax.pretrained.mapping import SAME, Dropped, Row
+from mlseg_jax.pretrained.format import Arrays, Format
+from mlseg_jax.pretrained.mapping import SAME, Row
 from mlseg_jax.pretrained.read import WeightFile
-
-Arrays = dict[str, np.ndarray]
-
-
-def _as_they_are(arrays: Arrays) -> Arrays:
-    return arrays
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """Weights of one kind of model from one source.
-
-    Attributes:
-      title: for people.
-      marks: regular expressions; a file of this format has a name for each, and more
-        than one where a name may be missing by mistake.
-      rows: its table, given a configuration.
-      licence: of the code it comes from, and where the weights' own terms are.
-      part: beginning of our paths that it fills; "" is the whole model.
-      optional: regular expression of our paths that such a file need not fill.
-      dropped: names it may have that we do not use.
-      rename: names as the table has them, from all that the source ever wrote.
-      facts: keys of the configuration that the source computes with.
-      classes: possible names of the array [C, D] or [1, C, D] of the classes.
-    """
-
-    title: str
-    marks: tuple[str, ...]
-    rows: Callable[[ml_collections.ConfigDict], list[Row]]
-    licence: str
-    part: str = ""
-    optional: str = ""
-    dropped: tuple[Dropped, ...] = ()
-    rename: Callable[[Arrays], Arrays] = _as_they_are
-    facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    classes: tuple[str, ...] = ()
-
-    def fits(self, names: Sequence[str]) -> bool:
-        return all(
-            any(re.fullmatch(mark, name) for name in names) for mark in self.marks
-        )
-
-    def num_classes(self, arrays: Arrays) -> int | None:
-        for name in self.classes:
-            if name in arrays and arrays[name].ndim >= 2:
-                return arrays[name].shape[-2]
-        return None
-
 
 _TERMS = "the terms of the weights themselves are with whoever published them"
 
@@ -87,6 +36,38 @@ FORMATS = {
         f"code: Apache 2.0 (open-mmlab/mmsegmentation); {_TERMS}",
         dropped=segmenter.RELEASE_DROPPED,
         classes=("decode_head.cls_emb",),
+    ),
+    "release_deeplabv3": Format(
+        "DeepLabv3 of mmsegmentation, or with MLSeg of the authors' release",
+        (r"decode_head\.aspp_modules\.\d+\..*", r"decode_head\.image_pool\..*"),
+        release.deeplabv3,
+        f"code: MIT (openseg-group/RankSeg), Apache 2.0 (open-mmlab); {_TERMS}",
+        dropped=release.DROPPED,
+        rename=release.deeplabv3_names,
+        classes=("decode_head.cls_emb", "decode_head.conv_seg.weight"),
+    ),
+    "release_swin": Format(
+        "UPerNet on Swin of mmsegmentation, or with MLSeg of the authors' release",
+        (
+            r"backbone\.stages\.\d+\.blocks\.\d+\.attn\.w_msa\..*",
+            r"decode_head\.lateral_convs\.\d+\..*",
+        ),
+        release.swin_upernet,
+        f"code: MIT (openseg-group/RankSeg), Apache 2.0 (open-mmlab); {_TERMS}",
+        dropped=release.DROPPED,
+        facts={"model.backbone.shift_small_maps": True},
+        classes=("decode_head.cls_emb", "decode_head.conv_seg.weight"),
+    ),
+    "release_beit": Format(
+        "UPerNet on BEiT of its own code, or with MLSeg of the authors' release",
+        (
+            r"backbone\.blocks\.\d+\.gamma_[12]",
+            r"decode_head\.lateral_convs\.\d+\..*",
+        ),
+        release.beit_upernet,
+        f"code: MIT (openseg-group/RankSeg, microsoft/unilm); {_TERMS}",
+        dropped=release.DROPPED,
+        classes=("decode_head.cls_emb", "decode_head.conv_seg.weight"),
     ),
     "official_segmenter": Format(
         "Segmenter, official",
@@ -154,6 +135,16 @@ FORMATS = {
         optional=beit.BEIT_OPTIONAL,
         dropped=beit.BEIT_DROPPED,
         rename=beit.beit_names,
+    ),
+    "beit": Format(
+        "BEiT, its own code",
+        (r"blocks\.\d+\.gamma_[12]", r"blocks\.\d+\.attn\.[qv]_bias"),
+        beit.own,
+        f"code: MIT (microsoft/unilm); {_TERMS}",
+        part="backbone/",
+        optional=beit.BEIT_OPTIONAL,
+        dropped=beit.OWN_DROPPED,
+        rename=beit.own_names,
     ),
     "hugging_face_mask2former": Format(
         "Mask2Former of Hugging Face",

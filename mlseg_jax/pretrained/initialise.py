@@ -10,7 +10,8 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.pretrained.convert import describe_rest
 from mlseg_jax.pretrained.export import apart
-from mlseg_jax.pretrained.formats import Arrays, Format, own_format, recognise
+from mlseg_jax.pretrained.format import Arrays, Format
+from mlseg_jax.pretrained.formats import own_format, recognise
 from mlseg_jax.pretrained.load import (
     load_arrays,
     stack_blocks,

@@ -11,7 +11,7 @@ import numpy as np
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel, initial_parameters
 from mlseg_jax.pretrained.fit import Fitter
-from mlseg_jax.pretrained.formats import Arrays, Format
+from mlseg_jax.pretrained.format import Arrays, Format
 from mlseg_jax.pretrained.mapping import to_ours
 
 _BLOCK = re.compile(r"(.*blocks)/(\d+)/(.*)")

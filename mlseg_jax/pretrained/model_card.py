@@ -7,7 +7,7 @@ import ml_collections
 
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.pretrained.formats import Format
+from mlseg_jax.pretrained.format import Format
 from mlseg_jax.pretrained.read import WeightFile
 from mlseg_jax.runs.workdir import CARD
 

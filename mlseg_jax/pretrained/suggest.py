@@ -2,8 +2,10 @@
 
 import math
 import re
+import shlex
 
-from mlseg_jax.pretrained.formats import Arrays, Format, recognise
+from mlseg_jax.pretrained.format import Arrays, Format
+from mlseg_jax.pretrained.formats import recognise
 from mlseg_jax.pretrained.query2label import BODY
 from mlseg_jax.pretrained.read import WeightFile
 from mlseg_jax.settings import backbones, recipes
@@ -51,6 +53,9 @@ def _suggest_backbone(source: Format, arrays: Arrays) -> str:
     return f"--config=configs/segmenter.py:dataset=ade20k,backbone={name}"
 
 
+CODES = "decode_head.enc_module.encoding.0.codewords"
+"""What only EncNet has."""
+
 HEAD_MARKS = {
     "decode_head.ml_fc.W": "transformer_encoder",
     "decode_head.img_cls_head.fc.W": "transformer_decoder",
@@ -73,18 +78,38 @@ def _suggest_segmenter(source: Format, arrays: Arrays) -> str:
             parts |= {"selection": "top_k", "head": head}
     if "backbone.cls_emb" in arrays:
         parts["oce"] = "1"
-    argument = ",".join(f"{key}={value}" for key, value in parts.items())
-    config = recipes.get("segmenter").get_config(argument)
-    more = {}
-    is_mlseg = parts["selection"] == "top_k"
-    if is_mlseg and norm is not None and config.selection.k != len(norm):
-        more["selection.k"] = len(norm)
+    found = {}
+    codes, patches = arrays.get(CODES), arrays.get("decode_head.proj_patch")
+    if codes is not None:
+        parts["decoder"] = "encnet"
+        found["model.decoder.num_codes"] = len(codes)
+    elif patches is not None and patches.shape[0] != patches.shape[1]:
+        parts["decoder"] = "essnet"
+        found["model.decoder.cosine_dim"] = patches.shape[1]
+    if parts["selection"] == "top_k" and norm is not None:
+        found["selection.k"] = len(norm)
     table = next(x for n, x in arrays.items() if n.endswith("pos_embed"))
-    side = math.isqrt(table.shape[1] - 1) * config.model.backbone.patch_size
-    if tuple(config.model.backbone.image_size) != (side, side):
-        more["model.backbone.image_size"] = f"({side},{side})"
-    flags = [f"--config.{key}={value}" for key, value in more.items()]
-    return " ".join([f"--config=configs/segmenter.py:{argument}", *flags])
+    side = math.isqrt(table.shape[1] - 1) * backbones.VITS[name][-1]
+    found["model.backbone.image_size"] = (side, side)
+    return _with_flags("segmenter", parts, found)
+
+
+def _with_flags(recipe: str, parts: dict[str, str], found: dict[str, object]) -> str:
+    """The recipe with its arguments, and a flag for each key where the file differs.
+
+    For a shell: what it would read as its own is quoted.
+    """
+    argument = ",".join(f"{key}={value}" for key, value in parts.items())
+    config = recipes.get(recipe).get_config(argument)
+    words = [f"--config=configs/{recipe}.py:{argument}"]
+    for key, value in found.items():
+        node = config
+        for part in key.split("."):
+            node = node[part]
+        if node != value:
+            text = str(value).replace(" ", "")
+            words.append(shlex.quote(f"--config.{key}={text}"))
+    return " ".join(words)
 
 
 # --------------------------------------------------------------- other backbones
@@ -111,7 +136,7 @@ def _dinov2(arrays: Arrays) -> str | None:
 
 
 def _beit(arrays: Arrays) -> str | None:
-    size = _width(arrays), _count(arrays, r"layers\.(\d+)\.")
+    size = _width(arrays), _count(arrays, r"(?:(?:backbone\.)?blocks|layers)\.(\d+)\.")
     rows = backbones.BEITS.items()
     return next((name for name, row in rows if row[:2] == size), None)
 
@@ -121,7 +146,7 @@ _SWIN_TABLE = re.compile(r".*relative_position_bias_table")
 
 def _swin(arrays: Arrays) -> tuple[str | None, str]:
     """The row of ``backbones.SWINS``, and its override for windows of another size."""
-    start = r"(?:backbone\.0\.|encoder\.)?layers\."
+    start = r"(?:(?:backbone\.0\.|encoder\.)?layers|backbone\.stages)\."
     depths = tuple(
         _count(arrays, rf"{start}{stage}\.blocks\.(\d+)\.") for stage in range(4)
     )
@@ -192,6 +217,50 @@ def _suggest_query2label(source: Format, arrays: Arrays) -> str:
     return f"--config=configs/query2label.py:{argument}{flags}"
 
 
+def _suggest_pixel_classifier(
+    recipe: str, backbone: str | None, source: Format, arrays: Arrays, found: dict
+) -> str:
+    """The release's DeepLabv3 or UPerNet, or its baseline."""
+    if backbone is None:
+        return ""
+    is_mlseg = "decode_head.cls_emb" in arrays
+    parts = {
+        "dataset": _recipe(source.num_classes(arrays)),
+        "backbone": backbone,
+        "selection": "top_k" if is_mlseg else "complete",
+    }
+    fused = "fpn_bottleneck" if recipe == "upernet" else "bottleneck"
+    width = len(arrays[f"decode_head.{fused}.conv.weight"])
+    found = found | {"model.decoder.embed_dim": width}
+    if "auxiliary_head.convs.0.conv.weight" in arrays:
+        width = len(arrays["auxiliary_head.convs.0.conv.weight"])
+        found["model.auxiliary_head.embed_dim"] = width
+    if is_mlseg:
+        own = "decode_head.img_cls_head.cls_emb" in arrays
+        found["selection.k"] = len(arrays["decode_head.norm.weight"])
+        found["model.multilabel_head.share_embeddings"] = not own
+    return _with_flags(recipe, parts, found)
+
+
+def _suggest_deeplabv3(source: Format, arrays: Arrays) -> str:
+    name = _resnet(arrays, "backbone.")
+    return _suggest_pixel_classifier("deeplabv3", name, source, arrays, {})
+
+
+def _suggest_upernet(source: Format, arrays: Arrays) -> str:
+    tables = (x for n, x in arrays.items() if _SWIN_TABLE.fullmatch(n))
+    entries = len(next(tables))
+    if any(name.startswith("backbone.stages.") for name in arrays):
+        name, _ = _swin(arrays)
+        found = {"model.backbone.window_size": (math.isqrt(entries) + 1) // 2}
+    else:
+        name = _beit(arrays)
+        # Three entries are of the class token; a patch is 16 pixels.
+        side = (math.isqrt(entries - 3) + 1) // 2 * 16
+        found = {"model.backbone.image_size": (side, side)}
+    return _suggest_pixel_classifier("upernet", name, source, arrays, found)
+
+
 def _nothing(source: Format, arrays: Arrays) -> str:
     return ""
 
@@ -199,12 +268,16 @@ def _nothing(source: Format, arrays: Arrays) -> str:
 SUGGESTIONS = {
     "release": _suggest_segmenter,
     "mmseg": _suggest_segmenter,
+    "release_deeplabv3": _suggest_deeplabv3,
+    "release_swin": _suggest_upernet,
+    "release_beit": _suggest_upernet,
     "official_segmenter": _suggest_segmenter,
     "augreg": _suggest_backbone,
     "timm_vit": _suggest_backbone,
     "hugging_face_vit": _suggest_backbone,
     "hugging_face_dinov2": lambda _, arrays: _config("linear", _dinov2(arrays)),
     "dinov2": lambda _, arrays: _config("linear", _dinov2(arrays)),
+    "beit": lambda _, arrays: _config("upernet", _beit(arrays)),
     "hugging_face_beit": lambda _, arrays: _config("upernet", _beit(arrays)),
     "hugging_face_swin": lambda _, arrays: _config("upernet", *_swin(arrays)),
     "swin": lambda _, arrays: _config("upernet", *_swin(arrays)),

@@ -10,7 +10,8 @@ CLASS_ROWS = Change(lambda x: x[:, :, 0, 0], lambda x: x[:, :, None, None])
 CLASS_BIASES = Change(lambda x: x[:, None], lambda x: x[:, 0])
 
 
-def _unit(theirs: str, ours: str) -> list[Row]:
+def unit(theirs: str, ours: str) -> list[Row]:
+    """A convolution and its batch norm."""
     return [
         Row(f"{theirs}.conv.weight", f"{ours}/conv/kernel", CONV),
         *norm(f"{theirs}.bn", f"{ours}/norm"),
@@ -19,20 +20,34 @@ def _unit(theirs: str, ours: str) -> list[Row]:
     ]
 
 
+def decoder(head: str) -> list[Row]:
+    return [
+        *unit(f"{head}.psp_modules.{{i}}.1", "decoder/pools/{i}"),
+        *unit(f"{head}.bottleneck", "decoder/bottleneck"),
+        *unit(f"{head}.lateral_convs.{{i}}", "decoder/laterals/{i}"),
+        *unit(f"{head}.fpn_convs.{{i}}", "decoder/smoothings/{i}"),
+        *unit(f"{head}.fpn_bottleneck", "decoder/fusion"),
+    ]
+
+
+def classes(head: str) -> list[Row]:
+    """Of a head that classifies all classes."""
+    return [
+        Row(f"{head}.conv_seg.weight", "class_embeddings", CLASS_ROWS),
+        Row(f"{head}.conv_seg.bias", "class_biases", CLASS_BIASES),
+    ]
+
+
+def auxiliary() -> list[Row]:
+    ours, theirs = "auxiliary_head", "auxiliary_head.conv_seg"
+    return [
+        *unit("auxiliary_head.convs.0", f"{ours}/conv"),
+        Row(f"{theirs}.weight", f"{ours}/class_weights", CLASS_ROWS),
+        Row(f"{theirs}.bias", f"{ours}/class_biases", SAME),
+    ]
+
+
 def mmsegmentation(config: ml_collections.ConfigDict) -> list[Row]:
     del config
     head = "decode_head"
-    return [
-        *_unit(f"{head}.psp_modules.{{i}}.1", "decoder/pools/{i}"),
-        *_unit(f"{head}.bottleneck", "decoder/bottleneck"),
-        *_unit(f"{head}.lateral_convs.{{i}}", "decoder/laterals/{i}"),
-        *_unit(f"{head}.fpn_convs.{{i}}", "decoder/smoothings/{i}"),
-        *_unit(f"{head}.fpn_bottleneck", "decoder/fusion"),
-        Row(f"{head}.conv_seg.weight", "class_embeddings", CLASS_ROWS),
-        Row(f"{head}.conv_seg.bias", "class_biases", CLASS_BIASES),
-        *_unit("auxiliary_head.convs.0", "auxiliary_head/conv"),
-        Row(
-            "auxiliary_head.conv_seg.weight", "auxiliary_head/class_weights", CLASS_ROWS
-        ),
-        Row("auxiliary_head.conv_seg.bias", "auxiliary_head/class_biases", SAME),
-    ]
+    return [*decoder(head), *classes(head), *auxiliary()]

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 MAX_POINTS = 240  # of one curve
-EVALUATION_CURVES = ("mIoU", "mAP", "pixel_recall_at_k", "image_recall_at_k")
+EVALUATION_CURVES = ("mIoU", "PQ", "AP", "mAP")
+EVALUATION_CURVES += ("pixel_recall_at_k", "image_recall_at_k")
 
 
 class Html(str):

@@ -6,18 +6,18 @@ section, which then says which command writes it. Scores are fractions in 0..1.
 ``template.html`` holds the page, its style and the fragments filled in here.
 """
 
-import base64
-import io
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
 
-import cv2
-import numpy as np
 from etils import epath
 
+from mlseg_jax.errors import UserError
 from mlseg_jax.prediction import visualise
+from mlseg_jax.reporting import segment_sections
 from mlseg_jax.reporting.charts import (
     Html,
     fill,
@@ -28,14 +28,25 @@ from mlseg_jax.reporting.charts import (
     selection_charts,
     training_charts,
 )
+from mlseg_jax.reporting.pieces import (
+    MAX_PICTURE_SIDE,
+    css,
+    cut_name,
+    load_examples,
+    picture_of,
+)
 
 MAX_EXAMPLES = 12
-MAX_PICTURE_SIDE = 512
-MAX_PNG_BYTES = 90_000  # photographs, and label maps of noise, become JPEGs
 MAX_CHIPS = 14
 RANKED_EXAMPLES, RANKED_BARS = 3, 12
 WORST_CLASSES = 20
-LABELS = ("label_ids", "label_scores", "label_selected")
+BEST = ("mIoU", "PQ", "AP")
+"""The score of each task that checkpoints are compared by."""
+DAMAGE = (
+    *(ValueError, LookupError, TypeError, AttributeError, EOFError, zlib.error),
+    zipfile.BadZipFile,
+)
+"""What reading a file raises that is not what it should be."""
 
 
 def write_report(workdir: str | os.PathLike) -> epath.Path:
@@ -45,50 +56,75 @@ def write_report(workdir: str | os.PathLike) -> epath.Path:
     ``evaluation.json`` and ``evaluation_examples.npz``.
 
     Raises:
-      FileNotFoundError: if ``metrics.json`` is missing; it names the command to run.
+      UserError: ``metrics.json`` is missing, or a file is damaged; it names the command
+        to run.
     """
     workdir = epath.Path(workdir)
     place = f"--workdir={shlex.quote(str(workdir))}"
     evaluate = f"python main.py evaluate {place}"
     train = f"python main.py train --config=... {place}"
     if not (workdir / "metrics.json").exists():
-        raise FileNotFoundError(
-            f"{workdir} has no metrics.json: run `{evaluate}` first."
-        )
+        raise UserError(f"{workdir} has no metrics.json: run `{evaluate}` first.")
 
     def section(file: str, command: str, render) -> Html | list[Html]:
         if (workdir / file).exists():
-            return render((workdir / file).read_bytes())
+            return _whole(workdir / file, command, render)
         return fill("missing", file=file, command=command)
 
     examples, evaluation = "evaluation_examples.npz", "evaluation.json"
-    metrics = json.loads((workdir / "metrics.json").read_text())
+    metrics = _whole(workdir / "metrics.json", evaluate, _as_dict)
     config = {}
     if (workdir / "config.json").exists():
-        config = _flatten(json.loads((workdir / "config.json").read_text()))
+        config = _flatten(_whole(workdir / "config.json", train, _as_dict))
     known = {f"{k}.name": v for k, v in config.items()} | config | metrics
+    has_segments = "missed_segments" in metrics
+    pictures, worst, wrong = _examples, _worst, _wrong_pixels
+    if has_segments:
+        pictures, worst = segment_sections.examples, segment_sections.worst
+        wrong = segment_sections.missed
     page = fill(
         "page",
         title=config.get("name") or workdir.name,
         facts=_tiles(known, "fact"),
         tiles=_tiles(known, "tile"),
-        examples=section(examples, evaluate, _examples),
+        legend=fill("legend of segments" if has_segments else "legend of pixels"),
+        examples=section(examples, evaluate, pictures),
         ranked=section(examples, evaluate, _ranked),
         selection=section(evaluation, evaluate, selection_charts),
-        errors=[_wrong_pixels(metrics), section(evaluation, evaluate, _worst)],
+        errors=[wrong(metrics), section(evaluation, evaluate, worst)],
         training=section("metrics.jsonl", train, training_charts),
         settings=section(
             "config.json", train, lambda _: _keys("Configuration", config)
         ),
         scores=_keys("Every score of the evaluation", metrics),
         workdir=workdir,
-        correct=_css(visualise.CORRECT_COLOUR),
-        confused=_css(visualise.CONFUSED_COLOUR),
-        not_selected=_css(visualise.NOT_SELECTED_COLOUR),
-        ignore=_css(visualise.IGNORE_COLOUR),
+        correct=css(visualise.CORRECT_COLOUR),
+        confused=css(visualise.CONFUSED_COLOUR),
+        not_selected=css(visualise.NOT_SELECTED_COLOUR),
+        ignore=css(visualise.IGNORE_COLOUR),
     )
-    (workdir / "report.html").write_bytes(page.encode())
+    part = workdir / "report.html.part"
+    part.write_bytes(page.encode())
+    part.replace(workdir / "report.html")
     return workdir / "report.html"
+
+
+def _whole(path: epath.Path, command: str, render: Callable):
+    """What ``render`` makes of a file, which ``command`` writes."""
+    try:
+        return render(path.read_bytes())
+    except DAMAGE as error:
+        raise UserError(
+            f"{path} is damaged or of another version ({type(error).__name__}); write "
+            f"it again: `{command}`."
+        ) from error
+
+
+def _as_dict(data: bytes) -> dict:
+    value = json.loads(data)
+    if not isinstance(value, dict):
+        raise TypeError("no JSON object")
+    return value
 
 
 def _flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
@@ -99,20 +135,13 @@ def _flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _css(colour: Sequence[int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
-
-
-def _name(name: str) -> Html:
-    """A class name that is cut in front of its end, where class names differ."""
-    return fill("name", name=name, head=name[:-9], tail=name[-9:])
-
-
 def _tiles(known: Mapping, kind: str) -> list[Html]:
     """Every fragment "KIND KEY" of the template whose key is known, in its order."""
-    values, oracle, tiles = dict(known), known.get("oracle_mIoU"), []
-    if is_finite(oracle) and is_finite(known.get("mIoU")):
-        values["oracle_gap"] = oracle - known["mIoU"]
+    values, oracle, tiles = dict(known), None, []
+    best = next((key for key in BEST if f"oracle_{key}" in known), BEST[0])
+    if is_finite(known.get(f"oracle_{best}")) and is_finite(known.get(best)):
+        oracle = known[f"oracle_{best}"]
+        values["oracle_gap"] = oracle - known[best]
     for key in (f.split()[1] for f in fragments() if f.startswith(kind)):
         value = values.get(key)
         if kind == "tile" and is_finite(value):
@@ -123,7 +152,8 @@ def _tiles(known: Mapping, kind: str) -> list[Html]:
         else:
             continue
         k, reached = known.get("k") or "K", format_percent(oracle)
-        tiles.append(fill(f"{kind} {key}", value=shown, k=k, oracle=reached))
+        text = {"value": shown, "k": k, "oracle": reached, "best": best}
+        tiles.append(fill(f"{kind} {key}", **text))
     return tiles
 
 
@@ -160,28 +190,8 @@ def _worst(evaluation: bytes) -> Html:
     return fill("worst", count=len(worst), rows=rows, **sizes)
 
 
-def _load(archive: bytes, count: int) -> tuple[list[dict], list[str]]:
-    kinds = ("image", "truth", "prediction", *LABELS)
-    with np.load(io.BytesIO(archive)) as arrays:
-        indices = sorted(int(n[6:]) for n in arrays.files if n.startswith("image_"))
-        examples = [{n: arrays[f"{n}_{i}"] for n in kinds} for i in indices[:count]]
-        return examples, arrays["names"].tolist()
-
-
-def _picture(pixels: np.ndarray, alt: str, side: int, photo: bool) -> Html:
-    scale = min(1, side / max(pixels.shape[:2]))
-    size = [max(1, round(n * scale)) for n in pixels.shape[1::-1]]
-    how = cv2.INTER_AREA if photo else cv2.INTER_NEAREST
-    bgr = cv2.resize(pixels[..., ::-1], size, interpolation=how)
-    kind, data = "png", cv2.imencode(".png", bgr)[1]
-    if len(data) > MAX_PNG_BYTES:
-        quality = [cv2.IMWRITE_JPEG_QUALITY, 82]
-        kind, data = "jpeg", cv2.imencode(".jpg", bgr, quality)[1]
-    return fill("picture", alt=alt, kind=kind, data=base64.b64encode(data).decode())
-
-
 def _examples(archive: bytes) -> list[Html]:
-    examples, names = _load(archive, MAX_EXAMPLES)
+    examples, names = load_examples(archive, MAX_EXAMPLES)
     colours = visualise.class_colours(names)
     cards = []
     for number, e in enumerate(examples, 1):
@@ -196,7 +206,7 @@ def _examples(archive: bytes) -> list[Html]:
         figures = []
         for name, pixels in pictures.items():
             alt, photo = f"{name} of example {number}", name == "image"
-            picture = _picture(pixels, alt, MAX_PICTURE_SIDE, photo)
+            picture = picture_of(pixels, alt, MAX_PICTURE_SIDE, photo)
             figures.append(fill("figure", picture=picture, caption=name))
         judged = truth != visualise.IGNORE
         right = float((truth == prediction)[judged].mean()) if judged.any() else None
@@ -220,15 +230,17 @@ def _chips(present, prediction, selected, names) -> list[Html]:
             problem = ", not selected"
         else:
             problem = "" if i in predicted else ", not predicted"
-        style = {"kind": "bad" if problem else "", "colour": _css(colours[i])}
-        chips.append(fill("chip", name=_name(names[i]), note=note + problem, **style))
+        style = {"kind": "bad" if problem else "", "colour": css(colours[i])}
+        chips.append(
+            fill("chip", name=cut_name(names[i]), note=note + problem, **style)
+        )
     if len(chips) > MAX_CHIPS:
         chips[MAX_CHIPS:] = [fill("more chips", count=len(chips) - MAX_CHIPS)]
     return chips
 
 
 def _ranked(archive: bytes) -> Html:
-    examples, names = _load(archive, RANKED_EXAMPLES)
+    examples, names = load_examples(archive, RANKED_EXAMPLES)
     cards = []
     for number, e in enumerate(examples, 1):
         truth = set(visualise.present_labels(e["truth"]))
@@ -249,12 +261,12 @@ def _ranked(archive: bytes) -> Html:
                 "tick": tick,
             }
             rows.append(
-                fill("bar", kind=kind, rank=r + 1, name=_name(names[i]), **values)
+                fill("bar", kind=kind, rank=r + 1, name=cut_name(names[i]), **values)
             )
         if unranked := ", ".join(names[i] for i in sorted(truth.difference(order))):
             text = f"in the truth, not in the best {len(order)}: {unranked}"
             rows.append(fill("cut", text=text))
-        picture = _picture(e["image"], f"example {number}", 160, photo=True)
+        picture = picture_of(e["image"], f"example {number}", 160, photo=True)
         parts = {"picture": picture, "rows": rows, "present": len(truth)}
         cards.append(fill("ranked", number=number, **parts))
     return fill("grid", warning="", cards=cards)

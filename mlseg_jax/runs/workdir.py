@@ -52,14 +52,21 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
 def load_info(workdir: str) -> DatasetInfo:
     """The classes that the model was trained on."""
     load_config(workdir)  # Says it where this is no work directory.
-    facts = json.loads((epath.Path(workdir) / "dataset.json").read_text())
-    raw_values = facts.get("raw_values")  # Runs of before do not have them.
-    return DatasetInfo(
-        facts["name"],
-        tuple(facts["class_names"]),
-        tuple(facts["is_thing"]),
-        raw_values and tuple(raw_values),
-    )
+    path = epath.Path(workdir) / "dataset.json"
+    try:
+        facts = json.loads(path.read_text())
+        raw_values = facts.get("raw_values")  # Runs of before do not have them.
+        return DatasetInfo(
+            facts["name"],
+            tuple(facts["class_names"]),
+            tuple(facts["is_thing"]),
+            raw_values and tuple(raw_values),
+        )
+    except (FileNotFoundError, ValueError, LookupError, AttributeError) as error:
+        raise UserError(
+            f"{path}, the names of the run's classes, is missing or damaged "
+            f"({type(error).__name__}); copy it again from where the run was trained."
+        ) from error
 
 
 def load_parameters(

@@ -60,8 +60,12 @@ def data(
             # training; (0, 0) keeps pictures at their size.
             "base_size": base_size,
             # crop: pieces of pictures at random scales; whole: all of a picture, for a
-            # classifier (augment.py).
+            # classifier; short_side, large_scale_jitter, detr: as MaskFormer and
+            # Mask2Former do for ADE20K and COCO (augment.py).
             "augmentation": "crop",
+            # short_side, detr: shorter sides to choose from, longest side after it.
+            "short_sides": tuple(range(320, 1281, 64)),
+            "max_side": 2560,
             "scale_range": (0.5, 2.0),
             "max_class_share": 0.75,
             "flip_rate": 0.5,
@@ -72,6 +76,10 @@ def data(
             "cutout": 0.5,
             "pixel_mean": mean,
             "pixel_std": std,
+            # What regions are trained to find (input_pipeline/segments.py): none,
+            # classes, panoptic, instances; and how many of a crop, the largest first.
+            "segments": "none",
+            "max_segments": 100,
             # Share of images under which a class is rare, and images with it are
             # repeated (resample.py), such as 0.001; 0 repeats none.
             "repeat_factor": 0.0,
@@ -221,6 +229,9 @@ def base(name: str) -> ConfigDict:
                 # Which labels it takes as present: those of the label map resized as
                 # the pictures are for each view, as the release, or original.
                 "oracle_labels": "resized",
+                # Letters for names in pictures of predictions, a file; "" are our own
+                # and, for other scripts, those that are installed.
+                "font": "",
             },
             # Devices along each axis; -1 is all that are left.
             "mesh": {"data": -1, "fsdp": 1},

@@ -12,6 +12,7 @@ import ml_collections
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import SELECTIONS
+from mlseg_jax.settings import kinds
 from mlseg_jax.settings.arguments import did_you_mean
 from mlseg_jax.settings.kinds import (
     ABOVE_0,
@@ -88,7 +89,11 @@ KEYS = {
     "data.base_size": also(
         SIDES, (0, 0), "two whole numbers from 1, such as (2048, 512), or (0, 0)"
     ),
-    "data.augmentation": choice("crop", "whole"),
+    "data.augmentation": choice(
+        "crop", "whole", "short_side", "large_scale_jitter", "detr"
+    ),
+    "data.short_sides": COUNTS,
+    "data.max_side": COUNT,
     "data.scale_range": ordered(
         tuple_of(
             ABOVE_0,
@@ -103,6 +108,8 @@ KEYS = {
     "data.cutout": SHARE,
     "data.pixel_mean": PIXEL,
     "data.pixel_std": SPREAD,
+    "data.segments": choice("none", "classes", "panoptic", "instances"),
+    "data.max_segments": COUNT,
     "data.repeat_factor": SHARE,
     "data.rare_crop_rate": PROBABILITY,
     "data.on_bad_example": choice("fail", "skip"),
@@ -131,6 +138,7 @@ KEYS = {
     "loss.missed_weight": FROM_0,
     "loss.regions.class_weight": FROM_0,
     "loss.regions.dice_weight": FROM_0,
+    "loss.regions.ignore_void": FLAG,
     "loss.regions.importance": SHARE,
     "loss.regions.mask": choice("points", "focal"),
     "loss.regions.mask_weight": FROM_0,
@@ -183,6 +191,11 @@ KEYS = {
     "eval.weights": choice("average", "latest", "better"),
     "eval.oracle_k": COUNT,
     "eval.oracle_labels": choice("resized", "original"),
+    "eval.object_threshold": SHARE,
+    "eval.overlap_threshold": SHARE,
+    "eval.inside_mask": FLAG,
+    "eval.max_instances": COUNT,
+    "eval.font": TEXT,
     # ------------------------------------------------------------------------- mesh
     "mesh.data": _AXIS,
     "mesh.fsdp": _AXIS,
@@ -305,9 +318,7 @@ def check_value(path: str, value: object, part: str = "") -> None:
             f"Nothing knows the key {path!r} of this configuration"
             f"{did_you_mean(path, KEYS, of_all=False)}"
         )
-    kind = KEYS_OF_PARTS.get((path, part), KEYS[path])
-    if not kind.fits(value):
-        raise UserError(f"{path} is {value!r}; give {kind.wanted}.")
+    kinds.check(path, value, KEYS_OF_PARTS.get((path, part), KEYS[path]))
 
 
 def _leaves(

@@ -6,6 +6,8 @@ import numbers
 import re
 from collections.abc import Callable
 
+from mlseg_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
@@ -20,6 +22,12 @@ class Kind:
     wanted: str
     fits: Callable[[object], bool]
     table: bool = False
+
+
+def check(name: str, value: object, kind: Kind) -> None:
+    """Checks a value that is called ``name``; raises UserError."""
+    if not kind.fits(value):
+        raise UserError(f"{name} is {value!r}; give {kind.wanted}.")
 
 
 Bound = int | float | None

@@ -19,7 +19,17 @@ def get_config(workdir: str) -> ConfigDict:
             f"{workdir} is not a work directory (it holds no config.json); give the "
             f"directory that `python main.py train --workdir=...` wrote."
         )
-    config = ConfigDict(_with_tuples(json.loads(path.read_text())))
+    try:
+        return _as_config(json.loads(path.read_text()))
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged, or no configuration ({type(error).__name__}); copy it "
+            f"again from where the run was trained."
+        ) from error
+
+
+def _as_config(values: dict) -> ConfigDict:
+    config = ConfigDict(_with_tuples(values))
     defaults = base.base("")
     # Averages began without a warm-up before there was the key.
     defaults.optimizer.ema_warmup = config.optimizer.ema_decay == 0

@@ -112,11 +112,20 @@ def write_evaluation(
     metrics: dict,
     model: nnx.Module,
 ) -> None:
-    """``metrics.json``, and beside it what the report is made of."""
+    """``metrics.json``, and beside it what the report is made of.
+
+    All of them replace those of an earlier evaluation together, and not before all are
+    written.
+    """
     path = epath.Path(workdir)
-    write_json(path / "evaluation.json", evaluation.details(model))
-    evaluation.save_pictures(path / "evaluation_examples.npz")
-    write_json(path / "metrics.json", metrics)
+    names = "evaluation.json", "evaluation_examples.npz", "metrics.json"
+    details, pictures, scores = (path / f"{name}.new" for name in names)
+    write_json(details, evaluation.details(model))
+    evaluation.save_pictures(pictures)
+    write_json(scores, metrics)
+    for name, new in zip(names, (details, pictures, scores), strict=True):
+        if new.exists():
+            new.replace(path / name)
 
 
 def groups_of(examples: Iterator[dict], size: int) -> Iterator[list[dict]]:

@@ -23,7 +23,7 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.inference.label_scores import LabelScorer
 from mlseg_jax.runs.progress import progress_bar
 from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
-from mlseg_jax.tasks.semantic_evaluation import check_given
+from mlseg_jax.tasks.engines import check_given
 
 
 def load_classifier(

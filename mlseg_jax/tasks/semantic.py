@@ -9,6 +9,7 @@ import ml_collections
 
 from mlseg_jax.distributed.sharding import on_each_device
 from mlseg_jax.label_selection import (
+    Select,
     Selection,
     SelectionPolicy,
     labels_to_ranks,
@@ -70,15 +71,10 @@ def means(
     label_map = batch["label_map"]
     num_classes = model.class_embeddings.shape[0]
     histogram = label_histogram(label_map, num_classes)
-    given = None
-    if "given" in batch:
-        given = select_given(batch["given"], None, num_classes)
-    select = training_policy(config).select(
-        histogram=histogram, given=given, rng=selection_rng(rng)
-    )
     images = batch["image"]
     if "image_size" in batch:
         images = clear_padding(images, batch["image_size"], model.pixel_mean)
+    select = training_select(config, batch, histogram, rng)
     output = model(images, select, rng=rng)
 
     ranks = labels_to_ranks(label_map, output.selection)
@@ -119,10 +115,18 @@ def means(
     }
 
 
-def training_policy(config: ml_collections.ConfigDict) -> SelectionPolicy:
-    """How labels are selected in training."""
+def training_select(
+    config: ml_collections.ConfigDict,
+    batch: dict[str, Array],
+    histogram: Int[Array, "B C"],
+    rng: PRNGKeyArray | None = None,
+) -> Select:
+    """How labels are selected for a batch; ``histogram``: its pixels of each class.
+
+    ``rng``: the step's, for noise on the scores; without one there is none.
+    """
     selection = config.selection
-    return SelectionPolicy(
+    policy = SelectionPolicy(
         selection.name,
         selection.k,
         selection.minimum_score,
@@ -130,13 +134,12 @@ def training_policy(config: ml_collections.ConfigDict) -> SelectionPolicy:
         with_present=selection.with_present,
         noise=selection.noise,
     )
-
-
-def selection_rng(rng: PRNGKeyArray | None) -> PRNGKeyArray | None:
-    """Beside the keys that dropout splits off, so that switching noise on or off leaves
-    those as they are.
-    """
-    return None if rng is None else jax.random.fold_in(rng, SELECTION_KEY)
+    given = None
+    if "given" in batch:
+        given = select_given(batch["given"], None, histogram.shape[1])
+    # Beside the keys that dropout splits off: noise leaves those as they are.
+    rng = None if rng is None else jax.random.fold_in(rng, SELECTION_KEY)
+    return policy.select(histogram=histogram, given=given, rng=rng)
 
 
 def _pixel_losses(

@@ -5,15 +5,18 @@ from typing import NamedTuple
 
 import ml_collections
 
+from mlseg_jax.errors import UserError
 from mlseg_jax.inference.label_scores import LabelScorer
-from mlseg_jax.tasks import multilabel, semantic
+from mlseg_jax.models.parts import REGION_DECODERS
+from mlseg_jax.tasks import instance, multilabel, panoptic, regions, semantic
+from mlseg_jax.tasks.engines import make_engine
 from mlseg_jax.tasks.evaluation import AbstractEvaluation
 from mlseg_jax.tasks.multilabel_evaluation import LabelEvaluation
-from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation, make_engine
+from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation
 
 
 class Task(NamedTuple):
-    """How a batch becomes a loss, and a split an evaluation.
+    """How a batch becomes a loss, a split an evaluation, and a picture a result.
 
     Attributes:
       means: ``(model, batch, config, rng, priors)`` to losses and what else to log, as
@@ -22,12 +25,15 @@ class Task(NamedTuple):
       make_evaluation: ``(config, info, with_oracle=, class_examples=)`` to what
         `evaluation.evaluate` fills.
       best_metric: the metric by which checkpoints are compared.
+      find_segments: ``(picture, eval settings, info)`` to segments, where a picture has
+        these beside its label map.
     """
 
     means: Callable
     make_engine: Callable
     make_evaluation: Callable[..., AbstractEvaluation]
     best_metric: str
+    find_segments: Callable | None = None
 
 
 TASKS = {
@@ -35,7 +41,40 @@ TASKS = {
     "multilabel": Task(multilabel.means, LabelScorer, LabelEvaluation, "mAP"),
 }
 
+REGION_TASKS = {
+    "semantic": Task(regions.means, make_engine, SemanticEvaluation, "mIoU"),
+    "panoptic": Task(
+        regions.means,
+        make_engine,
+        panoptic.PanopticEvaluation,
+        "PQ",
+        panoptic.find_segments,
+    ),
+    "instance": Task(
+        regions.means,
+        make_engine,
+        instance.InstanceEvaluation,
+        "AP",
+        instance.find_segments,
+    ),
+}
+"""Of models that classify regions."""
+
 
 def find_task(config: ml_collections.ConfigDict) -> Task:
-    """The task of a configuration."""
-    return TASKS[config.task]
+    """The task of a configuration.
+
+    Raises:
+      UserError: it needs regions and the decoder classifies pixels, or other keys do
+        not go with it.
+    """
+    if config.task == "multilabel" or config.model.decoder.name not in REGION_DECODERS:
+        if config.task not in TASKS:
+            raise UserError(
+                f"The task {config.task!r} needs regions, and model.decoder.name="
+                f"{config.model.decoder.name} classifies pixels; choose one of "
+                f"{', '.join(REGION_DECODERS)}, as configs/mask2former.py does."
+            )
+        return TASKS[config.task]
+    regions.check_config(config)
+    return REGION_TASKS[config.task]

@@ -6,7 +6,7 @@ import ml_collections
 
 from input_pipeline.findings import differing_classes
 from mlseg_jax.errors import UserError
-from mlseg_jax.tasks.semantic_evaluation import check_given, evaluation_policy
+from mlseg_jax.tasks.engines import check_given, evaluation_policy
 
 logger = logging.getLogger(__name__)
 

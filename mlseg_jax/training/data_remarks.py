@@ -21,10 +21,13 @@ def say_oddities(config: ml_collections.ConfigDict, source) -> None:
     """
     count = min(NUM_LOOKED_AT, len(source))
     indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-    readings = survey(source, indices, config.data.num_threads)
+    settings = config.data
+    readings = survey(source, indices, settings.num_threads, segments=settings.segments)
     good = [reading for reading in readings if reading.fault is None]
-    name = config.data.train_split
-    for finding in check_readings(name, source, source.info, good):
+    name = settings.train_split
+    for finding in check_readings(
+        name, source, source.info, good, settings.max_segments
+    ):
         logger.warning(
             "of %d examples looked at: %s Run doctor to see all.",
             count,

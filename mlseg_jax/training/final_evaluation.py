@@ -1,5 +1,7 @@
 """Evaluations of the weights that a run has, and which of them are the better ones."""
 
+from collections.abc import Callable
+
 import jax
 
 from input_pipeline.preparation.class_statistics import Presence
@@ -21,10 +23,13 @@ def evaluate_and_write(
     source,
     presence: Presence | None = None,
     on_progress=lambda: None,
+    on_segments: Callable | None = None,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """An evaluation with the oracle of each of ``weights``; writes ``metrics.json`` and
     what the report needs of the better one. ``presence``: classes of the training
-    examples, where they are known. Returns the metrics, and how good each is.
+    examples, where they are known. ``on_segments`` is called with each example and what
+    was found in it, where a task finds segments. Returns the metrics, and how good each
+    is.
     """
     task, mesh = find_task(config), own_mesh(config)
     engine = task.make_engine(config, model, {}, mesh)
@@ -43,6 +48,8 @@ def evaluate_and_write(
                 with_oracle=True,
                 class_examples=long_tail.class_examples(presence, model.num_classes),
             )
+            if on_segments is not None:
+                evaluations[name].on_segments = on_segments
             results[name] = evaluate(
                 evaluations[name], engine, source, config, on_progress=show
             )

@@ -40,7 +40,7 @@ from mlseg_jax.training.final_evaluation import (
     evaluate_and_write,
     evaluation_scalars,
 )
-from mlseg_jax.training.optimizer import make_schedule
+from mlseg_jax.training.schedule import make_schedule
 from mlseg_jax.training.state import abstract_state, initialise
 from mlseg_jax.training.step import make_train_step
 from mlseg_jax.training.watch import (
@@ -175,9 +175,7 @@ class _Loop:
             seed=self.config.seed,
             batch_size=settings.batch_size,
             start_example=first * settings.batch_size,
-            augment=make_augment(
-                self.config.data, self.class_examples, self.model.num_classes
-            ),
+            augment=make_augment(self.config.data, self.class_examples, source.info),
             rows=own_rows(self.mesh, settings.batch_size),
             num_threads=self.config.data.num_threads,
             num_workers=self.config.data.num_workers,
@@ -256,7 +254,8 @@ class _Loop:
         self.engine.parameters = {}  # the step is about to donate them
         metrics, scores = better_weights(self.task, results)
         scalars = evaluation_scalars(metrics)
-        log_line(step, {k: scalars[k] for k in scalars if k.endswith(("mIoU", "mAP"))})
+        shown = (self.task.best_metric, "mAP")
+        log_line(step, {k: scalars[k] for k in scalars if k.endswith(shown)})
         self.writer.write(step, scalars)
         self.checkpoints.score(step, scores)
 

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules of a configuration."""
+"""The update rule of a configuration: decay, frozen parts, learning rates by path."""
 
 import re
 from collections.abc import Iterable
@@ -9,43 +9,17 @@ import optax
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import Parameters
+from mlseg_jax.training.schedule import make_schedule, one_cycle
 from mlseg_jax.typing import Array, Float, Int
 
 BLOCKS = r"backbone/blocks/blocks/(?:(\d+)/)?"
 BEFORE_BLOCKS = r"backbone/(patch_projection|.*_tokens?$|position_table)"
 """Paths that layer-wise decay of the learning rate knows."""
 
-CYCLE_START = 0.2
-"""Share of the steps in which a one-cycle schedule rises."""
 CYCLE_BETA1 = (0.95, 0.85)
 """Adam's first decay where the learning rate is lowest and where it is highest: PyTorch
 turns it the other way round along with the learning rate.
 """
-
-
-def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Learning rate by step: a linear warm-up, then ``poly``, ``cosine`` or constant.
-
-    poly: (start - end) (1 - step / steps)^power + end (method.md section 12.1).
-    ``one_cycle`` has its own warm-up (method.md section 8.2): half a cosine from a 25th
-    of the learning rate up to it, another down to a ten-thousandth of where it began.
-    """
-    optimizer = config.optimizer
-    if optimizer.schedule == "one_cycle":
-        peak = optimizer.learning_rate
-        return _one_cycle(config.train.steps, peak / 25, peak, peak / 25e4)
-    start, end = optimizer.learning_rate, optimizer.end_learning_rate
-    steps = max(1, config.train.steps - optimizer.warmup_steps)
-    if optimizer.schedule == "poly":
-        decay = optax.polynomial_schedule(start, end, optimizer.poly_power, steps)
-    elif optimizer.schedule == "cosine":
-        decay = optax.cosine_decay_schedule(start, steps, alpha=end / start)
-    else:
-        decay = optax.constant_schedule(start)
-    if optimizer.warmup_steps == 0:
-        return decay
-    warmup = optax.linear_schedule(0.0, start, optimizer.warmup_steps)
-    return optax.join_schedules([warmup, decay], [optimizer.warmup_steps])
 
 
 def average_decay(
@@ -55,26 +29,12 @@ def average_decay(
 
     With ``optimizer.ema_warmup`` at most (1 + step) / (10 + step): until that reaches
     the decay, the average is of about the last ninth of the steps, and soon nothing of
-    the random start is left in it. Runs from before that choice have none.
+    the random start is left in it. `settings.saved` says it for older runs.
     """
     decay = config.optimizer.ema_decay
-    if not config.optimizer.get("ema_warmup", False):
+    if not config.optimizer.ema_warmup:
         return decay
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-
-
-def _one_cycle(steps: int, start: float, peak: float, end: float) -> optax.Schedule:
-    """PyTorch's ``OneCycleLR``, whose last step (not the one after) is at ``end``."""
-    top, last = max(CYCLE_START * steps - 1, 1.0), max(steps - 1.0, 1.0)
-
-    def value(step):
-        up = jnp.clip(step / top, 0.0, 1.0)
-        down = jnp.clip((step - top) / max(last - top, 1e-6), 0.0, 1.0)
-        rising = peak + (start - peak) / 2 * (1 + jnp.cos(jnp.pi * up))
-        falling = end + (peak - end) / 2 * (1 + jnp.cos(jnp.pi * down))
-        return jnp.where(step <= top, rising, falling)
-
-    return value
 
 
 def _scale_by_adam(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -84,7 +44,7 @@ def _scale_by_adam(config: ml_collections.ConfigDict) -> optax.GradientTransform
     adam = optax.inject_hyperparams(
         optax.scale_by_adam, static_args=("b2", "eps", "eps_root", "nesterov")
     )
-    return adam(b1=_one_cycle(config.train.steps, low, high, low))
+    return adam(b1=one_cycle(config.train.steps, low, high, low))
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:

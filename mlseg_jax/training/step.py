@@ -2,6 +2,7 @@
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -14,6 +15,31 @@ from mlseg_jax.training.accumulate import accumulated_gradients
 from mlseg_jax.training.optimizer import average_decay, frozen_paths, make_optimizer
 from mlseg_jax.training.state import TrainState, abstract_state
 from mlseg_jax.typing import Array
+
+OVERLAPPING = ("coco_json", "lvis_json")
+"""Data sets whose instances may overlap, so that their masks are stacks of bits."""
+
+
+def example_shapes(
+    config: ml_collections.ConfigDict, num_classes: int
+) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and type of everything that a training batch holds of an example."""
+    data, crop = config.data, tuple(config.data.crop_size)
+    shapes = {"image": ((*crop, 3), np.uint8)}
+    if config.task == "multilabel":
+        return shapes | {"presence": ((num_classes,), np.bool_)}
+    shapes["label_map"] = (crop, np.int32)
+    shapes["image_size"] = ((2,), np.int32)
+    if config.selection.name == "given":
+        shapes["given"] = ((min(config.selection.k, num_classes),), np.int32)
+    if data.segments == "none":
+        return shapes
+    shapes["segment_classes"] = ((data.max_segments,), np.int32)
+    shapes["masks"] = (crop, np.int32)
+    if data.segments == "instances" and data.name in OVERLAPPING:
+        octets = -(-crop[1] // 8)
+        shapes["masks"] = ((data.max_segments, crop[0], octets), np.uint8)
+    return shapes
 
 
 def make_train_step(

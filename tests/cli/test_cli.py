@@ -6,7 +6,9 @@ import os
 
 import pytest
 from main_program import as_process
+from tiny import ROOT
 
+from mlseg_jax.cli.commands import report
 from mlseg_jax.cli.program import COMMANDS
 
 # ml_collections loads configuration files in a way that Python wants to drop.

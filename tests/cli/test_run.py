@@ -185,6 +185,33 @@ def test_predict_never_overwrites_its_pictures(program, workdir, tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_bad_picture_does_not_end_it(program, workdir, tmp_path):
+    """The rest is done; a run that fails leaves what an earlier one wrote."""
+    sizes = make_pictures(tmp_path / "in")
+    (tmp_path / "in" / "a_page.jpg").write_text("<html>")
+    (tmp_path / "in" / "._flat.png").write_text("macOS")
+    out = tmp_path / "out"
+
+    def predict(name):
+        return program(
+            "predict", f"--workdir={workdir}", f"--images={tmp_path / name}",
+            f"--output={out}",
+        )  # fmt: skip
+
+    result = predict("in")
+    assert "a_page.jpg is damaged" in result.error
+    assert f"the other 8 are in {out}" in result.error
+    assert "._flat" not in result.err
+    before = (out / "labels.jsonl").read_text()
+    lines = [json.loads(x) for x in before.splitlines()]
+    named = {line[key] for line in lines for key in ("label_map", "overlay")}
+    assert {path.name for path in out.iterdir()} == named | {"labels.jsonl"}
+    assert {pathlib.Path(line["image"]).stem for line in lines} == set(sizes)
+    assert f"{out} is as it was" in predict("in/a_page.jpg").error
+    assert (out / "labels.jsonl").read_text() == before
+    assert {path.name for path in out.iterdir()} == named | {"labels.jsonl"}
+
+
 @pytest.mark.parametrize(
     "name, words",
     [

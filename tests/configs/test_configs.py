@@ -14,7 +14,7 @@ import mlseg_jax
 from configs import demo, query2label, segmenter
 from input_pipeline.augmentation.augment import make_augment
 from input_pipeline.datasets.open import open_dataset
-from input_pipeline.info import DataError
+from input_pipeline.info import DataError, DatasetInfo
 from mlseg_jax.distributed.sharding import AXES, check_batch_size, make_mesh
 from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import SELECTIONS
@@ -24,12 +24,13 @@ from mlseg_jax.runs.workdir import claim_workdir, load_config
 from mlseg_jax.settings import backbones, saved
 from mlseg_jax.settings.arguments import parse_arg
 from mlseg_jax.settings.data_sets import DATA_SETS
+from mlseg_jax.settings.resolve import resolve
 from mlseg_jax.tasks import semantic
-from mlseg_jax.tasks.semantic_evaluation import check_given
+from mlseg_jax.tasks.engines import check_given
 from mlseg_jax.training.loop import train
-from mlseg_jax.training.optimizer import make_optimizer
+from mlseg_jax.training.optimizer import average_decay, make_optimizer
 from mlseg_jax.training.state import abstract_state
-from mlseg_jax.training.step import make_train_step
+from mlseg_jax.training.step import example_shapes, make_train_step
 
 ALL = list(itertools.product(DATA_SETS, backbones.VITS, SELECTIONS))
 
@@ -60,15 +61,10 @@ def trace(config, mesh=None):
     for part, macs in count_macs(config, model).items():
         assert min(macs.exact, macs.paper) > 0 or not has_head, part
     step = make_train_step(config, model, mesh)
-    size = (config.train.batch_size, *config.data.crop_size)
-    batch = {"image": jax.ShapeDtypeStruct((*size, 3), np.uint8)}
-    if config.task == "multilabel":
-        batch["presence"] = jax.ShapeDtypeStruct((size[0], num_classes), np.bool_)
-    else:
-        batch["label_map"] = jax.ShapeDtypeStruct(size, np.int32)
-    if config.selection.name == "given":
-        shape = (size[0], config.selection.k)
-        batch["given"] = jax.ShapeDtypeStruct(shape, np.int32)
+    batch = {
+        name: jax.ShapeDtypeStruct((config.train.batch_size, *shape), dtype)
+        for name, (shape, dtype) in example_shapes(config, num_classes).items()
+    }
     state = abstract_state(config, num_classes, mesh)
     after, metrics = jax.eval_shape(step, state, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
@@ -261,10 +257,12 @@ def test_every_key_is_read(tmp_path, monkeypatch):
     model = FunctionalModel.build(config, config.data.num_classes)
     # What only another optimiser, multi-label head, schedule or data set reads.
     make_optimizer(tiny_config({"optimizer.name": "sgd", "optimizer.schedule": "poly"}))
+    average_decay(config, 0)
     whole = tiny_config({"data.augmentation": "whole", "data.crop_size": (9, 9)}).data
     empty = {"image": np.zeros((9, 9, 3), np.uint8)}
     empty["label_map"] = np.zeros((9, 9), np.int32)
-    make_augment(whole, None, 20)(empty, np.random.default_rng(0))
+    info = DatasetInfo("", ("",) * 20, (False,) * 20)
+    make_augment(whole, None, info)(empty, np.random.default_rng(0))
     for part, name in (
         ("multilabel_head", "transformer_decoder"),
         *(("decoder", name) for name in ("encnet", "essnet")),
@@ -274,7 +272,7 @@ def test_every_key_is_read(tmp_path, monkeypatch):
         "image": jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32),
         "label_map": jax.ShapeDtypeStruct((1, 8, 8), np.int32),
     }
-    essnet = tiny_config({"loss.pixel": "nearest_classes"})
+    essnet = resolve(tiny_config({"loss.pixel": "nearest_classes"}), 20)
     jax.eval_shape(
         lambda p, b: semantic.loss(model.bind(p), b, essnet, None),
         model.shapes,

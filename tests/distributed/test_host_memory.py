@@ -11,7 +11,7 @@ from mlseg_jax.distributed import host_memory
 
 COUNT_FAULTS = """
 import ctypes, resource
-from mlseg_jax.host_memory import keep_freed_memory
+from mlseg_jax.distributed.host_memory import keep_freed_memory
 print(keep_freed_memory())
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p

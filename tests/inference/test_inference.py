@@ -3,185 +3,24 @@
 import dataclasses
 import logging
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shrink import segmenter_config
+from fake_model import (
+    POLICY,
+    C,
+    FakeModel,
+    fake_engine,
+    make_image,
+    make_settings,
+)
+from naive_inference import slow_predict
 
 from mlseg_jax.inference import rank_space
-from mlseg_jax.inference.engine import Engine
 from mlseg_jax.label_selection import Selection, SelectionPolicy
-from mlseg_jax.models.interfaces import FeatureMap, LabelPrediction, Output
 
-C, K, PATCH = 9, 3, 4
-POLICY = SelectionPolicy("top_k", K)
 pytestmark = pytest.mark.usefixtures("quick_compiles")
-
-
-class FakeModel:
-    """Label scores from the mean colour, logits from the patches' colours.
-
-    Stands in for `FunctionalModel` as well: ``bind`` gives itself.
-    """
-
-    any_canvas = True
-
-    def __init__(self, num_classes=C, seed=0):
-        rng = np.random.default_rng(seed)
-        self.num_classes = num_classes
-        self.to_scores = rng.normal(size=(3, num_classes)).astype(np.float32)
-        self.to_logits = rng.normal(size=(3, num_classes)).astype(np.float32)
-
-    def bind(self, parameters):
-        return self
-
-    def encode(self, images, image_size=None):
-        batch, height, width, _ = images.shape
-        pixels = images.astype(jnp.float32) / 32 - 4
-        if image_size is None:
-            image_size = jnp.tile(jnp.asarray([[height, width]]), (batch, 1))
-        inside = (jnp.arange(height)[None, :, None] < image_size[:, :1, None]) & (
-            jnp.arange(width)[None, None] < image_size[:, 1:, None]
-        )
-        pixels = jnp.where(inside[..., None], pixels, 0.0)
-        pixels = jnp.pad(
-            pixels, [(0, 0), (0, -height % PATCH), (0, -width % PATCH), (0, 0)]
-        )
-        rows, columns = pixels.shape[1] // PATCH, pixels.shape[2] // PATCH
-        patches = pixels.reshape(batch, rows, PATCH, columns, PATCH, 3)
-        total = jnp.sum(pixels, axis=(1, 2)) / jnp.prod(image_size, axis=1)[:, None]
-        queries = jnp.broadcast_to(self.to_logits.T[None], (batch, self.num_classes, 3))
-        grid = patches.mean(axis=(2, 4))
-        return LabelPrediction(
-            total @ self.to_scores, queries, FeatureMap(grid, -(-image_size // PATCH))
-        )
-
-    def grid_length(self, length):
-        return -(-length // PATCH)
-
-    def classify(self, labels, selection):
-        queries = jnp.take_along_axis(
-            labels.class_queries, selection.class_ids[:, :, None], axis=1
-        )
-        logits = jnp.einsum("bhwd,bkd->bhwk", labels.elements.grid, queries)
-        if selection.valid is not None:
-            logits = jnp.where(selection.valid[:, None, None], logits, -100.0)
-        return Output(labels.scores, selection, logits, None)
-
-
-@pytest.fixture
-def unchecked(monkeypatch):
-    """Lets `Engine` take a model that is none."""
-
-    def make(model, settings):
-        engine = object.__new__(Engine)
-        unwrapped = getattr(Engine.__init__, "__wrapped__", Engine.__init__)
-        unwrapped(engine, model, {}, settings)
-        return engine
-
-    return make
-
-
-def make_settings(**changes):
-    config = segmenter_config()
-    with config.unlocked():
-        config.eval.update({"window": (16, 16), "stride": (12, 12), "batch_size": 4})
-        config.eval.base_size = (0, 0)
-        config.eval.update(changes)
-    return config.eval
-
-
-def make_image(height, width, seed=0):
-    """Blobs, so that windows differ in colour."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (4, 5, 3))
-    rows, columns = np.arange(height) * 4 // height, np.arange(width) * 5 // width
-    noise = rng.integers(-20, 20, (height, width, 3))
-    return np.clip(coarse[rows][:, columns] + noise, 0, 255).astype(np.uint8)
-
-
-# --------------------------------------------------------------------- the slow version
-
-
-def slow_resize(x, height, width):
-    """Bilinear, align_corners=False, no anti-aliasing; ``[h w C]``, float64."""
-
-    def along_first(x, length):
-        out = np.zeros((length, *x.shape[1:]))
-        for i in range(length):
-            p = max((i + 0.5) * len(x) / length - 0.5, 0.0)
-            low = min(int(p), len(x) - 1)
-            high = min(low + 1, len(x) - 1)
-            out[i] = (1 - (p - int(p))) * x[low] + (p - int(p)) * x[high]
-        return out
-
-    half = along_first(x, height)
-    return along_first(half.swapaxes(0, 1), width).swapaxes(0, 1)
-
-
-def slow_window(model, crop, allowed, chosen, k):
-    """Class logits of one crop, C wide, -100 where not selected; and label scores."""
-    labels = jax.device_get(model.encode(jnp.asarray(crop[None])))
-    scores = np.where(allowed, labels.scores[0], -np.inf)
-    grid = labels.elements.grid[0].astype(np.float64)
-    logits = np.full((*grid.shape[:2], model.num_classes), -100.0)
-    if chosen is None:
-        chosen = np.argsort(-scores, kind="stable")[:k]
-    for class_id in chosen:
-        logits[..., class_id] = grid @ model.to_logits[:, class_id]
-    return slow_resize(logits, *crop.shape[:2]), scores
-
-
-def slow_view(model, image, settings, allowed, chosen, k):
-    """Averaged class logits of one view at its own size."""
-    height, width = image.shape[:2]
-    whole = settings.mode == "whole"
-    window = (height, width) if whole else settings.window
-    stride = window if whole else settings.stride
-    total = np.zeros((height, width, model.num_classes))
-    count = np.zeros((height, width, 1))
-    all_scores = []
-    for row in range(max(height - window[0] + stride[0] - 1, 0) // stride[0] + 1):
-        for column in range(max(width - window[1] + stride[1] - 1, 0) // stride[1] + 1):
-            bottom = min(row * stride[0] + window[0], height)
-            right = min(column * stride[1] + window[1], width)
-            place = (
-                slice(max(bottom - window[0], 0), bottom),
-                slice(max(right - window[1], 0), right),
-            )
-            logits, scores = slow_window(model, image[place], allowed, chosen, k)
-            total[place] += logits
-            count[place] += 1
-            all_scores.append(scores)
-    return total / count, np.max(all_scores, axis=0)
-
-
-def slow_predict(model, image, settings, allowed=None, k=K):
-    """method.md 12.3, as it stands: C channels, softmax of each view, their mean."""
-    allowed = np.ones(model.num_classes, bool) if allowed is None else allowed
-    height, width = image.shape[:2]
-    views = []
-    for scale in settings.scales:
-        sides = [max(1, round(side * scale)) for side in (width, height)]
-        resized = cv2.resize(image, sides) if scale != 1 else image
-        views.append((resized, False))
-        if settings.flip:
-            views.append((resized[:, ::-1], True))
-    results = [slow_view(model, x, settings, allowed, None, k) for x, _ in views]
-    if settings.selection_scope == "per_image":
-        best = np.max([scores for _, scores in results], axis=0)
-        chosen = np.argsort(-best, kind="stable")[:k]
-        results = [slow_view(model, x, settings, allowed, chosen, k) for x, _ in views]
-    total = np.zeros((height, width, model.num_classes))
-    for (logits, _), (_, mirrored) in zip(results, views, strict=True):
-        logits = slow_resize(logits, height, width)
-        if len(views) > 1:
-            exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
-            logits = exponents / exponents.sum(axis=-1, keepdims=True)
-        total += logits[:, ::-1] if mirrored else logits
-    return total, np.max([scores for _, scores in results], axis=0)
 
 
 CASES = {
@@ -205,12 +44,12 @@ CASES = {
 
 @pytest.mark.parametrize("restricted", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_against_c_channels(unchecked, name, restricted):
+def test_against_c_channels(name, restricted):
     (height, width), changes = CASES[name]
     settings, model = make_settings(**changes), FakeModel()
     allowed = np.arange(C) % 2 == 0 if restricted else None
     image = make_image(height, width)
-    engine = unchecked(model, settings)
+    engine = fake_engine(model, settings)
     ((segmented,),) = engine.segment([image], [(POLICY, None)], allowed)
     expected, scores = slow_predict(model, image, settings, allowed)
     labels = segmented.label_maps()
@@ -224,7 +63,7 @@ def test_against_c_channels(unchecked, name, restricted):
         assert np.all(labels % 2 == 0)
 
 
-def test_six_scales_mirrored_at_1284_classes(unchecked):
+def test_six_scales_mirrored_at_1284_classes():
     """The paper's multi-scale test, which its release leaves out for lack of memory:
     each pixel that is no near-tie has the label of the C-wide algorithm.
     """
@@ -232,7 +71,7 @@ def test_six_scales_mirrored_at_1284_classes(unchecked):
     settings = make_settings(scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True)
     image = make_image(23, 30)
     policy = SelectionPolicy("top_k", k)
-    ((segmented,),) = unchecked(model, settings).segment([image], [(policy, None)])
+    ((segmented,),) = fake_engine(model, settings).segment([image], [(policy, None)])
     assert len(segmented.grids) == 12
     assert k < segmented.selection.valid.sum() < 1284  # windows select differently
     expected, scores = slow_predict(model, image, settings, k=k)
@@ -244,12 +83,12 @@ def test_six_scales_mirrored_at_1284_classes(unchecked):
     np.testing.assert_allclose(segmented.scores[0], scores, rtol=1e-4, atol=1e-4)
 
 
-def test_several_pictures_and_policies_at_once(unchecked):
+def test_several_pictures_and_policies_at_once():
     """Also batches that do not come out even, and oracle-like given selections."""
     model = FakeModel()
     for changes in ({"mode": "whole"}, {}):
         settings = make_settings(**changes)
-        engine = unchecked(model, settings)
+        engine = fake_engine(model, settings)
         images = [make_image(21, 27, seed=i) for i in range(5)]
         given = Selection(
             jnp.asarray([[i, 8 - i] for i in range(4)] + [[2, 5]]), None, C
@@ -265,28 +104,28 @@ def test_several_pictures_and_policies_at_once(unchecked):
             assert set(np.unique(fixed[i])) <= set(map(int, given.class_ids[i]))
 
 
-def test_sixteen_bits_above_256_classes(unchecked):
+def test_sixteen_bits_above_256_classes():
     model, settings = FakeModel(num_classes=700), make_settings()
     image = make_image(20, 30)
-    ((segmented,),) = unchecked(model, settings).segment([image], [(POLICY, None)])
+    ((segmented,),) = fake_engine(model, settings).segment([image], [(POLICY, None)])
     labels = segmented.label_maps()
     assert labels.dtype == np.uint16 and labels.max() > 255
     expected, _ = slow_predict(model, image, settings)
     assert np.mean(labels[0] == expected.argmax(axis=-1)) > 0.99
 
 
-def test_small_tiles_change_nothing(unchecked, monkeypatch):
-    engine = unchecked(FakeModel(), make_settings())
+def test_small_tiles_change_nothing(monkeypatch):
+    engine = fake_engine(FakeModel(), make_settings())
     ((segmented,),) = engine.segment([make_image(150, 140)], [(POLICY, None)])
     labels = segmented.label_maps()
     monkeypatch.setattr(rank_space, "tile_bytes", lambda: 1)
     np.testing.assert_array_equal(segmented.label_maps(), labels)
 
 
-def test_sizes_do_not_each_compile(unchecked, caplog):
+def test_sizes_do_not_each_compile(caplog):
     """Twenty sizes of picture, few shapes."""
     settings = make_settings(mode="whole", batch_size=1)
-    engine = unchecked(FakeModel(), settings)
+    engine = fake_engine(FakeModel(), settings)
     sizes = [(33 + i, 60 - i) for i in range(20)]
     compiled = []
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
@@ -302,12 +141,12 @@ def test_sizes_do_not_each_compile(unchecked, caplog):
     assert compiled[1:].count(0) >= 15, compiled
 
 
-def test_padding_of_a_union_is_never_predicted(unchecked):
+def test_padding_of_a_union_is_never_predicted():
     """Class 0 fills up the union; it must not win where nobody selected it."""
     model = FakeModel()
     model.to_logits[:] = 0.0  # all selected labels tie
     model.to_scores[:, 0] = -1e3 * np.sign(make_image(40, 40).mean() / 32 - 4)
-    engine = unchecked(model, make_settings())
+    engine = fake_engine(model, make_settings())
     ((segmented,),) = engine.segment([make_image(40, 40)], [(POLICY, None)])
     real = np.asarray(segmented.selection.class_ids)[segmented.selection.valid]
     assert set(np.unique(segmented.label_maps())) <= set(real.tolist())

@@ -18,7 +18,7 @@ from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.label_selection import Selection
 from mlseg_jax.losses import pixel
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.tasks.semantic_evaluation import evaluation_policy, make_engine
+from mlseg_jax.tasks.engines import evaluation_policy, make_engine
 from mlseg_jax.training.state import abstract_state
 from mlseg_jax.training.step import make_train_step
 
@@ -68,7 +68,7 @@ def shapes_in(lowered) -> set[tuple[int, ...]]:
 def test_no_array_with_c_channels_per_pixel(engine_and_policy):
     engine, policy = engine_and_policy
     windows = np.stack([picture(40, 40)])
-    arguments = engine.parameters, windows, None, None, policy
+    arguments = engine.parameters, windows, None, None, None, policy
     shapes = shapes_in(engine.predict.lower(*arguments))
     assert any(C in shape for shape in shapes)  # the table and the scores are there
     grid = {10, 40, 100, 1600}  # cells and pixels of a side and of the whole
@@ -139,7 +139,7 @@ def test_top_labels(views):
 
 def test_probabilities_of_all_classes_on_disk(tmp_path):
     segmented = make_segmented()
-    write_probabilities(segmented, tmp_path / "p.zarr")
+    write_probabilities([(0, segmented)], tmp_path / "p.zarr", (C, 37, 53))
     path = str(tmp_path / "p.zarr")
     spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": path}}
     written = ts.open(spec).result().read().result()
@@ -150,4 +150,4 @@ def test_probabilities_of_all_classes_on_disk(tmp_path):
         np.testing.assert_allclose(written[class_id], values, atol=1e-3)
     assert set(np.flatnonzero(written.any(axis=(1, 2)))) <= set(class_ids[:4])
     with pytest.raises(UserError, match=r"already; give a new path\.$"):
-        write_probabilities(segmented, tmp_path / "p.zarr")
+        write_probabilities([(0, segmented)], tmp_path / "p.zarr", (C, 37, 53))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mlseg_jax.inference.engine import unite
+from mlseg_jax.inference.assemble import unite
 from mlseg_jax.inference.views import plan_axis, round_up
 
 C = 9
@@ -45,5 +45,23 @@ def test_plan_axis():
 
 
 def test_round_up():
-    for length in (1, 32, 33, 100, 512, 5000):
+    for length in (1, 32, 33, 100, 512, 5000, 23_168, 23_169, 50_000, 10**6):
         assert length <= round_up(length) <= max(32, 1.5 * length + 16)
+
+
+def test_parts_of_an_axis_are_rows_of_its_matrix():
+    for axis in (
+        plan_axis(50, 50, 16, 12, 16, 4, 4, False),
+        plan_axis(50, 87, 16, 7, 16, 4, 4, False),
+        plan_axis(50, 31, 16, 12, 16, 4, 4, False),
+        plan_axis(30, 11, 16, 12, 16, 3, 4, False),
+    ):
+        matrix = axis.matrix
+        shape = (axis.length, len(axis.starts), axis.canvas_cells)
+        for pixels in (slice(0, 7), slice(13, 14), slice(axis.length - 9, axis.length)):
+            reaching = axis.reaching(pixels)
+            part = axis.part(pixels)
+            cells = matrix.reshape(shape)[pixels][:, reaching]
+            np.testing.assert_allclose(part, cells.reshape(part.shape), atol=1e-6)
+            # Nothing else is needed.
+            np.testing.assert_allclose(part.sum(axis=1), 1.0, rtol=1e-5)

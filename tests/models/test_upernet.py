@@ -18,7 +18,7 @@ from shrink import (
 from mlseg_jax.distributed.sharding import AXES, put_batch
 from mlseg_jax.label_selection import SelectionPolicy
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.tasks.semantic_evaluation import make_engine
+from mlseg_jax.tasks.engines import make_engine
 from mlseg_jax.training.state import abstract_state, initialise
 from mlseg_jax.training.step import make_train_step
 

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from input_pipeline.datasets import coco_json, names, panoptic
-from input_pipeline.files import images, masks
+from input_pipeline.files import coco_masks, images
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.errors import UserError
 from mlseg_jax.inference.segments import Panoptic, Segment
@@ -32,7 +32,7 @@ def segment(number, class_id, score, pixels):
     if isinstance(pixels, np.ndarray):
         mask = pixels == number
     else:
-        mask = masks.decode(pixels, SIZE, "it")
+        mask = coco_masks.decode(pixels, SIZE, "it")
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = int(rows[0]), int(columns[0])
     box = (left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1)

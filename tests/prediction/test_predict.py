@@ -7,6 +7,8 @@ import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore as ts
+from PIL import Image
 from tiny import tiny_config
 
 import mlseg_jax
@@ -14,10 +16,12 @@ from input_pipeline.datasets.open import open_dataset
 from input_pipeline.info import DataError, DatasetInfo
 from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
+from mlseg_jax.inference import bands
 from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.runs.checkpoint import Checkpoints
 from mlseg_jax.runs.workdir import claim_workdir
-from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation, evaluation_policy
+from mlseg_jax.tasks.engines import evaluation_policy
+from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation
 from mlseg_jax.training.state import initialise
 
 CLASSES = 20
@@ -106,6 +110,83 @@ def test_a_list_of_different_sizes_is_each_alone(segmenter):
     assert segmenter([]) == []
 
 
+def test_one_picture_in_many_forms(segmenter):
+    image = picture(32, 32)
+    expected = segmenter(image).label_map
+    _, data = cv2.imencode(".png", image[:, :, ::-1])
+    alpha = np.full((32, 32, 1), 9, np.uint8)
+    for given in (
+        Image.fromarray(image),
+        data.tobytes(),
+        jnp.asarray(image),
+        np.concatenate([image, alpha], axis=2),
+    ):
+        np.testing.assert_array_equal(segmenter(given).label_map, expected)
+        (prediction,) = segmenter([given])
+        np.testing.assert_array_equal(prediction.label_map, expected)
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ({"k": "5"}, "^k is '5'; give a whole number from 1"),
+        ({"k": 2.5}, "^k is 2.5"),
+        ({"k": True}, "^k is True"),
+        ({"k": -1}, "^k is -1"),
+        ({"k": [5]}, r"^k is \[5\]"),
+        ({"top_labels": -1}, "^top_labels is -1; give a whole number from 0"),
+        ({"top_labels": 1.0}, "^top_labels is 1.0"),
+        ({"top_labels": "2"}, "^top_labels is '2'"),
+        ({"top_labels": None}, "^top_labels is None"),
+        ({"minimum_score": "high"}, "^minimum_score is 'high'"),
+        ({"minimum_score": float("nan")}, "^minimum_score is nan"),
+        ({"cumulative": -0.1}, "^cumulative is -0.1"),
+        ({"cumulative": [0.5]}, "^cumulative is"),
+        ({"allowed": 3}, "^allowed is 3; give a list of names"),
+        ({"allowed": [3]}, "There is no class 3"),
+        ({"allowed": [None]}, "There is no class None"),
+        ({"allowed": ""}, "There is no class ''"),
+        ({"allowed": [["sign A"]]}, "There is no class"),
+    ],
+)
+def test_what_is_no_argument(segmenter, arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        segmenter(picture(32, 32), **arguments)
+
+
+def test_a_large_picture_goes_through_in_bands(segmenter, monkeypatch, tmp_path):
+    wide = picture(70, 40)
+    whole = segmenter(wide, top_labels=2)
+    segmenter.write_probabilities(wide, tmp_path / "whole")
+    monkeypatch.setattr(bands, "MAX_PIXELS", 100)
+    monkeypatch.setattr(bands, "BAND_HEIGHT", 30)
+    banded, small = segmenter([wide, picture(8, 8)], top_labels=2)
+    check(banded, wide)
+    check(small, picture(8, 8))
+    np.testing.assert_array_equal(banded.label_map, whole.label_map)
+    assert [x.class_id for x in banded.labels] == [x.class_id for x in whole.labels]
+    np.testing.assert_array_equal(banded.top_class_ids, whole.top_class_ids)
+    np.testing.assert_allclose(
+        banded.top_probabilities, whole.top_probabilities, atol=2e-3
+    )
+    segmenter.write_probabilities(wide, tmp_path / "bands")
+    written = []
+    for name in ("whole", "bands"):
+        kvstore = {"driver": "file", "path": str(tmp_path / name)}
+        store = ts.open({"driver": "zarr", "kvstore": kvstore}).result()
+        written.append(store.read().result())
+    np.testing.assert_allclose(*written, atol=2e-3)
+    (tmp_path / "file").touch()
+    for path, sentence in {
+        tmp_path / "bands": "something at .* already",
+        tmp_path / "file": "Cannot write to .*File exists",
+        tmp_path / "file" / "x": "Cannot write to .*Not a directory",
+        "": "path is ''",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            segmenter.write_probabilities(wide, path)
+
+
 def test_k(segmenter):
     image = picture(32, 32)
     for k in (1, 2, CLASSES):
@@ -117,9 +198,9 @@ def test_k(segmenter):
     best = [label.class_id for label in all_labels[:K]]
     assert [label.class_id for label in segmenter(image).labels] == best
     for wrong in (0, 2.5, "5", True):
-        with pytest.raises(UserError, match="selection.k is .*; give a whole number"):
+        with pytest.raises(UserError, match="^k is .*; give a whole number"):
             segmenter(image, k=wrong)
-    with pytest.raises(UserError, match="selection.cumulative is 1.5; give a prob"):
+    with pytest.raises(UserError, match="^cumulative is 1.5; give a prob"):
         segmenter(image, cumulative=1.5)
 
 
@@ -135,6 +216,10 @@ def test_allowed(segmenter):
     prediction = segmenter(wide, allowed=allowed)
     check(prediction, wide)
     assert {label.name for label in prediction.labels} <= set(allowed)
+    # One name is a list of one, and any other collection will do.
+    for one in (names[3], {names[3]}, (names[3],), iter([names[3]])):
+        (label,) = segmenter(image, allowed=one).labels
+        assert label.name == names[3]
     with pytest.raises(UserError, match="allowed classes is empty"):
         segmenter(image, allowed=[])
 
@@ -190,7 +275,7 @@ def test_an_unknown_class_names_the_nearest(segmenter):
     "image, sentence",
     [
         (np.zeros((8, 8, 3), np.float32), r"uint8 array.*not float32 \[8, 8, 3\]"),
-        (np.zeros((8, 8, 4), np.uint8), r"not uint8 \[8, 8, 4\]"),
+        (np.zeros((8, 8, 5), np.uint8), r"not uint8 \[8, 8, 5\]"),
         (np.zeros((2, 8, 8, 3), np.uint8), r"not uint8 \[2, 8, 8, 3\]"),
         (np.zeros((1, 8, 3), np.uint8), "at least 2"),
         ("nowhere.jpg", "no file nowhere.jpg"),
@@ -204,8 +289,12 @@ def test_what_is_no_picture(segmenter, image, sentence):
 def test_what_is_no_work_directory(workdir, tmp_path):
     with pytest.raises(UserError, match="is not a work directory"):
         mlseg_jax.load(tmp_path)
-    with pytest.raises(UserError, match="no checkpoint '7'"):
-        mlseg_jax.load(workdir, "7")
+    for step in ("7", 7):
+        with pytest.raises(UserError, match="no checkpoint '7'"):
+            mlseg_jax.load(workdir, step)
+    for wrong in (None, "", 3, [str(workdir)]):
+        with pytest.raises(UserError, match="give the directory of a run"):
+            mlseg_jax.load(wrong)
     config = json.loads((workdir / "config.json").read_text())
     facts = json.loads((workdir / "dataset.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.datasets.names import read_info
-from mlseg_jax.prediction import visualise
+from mlseg_jax.prediction import legend, visualise
 from mlseg_jax.typing import IGNORE
 
 
@@ -142,9 +142,43 @@ def test_overlay_refuses_different_sizes():
 
 
 def test_shorten_keeps_both_ends():
-    assert visualise.shorten("wall", 10) == "wall"
-    assert visualise.shorten("a\nb", 10) == "a b"
-    assert visualise.shorten("sign GREEK SMALL LETTER ALPHA", 16) == "sign G…TER ALPHA"
+    assert legend.shorten("wall", 10) == "wall"
+    assert legend.shorten("a\nb", 10) == "a b"
+    assert legend.shorten("sign GREEK SMALL LETTER ALPHA", 16) == "sign G…TER ALPHA"
     for limit in range(1, 12):
-        assert len(visualise.shorten("abcdefghijkl", limit)) <= limit
-    assert visualise.shorten("abc", 0) == "…"
+        assert len(legend.shorten("abcdefghijkl", limit)) <= limit
+    assert legend.shorten("abc", 0) == "…"
+
+
+@pytest.mark.parametrize("size", [(500, 300), (300, 700)])
+def test_bands_of_a_drawing_are_its_rows(size, monkeypatch):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    label_map = np.kron(rng.integers(0, 9, (10, 10)), np.ones((70, 70), int))
+    label_map = label_map[: size[0], : size[1]].astype(np.uint8)
+    scores = dict(enumerate(rng.uniform(size=9)))
+    whole = visualise.overlay(image, label_map.astype(np.int32), NAMES, scores)
+    for step in (1, 7, 100):
+        monkeypatch.setattr(
+            legend,
+            "row_bands",
+            lambda size, step=step: [
+                slice(y, min(y + step, size[0])) for y in range(0, size[0], step)
+            ],
+        )
+        drawing = visualise.draw_overlay(image, label_map, NAMES, scores)
+        bands = list(drawing.bands())
+        assert {len(band) for band in bands[:-1]} == {step}
+        np.testing.assert_array_equal(np.concatenate(bands), whole)
+        np.testing.assert_array_equal(drawing.whole(), whole)
+
+
+def test_labels_of_unsigned_maps():
+    label_map = np.array([[255, 255, 0, 7]], np.uint8)
+    counts = visualise.count_labels(label_map, 256)
+    assert counts.sum() == 4 and counts[[0, 7, 255]].tolist() == [1, 1, 2]
+    assert visualise.present_labels(label_map) == {255: 0.5, 0: 0.25, 7: 0.25}
+    colours = visualise.palette(256)
+    np.testing.assert_array_equal(
+        visualise.colourise(label_map, colours)[0], colours[[255, 255, 0, 7]]
+    )

@@ -10,7 +10,7 @@ from shrink import use_tiny_backbone
 from weight_files import config_of, parameters_of, random_arrays
 
 from configs import query2label as query2label_config
-from mlseg_jax.pretrained import resnet, swin, tresnet
+from mlseg_jax.pretrained import beit, resnet, swin, tresnet
 from mlseg_jax.pretrained.convert import convert, describe_rest
 from mlseg_jax.pretrained.formats import recognise
 from mlseg_jax.pretrained.load import load_arrays, with_facts
@@ -223,6 +223,7 @@ def test_query2label(tmp_path, backbone, rename, mark):
 BACKBONES = [
     ("swin", "hugging_face_swin", swin.hugging_face, "encoder.layers.0"),
     ("swin", "swin", swin.own, "layers.0.blocks.1.attn.qkv.bias"),
+    ("beit", "beit", beit.own, "blocks.1.attn.q_bias"),
     ("resnet", "resnet", resnet.resnet, "layer1.0.conv3.weight"),
 ]
 

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from mlseg_jax.errors import UserError
 from mlseg_jax.reporting import report
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -174,8 +175,24 @@ def test_example_without_labels(tmp_path):
 
 
 def test_missing_metrics_name_the_command(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"run `python main.py evaluate --work"):
+    with pytest.raises(UserError, match=r"run `python main.py evaluate --work"):
         report.write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.json", "evaluation.json", "evaluation_examples.npz"]
+)
+@pytest.mark.parametrize("keep", [0, 1, 40])
+def test_damaged_files_name_the_command(tmp_path, name, keep):
+    """Also what a disk keeps of a file after its machine has lost power."""
+    make_workdir(tmp_path, num_examples=1)
+    (tmp_path / "report.html").write_text("before")
+    data = (tmp_path / name).read_bytes()
+    for content in (data[:keep], b"[]", b"\0" * len(data)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name} is damaged.* evaluate --work"):
+            report.write_report(tmp_path)
+    assert (tmp_path / "report.html").read_text() == "before"
 
 
 def test_eight_large_examples_of_noise_stay_below_five_megabytes(tmp_path):

@@ -129,7 +129,14 @@ def test_scores_in_a_folder_and_labels_of_pictures(classifier, tmp_path):
 
     picture = tmp_path / "a.png"
     Image.fromarray(source[2]["image"]).save(picture)
-    write_labels(config, workdir, "best", [picture], epath.Path(tmp_path / "out"))
+    # A file that is no picture does not end it.
+    page, out, problems = tmp_path / "page.jpg", epath.Path(tmp_path / "out"), []
+    page.write_text("<html>")
+    paths = [epath.Path(page), epath.Path(picture)]
+    assert write_labels(config, workdir, "best", paths, out, problems) == 1
+    assert len(problems) == 1 and "page.jpg is damaged" in problems[0]
+    with pytest.raises(UserError, match="out is as it was"):
+        write_labels(config, workdir, "best", paths[:1], out, [])
     line = json.loads((tmp_path / "out" / "labels.jsonl").read_text())
     found = [label["class_id"] for label in line["labels"]]
     assert found == with_given[2]["given"].tolist()

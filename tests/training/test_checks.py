@@ -8,7 +8,7 @@ from tiny import tiny_config
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.doctor.checks import Finding
 from mlseg_jax.training.checks import check_labels, warmup_note
-from mlseg_jax.training.optimizer import make_schedule
+from mlseg_jax.training.schedule import make_schedule
 
 INFO = DatasetInfo("made up", tuple(map(str, range(20))), (False,) * 20)
 

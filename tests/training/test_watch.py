@@ -14,7 +14,7 @@ from mlseg_jax.training.watch import ProfileWindow, Watchdog
 
 TWO_SIGNALS = """
 import os, signal, time
-from mlseg_jax.watch import StopRequest
+from mlseg_jax.training.watch import StopRequest
 
 with StopRequest() as stop:
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,6 +1,6 @@
 """``convert``: weights of others come in, and with ``--to`` ours go out."""
 
-from mlseg_jax.cli.required import required
+from mlseg_jax.cli.flags import required
 from mlseg_jax.pretrained import convert
 from mlseg_jax.pretrained.export import export_weights
 

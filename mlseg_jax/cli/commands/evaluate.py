@@ -5,11 +5,13 @@ import logging
 from etils import epath
 
 from input_pipeline.datasets.open import open_dataset
-from mlseg_jax.cli.required import required
+from mlseg_jax.cli.flags import required
 from mlseg_jax.cli.scores import print_scores
 from mlseg_jax.errors import UserError
+from mlseg_jax.prediction.coco_files import SegmentFiles
 from mlseg_jax.runs.workdir import load_info, load_parameters
 from mlseg_jax.tasks.given_selection import add_given_labels
+from mlseg_jax.tasks.table import find_task
 from mlseg_jax.training import long_tail
 from mlseg_jax.training.final_evaluation import evaluate_and_write
 
@@ -29,6 +31,16 @@ def run(flags) -> None:
     source = add_given_labels(config, workdir, source, train=False)
     output = flags.output or workdir
     epath.Path(output).mkdir(parents=True, exist_ok=True)
+    files = on_segments = None
+    if find_task(config).find_segments is not None:
+        # For other tools' evaluators.
+        files = SegmentFiles(config.task, f"{output}/predictions", source.info)
+
+        def on_segments(example: dict, found) -> None:
+            name = example["name"]
+            stem = name.replace("/", "_")
+            files.add(name, stem, example["image"].shape[:2], found)
+
     metrics, _ = evaluate_and_write(
         config,
         output,
@@ -37,7 +49,10 @@ def run(flags) -> None:
         step,
         source,
         _training_presence(config, workdir),
+        on_segments=on_segments,
     )
+    if files is not None:
+        files.close()
     print_scores(metrics, output)
 
 

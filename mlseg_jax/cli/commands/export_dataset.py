@@ -2,7 +2,7 @@
 
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.preparation.export import export_folder
-from mlseg_jax.cli.required import required
+from mlseg_jax.cli.flags import required
 
 
 def run(flags) -> None:

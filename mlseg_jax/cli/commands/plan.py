@@ -2,7 +2,7 @@
 
 import json
 
-from mlseg_jax.cli.required import required
+from mlseg_jax.cli.flags import required
 from mlseg_jax.errors import UserError
 from mlseg_jax.planning import plan, topologies
 

@@ -3,24 +3,28 @@
 import functools
 import json
 
-import numpy as np
 from etils import epath
 
 from input_pipeline.datasets.open import read_options
-from input_pipeline.files.images import read_image, write_label_map
-from mlseg_jax.cli.required import required
+from input_pipeline.files.images import write_label_map
+from mlseg_jax.cli.flags import required
 from mlseg_jax.errors import UserError
+from mlseg_jax.prediction.batches import check_done, predictions
+from mlseg_jax.prediction.coco_files import SegmentFiles
 from mlseg_jax.prediction.files import (
+    LABELS,
     check_output,
     labels_line,
-    output_stems,
+    output_names,
     picture_paths,
-    write_picture,
+    replaced_when_complete,
+    write_drawing,
 )
 from mlseg_jax.prediction.labels import write_label_scores, write_labels
 from mlseg_jax.prediction.raw_values import raw_value_writer
 from mlseg_jax.prediction.segmenter import load_with_config
 from mlseg_jax.runs.progress import progress_bar
+from mlseg_jax.tasks.table import find_task
 
 
 def run(flags) -> None:
@@ -30,36 +34,58 @@ def run(flags) -> None:
         write_label_scores(config, workdir, checkpoint, flags.scores)
         print(flags.scores)
         return
-    output, paths = epath.Path(required(flags, "output")), picture_paths(flags.images)
+    output = epath.Path(required(flags, "output")).expanduser()
+    paths, problems = picture_paths(flags.images)
     if config.task == "multilabel":
         if flags.raw_values:
             raise UserError(
                 "A classifier writes no label maps; leave out --raw_values."
             )
-        write_labels(config, workdir, flags.checkpoint, paths, output)
-        print(f"labels of {len(paths)} pictures in {output}/labels.jsonl")
-        return
-    segmenter = load_with_config(workdir, flags.config, flags.checkpoint)
-    write = functools.partial(write_label_map, num_classes=segmenter.info.num_classes)
-    if flags.raw_values:
-        write = raw_value_writer(segmenter.info, workdir)
-    reading = read_options(config.data)
+        done = write_labels(config, workdir, flags.checkpoint, paths, output, problems)
+    else:
+        segmenter = load_with_config(workdir, config, flags.checkpoint)
+        info = segmenter.info
+        write = functools.partial(write_label_map, num_classes=info.num_classes)
+        if flags.raw_values:
+            write = raw_value_writer(info, workdir)
+        done = _write_segmented(segmenter, config, paths, output, problems, write)
+    check_done(done, problems, output)
+    what = "labels of " if config.task == "multilabel" else ""
+    print(f"{what}{done} pictures in {output}")
+
+
+def _write_segmented(segmenter, config, paths, output, problems, write) -> int:
+    """Label maps (by ``write``), overlays, labels and segments; how many pictures there
+    are of.
+    """
+    names = output_names(paths)
     output.mkdir(parents=True, exist_ok=True)
-    stems = output_stems(paths)
-    check_output(output, stems, paths)
-    batch = flags.config.eval.batch_size
+    check_output(output, names, paths)
+    reading, done = read_options(config.data), 0
     with (
+        replaced_when_complete(output) as folder,
         progress_bar(len(paths), 0, "predicting") as bar,
-        (output / "labels.jsonl").open("w") as lines,
+        (folder / LABELS).open("w") as lines,
     ):
-        for start in range(0, len(paths), batch):
-            chosen = paths[start : start + batch]
-            names = stems[start : start + batch]
-            predictions = segmenter([read_image(path, reading) for path in chosen])
-            for path, stem, prediction in zip(chosen, names, predictions, strict=True):
-                label_map = prediction.label_map.astype(np.int32)
-                write(output / f"{stem}.png", label_map)
-                write_picture(output / f"{stem}_overlay.png", prediction.overlay())
-                lines.write(json.dumps(labels_line(path, prediction)) + "\n")
-                bar.update()
-    print(f"{len(paths)} pictures in {output}")
+        files = None
+        if find_task(config).find_segments is not None:
+            files = SegmentFiles(config.task, folder, segmenter.info)
+        for index, prediction in predictions(
+            paths, segmenter, config.eval.batch_size, problems, reading
+        ):
+            label_map, overlay = names[index]
+            write(folder / label_map, prediction.label_map)
+            write_drawing(folder / overlay, prediction.draw())
+            line = labels_line(paths[index], names[index], prediction)
+            lines.write(json.dumps(line) + "\n")
+            if files is not None:
+                stem = label_map.removesuffix(".png")
+                size = prediction.label_map.shape
+                files.add(str(paths[index]), stem, size, prediction.found)
+            done += 1
+            bar.update(index + 1 - bar.n)
+        if not done:
+            check_done(0, problems, output)
+        if files is not None:
+            files.close()
+    return done

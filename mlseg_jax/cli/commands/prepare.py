@@ -1,7 +1,7 @@
 """``prepare``: the raw files of a published data set become one that is read fast."""
 
 from input_pipeline.preparation import prepare
-from mlseg_jax.cli.required import required
+from mlseg_jax.cli.flags import required
 from mlseg_jax.errors import UserError
 from mlseg_jax.runs.progress import progress_bar
 

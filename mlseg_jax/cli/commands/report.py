@@ -5,7 +5,7 @@ the study of label selection.
 import json
 import pathlib
 
-from mlseg_jax.cli.required import required
+from mlseg_jax.cli.flags import required
 from mlseg_jax.cli.scores import print_scores
 from mlseg_jax.reporting.report import write_report
 from mlseg_jax.reporting.selection_report import plan_text, results_text

@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from mlseg_jax.cli.required import required
+from mlseg_jax.cli.flags import required
 from mlseg_jax.doctor import label_statistics
 
 

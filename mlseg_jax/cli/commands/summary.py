@@ -6,7 +6,7 @@ import math
 from clu import parameter_overview
 
 from input_pipeline.datasets.open import open_dataset
-from mlseg_jax.cli.required import required
+from mlseg_jax.cli.flags import required
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.flops import count_macs
 from mlseg_jax.models.macs import Macs

@@ -1,6 +1,6 @@
 """``train``: trains, or takes up a run."""
 
-from mlseg_jax.cli.required import required
+from mlseg_jax.cli.flags import required
 from mlseg_jax.cli.scores import print_scores
 from mlseg_jax.training import loop
 

@@ -1,0 +1,1 @@
+"""Feature maps to finer ones and mask features, on which decoders of regions stand."""

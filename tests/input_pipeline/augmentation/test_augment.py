@@ -11,13 +11,14 @@ from tests.tiny import tiny_config
 
 def _crop(example, seed, scale, **overrides):
     arguments = {
-        "crop_size": 64,
+        "crop_size": (64, 64),
         "base_size": (400, 300),
         "scale_range": (scale, scale),
         "max_class_share": 1.0,
     } | overrides
     rng = np.random.default_rng(seed)
-    return transforms.random_resize_crop_flip(example, rng, **arguments)
+    view = transforms.random_resize_crop_flip(example, rng, **arguments)
+    return {"label_map": view.take(example["label_map"])}
 
 
 def test_rare_class_crops():

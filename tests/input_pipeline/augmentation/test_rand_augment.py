@@ -6,8 +6,10 @@ from tiny import tiny_config
 
 from input_pipeline.augmentation import rand_augment as ops
 from input_pipeline.augmentation.augment import make_augment
-from input_pipeline.info import DataError
+from input_pipeline.augmentation.views import resize_pillow
+from input_pipeline.info import DataError, DatasetInfo
 
+INFO = DatasetInfo("five", tuple("abcde"), (False,) * 5)
 IMAGE = np.random.default_rng(5).integers(0, 256, (19, 23, 3), dtype=np.uint8)
 NAMES = [
     *("invert", "cutout", "sharpness", "autocontrast", "posterize", "shear_x"),
@@ -150,17 +152,17 @@ def test_whole_pictures_and_the_classes_of_the_full_label_map():
     label_map = np.full((19, 23), -1, np.int32)
     label_map[5, 7], label_map[:2] = 3, 1
     config = tiny_config({"data.augmentation": "whole", "data.crop_size": (8, 8)})
-    augment = make_augment(config.data, None, num_classes=5)
+    augment = make_augment(config.data, None, INFO)
     example = {"image": IMAGE, "label_map": label_map, "name": "a"}
     found = augment(example, np.random.default_rng(0))
     assert found["image"].shape == (8, 8, 3) and found["image"].dtype == np.uint8
     assert "label_map" not in found and found["name"] == "a"
     np.testing.assert_array_equal(found["presence"], [False, True, False, True, False])
     config.data.update(rand_augment=False, cutout=0.0)
-    plain = make_augment(config.data, None, num_classes=5)(example, None)["image"]
+    plain = make_augment(config.data, None, INFO)(example, None)["image"]
     # Smoothed when shrinking: the mean stays.
     assert abs(plain.mean() - IMAGE.mean()) < 3
-    assert ops.resize_exactly(IMAGE, (19, 23)) is IMAGE
+    assert resize_pillow(IMAGE, (19, 23)) is IMAGE
     config.data.augmentation = "half"
-    with pytest.raises(DataError, match="choose crop or whole"):
+    with pytest.raises(DataError, match="choose one of crop, whole"):
         make_augment(config.data)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.augmentation import transforms
+from input_pipeline.augmentation.views import pad
 from mlseg_jax.typing import IGNORE
 
 PAD = (1, 2, 3)
@@ -15,13 +16,21 @@ PAD = (1, 2, 3)
 
 def _crop(example, seed=0, **overrides):
     arguments = {
-        "crop_size": 64,
+        "crop_size": (64, 64),
         "base_size": (256, 96),
-        "pad_value": PAD,
         "max_class_share": 1.0,
     } | overrides
-    rng = np.random.default_rng(seed)
-    return transforms.random_resize_crop_flip(example, rng, **arguments)
+    return _padded_crop(example, np.random.default_rng(seed), **arguments)
+
+
+def _padded_crop(example, rng, crop_size, distortion=None, **arguments):
+    """As the configuration's augmentation puts it together (augment.py)."""
+    view = transforms.random_resize_crop_flip(
+        example, rng, crop_size=crop_size, **arguments
+    )
+    image = view.image if distortion is None else distortion(view.image, rng)
+    label_map = pad(view.take(example["label_map"]), crop_size, IGNORE)
+    return example | {"image": pad(image, crop_size, PAD), "label_map": label_map}
 
 
 def _gradient(height, width, red=1, green=1):
@@ -113,7 +122,7 @@ def test_pads_right_and_below():
 @pytest.mark.parametrize("seed", range(5))
 def test_ids_stay_exact(seed):
     example = _big_ids()
-    result = _crop(example, seed=seed, crop_size=128)
+    result = _crop(example, seed=seed, crop_size=(128, 128))
     assert result["label_map"].dtype == np.int32
     assert set(np.unique(result["label_map"])) <= set(np.unique(example["label_map"]))
     assert {IGNORE, 255, 256, 60_000, 65_534} <= set(np.unique(result["label_map"]))
@@ -282,13 +291,12 @@ def test_whole_recipe_against_a_slow_version():
         ids = np.full((height, width), 700, np.int32)
         ids[:8, :8], ids[-3:], ids[4:9, -6:] = 3, IGNORE, 255
         example = {"image": image, "label_map": ids}
-        result = transforms.random_resize_crop_flip(
+        result = _padded_crop(
             example,
             np.random.default_rng(seed),
-            crop_size=24,
+            crop_size=(24, 24),
             base_size=(90, 24),
             max_class_share=0.75,
-            pad_value=PAD,
         )
         picture, label_map, facts = _slow_recipe(
             example, np.random.default_rng(seed), crop=24, base=(90, 24), cap=0.75

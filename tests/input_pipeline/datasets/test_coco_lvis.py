@@ -115,7 +115,7 @@ def _expected(blanket, cabinet):
 )
 def test_both_mappings(root, variant, blanket, cabinet, tmp_path, monkeypatch):
     monkeypatch.setitem(
-        prepare.BUILDERS, "coco_lvis", "input_pipeline.datasets.coco_lvis:CocoLvis"
+        builders.BUILDERS, "coco_lvis", "input_pipeline.datasets.coco_lvis:CocoLvis"
     )
     path = prepare.prepare(
         f"coco_lvis/{variant}", root, tmp_path / "out",

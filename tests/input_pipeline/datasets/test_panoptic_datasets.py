@@ -7,7 +7,7 @@ from PIL import Image
 
 from input_pipeline.datasets import ade20k_panoptic, coco_json, coco_panoptic, names
 from input_pipeline.datasets.instances import PreparedInstances
-from input_pipeline.preparation import prepare
+from input_pipeline.preparation import builders, prepare
 from mlseg_jax.typing import IGNORE
 
 SIZE = coco.SIZE
@@ -62,7 +62,7 @@ def _check(example):
 
 def _prepare(name, root, monkeypatch):
     monkeypatch.setitem(
-        prepare.BUILDERS,
+        builders.BUILDERS,
         name,
         {
             "coco_panoptic": "input_pipeline.datasets.coco_panoptic:CocoPanoptic",

@@ -17,7 +17,9 @@ SIZE = coco.SIZE
 def _prepare(name, root, monkeypatch, **kwargs):
     for row, builder in (("vspw", "vspw:Vspw"),
                          ("youtube_vis", "youtube_vis:YoutubeVis2019")):  # fmt: skip
-        monkeypatch.setitem(prepare.BUILDERS, row, f"input_pipeline.datasets.{builder}")
+        monkeypatch.setitem(
+            builders.BUILDERS, row, f"input_pipeline.datasets.{builder}"
+        )
     return prepare.prepare(
         name, root, root / "out", num_workers=0, allow_incomplete=True,
         progress=lambda *_: None, **kwargs,

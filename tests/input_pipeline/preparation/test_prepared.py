@@ -26,7 +26,7 @@ from toy_builder import (
 
 from input_pipeline.files import images
 from input_pipeline.info import DataError
-from input_pipeline.preparation import prepared, stored
+from input_pipeline.preparation import class_statistics, prepared, stored
 
 
 def test_labels_of_16_bits_and_original_bytes_survive(tmp_path):
@@ -96,7 +96,7 @@ def test_counts_again_what_beam_leaves_uncounted(tmp_path):
     path = run("toy", tmp_path / "raw", tmp_path / "out")
     record = prepared._count_again(tfds.builder_from_directory(path), "train")
     presence = prepared.Prepared(path, "train").presence
-    again = prepared.Presence.collect(record.counts)
+    again = class_statistics.Presence.collect(record.counts)
     np.testing.assert_array_equal(presence.class_ids, again.class_ids)
     np.testing.assert_array_equal(presence.pixels, again.pixels)
 

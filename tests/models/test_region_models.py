@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mlseg_jax.flops import count_macs
 from shrink import NUM_CLASSES, random_parameters
 
 from configs import mask2former, maskformer, region_classifier
 from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import UNSELECTED_LOGIT, select_complete, select_given
 from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.flops import count_macs
 from mlseg_jax.models.macs import Macs
 from mlseg_jax.models.rank_adaptive import RankNorm
 
@@ -204,7 +204,7 @@ def test_backbones_of_one_map_get_a_pyramid(recipe, backbone):
 def test_configurations(recipe):
     """Every data set, task and selection; names that are not there."""
     for dataset in region_classifier.NUM_CLASSES:
-        for task in region_classifier.TASKS:
+        for task in region_classifier.SEGMENTS:
             for selection in ("complete", "top_k", "oracle", "given"):
                 config = recipe.get_config(
                     f"dataset={dataset},task={task},selection={selection}"

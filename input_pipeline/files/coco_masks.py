@@ -41,9 +41,24 @@ def decode(segmentation, size: tuple[int, int], where: str) -> np.ndarray:
     """
     if isinstance(segmentation, dict):
         return _fill(runs(segmentation, size, where), size)
+    return draw(encode(segmentation, size, where))
+
+
+def encode(segmentation, size: tuple[int, int], where: str) -> dict:
+    """What `decode` draws, as compressed run lengths ``{"size": [H, W], "counts"}``.
+
+    Args and errors are those of `decode`.
+    """
+    if isinstance(segmentation, dict):
+        lengths = runs(segmentation, size, where).tolist()
+        return coco_mask.frPyObjects({"size": [*size], "counts": lengths}, *size)
     polygons = check_polygons(segmentation, size, where)
-    parts = coco_mask.frPyObjects([p.tolist() for p in polygons], *size)
-    return _fill(_uncompress(coco_mask.merge(parts)["counts"]), size)
+    return coco_mask.merge(coco_mask.frPyObjects([p.tolist() for p in polygons], *size))
+
+
+def draw(run_lengths: dict) -> np.ndarray:
+    """The mask, bool [H W], of what `encode` gave."""
+    return _fill(_uncompress(run_lengths["counts"]), tuple(run_lengths["size"]))
 
 
 def runs(segmentation: dict, size: tuple[int, int], where: str) -> np.ndarray:

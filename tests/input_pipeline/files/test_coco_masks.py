@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from input_pipeline.files import masks
+from input_pipeline.files import coco_masks
 from input_pipeline.info import DataError
 
 SIZE = (10, 12)
@@ -15,7 +15,7 @@ WHERE = "Annotation 3 of a.json"
 
 def _message(segmentation, size=SIZE):
     with pytest.raises(DataError) as error:
-        masks.decode(segmentation, size, WHERE)
+        coco_masks.decode(segmentation, size, WHERE)
     message = str(error.value)
     assert message.startswith(WHERE) and message.endswith(".") and "\n" not in message
     return message
@@ -47,7 +47,9 @@ def test_both_kinds_of_run_lengths():
         size = list(mask.shape)
         text, counts = _compress(mask), _uncompress(mask)
         for given in (text, text.encode(), counts, array.array("q", counts)):
-            drawn = masks.decode({"size": size, "counts": given}, tuple(size), WHERE)
+            drawn = coco_masks.decode(
+                {"size": size, "counts": given}, tuple(size), WHERE
+            )
             assert drawn.dtype == bool
             np.testing.assert_array_equal(drawn, mask)
 
@@ -56,13 +58,13 @@ def test_polygons():
     square = [2.0, 1.0, 6.0, 1.0, 6.0, 4.0, 2.0, 4.0]
     expected = np.zeros(SIZE, bool)
     expected[1:4, 2:6] = True
-    np.testing.assert_array_equal(masks.decode([square], SIZE, WHERE), expected)
+    np.testing.assert_array_equal(coco_masks.decode([square], SIZE, WHERE), expected)
     expected[7:9, 0:2] = True
     other = array.array("d", [0, 7, 2, 7, 2, 9, 0, 9])
-    drawn = masks.decode([square, other], SIZE, WHERE)
+    drawn = coco_masks.decode([square, other], SIZE, WHERE)
     np.testing.assert_array_equal(drawn, expected)
     # A little outside, as drawing tools leave them, is cut off.
-    drawn = masks.decode([[-1.5, -1, 13, -1, 13, 11.5, -1.5, 11.5]], SIZE, WHERE)
+    drawn = coco_masks.decode([[-1.5, -1, 13, -1, 13, 11.5, -1.5, 11.5]], SIZE, WHERE)
     assert drawn.all()
 
 
@@ -103,14 +105,14 @@ def test_damaged_polygons():
 def test_paint_keeps_the_first():
     left, right = np.zeros((2, *SIZE), bool)
     left[:, :6], right[:, 4:8] = True, True
-    canvas = masks.paint([(300, left), (7, right)], SIZE, empty=-1)
+    canvas = coco_masks.paint([(300, left), (7, right)], SIZE, empty=-1)
     assert canvas.dtype == np.int32
     row = [300] * 6 + [7] * 2 + [-1] * 4
     np.testing.assert_array_equal(canvas, np.tile(row, (10, 1)))
 
 
 def test_claimed_sizes():
-    assert masks.check_image_size(12, 10, "Image 1") == SIZE
+    assert coco_masks.check_image_size(12, 10, "Image 1") == SIZE
     for width, height in ((0, 5), (-3, -5), (2**20, 2**20), ("12", 10), (None, 3)):
         with pytest.raises(DataError, match="Image 1 has the size"):
-            masks.check_image_size(width, height, "Image 1")
+            coco_masks.check_image_size(width, height, "Image 1")

@@ -1,0 +1,81 @@
+"""The flags of all commands, beside those of a configuration's keys."""
+
+from absl import flags
+from ml_collections import config_flags
+
+from mlseg_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+
+config_flags.DEFINE_config_file(
+    "config", None, "Configuration: FILE.py or FILE.py:ARGS."
+)
+flags.DEFINE_string(
+    "workdir", None, "Directory of a run: where it writes, and resumes."
+)
+flags.DEFINE_list("images", [], "predict: pictures and directories of pictures.")
+flags.DEFINE_string(
+    "output",
+    None,
+    "predict, export_dataset, doctor, statistics: directory to write to; evaluate: the "
+    "same, where the scores are not to replace those in --workdir; convert --to: file.",
+)
+flags.DEFINE_string("weights", None, "convert: file of weights to take.")
+flags.DEFINE_string("classes", None, "convert: text file with a class name a line.")
+flags.DEFINE_enum(
+    "to", None, ["safetensors", "mmseg"], "convert: what to make of --workdir instead."
+)
+flags.DEFINE_string(
+    "scores", None, "predict: folder for label scores of both splits of the data set."
+)
+flags.DEFINE_bool(
+    "raw_values",
+    False,
+    "predict: write the raw values of the training's masks.",
+)
+flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU) or a step.")
+flags.DEFINE_string("topology", None, "plan: v5e-256, v5p-64, h100x8, cpu8, ...")
+flags.DEFINE_integer("batch", None, "plan: images per chip.")
+flags.DEFINE_float(
+    "effort", -1.0, "plan: how hard the compiler tries, -1 (quick) to 0 (as in train)."
+)
+flags.DEFINE_bool("largest_batch", False, "plan: find the most images that fit.")
+flags.DEFINE_bool("label_table", False, "plan: also a table of C against K.")
+flags.DEFINE_bool(
+    "json", False, "summary, plan, doctor, statistics: print one JSON object."
+)
+flags.DEFINE_enum(
+    "study",
+    None,
+    ["toy", "small", "full", "selection"],
+    "report: train and tabulate the paper's ablations (configs/study.py); selection: "
+    "the study of configs/selection_study.py.",
+)
+flags.DEFINE_bool("plan", False, "report --study=selection: what is done and to come.")
+flags.DEFINE_bool("read_test", False, "report --study=selection: the final scores.")
+flags.DEFINE_integer("sample", 0, "doctor: examples of each split to read; 0 is all.")
+flags.DEFINE_string("dataset", None, "prepare: name, perhaps with a variant after '/'.")
+flags.DEFINE_string("manual_dir", None, "prepare: directory of the raw files.")
+flags.DEFINE_string("data_dir", None, "prepare: directory of prepared data sets.")
+flags.DEFINE_integer("num_workers", None, "prepare: processes; one a core if not said.")
+flags.DEFINE_bool("allow_incomplete", False, "prepare: take part of a data set.")
+flags.DEFINE_enum(
+    "on_bad_example", "fail", ["fail", "skip"], "prepare: what to do with bad examples."
+)
+
+flags.DEFINE_string(
+    "coordinator", None, "Several processes: HOST:PORT of process 0 (docs/scaling.md)."
+)
+flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
+flags.DEFINE_integer("process_id", None, "Several processes: which this is, from 0.")
+flags.DEFINE_integer(
+    "heartbeat_seconds", 60, "Several processes: silence after which one is gone."
+)
+
+
+def required(given, name: str):
+    """The value of a flag that a command cannot do without."""
+    value = getattr(given, name)
+    if not value:
+        raise UserError(f"This command needs --{name}=...; see --help.")
+    return value

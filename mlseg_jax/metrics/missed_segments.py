@@ -1,0 +1,99 @@
+"""Why segments were missed: the part of label selection in it, and that of regions.
+
+The same question as of wrong pixels (`mean_iou`): could a better ranking of labels have
+saved them, or were they confused, or not found at all?
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from mlseg_jax.metrics.panoptic_quality import SegmentMatches, TrueSegments
+from mlseg_jax.typing import Int
+
+REASONS = ("not_selected", "confused", "not_found")
+"""Its class was not selected; another class has a segment that overlaps it by an IoU
+above 0.5; neither."""
+
+Counts = Int[np.ndarray, "4"]
+"""Segments to be found, and those that were missed for each of `REASONS`."""
+
+
+def no_counts() -> Counts:
+    return np.zeros(1 + len(REASONS), np.int64)
+
+
+def missed_segments(
+    truth: TrueSegments,
+    matches: SegmentMatches,
+    segment_map: Int[np.ndarray, "H W"],
+    classes: Mapping[int, int],
+    selected: Collection[int],
+) -> Counts:
+    """Counts of one picture.
+
+    Args:
+      truth: what was to be found.
+      matches: what was (`panoptic_quality.match_segments`).
+      segment_map, classes: the prediction.
+      selected: ids of the selected classes.
+    """
+    counts = no_counts()
+    counts[0] = len(matches.matched) + len(matches.missed)
+    ids = np.asarray([0, *classes])
+    areas = np.bincount(segment_map.ravel(), minlength=int(ids.max()) + 1)
+    for number in matches.missed:
+        inside = truth.segment_map == number
+        common = np.bincount(segment_map[inside], minlength=len(areas))
+        common[0] = 0
+        union = np.maximum(areas + int(inside.sum()) - common, 1)
+        found = int(np.argmax(common / union))
+        overlaps = 2 * common[found] > union[found]
+        counts[1 + _reason(truth.classes[number] in selected, overlaps)] += 1
+    return counts
+
+
+def missed_instances(
+    true: Iterable, found: Iterable, selected: Collection[int]
+) -> Counts:
+    """The same of instances: `instance_precision.TrueInstance`, `FoundInstance`."""
+    true, found = [t for t in true if not t.is_crowd], list(found)
+    counts = no_counts()
+    counts[0] = len(true)
+    if not true:
+        return counts
+    iou = np.zeros((len(found), len(true)))
+    if found:
+        runs = ([_as_bytes(x.run_lengths) for x in group] for group in (found, true))
+        iou = coco_mask.iou(*runs, [0] * len(true))
+    class_ids = np.asarray([x.class_id for x in found], int)
+    for i, instance in enumerate(true):
+        overlaps = iou[:, i] > 0.5
+        if (overlaps & (class_ids == instance.class_id)).any():
+            continue
+        counts[1 + _reason(instance.class_id in selected, overlaps.any())] += 1
+    return counts
+
+
+def shares(counts: Counts) -> dict[str, float]:
+    """``missed_segments``, a share of all, and ``missed_*``, shares of these by reason:
+    0 where none was missed, otherwise they add up to 1.
+    """
+    missed = int(counts[1:].sum())
+    result = {"missed_segments": missed / counts[0] if counts[0] else float("nan")}
+    for reason, count in zip(REASONS, counts[1:], strict=True):
+        result[f"missed_{reason}"] = int(count) / max(missed, 1)
+    return result
+
+
+def _reason(is_selected: bool, overlaps: bool) -> int:
+    if not is_selected:
+        return 0
+    return 1 if overlaps else 2
+
+
+def _as_bytes(run_lengths: Mapping) -> dict:
+    counts = run_lengths["counts"]
+    counts = counts.encode("ascii") if isinstance(counts, str) else counts
+    return {"size": list(run_lengths["size"]), "counts": counts}

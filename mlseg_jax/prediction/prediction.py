@@ -1,0 +1,89 @@
+"""What a picture was segmented into: labels, a map of them, and a drawing."""
+
+import dataclasses
+
+import numpy as np
+
+from mlseg_jax.inference.segments import Panoptic, Segment
+from mlseg_jax.prediction import visualise
+from mlseg_jax.prediction.draw_segments import draw_segments
+from mlseg_jax.prediction.legend import Drawing
+from mlseg_jax.typing import Float, Int, UInt, UInt8
+
+LEAST_DRAWN_SCORE = 0.5
+"""Of instances, most of which are unlikely ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """A selected label of a picture.
+
+    Attributes:
+      name, class_id: which class.
+      score: probability that it is in the picture.
+      rank: its place by score, from 0.
+      share: share of the picture's pixels that have it.
+    """
+
+    name: str
+    class_id: int
+    score: float
+    rank: int
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a picture was segmented into.
+
+    Attributes:
+      image: the picture.
+      label_map: class id of every pixel, uint8 or uint16.
+      labels: the selected labels by falling score.
+      top_class_ids, top_probabilities: the likeliest classes of every pixel, where they
+        were asked for.
+      found: what panoptic or instance segmentation found; None for other tasks.
+      font: letters that `overlay` writes names with (``eval.font``).
+    """
+
+    image: UInt8[np.ndarray, "H W 3"]
+    label_map: UInt[np.ndarray, "H W"]
+    labels: tuple[Label, ...]
+    class_names: tuple[str, ...]
+    top_class_ids: UInt[np.ndarray, "n H W"] | None = None
+    top_probabilities: Float[np.ndarray, "n H W"] | None = None
+    found: Panoptic | tuple[Segment, ...] | None = None
+    font: str = ""
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """What was found: panoptic segments, or instances by falling score."""
+        if isinstance(self.found, Panoptic):
+            return self.found.segments
+        return self.found or ()
+
+    @property
+    def segment_map(self) -> Int[np.ndarray, "H W"] | None:
+        """Of panoptic segmentation: the segment of each pixel, 0 for none."""
+        return self.found.segment_map if isinstance(self.found, Panoptic) else None
+
+    def overlay(self) -> UInt8[np.ndarray, "H2 W2 3"]:
+        """The picture under its labels, or its segments with their outlines and
+        numbers, and a legend of those that are present.
+        """
+        return self.draw().whole()
+
+    def draw(self) -> Drawing:
+        """As `overlay`, for a file that is written a band of rows at a time."""
+        if self.found is not None:
+            found = self.found
+            if not isinstance(found, Panoptic):
+                found = [s for s in found if s.score >= LEAST_DRAWN_SCORE]
+            picture = draw_segments(self.image, found, self.class_names, font=self.font)
+            return Drawing(picture.shape[:2], lambda: iter([picture]))
+        scores = np.zeros(len(self.class_names))
+        for label in self.labels:
+            scores[label.class_id] = label.score
+        return visualise.draw_overlay(
+            self.image, self.label_map, self.class_names, scores, font=self.font
+        )

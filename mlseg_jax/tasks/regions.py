@@ -1,0 +1,151 @@
+"""Training of regions: a batch of segments to a loss (masks.md 2.3, method.md 11.2).
+
+Semantic, panoptic and instance segmentation differ in what their segments are, which
+the data says (``data.segments``), and in what is made of the regions afterwards; their
+loss is this one.
+"""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from mlseg_jax.errors import UserError
+from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
+from mlseg_jax.losses.mask import RegionLoss
+from mlseg_jax.losses.reduce import (
+    Mean,
+    mean_over_examples,
+    mean_over_labels,
+    total_loss,
+)
+from mlseg_jax.losses.regions import random_points, region_losses, region_means
+from mlseg_jax.losses.targets import class_areas, make_targets, segment_areas
+from mlseg_jax.models.mlseg import MLSeg
+from mlseg_jax.tasks.semantic import (
+    multilabel_losses,
+    selection_recall,
+    training_select,
+)
+from mlseg_jax.typing import Array, Float, PRNGKeyArray
+
+SEGMENTS = {"semantic": "classes", "panoptic": "panoptic", "instance": "instances"}
+"""What the segments of each task are: its ``data.segments``."""
+
+MASK_LOSSES = {"points": "points", "focal": "dense"}
+"""``loss.regions.mask``, and what `RegionLoss` calls it."""
+
+
+def region_settings(config: ml_collections.ConfigDict) -> RegionLoss:
+    """The ``loss.regions`` part of a configuration."""
+    settings = config.loss.regions
+    return RegionLoss(
+        MASK_LOSSES[settings.mask],
+        class_weight=settings.class_weight,
+        mask_weight=settings.mask_weight,
+        dice_weight=settings.dice_weight,
+        no_object_weight=settings.no_object_weight,
+        num_points=settings.num_points,
+        oversampling=settings.oversample,
+        importance=settings.importance,
+    )
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Whether the keys of a task of regions go together.
+
+    Raises:
+      UserError: they do not; a sentence that names them.
+    """
+    wanted = SEGMENTS[config.task]
+    if config.data.segments != wanted:
+        raise UserError(
+            f"The task {config.task!r} is trained on data.segments={wanted}, not "
+            f"{config.data.segments}; start from a recipe with task={config.task}."
+        )
+    loss = config.loss
+    if loss.class_weighting != "none" or loss.logit_adjustment:
+        raise UserError(
+            "loss.class_weighting and loss.logit_adjustment are of pixels, and this "
+            "model classifies regions; set them to none and 0 (data.repeat_factor and "
+            "data.rare_crop_rate help rare classes of regions, too)."
+        )
+    one_view = len(config.eval.scales) == 1 and not config.eval.flip
+    if config.task != "semantic" and not (config.eval.mode == "whole" and one_view):
+        raise UserError(
+            f"The task {config.task!r} looks at a picture once, for queries of two "
+            "windows are not the same objects; set eval.mode to whole, eval.scales to "
+            "one number and eval.flip to False."
+        )
+
+
+def loss(
+    model: MLSeg,
+    batch: dict[str, Array],
+    config: ml_collections.ConfigDict,
+    rng: PRNGKeyArray,
+    priors: ClassPriors = NO_PRIORS,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Losses of regions + weighted multi-label loss, and what to log (`means`)."""
+    return total_loss(means(model, batch, config, rng, priors))
+
+
+def means(
+    model: MLSeg,
+    batch: dict[str, Array],
+    config: ml_collections.ConfigDict,
+    rng: PRNGKeyArray,
+    priors: ClassPriors = NO_PRIORS,
+) -> dict[str, Mean]:
+    """All losses of a batch and what else to log of it, as sums and counts.
+
+    ``batch``: ``image`` uint8 [B H W 3], ``masks`` (`targets.BatchMasks`) and
+    ``segment_classes`` int32 [B M], ``IGNORE`` where there is no segment. A label is
+    present if it is that of a segment in the crop. ``rng`` draws the points at which
+    masks are compared, too. ``priors`` are of pixels, which `check_config` says.
+    """
+    del priors
+    class_ids, masks = batch["segment_classes"], batch["masks"]
+    size, num_classes = batch["image"].shape[1:3], model.class_embeddings.shape[0]
+    areas = segment_areas(masks, class_ids.shape[1])
+    histogram = class_areas(class_ids, areas, num_classes)
+    model_rng, points_rng = jax.random.split(rng)
+    # The padding of a canvas is part of the picture, as released.
+    select = training_select(config, batch, histogram, model_rng)
+    output = model(batch["image"], select, rng=model_rng)
+    targets = make_targets(
+        class_ids,
+        areas,
+        masks,
+        size,
+        output.selection,
+        ignore_void=config.loss.regions.ignore_void,
+    )
+    settings = region_settings(config)
+    losses = region_losses(
+        settings,
+        output.class_logits,
+        output.regions.mask_embeddings,
+        output.regions.features.grid,
+        targets,
+        random_points(points_rng),
+    )
+    label_loss = mean_over_labels(
+        multilabel_losses(config, output.label_scores, histogram > 0)
+    )
+    pixel_recall, image_recall = selection_recall(histogram, output.selection)
+    num_segments = jnp.sum(areas > 0, axis=1)
+    return region_means(settings, losses) | {
+        "loss/multilabel": label_loss.weighted(config.loss.multilabel_weight),
+        "train/pixel_recall_at_k": mean_over_examples(pixel_recall),
+        "train/image_recall_at_k": mean_over_examples(image_recall),
+        "train/segments": mean_over_examples(num_segments.astype(jnp.float32)),
+        # Those whose class was not selected are not trained on.
+        "train/segments_left_out": mean_over_examples(
+            (num_segments - losses.num_targets).astype(jnp.float32)
+        ),
+        BAD_COSTS: mean_over_examples(losses.bad_costs.astype(jnp.float32)),
+    }
+
+
+BAD_COSTS = "train/bad_costs"
+"""Share of the pictures some of whose matching costs were not a finite number."""
