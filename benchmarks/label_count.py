@@ -46,6 +46,8 @@ def make_config(args, num_classes: int, k: int, head: str):
     config.eval.window = config.eval.stride = side
     config.data.base_size = (0, 0)
     config.model.multilabel_head.downsample = POOLS[head]
+    config.model.multilabel_head.classes_apart = args.apart
+    config.model.multilabel_head.mlp_ratio = args.mlp_ratio
     config.selection.k = k
     return config
 
@@ -169,7 +171,8 @@ def make_row(args, task: str, head: str, num_classes: int, k: int) -> dict:
     command = [sys.executable, __file__, f"--row={task},{head},{num_classes},{k}"]
     command += [f"--backbone={args.backbone}", f"--image={args.image}"]
     command += [f"--repetitions={args.repetitions}"]
-    command += ["--analyse-only"] * args.analyse_only
+    command += [f"--mlp-ratio={args.mlp_ratio}"]
+    command += ["--analyse-only"] * args.analyse_only + ["--apart"] * args.apart
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"error: the row C={num_classes}, K={k} of {task} ({head}) failed.")
@@ -215,6 +218,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--analyse-only", action="store_true", help="compile, do not run"
     )
+    parser.add_argument(
+        "--apart", action="store_true", help="classes do not see one another"
+    )
+    parser.add_argument("--mlp-ratio", type=int, default=4, help="of the label block")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -140,6 +140,13 @@ def _model(args: ConfigDict, recipe: dict, side: int) -> ConfigDict:
                 "name": head,
                 # Bins a side that the image tokens are pooled to; 0 keeps them all.
                 "downsample": pools.get(head, recipe["pool"]),
+                # transformer_encoder: classes that do not see one another, and the
+                # width of its hidden layer over its tokens'.
+                "classes_apart": False,
+                "mlp_ratio": 4,
+                # Factor of the gradient that the label loss sends beyond the scores'
+                # own layer.
+                "label_gradient": 1.0,
                 # transformer_decoder: number of layers, their heads and hidden width.
                 "depth": 2,
                 "num_heads": 8,
@@ -155,6 +162,10 @@ def _model(args: ConfigDict, recipe: dict, side: int) -> ConfigDict:
             "auxiliary_head": {"name": "none"},
             # affine, shared, temperature, none (rank_adaptive.py).
             "rank_norm": {"kind": "affine", "unbiased_variance": False},
+            # What label scores tell the logits: none, shared, ranks, calibrated; the
+            # first weight, and whether pixels leave the scores alone
+            # (presence_prior.py).
+            "presence_prior": {"kind": "none", "initial": 0.0, "detach": True},
             "dtype": "float32",
         }
     )

@@ -133,8 +133,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     args = parse_arg(arg, row="mlseg", size="small", seed=0)
     size = choose(SIZES, "size of the study", args.size)
     if args.row == PRETRAINED:
-        return _pretrained(args, size)
+        return pretrained(args, size)
     argument, overrides = choose(ROWS, "row of the study", args.row)
+    config = make(args, size, argument)
+    config.update_from_flattened_dict(_numbers(overrides, size))
+    return config
+
+
+def make(args: ConfigDict, size: dict, argument: str) -> ConfigDict:
+    """A row of a study on SignScenes without the row's own overrides."""
     k, steps, side = size["k"], size["steps"], (size["side"], size["side"])
     config = segmenter.get_config(
         f"dataset=sign_scenes,backbone={size['backbone']},{argument}"
@@ -152,11 +159,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.selection.k = k
     config.selection.k = min(config.selection.k, size["classes"])
     config.loss.num_nearest = k
-    config.update_from_flattened_dict(_numbers(overrides, size))
     return config
 
 
-def _pretrained(args: ConfigDict, size: dict) -> ConfigDict:
+def pretrained(args: ConfigDict, size: dict) -> ConfigDict:
+    """The run whose backbone the rows start from."""
     config = query2label.get_config("dataset=sign_scenes,backbone=vit_demo")
     config.model.backbone = backbones.vit(size["backbone"], (size["side"],) * 2)
     _use_size(config, args, size, size["pretraining"])

@@ -18,6 +18,7 @@ classes: ranks turn into class ids only once an argmax has been taken
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 
 from mlseg_jax.distributed.sharding import on_each_device
 from mlseg_jax.errors import UserError
-from mlseg_jax.typing import IGNORE, Array, Bool, Float, Int
+from mlseg_jax.typing import IGNORE, Array, Bool, Float, Int, PRNGKeyArray
 
 UNSELECTED_LOGIT = -100.0
 """Logit of a label that was not selected (the release's fill, method.md 4.1)."""
@@ -94,6 +95,37 @@ def select_top_k(
         valid = (probabilities >= minimum_score) & (before < cumulative * total)
         valid = valid.at[:, 0].set(True)
     return Selection(class_ids, valid, num_classes)
+
+
+def select_with_present(
+    label_scores: Float[Array, "B C"],
+    present: Bool[Array, "B C"],
+    k: int,
+) -> Selection:
+    """The present labels and the best others, ``k`` in all, by falling score.
+
+    For training: no pixel is without its label, and the selection is still in the order
+    of the scores, so that a rank says nothing of the truth but what the scores say. Of
+    more than ``k`` present labels the best ``k`` are kept. Not in the paper.
+    """
+    num_classes = label_scores.shape[1]
+    scores = jax.lax.stop_gradient(label_scores)
+    span = jnp.max(scores, 1, keepdims=True) - jnp.min(scores, 1, keepdims=True)
+    # Above all others, in their own order.
+    raised = jnp.where(present, scores + span + 1.0, scores)
+    _, class_ids = _top_k(raised, min(k, num_classes))
+    return sort_by_score(Selection(class_ids, None, num_classes), scores)
+
+
+def add_noise(
+    label_scores: Float[Array, "B C"], deviation: float, rng: PRNGKeyArray
+) -> Float[Array, "B C"]:
+    """Scores to select by in training, so that ranks vary from step to step.
+
+    Gaussian noise of so many logits; no gradient passes. Not in the paper.
+    """
+    noise = jax.random.normal(rng, label_scores.shape, jnp.float32)
+    return jax.lax.stop_gradient(label_scores) + deviation * noise
 
 
 def select_oracle(histogram: Int[Array, "B C"], k: int) -> Selection:
@@ -216,6 +248,8 @@ class SelectionPolicy:
       k: largest number of labels; above C it means C.
       minimum_score, cumulative: see `select_top_k`.
       by_score: whether ``given`` labels come in the order of the model's own scores.
+      with_present: whether ``top_k`` has all present labels (`select_with_present`).
+      noise: deviation of the noise that ``top_k`` selects under (`add_noise`).
     """
 
     name: str
@@ -223,23 +257,24 @@ class SelectionPolicy:
     minimum_score: float = 0.0
     cumulative: float = 1.0
     by_score: bool = False
+    with_present: bool = False
+    noise: float = 0.0
 
     def select(
         self,
         *,
         histogram: Int[Array, "B C"] | None = None,
         given: Selection | None = None,
+        rng: PRNGKeyArray | None = None,
     ) -> Select:
-        """The function from label scores to a selection, closed over what it needs."""
+        """The function from label scores to a selection, closed over what it needs.
+
+        ``rng``: of the noise; without one there is none.
+        """
         if self.name == "complete":
             return select_complete
         if self.name == "top_k":
-            return lambda label_scores: select_top_k(
-                label_scores,
-                self.k,
-                minimum_score=self.minimum_score,
-                cumulative=self.cumulative,
-            )
+            return functools.partial(self._select_top_k, histogram, rng)
         if self.name == "oracle":
             if histogram is None:
                 raise UserError("The oracle selection needs the true label map.")
@@ -249,6 +284,20 @@ class SelectionPolicy:
         if self.by_score:
             return lambda label_scores: sort_by_score(given, label_scores)
         return lambda label_scores: given
+
+    def _select_top_k(self, histogram, rng, label_scores) -> Selection:
+        if self.noise > 0.0 and rng is not None:
+            label_scores = add_noise(label_scores, self.noise, rng)
+        if self.with_present:
+            if histogram is None:
+                raise UserError("Selecting present labels needs the true label map.")
+            return select_with_present(label_scores, histogram > 0, self.k)
+        return select_top_k(
+            label_scores,
+            self.k,
+            minimum_score=self.minimum_score,
+            cumulative=self.cumulative,
+        )
 
 
 SELECTIONS = ("complete", "top_k", "oracle", "given")

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 from tiny import tiny_config
 
-from benchmarks import regions_memory, throughput
+from benchmarks import regions_memory, study_steps, throughput
 
 
 def test_throughput():
@@ -21,3 +21,8 @@ def test_regions_memory():
     rows = regions_memory.run((40, 50), num_queries=4, k=3, side=32)
     assert [row["task"] for row in rows] == ["panoptic", "semantic", "instance"]
     assert all(row["extra MB"] < 400 for row in rows)
+
+
+def test_step_times_of_the_study():
+    seconds = study_steps.measure(["baseline", "apart"], "toy", repetitions=1)
+    assert list(seconds) == ["baseline", "apart"] and min(seconds.values()) > 0

@@ -10,6 +10,7 @@ from mlseg_jax.label_selection import (
     SELECTIONS,
     Selection,
     SelectionPolicy,
+    add_noise,
     gather_classes,
     labels_to_ranks,
     rank_of_class,
@@ -18,6 +19,7 @@ from mlseg_jax.label_selection import (
     select_given,
     select_oracle,
     select_top_k,
+    select_with_present,
 )
 from mlseg_jax.typing import IGNORE
 
@@ -235,3 +237,55 @@ def test_policy_errors():
         SelectionPolicy("oracle", 3).select()
     with pytest.raises(UserError, match="labels to select"):
         SelectionPolicy("given", 3).select()
+
+
+# ------------------------------------------------------------- the truth in training
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("k", [1, 4, C, C + 5])
+def test_present_labels_are_always_selected_in_the_order_of_scores(batch, k):
+    scores = random_scores(batch, seed=3)
+    present = np.random.default_rng(4).random((batch, C)) < 0.3
+    present[-1] = batch > 1  # all of them; none at all
+    selection = select_with_present(scores, jnp.asarray(present), k)
+    assert selection.class_ids.shape == (batch, min(k, C)) and selection.valid is None
+    for b in range(batch):
+        order = np.argsort(-np.asarray(scores[b]))
+        wanted = [c for c in order if present[b, c]] + [
+            c for c in order if not present[b, c]
+        ]
+        wanted = sorted(wanted[:k], key=list(order).index)
+        np.testing.assert_array_equal(selection.class_ids[b], wanted)
+
+
+def test_without_truth_it_is_top_k():
+    scores = random_scores(3)
+    nothing = select_with_present(scores, jnp.zeros((3, C), bool), 4)
+    np.testing.assert_array_equal(nothing.class_ids, select_top_k(scores, 4).class_ids)
+
+
+def test_policies_of_training():
+    scores = random_scores(3)
+    histogram = jnp.zeros((3, C), jnp.int32).at[:, 5].set(7)
+    plain = SelectionPolicy("top_k", 3)
+    policy = SelectionPolicy("top_k", 3, with_present=True)
+    selection = policy.select(histogram=histogram)(scores)
+    assert np.all(np.any(selection.class_ids == 5, axis=1))
+    with pytest.raises(UserError, match="the true label map"):
+        policy.select()(scores)
+    noisy, rng = SelectionPolicy("top_k", 3, noise=2.0), jax.random.key(0)
+    quiet = noisy.select()(scores)
+    np.testing.assert_array_equal(quiet.class_ids, plain.select()(scores).class_ids)
+    expected = select_top_k(add_noise(scores, 2.0, rng), 3).class_ids
+    found = noisy.select(rng=rng)(scores).class_ids
+    np.testing.assert_array_equal(found, expected)
+    assert np.any(found != quiet.class_ids)
+
+
+def test_noise_has_its_deviation_and_no_gradient():
+    scores = jnp.zeros((64, 64))
+    noise = add_noise(scores, 0.5, jax.random.key(1))
+    assert abs(float(jnp.std(noise)) - 0.5) < 0.02 and abs(float(noise.mean())) < 0.02
+    total = lambda x: jnp.sum(add_noise(x, 0.5, jax.random.key(1)))  # noqa: E731
+    np.testing.assert_array_equal(jax.grad(total)(scores), 0.0)

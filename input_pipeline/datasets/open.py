@@ -11,6 +11,7 @@ from input_pipeline.datasets import bad_examples
 from input_pipeline.datasets.folder import Folder
 from input_pipeline.datasets.folder_files import USUAL_LAYOUT, FolderLayout
 from input_pipeline.datasets.sign_scenes import SignScenes
+from input_pipeline.datasets.split_parts import SplitPart, split_part
 from input_pipeline.files import images
 from input_pipeline.files.local_copy import local_copy
 from input_pipeline.info import DataError, raise_fault
@@ -54,7 +55,7 @@ def _open_folder(data: ml_collections.ConfigDict, split: str, report):
 
 
 def _open_sign_scenes(data: ml_collections.ConfigDict, split: str, report):
-    is_train = split == data.train_split
+    is_train = split == split_part(data.train_split).name
     count = data.train_examples if is_train else data.eval_examples
     return SignScenes(
         num_classes=data.num_classes,
@@ -164,7 +165,7 @@ def open_dataset(
 
     Args:
       data: the part of a configuration.
-      train: which of the splits.
+      train: which of the splits; each may be a part of one (`split_parts`).
       report: called with each fault of a listing, such as an image without a mask, or a
         path in a JSON file that leaves its folder; the examples it concerns are left
         out if it returns. By default it does what ``data.on_bad_example`` says.
@@ -186,34 +187,47 @@ def open_dataset(
     if report is None:
         bad_examples.check(data.on_bad_example)
         report = raise_fault if data.on_bad_example == "fail" else skips.add
-    source = opener(data, split, report)
+    part = split_part(split)
+    source = opener(data, part.name, report)
     skips.log(f"split {split!r} of {data.name}")
     if data.num_classes not in (0, source.info.num_classes):
         raise DataError(
             f"Data set {data.name!r} has {source.info.num_classes} classes, but "
             f"data.num_classes is {data.num_classes}; set it to 0 or correct the data."
         )
-    limit = data.train_examples if train else data.eval_examples
+    chosen = _examples(part, data, train, len(source))
     truth = "none" if train else data.segments
-    if 0 < limit < len(source) or data.cache or truth != "none":
-        return _Subset(source, limit or len(source), data.cache, truth)
+    if len(chosen) < len(source) or data.cache or truth != "none":
+        return _Subset(source, chosen, data.cache, truth)
     return source
 
 
+def _examples(part: SplitPart, data, train: bool, length: int) -> range:
+    """Of the part the first ones, as many as the configuration wants."""
+    chosen = part.of(length)
+    if not chosen:
+        raise DataError(
+            f"The part {data.train_split if train else data.eval_split!r} of "
+            f"{length} examples of {data.name!r} is empty; widen it."
+        )
+    limit = data.train_examples if train else data.eval_examples
+    return chosen[:limit] if limit else chosen
+
+
 class _Subset:
-    """The first examples of a source, with what an evaluation of segments needs, and
+    """Neighbouring examples of a source, with what an evaluation of segments needs, and
     kept in memory once read if wanted.
     """
 
-    def __init__(self, source, count: int, cache: bool, truth: str = "none"):
+    def __init__(self, source, chosen: range, cache: bool, truth: str = "none"):
         self.info = source.info
         self._source = source
-        self._count = min(count, len(source))
+        self._chosen = chosen
         self._kept = {} if cache else None
         self._truth = truth
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._chosen)
 
     def __getitem__(self, index: int) -> dict:
         if self._kept is None:
@@ -223,13 +237,15 @@ class _Subset:
         return self._kept[index]
 
     def _read(self, index: int) -> dict:
-        return segments.with_truth(self._truth, self._source[index], self.info)
+        return segments.with_truth(
+            self._truth, self._source[self._chosen[index]], self.info
+        )
 
     @property
     def presence(self):
         """Of the examples in the subset, or None where they were never counted."""
         presence = getattr(self._source, "presence", None)
-        return presence and presence.first(len(self))
+        return presence and presence.part(self._chosen)
 
     @property
     def unused_masks(self) -> tuple[str, ...]:
@@ -239,14 +255,14 @@ class _Subset:
     def ignored_value(self, index: int) -> int | None:
         """As `folder.Folder.ignored_value`; None where the source has none."""
         ignored_value = getattr(self._source, "ignored_value", None)
-        return ignored_value and ignored_value(index)
+        return ignored_value and ignored_value(self._chosen[index])
 
     def palette(self, index: int):
         """As `folder.Folder.palette`; None where the source has none."""
         palette = getattr(self._source, "palette", None)
-        return palette and palette(index)
+        return palette and palette(self._chosen[index])
 
     def remarks(self, index: int) -> list[DataError]:
         """As `folder.Folder.remarks`; none where the source makes none."""
         remarks = getattr(self._source, "remarks", None)
-        return remarks(index) if remarks else []
+        return remarks(self._chosen[index]) if remarks else []

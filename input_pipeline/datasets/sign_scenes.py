@@ -23,7 +23,7 @@ from PIL import ImageFont
 
 from input_pipeline.info import DataError, DatasetInfo
 
-SPLITS = ("train", "val")
+SPLITS = ("train", "val", "test")
 COLOURS = {
     "red": (208, 44, 48), "orange": (238, 130, 28), "yellow": (244, 208, 52),
     "green": (58, 150, 66), "teal": (32, 160, 160), "blue": (44, 88, 200),
@@ -63,7 +63,7 @@ class SignScenes:
     Attributes:
       num_classes: C, from 20 to 1,284; about 20 % (5 to 100) of them are stuff.
       image_size: (H, W) in pixels, at least 32 each; one number means a square.
-      split: ``"train"`` or ``"val"``: different scenes of the same classes.
+      split: ``"train"``, ``"val"`` or ``"test"``: different scenes of the same classes.
       num_examples: length of the split.
       seed: non-negative; another seed gives other scenes of the same classes.
 
@@ -85,7 +85,7 @@ class SignScenes:
         for name, is_valid, wanted in (
             ("num_classes", 20 <= self.num_classes <= 1284, "20 to 1284"),
             ("image_size", is_size, "a side or (H, W) of at least 32 pixels"),
-            ("split", self.split in SPLITS, " or ".join(map(repr, SPLITS))),
+            ("split", self.split in SPLITS, ", ".join(map(repr, SPLITS))),
             ("num_examples", self.num_examples >= 1, "at least 1"),
             ("seed", self.seed >= 0, "at least 0"),
         ):

@@ -55,11 +55,12 @@ class Presence:
         with np.load(path) as file:
             return cls(file["offsets"], file["class_ids"], file["pixels"])
 
-    def first(self, count: int) -> "Presence":
-        """Of the first examples only."""
-        end = self.offsets[count]
+    def part(self, chosen: range) -> "Presence":
+        """Of some neighbouring examples only."""
+        offsets = self.offsets[chosen.start : chosen.stop + 1]
+        entries = slice(offsets[0], offsets[-1])
         return Presence(
-            self.offsets[: count + 1], self.class_ids[:end], self.pixels[:end]
+            offsets - offsets[0], self.class_ids[entries], self.pixels[entries]
         )
 
     def save(self, path: str | os.PathLike) -> None:

@@ -50,9 +50,12 @@ flags.DEFINE_bool(
 flags.DEFINE_enum(
     "study",
     None,
-    ["toy", "small", "full"],
-    "report: train and tabulate the paper's ablations (configs/study.py).",
+    ["toy", "small", "full", "selection"],
+    "report: train and tabulate the paper's ablations (configs/study.py); selection: "
+    "the study of configs/selection_study.py.",
 )
+flags.DEFINE_bool("plan", False, "report --study=selection: what is done and to come.")
+flags.DEFINE_bool("read_test", False, "report --study=selection: the final scores.")
 flags.DEFINE_integer("sample", 0, "doctor: examples of each split to read; 0 is all.")
 flags.DEFINE_string("dataset", None, "prepare: name, perhaps with a variant after '/'.")
 flags.DEFINE_string("manual_dir", None, "prepare: directory of the raw files.")

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mlseg_jax.typing import Array, Bool, Float
+from mlseg_jax.typing import Array, Bool, Float, Int
 
 
 def binary_cross_entropy(
@@ -52,3 +52,21 @@ def _focus(x: Array, gamma: float) -> Array:
         return jnp.ones_like(x)
     positive = x > 0.0
     return jnp.where(positive, jnp.where(positive, x, 1.0) ** gamma, 0.0)
+
+
+def missed_label_loss(
+    scores: Float[Array, "B C"],
+    selected: Bool[Array, "B C"],
+    pixels: Int[Array, "B C"],
+    margin: float = 1.0,
+) -> Float[Array, "B"]:
+    """A hinge on present labels that were not selected: nothing else is told of them.
+
+    Each should score ``margin`` above the last of the selected labels; it counts by its
+    share of the picture's labelled ``pixels``. 0 where none was missed. No gradient
+    reaches the selected labels. Not in the paper.
+    """
+    last = jnp.min(jnp.where(selected, scores, jnp.inf), axis=1, keepdims=True)
+    hinge = jax.nn.relu(jax.lax.stop_gradient(last) + margin - scores)
+    share = pixels / jnp.maximum(jnp.sum(pixels, axis=1, keepdims=True), 1)
+    return jnp.sum(jnp.where(selected, 0.0, hinge) * share, axis=1)

@@ -85,6 +85,7 @@ class MeanIoU(metrics.Metric):
       wrong_unselected: wrong pixels whose true class was not among the selected labels,
         so that no pixel classifier could have found it.
       wrong_selected: wrong pixels whose true class was selected but lost to another.
+      wrong_absent: wrong pixels that were given a class which is nowhere in the image.
 
     Source: ``reference/method.md`` section 13.2 (mmseg ``pre_eval``; detectron2 for
     ``mIoU_present``).
@@ -99,12 +100,13 @@ class MeanIoU(metrics.Metric):
     labelled: Int[AnyArray, "C"]
     wrong_unselected: Int[AnyArray, ""]
     wrong_selected: Int[AnyArray, ""]
+    wrong_absent: Int[AnyArray, ""]
 
     @classmethod
     def empty(cls, num_classes: int) -> "MeanIoU":
         """No pixels yet, on the host."""
         counts = [np.zeros(num_classes, np.int64) for _ in range(3)]
-        return cls(*counts, np.zeros((), np.int64), np.zeros((), np.int64))
+        return cls(*counts, *(np.zeros((), np.int64) for _ in range(3)))
 
     @classmethod
     def from_maps(
@@ -113,6 +115,7 @@ class MeanIoU(metrics.Metric):
         label_map: Int[Array, "*shape"],
         label_selected: Bool[Array, "*shape"],
         num_classes: int,
+        prediction_present: Bool[Array, "*shape"] | None = None,
     ) -> "MeanIoU":
         """Counts maps of any shape: a batch, an image, a strip of rows, no pixels.
 
@@ -124,10 +127,13 @@ class MeanIoU(metrics.Metric):
           label_selected: whether the pixel's true class was among the labels selected
             for its image; all True for a baseline. Only read on wrong pixels.
           num_classes: C, static under ``jit``.
+          prediction_present: whether the predicted class is anywhere in the image. Only
+            read on wrong pixels; without it none counts as absent.
         """
         known = (label_map >= 0) & (label_map < num_classes)
         right = known & (prediction == label_map)
         wrong = known & (prediction != label_map)
+        absent = False if prediction_present is None else ~prediction_present
         return cls(
             intersection=count_classes(
                 jnp.where(right, label_map, IGNORE), num_classes
@@ -136,6 +142,7 @@ class MeanIoU(metrics.Metric):
             labelled=count_classes(label_map, num_classes),
             wrong_unselected=jnp.sum(wrong & ~label_selected, dtype=jnp.int32),
             wrong_selected=jnp.sum(wrong & label_selected, dtype=jnp.int32),
+            wrong_absent=jnp.sum(wrong & absent, dtype=jnp.int32),
         )
 
     def to_host(self) -> "MeanIoU":
@@ -163,9 +170,10 @@ class MeanIoU(metrics.Metric):
           * ``wrong_pixels``: share of the labelled pixels.
           * ``wrong_not_selected``, ``wrong_confused``: shares of the wrong pixels whose
             true class was not selected, or was selected and lost. Both 0 where nothing
-            is wrong, otherwise they add up to 1.
+            is wrong, otherwise they add up to 1. ``wrong_absent``: the share of the
+            wrong pixels whose predicted class is not in the image.
 
-          Without a labelled pixel everything but the last two is NaN.
+          Without a labelled pixel everything but the last three is NaN.
         """
         counts = self.to_host()
         iou = self.per_class_iou()
@@ -184,4 +192,5 @@ class MeanIoU(metrics.Metric):
             "wrong_pixels": num_wrong / num_pixels if num_pixels else float("nan"),
             "wrong_not_selected": num_unselected / max(num_wrong, 1),
             "wrong_confused": (num_wrong - num_unselected) / max(num_wrong, 1),
+            "wrong_absent": int(counts.wrong_absent) / max(num_wrong, 1),
         }

@@ -26,6 +26,7 @@ from mlseg_jax.models.parts import (
     from_section,
     make_part,
 )
+from mlseg_jax.models.presence_prior import PRIORS, PresencePrior
 from mlseg_jax.models.query2label import Query2Label
 from mlseg_jax.models.rank_adaptive import RANK_NORMS, RankNorm
 from mlseg_jax.settings import keys
@@ -64,6 +65,7 @@ def _build_mlseg(
         classes_in_backbone=_classes_in_backbone(config),
         initial_classes=choice.class_embeddings.initial,
         num_nearest=_num_nearest(config),
+        presence_prior=_presence_prior(config, num_classes),
         auxiliary_head=make(AUXILIARY_HEADS, "auxiliary_head", backbone, num_classes),
         pixel_mean=tuple(config.data.pixel_mean),
         pixel_std=tuple(config.data.pixel_std),
@@ -125,6 +127,7 @@ def build_model(
 TABLES = {
     "task": MODELS,
     "model.dtype": DTYPES,
+    "model.presence_prior.kind": PRIORS,
     "model.rank_norm.kind": RANK_NORMS,
     "model.backbone.name": BACKBONES,
     "model.backbone.position_resize": POSITION_RESIZES,
@@ -168,6 +171,25 @@ def _num_nearest(config: ml_collections.ConfigDict) -> int | None:
     """What ESSNet's loss compares each pixel's class with, it also predicts among."""
     is_essnet = config.loss.pixel == "nearest_classes"
     return config.loss.num_nearest if is_essnet else None
+
+
+def _presence_prior(
+    config: ml_collections.ConfigDict, num_classes: int
+) -> PresencePrior | None:
+    section = config.model.get("presence_prior")
+    if section is None or section.kind == "none":
+        return None
+    if config.model.multilabel_head.name == "none":
+        raise UserError(
+            "model.presence_prior.kind needs label scores, but "
+            "model.multilabel_head.name is 'none'; set one of the two."
+        )
+    return PresencePrior(
+        section.kind,
+        num_ranks(config, num_classes),
+        initial=section.initial,
+        detach=section.detach,
+    )
 
 
 def _classes_in_backbone(config: ml_collections.ConfigDict) -> bool:

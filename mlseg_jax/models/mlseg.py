@@ -43,6 +43,7 @@ from mlseg_jax.models.interfaces import (
 )
 from mlseg_jax.models.layers.transformer import linear_init, split_rng, torch_uniform
 from mlseg_jax.models.macs import Macs, in_full, norm
+from mlseg_jax.models.presence_prior import PresencePrior
 from mlseg_jax.models.rank_adaptive import RankNorm
 from mlseg_jax.typing import Array, Float, Int, Length, PRNGKeyArray, UInt8
 
@@ -70,6 +71,7 @@ class MLSeg(nnx.Module):
         classes_in_backbone: bool = False,
         initial_classes: str = "normal",
         num_nearest: int | None = None,
+        presence_prior: PresencePrior | None = None,
         auxiliary_head: FCNHead | None = None,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
@@ -79,6 +81,7 @@ class MLSeg(nnx.Module):
         self.decoder = decoder
         self.multilabel_head = multilabel_head
         self.rank_norm = rank_norm
+        self.presence_prior = presence_prior
         self.auxiliary_head = auxiliary_head
         # One table serves the multi-label head and the classifier. The paper's OCE
         # sends it through the backbone's last block first; as released it starts at
@@ -169,6 +172,8 @@ class MLSeg(nnx.Module):
             scores = scores + biases.astype(scores.dtype)
         class_ids = selection.class_ids if self.scales_of_classes else None
         logits = self.rank_norm(scores, selection.valid, class_ids)
+        if self.presence_prior is not None:
+            logits = self.presence_prior(logits, labels.scores, selection)
         if self.num_nearest is not None and rng is None:
             logits = keep_best(logits, self.num_nearest)
         return make_output(labels.scores, selection, logits, labels.elements)

@@ -94,7 +94,7 @@ class RankNorm(nnx.Module):
             learned = jnp.exp(self.log_inverse_temperature[...])
         else:
             learned = self.scale[...]
-        return _fit(self._of_ranks(learned), num_ranks)
+        return fit_ranks(self._of_ranks(learned), num_ranks)
 
     def _of_ranks(self, parameters: Array) -> Array:
         """Without that of no-object; all where all columns share one."""
@@ -106,7 +106,7 @@ class RankNorm(nnx.Module):
         """A parameter for every column of the scores."""
         num_ranks = scores.shape[-1] - self.no_object
         if class_ids is None:
-            row = _fit(self._of_ranks(parameters), num_ranks)[None]
+            row = fit_ranks(self._of_ranks(parameters), num_ranks)[None]
         else:
             row = parameters[class_ids]
         if self.no_object:
@@ -125,7 +125,7 @@ class RankNorm(nnx.Module):
         return (scores - mean) * jax.lax.rsqrt(squares / divisor + self.epsilon)
 
 
-def _fit(parameters: Array, num_ranks: int) -> Float[Array, "K"]:
+def fit_ranks(parameters: Array, num_ranks: int) -> Float[Array, "K"]:
     """The first ``num_ranks`` entries, the last one repeated where there are fewer."""
     missing = max(0, num_ranks - parameters.shape[0])
     return jnp.pad(parameters[:num_ranks], (0, missing), mode="edge")

@@ -12,14 +12,11 @@ import os
 import pathlib
 import signal
 import statistics
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.training.watch import resident_bytes
+from mlseg_jax.reporting.timed_process import is_done, read_cost, run_timed
 
 Runs = dict[str, list[dict]]
 """The metrics of each row's runs, a seed each."""
@@ -60,7 +57,7 @@ class Study:
         self.first = first
         self.take = take
         self.num_seeds = num_seeds
-        self._places = _split_cores(num_places)
+        self._places = split_cores(num_places)
         self._lock = threading.Lock()
         self._running = set()
 
@@ -100,8 +97,8 @@ class Study:
         for row in (*itertools.chain(*self.trained), *self.evaluated):
             for seed in range(self.num_seeds):
                 folder = self._folder(row, seed)
-                if _is_done(folder):
-                    found.setdefault(row, []).append(_read(folder) | {"seed": seed})
+                if is_done(folder):
+                    found.setdefault(row, []).append(read_run(folder) | {"seed": seed})
         return found
 
     def _folder(self, row: str, seed: int) -> pathlib.Path:
@@ -117,7 +114,8 @@ class Study:
                 output = self._folder(name, seed)
                 if source == row:
                     flags = [f"--workdir={folder}", f"--output={output}"]
-                    self._run("evaluate", [*flags, *_flags(settings)], output, cores)
+                    flags += flags_of(settings)
+                    run_timed("evaluate", flags, output, cores, self._running)
         finally:
             with self._lock:
                 self._places.append(cores)
@@ -128,45 +126,16 @@ class Study:
         config = f"{self.config_file}:row={row},size={self.size},seed={seed}"
         flags = [f"--config={config}", f"--workdir={folder}"]
         if self.first is not None and row != self.first:
-            flags += _flags(self.take(row, str(self._folder(self.first, 0))))
-        self._run("train", flags, folder, cores)
+            flags += flags_of(self.take(row, str(self._folder(self.first, 0))))
+        run_timed("train", flags, folder, cores, self._running)
         return folder
 
-    def _run(self, command: str, flags: list[str], folder, cores: set[int]) -> None:
-        """One process on some of the cores, if its folder has no results yet."""
-        if _is_done(folder):
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        start, cost = time.perf_counter(), _cost(folder)
-        with (folder / "output.txt").open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, sys.argv[0], command, *flags],
-                stdout=output,
-                stderr=output,
-            )
-        self._running.add(process.pid)
-        if cores:  # before the process counts those it may use
-            os.sched_setaffinity(process.pid, cores)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        self._running.discard(process.pid)
-        cost["peak_bytes"] = max(cost["peak_bytes"], resident_bytes(usage))
-        cost["wall_seconds"] += time.perf_counter() - start
-        cost["cpu_seconds"] += usage.ru_utime + usage.ru_stime
-        cost["done"] = process.returncode == 0
-        (folder / "study.json").write_text(json.dumps(cost))
-        if not cost["done"]:
-            raise UserError(
-                f"A run of the study failed; read {folder}/output.txt, then run the "
-                f"same command again: it goes on from there."
-            )
 
-
-def _flags(values: Mapping[str, object]) -> list[str]:
+def flags_of(values: Mapping[str, object]) -> list[str]:
     return [f"--config.{key}={value}" for key, value in values.items()]
 
 
-def _split_cores(num_places: int) -> list[set[int]]:
+def split_cores(num_places: int) -> list[set[int]]:
     """The cores of each place: all of them for one, equal shares for several.
 
     Empty where the system does not let one choose (it is not Linux).
@@ -178,19 +147,9 @@ def _split_cores(num_places: int) -> list[set[int]]:
     return [set(cores[place::num_places]) for place in range(num_places)]
 
 
-def _is_done(folder: pathlib.Path) -> bool:
-    return _cost(folder)["done"] and (folder / "metrics.json").exists()
-
-
-def _cost(folder: pathlib.Path) -> dict[str, float]:
-    path = folder / "study.json"
-    empty = {"wall_seconds": 0.0, "cpu_seconds": 0.0, "peak_bytes": 0, "done": False}
-    return json.loads(path.read_text()) if path.exists() else empty
-
-
-def _read(folder: pathlib.Path) -> dict:
+def read_run(folder: pathlib.Path) -> dict:
     """Metrics, cost, and what the charts show of ``evaluation.json``."""
-    run = json.loads((folder / "metrics.json").read_text()) | _cost(folder)
+    run = json.loads((folder / "metrics.json").read_text()) | read_cost(folder)
     log = folder / "metrics.jsonl"
     if log.exists():
         lines = [json.loads(line) for line in log.read_text().splitlines()]

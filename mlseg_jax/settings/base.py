@@ -123,6 +123,10 @@ def base(name: str) -> ConfigDict:
                 # probability of a label; share of all probability that is enough.
                 "minimum_score": 0.0,
                 "cumulative": 1.0,
+                # In training alone: top_k always has the labels that are present; and
+                # scores have noise of this deviation when labels are selected.
+                "with_present": False,
+                "noise": 0.0,
                 # The same in evaluation; "" and 0 repeat the training's.
                 "eval_name": "",
                 "eval_k": 0,
@@ -150,6 +154,9 @@ def base(name: str) -> ConfigDict:
                 "gamma_negative": 2.0,
                 "gamma_positive": 0.0,
                 "clip": 0.05,
+                # Weight of the loss on present labels that were not selected
+                # (losses/multilabel.py); 0 is the paper's.
+                "missed_weight": 0.0,
                 # No gradient through the focusing factors of the asymmetric loss.
                 "detach_focus": False,
             },

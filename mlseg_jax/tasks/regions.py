@@ -116,7 +116,7 @@ def means(
     histogram = class_areas(class_ids, areas, num_classes)
     model_rng, points_rng = jax.random.split(rng)
     # The padding of a canvas is part of the picture, as released.
-    select = training_select(config, batch, histogram)
+    select = training_select(config, batch, histogram, model_rng)
     output = model(batch["image"], select, rng=model_rng)
     targets = make_targets(
         class_ids,

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
@@ -16,7 +17,11 @@ from mlseg_jax.label_selection import (
     select_given,
 )
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
-from mlseg_jax.losses.multilabel import asymmetric_loss, binary_cross_entropy
+from mlseg_jax.losses.multilabel import (
+    asymmetric_loss,
+    binary_cross_entropy,
+    missed_label_loss,
+)
 from mlseg_jax.losses.pixel import (
     classified_cross_entropy,
     nearest_class_cross_entropy,
@@ -34,6 +39,9 @@ from mlseg_jax.models.decoders.auxiliary import FCNHead
 from mlseg_jax.models.interfaces import FeatureMap
 from mlseg_jax.models.mlseg import MLSeg, clear_padding
 from mlseg_jax.typing import IGNORE, Array, Bool, Float, Int, PRNGKeyArray
+
+SELECTION_KEY = 0x5E1EC7
+"""Folded into a step's key for what is random in the selection."""
 
 
 def loss(
@@ -66,7 +74,8 @@ def means(
     images = batch["image"]
     if "image_size" in batch:
         images = clear_padding(images, batch["image_size"], model.pixel_mean)
-    output = model(images, training_select(config, batch, histogram), rng=rng)
+    select = training_select(config, batch, histogram, rng)
+    output = model(images, select, rng=rng)
 
     ranks = labels_to_ranks(label_map, output.selection)
     logits, weights = output.logits, None
@@ -88,6 +97,11 @@ def means(
         "loss/pixel": pixel_loss.weighted(1.0),
         "loss/multilabel": label_loss.weighted(config.loss.multilabel_weight),
     }
+    if config.loss.missed_weight:
+        selected = rank_of_class(output.selection) != IGNORE
+        missed = missed_label_loss(output.label_scores, selected, histogram)
+        missed = mean_over_examples(missed)
+        losses["loss/missed"] = missed.weighted(config.loss.missed_weight)
     if output.auxiliary is not None:
         auxiliary = auxiliary_loss(
             model.auxiliary_head, output.auxiliary, label_map, config
@@ -105,16 +119,27 @@ def training_select(
     config: ml_collections.ConfigDict,
     batch: dict[str, Array],
     histogram: Int[Array, "B C"],
+    rng: PRNGKeyArray | None = None,
 ) -> Select:
-    """How labels are selected for a batch; ``histogram``: its pixels of each class."""
+    """How labels are selected for a batch; ``histogram``: its pixels of each class.
+
+    ``rng``: the step's, for noise on the scores; without one there is none.
+    """
     selection = config.selection
     policy = SelectionPolicy(
-        selection.name, selection.k, selection.minimum_score, selection.cumulative
+        selection.name,
+        selection.k,
+        selection.minimum_score,
+        selection.cumulative,
+        with_present=selection.with_present,
+        noise=selection.noise,
     )
     given = None
     if "given" in batch:
         given = select_given(batch["given"], None, histogram.shape[1])
-    return policy.select(histogram=histogram, given=given)
+    # Beside the keys that dropout splits off: noise leaves those as they are.
+    rng = None if rng is None else jax.random.fold_in(rng, SELECTION_KEY)
+    return policy.select(histogram=histogram, given=given, rng=rng)
 
 
 def _pixel_losses(

@@ -81,11 +81,15 @@ class SemanticEvaluation(AbstractSegmentationEvaluation):
         return metrics | self.label_metrics()
 
     def details(self, model: MLSeg) -> dict:
-        pixels = np.asarray(self.mean_iou.labelled, np.float64)
+        counts = self.mean_iou.to_host()
+        pixels = counts.labelled.astype(np.float64)
         return self.details_of_labels(
             model,
             iou=self.mean_iou.per_class_iou(),
             pixel_share=pixels / max(pixels.sum(), 1.0),
+            intersection=counts.intersection,
+            predicted=counts.predicted,
+            labelled=counts.labelled,
         )
 
     def save_pictures(self, path: epath.Path) -> None:

@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlseg_jax.losses.multilabel import asymmetric_loss, binary_cross_entropy
+from mlseg_jax.losses.multilabel import (
+    asymmetric_loss,
+    binary_cross_entropy,
+    missed_label_loss,
+)
 from mlseg_jax.losses.reduce import mean_over_labels
 
 SCORES = jnp.asarray([[2.0, -1.0, 0.0, -6.0], [0.5, 3.0, -2.0, -0.1]])
@@ -93,3 +97,34 @@ def test_a_detached_focus_only_weighs_the_gradient():
     gradient = jax.grad(total)(SCORES, True)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5)
     assert np.abs(gradient - jax.grad(total)(SCORES, False)).max() > 0.01
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_missed_labels(batch):
+    rng = np.random.default_rng(batch)
+    scores = rng.normal(size=(batch, 7)).astype(np.float32)
+    pixels = rng.integers(0, 4, (batch, 7)).astype(np.int32)
+    selected = np.argsort(np.argsort(-scores, axis=1), axis=1) < 3
+    pixels[-1] = 0  # nothing is labelled
+
+    def slow(scores):
+        losses, grads = np.zeros(batch), np.zeros(scores.shape)
+        for b in range(batch):
+            last = min(scores[b, selected[b]])
+            for c in range(7):
+                gap = last + 1.0 - scores[b, c]
+                share = pixels[b, c] / max(pixels[b].sum(), 1)
+                if not selected[b, c] and gap > 0:
+                    losses[b] += gap * share
+                    grads[b, c] -= share
+        return losses, grads
+
+    run = lambda s: missed_label_loss(s, jnp.asarray(selected), jnp.asarray(pixels))  # noqa: E731
+    expected, grads = slow(scores)
+    np.testing.assert_allclose(run(jnp.asarray(scores)), expected, rtol=1e-5)
+    found = jax.grad(lambda s: jnp.sum(run(s)))(jnp.asarray(scores))
+    np.testing.assert_allclose(found, grads, atol=1e-6)
+    all_selected = missed_label_loss(
+        jnp.asarray(scores), jnp.ones((batch, 7), bool), jnp.asarray(pixels)
+    )
+    np.testing.assert_array_equal(all_selected, 0.0)

@@ -14,6 +14,7 @@ FIELDS = (
     "labelled",
     "wrong_unselected",
     "wrong_selected",
+    "wrong_absent",
 )
 from_maps = jax.jit(MeanIoU.from_maps, static_argnums=3)
 
@@ -29,14 +30,15 @@ def make_maps(seed, shape, num_classes, used=None, ignored=0.2):
     return prediction, label_map, rng.random(shape) < 0.7
 
 
-def loop_scores(prediction, label_map, selected, num_classes):
-    pixels = [
-        (int(p), int(t), bool(s))
-        for p, t, s in zip(
-            prediction.ravel(), label_map.ravel(), selected.ravel(), strict=True
-        )
+def loop_scores(prediction, label_map, selected, num_classes, present=None):
+    present = np.ones(label_map.shape, bool) if present is None else present
+    maps = [x.ravel() for x in (prediction, label_map, selected, present)]
+    counted = [
+        (int(p), int(t), bool(s), bool(here))
+        for p, t, s, here in zip(*maps, strict=True)
         if t != IGNORE
     ]
+    pixels = [pixel[:3] for pixel in counted]
     ious, present_ious, accuracies, per_class = [], [], [], []
     for c in range(num_classes):
         both = sum(p == c and t == c for p, t, _ in pixels)
@@ -58,6 +60,9 @@ def loop_scores(prediction, label_map, selected, num_classes):
         "wrong_pixels": mean([p != t for p, t, _ in pixels]),
         "wrong_not_selected": mean([not s for s in wrong]) if wrong else 0.0,
         "wrong_confused": mean(wrong) if wrong else 0.0,
+        "wrong_absent": mean([not here for p, t, _, here in counted if p != t])
+        if wrong
+        else 0.0,
     }
 
 
@@ -72,8 +77,9 @@ def assert_same_counts(first, second):
 )
 def test_scores_equal_the_loop(shape, num_classes, used):
     maps = make_maps(0, shape, num_classes, used)
-    state = from_maps(*maps, num_classes)
-    per_class, expected = loop_scores(*maps, num_classes)
+    present = np.random.default_rng(1).random(shape) < 0.5
+    state = from_maps(*maps, num_classes, present)
+    per_class, expected = loop_scores(*maps, num_classes, present)
     scores = state.compute()
     assert scores.keys() == expected.keys()
     for name, value in expected.items():
@@ -117,8 +123,8 @@ def test_nothing_labelled(shape):
     maps = make_maps(1, shape, 3, ignored=1.1)
     for state in (from_maps(*maps, 3), MeanIoU.empty(3)):
         scores = state.compute()
-        shares = scores.pop("wrong_not_selected"), scores.pop("wrong_confused")
-        assert shares == (0.0, 0.0)
+        names = ("wrong_not_selected", "wrong_confused", "wrong_absent")
+        assert [scores.pop(name) for name in names] == [0.0] * 3
         assert np.isnan(list(scores.values())).all()
         assert np.isnan(state.per_class_iou()).all()
         assert state.per_class_iou().shape == (3,)
@@ -162,7 +168,8 @@ def test_merge_equals_all_at_once_on_device_host_and_mixed():
 def test_host_counts_pass_int32():
     limit = np.iinfo(np.int32).max
     counts = jnp.array([limit, 0], jnp.int32)
-    batch = MeanIoU(counts, counts, counts, jnp.int32(limit), jnp.int32(0))
+    zero = jnp.int32(0)
+    batch = MeanIoU(counts, counts, counts, jnp.int32(limit), zero, zero)
     total = MeanIoU.empty(2)
     for _ in range(3):
         total = total.merge(batch)
@@ -187,7 +194,7 @@ def test_ten_thousand_classes_have_no_square():
         lambda *maps: MeanIoU.from_maps(*maps, 10_000),
         *make_maps(4, (1, 16, 16), 10_000),
     )
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 30_002
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 30_003
 
 
 def test_reduce_of_clu_sums_over_a_leading_axis():

@@ -9,7 +9,7 @@ import pytest
 from test_layers import assert_close, normal
 
 from mlseg_jax.models.layers import attention as attention_module
-from mlseg_jax.models.layers.attention import attention
+from mlseg_jax.models.layers.attention import attention, attention_with_own
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -25,7 +25,7 @@ def value_and_grads(function, inputs, weights):
     return jax.jit(
         jax.value_and_grad(
             lambda *x: (lambda y: (jnp.sum(y * weights), y))(function(*x)),
-            argnums=(0, 1, 2),
+            argnums=tuple(range(len(inputs))),
             has_aux=True,
         )
     )(*inputs)
@@ -55,6 +55,39 @@ def test_attention(monkeypatch, batch, queries, keys, masked, block):
     ours, plain = (
         value_and_grads(functools.partial(f, key_mask=mask), inputs, weights)
         for f in (attention, plain_attention)
+    )
+    assert_close(ours, plain, 3e-5)
+
+
+def plain_with_own(query, key, value, own_key, own_value, key_mask=None):
+    """One softmax over the shared keys and the query's own."""
+    scale = query.shape[-1] ** -0.5
+    scores = jnp.einsum("blhd,bmhd->bhlm", query, key) * scale
+    if key_mask is not None:
+        scores = jnp.where(key_mask[:, None, None, :], scores, -jnp.inf)
+    own = jnp.einsum("blhd,blhd->bhl", query, own_key)[..., None] * scale
+    weights = jax.nn.softmax(jnp.concatenate([scores, own], axis=-1))
+    shared = jnp.einsum("bhlm,bmhd->blhd", weights[..., :-1], value)
+    return shared + weights[..., -1].transpose(0, 2, 1)[..., None] * own_value
+
+
+@pytest.mark.parametrize(
+    "batch, queries, keys, masked, block",
+    [(1, 9, 5, False, 2048), (3, 7, 3, True, 4)],
+)
+def test_attention_with_a_key_of_its_own(
+    monkeypatch, batch, queries, keys, masked, block
+):
+    monkeypatch.setattr(attention_module, "_QUERY_BLOCK", block)
+    lengths = (queries, keys, keys, queries, queries)
+    inputs = [2 * normal(i, batch, n, 2, 4) for i, n in enumerate(lengths)]
+    mask = None
+    if masked:  # in one example no shared key is left
+        mask = jnp.arange(keys)[None] < jnp.asarray([[2], [keys], [0]])
+    weights = normal(9, batch, queries, 2, 4)
+    ours, plain = (
+        value_and_grads(functools.partial(f, key_mask=mask), inputs, weights)
+        for f in (attention_with_own, plain_with_own)
     )
     assert_close(ours, plain, 3e-5)
 

@@ -1,4 +1,6 @@
-"""``report``: the page of an evaluated run; with ``--study`` the paper's ablations."""
+"""``report``: the page of an evaluated run; with ``--study`` the paper's ablations, or
+the study of label selection.
+"""
 
 import json
 import pathlib
@@ -6,13 +8,21 @@ import pathlib
 from mlseg_jax.cli.flags import required
 from mlseg_jax.cli.scores import print_scores
 from mlseg_jax.reporting.report import write_report
+from mlseg_jax.reporting.selection_report import plan_text, results_text
+from mlseg_jax.reporting.selection_study import SelectionStudy
 from mlseg_jax.reporting.study import Study
 from mlseg_jax.reporting.study_report import draw_study, study_text
 from mlseg_jax.runs.progress import progress_bar
 from mlseg_jax.settings import recipes
 
+CELLS = "docs/study"
+"""Where the finished cells of the study of label selection are, in a checkout."""
+
 
 def run(flags) -> None:
+    if flags.study == "selection":
+        _selection_study(flags)
+        return
     if flags.study:
         _study(flags)
         return
@@ -53,3 +63,24 @@ def _study(flags) -> None:
         study.run(on_run=show)
     print(write())
     print(workdir / "study.md")
+
+
+def _selection_study(flags) -> None:
+    study = SelectionStudy(
+        recipes.get("selection_study"),
+        flags.output or CELLS,
+        workdir=None if flags.plan else required(flags, "workdir"),
+        data_dir=flags.data_dir,
+    )
+    if flags.plan:
+        print(plan_text(study))
+        return
+
+    def show(cell) -> None:
+        print(f"{cell.name}", flush=True)
+
+    if flags.read_test:
+        study.read_test(show)
+    else:
+        study.run(show)
+    print(results_text(study, study.rows.AGAINST))

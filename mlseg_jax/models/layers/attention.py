@@ -50,6 +50,43 @@ def attention(
     if flash is not None:
         return on_each_device(flash)(scaled, key, value, key_mask)
 
+    return _in_blocks(
+        scaled, key, value, key_mask, dropout_rate, rng if drops else None
+    )[0]
+
+
+def attention_with_own(
+    query: Float[Array, "B L heads d"],
+    key: Float[Array, "B M heads d"],
+    value: Float[Array, "B M heads d"],
+    own_key: Float[Array, "B L heads d"],
+    own_value: Float[Array, "B L heads d"],
+    key_mask: Bool[Array, "B M"] | None = None,
+    *,
+    dropout_rate: float = 0.0,
+    rng: PRNGKeyArray | None = None,
+) -> Float[Array, "B L heads d"]:
+    """As `attention`, but each query also sees a key of its own, which no other sees.
+
+    Linear in the queries. With ``rng`` the weights of the shared keys are dropped.
+    """
+    scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    drops = rng is not None and dropout_rate > 0
+    shared, lse = _in_blocks(
+        scaled, key, value, key_mask, dropout_rate, rng if drops else None
+    )
+    score = jnp.sum((scaled * own_key).astype(jnp.float32), axis=-1)
+    # The softmax of one more key, from what the others add up to.
+    weight = jax.nn.sigmoid(score - lse)[..., None].astype(shared.dtype)
+    return shared + weight * (own_value - shared)
+
+
+def _in_blocks(scaled, key, value, key_mask, dropout_rate, rng):
+    """Attention of scaled queries, and the row log-sum-exps ``[B L heads]``; ``rng``
+    where weights are dropped.
+    """
+    batch, num_queries, num_heads, head_dim = scaled.shape
+
     def heads_first(x: Array) -> Array:
         return x.transpose(0, 2, 1, 3).reshape(batch * num_heads, -1, head_dim)
 
@@ -58,30 +95,35 @@ def attention(
         bias = jnp.where(key_mask, 0.0, MASKED).astype(jnp.float32)
         bias = jnp.repeat(bias, num_heads, axis=0)[:, None, :]
     seeds = None
-    if drops:
+    if rng is not None:
         seeds = jax.random.bits(rng, (batch * num_heads,))
-    out = on_each_device(functools.partial(_attend, dropout_rate))(
+    out, lse = on_each_device(functools.partial(_attend, dropout_rate))(
         heads_first(scaled), heads_first(key), heads_first(value), bias, seeds
     )
     out = out.reshape(batch, num_heads, num_queries, head_dim)
-    return out.transpose(0, 2, 1, 3)
+    lse = lse.reshape(batch, num_heads, num_queries)
+    return out.transpose(0, 2, 1, 3), lse.transpose(0, 2, 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(dropout_rate, query, key, value, bias, seeds):
-    """Attention over ``[n, tokens, d]``, n being (example, head) pairs."""
+    """Attention over ``[n, tokens, d]``, n being (example, head) pairs, and the row
+    log-sum-exps of its scores.
+    """
     return _forward(dropout_rate, query, key, value, bias, seeds)[0]
 
 
 def _forward(dropout_rate, query, key, value, bias, seeds):
     head = functools.partial(_forward_head, dropout_rate=dropout_rate)
     out, lse = _over_heads(head, query, key)(query, key, value, bias, seeds)
-    return out, (query, key, value, bias, seeds, out, lse)
+    return (out, lse), (query, key, value, bias, seeds, out, lse)
 
 
-def _backward(dropout_rate, residuals, out_grad):
+def _backward(dropout_rate, residuals, grads):
     query, key, value, bias, seeds, out, lse = residuals
-    delta = jnp.sum((out_grad * out).astype(jnp.float32), axis=-1)
+    out_grad, lse_grad = grads
+    # The gradient of a log-sum-exp are the weights themselves.
+    delta = jnp.sum((out_grad * out).astype(jnp.float32), axis=-1) - lse_grad
     head = functools.partial(_backward_head, dropout_rate=dropout_rate)
     grads = _over_heads(head, query, key)(
         query, key, value, bias, seeds, lse, delta, out_grad

@@ -1,5 +1,6 @@
 """The pre-norm transformer block."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.models.layers.attention import attention
+from mlseg_jax.models.layers.attention import attention, attention_with_own
 from mlseg_jax.models.layers.dropout import drop_path, dropout
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.macs import Macs, norm, product
@@ -29,8 +30,26 @@ def torch_uniform(fan_in: int) -> nnx.Initializer:
     return initial
 
 
-Context = Bool[Array, "B L"] | Int[Array, "B 2"] | tuple[int, int] | None
-"""What an attention is told of its tokens: which are real, or the size of grids."""
+@dataclasses.dataclass(frozen=True)
+class ClassesApart:
+    """Tokens are [image ; classes], and no class is seen by another token.
+
+    Attributes:
+      num_image: tokens of the image; they see one another.
+      image_mask: which of them are real; None when all are.
+    """
+
+    # Leaves may be anything while JAX transforms it.
+    __no_type_check__ = True
+
+    num_image: int
+    image_mask: Bool[Array, "B L"] | None
+
+
+Context = Bool[Array, "B L"] | Int[Array, "B 2"] | tuple[int, int] | ClassesApart | None
+"""What an attention is told of its tokens: which are real, who sees whom, or the size
+of grids.
+"""
 
 LONG_SEQUENCE = 4096
 """Tokens above which evaluation works in parts, so that wide arrays never exist."""
@@ -102,7 +121,7 @@ class MultiHeadAttention(nnx.Module):
     def __call__(
         self,
         tokens: Float[Array, "B L D"],
-        token_mask: Bool[Array, "B L"] | None = None,
+        context: Bool[Array, "B L"] | ClassesApart | None = None,
         rng: PRNGKeyArray | None = None,
     ) -> Float[Array, "B L D"]:
         batch, length, width = tokens.shape
@@ -112,14 +131,11 @@ class MultiHeadAttention(nnx.Module):
             part.reshape(batch, length, self.num_heads, -1)
             for part in jnp.split(self.query_key_value(tokens), 3, axis=-1)
         )
-        out = attention(
-            query,
-            key,
-            value,
-            token_mask,
-            dropout_rate=self.dropout_rate,
-            rng=weight_rng,
-        )
+        drop = {"dropout_rate": self.dropout_rate, "rng": weight_rng}
+        if isinstance(context, ClassesApart):
+            out = _apart(query, key, value, context, drop)
+        else:
+            out = attention(query, key, value, context, **drop)
         out = self.out(out.reshape(batch, length, width))
         return dropout(out, self.dropout_rate, out_rng)
 
@@ -159,6 +175,21 @@ class MultiHeadAttention(nnx.Module):
 
         total = jax.lax.fori_loop(0, heads, add_head, residual)
         return total + out_bias.astype(dtype)[None, None]
+
+
+def _apart(query, key, value, context: ClassesApart, drop: dict) -> Array:
+    """All tokens see those of the image; each class also sees itself."""
+    image_rng, class_rng = split_rng(drop["rng"], 2)
+    (image, classes), (keys, own_keys), (values, own_values) = (
+        jnp.split(x, [context.num_image], axis=1) for x in (query, key, value)
+    )
+    mask = context.image_mask
+    image = attention(image, keys, values, mask, **drop | {"rng": image_rng})
+    classes = attention_with_own(
+        *(classes, keys, values, own_keys, own_values, mask),
+        **drop | {"rng": class_rng},
+    )
+    return jnp.concatenate([image, classes], axis=1)
 
 
 class TransformerBlock(nnx.Module):
@@ -223,6 +254,13 @@ class TransformerBlock(nnx.Module):
     ) -> Float[Array, "B *L D"]:
         """``context`` goes to the attention: a mask hides padding from all others."""
         is_long = tokens.ndim == 3 and tokens.shape[1] > LONG_SEQUENCE
+        is_apart = isinstance(context, ClassesApart)
+        if rng is None and is_long and is_apart:
+            tokens = tokens + _scaled(
+                self.attention(over_rows(self.attention_norm, tokens), context),
+                self.attention_scale,
+            )
+            return over_rows(lambda rows: rows + self._mlp(rows), tokens)
         if rng is None and is_long and isinstance(self.attention, MultiHeadAttention):
             normalised = over_rows(self.attention_norm, tokens)
             scale = self.attention_scale
@@ -236,11 +274,17 @@ class TransformerBlock(nnx.Module):
         branch = self._mlp(tokens, mlp_rng)
         return tokens + drop_path(branch, drop_path_rate, mlp_path_rng)
 
-    def macs(self, num_tokens: int, *, attention_in_paper: bool) -> Macs:
-        """The paper counted one of the two attention products, or nothing of it."""
+    def macs(
+        self, num_tokens: int, num_keys: int = 0, *, attention_in_paper: bool
+    ) -> Macs:
+        """The paper counted one of the two attention products, or nothing of it.
+
+        ``num_keys``: what each token sees; 0 is all tokens.
+        """
         width, hidden = self.mlp_in.in_features, self.mlp_out.in_features
-        attention = product(num_tokens, num_tokens, width, in_paper=attention_in_paper)
-        attention += product(num_tokens, num_tokens, width, in_paper=False)
+        num_keys = num_keys or num_tokens
+        attention = product(num_tokens, num_keys, width, in_paper=attention_in_paper)
+        attention += product(num_tokens, num_keys, width, in_paper=False)
         attention += product(num_tokens, width, 4 * width, in_paper=attention_in_paper)
         mlp = product(num_tokens, width, self.mlp_in.out_features + hidden)
         return attention + mlp + 2 * norm(num_tokens, width)

@@ -47,6 +47,8 @@ class ProjectedEncoderHead(AbstractMultiLabelHead):
         share_embeddings: bool = True,
         class_projection: bool = False,
         projection: str = "convolutions",
+        classes_apart: bool = False,
+        mlp_ratio: int = 4,
         remat: str = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -79,6 +81,8 @@ class ProjectedEncoderHead(AbstractMultiLabelHead):
             num_heads=num_heads,
             dropout_rate=dropout_rate,
             downsample=0,
+            classes_apart=classes_apart,
+            mlp_ratio=mlp_ratio,
             remat=remat,
             **common,
         )

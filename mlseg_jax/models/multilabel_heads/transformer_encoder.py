@@ -1,5 +1,6 @@
 """The default multi-label head: one transformer block (method.md section 4.1)."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -13,6 +14,7 @@ from mlseg_jax.models.layers.block_stack import BlockStack
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.resize import adaptive_pool
 from mlseg_jax.models.layers.transformer import (
+    ClassesApart,
     TransformerBlock,
     join_masks,
     over_rows,
@@ -30,6 +32,12 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
     sees all of them and, where they are also what is to be classified, refines them for
     the pixel classifier as well. Either way the
     class queries that are gathered later are the refined and normalised class tokens.
+
+    With ``classes_apart`` a class token sees the image and itself alone, and the image
+    sees no class: the cost is linear in C, and a new class changes no other's score.
+    ``mlp_ratio`` is the width of the block's hidden layer over its tokens', and
+    ``label_gradient`` the factor of the gradient that the label scores send beyond
+    their own classifier. The paper has neither.
     """
 
     def __init__(
@@ -40,6 +48,9 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
         num_heads: int,
         dropout_rate: float,
         downsample: int,
+        classes_apart: bool = False,
+        mlp_ratio: int = 4,
+        label_gradient: float = 1.0,
         remat: str = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -48,7 +59,7 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
             lambda rngs: TransformerBlock(
                 embed_dim,
                 num_heads,
-                4 * embed_dim,
+                mlp_ratio * embed_dim,
                 epsilon=1e-5,
                 dropout_rate=dropout_rate,
                 dtype=dtype,
@@ -61,6 +72,8 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
         self.norm = LayerNorm(embed_dim, epsilon=1e-5)
         self.classifier = GroupWiseLinear(num_classes, embed_dim, rngs=rngs)
         self.downsample = downsample
+        self.classes_apart = classes_apart
+        self.label_gradient = label_gradient
 
     def __call__(
         self,
@@ -80,21 +93,39 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
             class_embeddings.astype(patches.dtype),
             (batch, *class_embeddings.shape[-2:]),
         )
-        mask = join_masks(image.mask, None, patches.shape, classes.shape)
+        if self.classes_apart:
+            mask = image.mask
+            mask = None if mask is None else mask.reshape(batch, -1)
+            context = ClassesApart(height * width, mask)
+        else:
+            context = join_masks(image.mask, None, patches.shape, classes.shape)
         tokens = jnp.concatenate([patches, classes], axis=1)
-        tokens = self.blocks(tokens, mask, rng)
+        tokens = self.blocks(tokens, context, rng)
         patches, classes = jnp.split(tokens, [height * width], axis=1)
         if not self.downsample and elements is embeddings.image:
             grid = patches.reshape(batch, height, width, embed_dim)
             elements = FeatureMap(grid, image.grid_size)
         class_queries = over_rows(self.norm, classes)
-        return LabelPrediction(self.classifier(class_queries), class_queries, elements)
+        scored = scale_gradient(class_queries, self.label_gradient)
+        return LabelPrediction(self.classifier(scored), class_queries, elements)
 
     def macs(self, grid: tuple[int, int], num_classes: int) -> Macs:
         width = self.classifier.weight.shape[1]
         patches = self.downsample**2 if self.downsample else grid[0] * grid[1]
-        count = self.blocks.macs(patches + num_classes, attention_in_paper=True)
+        if self.classes_apart:
+            count = self.blocks.macs(patches, attention_in_paper=True)
+            count += self.blocks.macs(num_classes, patches + 1, attention_in_paper=True)
+        else:
+            count = self.blocks.macs(patches + num_classes, attention_in_paper=True)
         if self.downsample:
             # The release projects the pooled map once more; here it is pooled after.
             count += Macs(0, patches * width * width)
         return count + norm(num_classes, width) + self.classifier.macs()
+
+
+def scale_gradient(x: Array, factor: float) -> Array:
+    """``x`` itself, whose gradient is multiplied on its way back."""
+    if factor == 1.0:
+        return x
+    still = jax.lax.stop_gradient(x)
+    return still + factor * (x - still)

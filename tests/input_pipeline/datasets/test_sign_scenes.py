@@ -95,7 +95,9 @@ def test_values_stay_the_same_for_ever(examples):
 
 
 def test_splits_and_seeds_differ_in_scenes_not_in_classes(scenes, examples):
-    for other in (SignScenes(split="val"), SignScenes(seed=1)):
+    others = [SignScenes(split=split) for split in ("val", "test")]
+    assert np.any(others[0][0]["label_map"] != others[1][0]["label_map"])
+    for other in (*others, SignScenes(seed=1)):
         assert other.info == scenes.info
         for index in range(5):
             assert np.any(other[index]["label_map"] != examples[index]["label_map"])
@@ -172,7 +174,7 @@ def test_errors_say_what_to_do(scenes):
     for arguments, message in (
         ({"num_classes": 19}, "num_classes=19.*20 to 1284"),
         ({"num_classes": 1285}, "num_classes=1285.*20 to 1284"),
-        ({"split": "test"}, "split='test'.*'train' or 'val'"),
+        ({"split": "tests"}, "split='tests'.*'train', 'val', 'test'"),
         ({"image_size": 31}, "image_size=.*31.*at least 32"),
         ({"image_size": (96, 96, 3)}, "image_size=.*at least 32"),
         ({"num_examples": 0}, "num_examples=0.*at least 1"),

@@ -1,0 +1,223 @@
+"""Selection against the baseline: rows, sizes, splits and stages of the study.
+
+    python main.py report --study=selection --plan
+    python main.py report --study=selection --workdir=runs/selection
+
+docs/selection_study.md says what has been tried and what is open. One cell alone is
+``--config=configs/selection_study.py:row=mlseg,size=c120,budget=steps,seed=0``. Every
+choice is made on the validation split; the test split is in no configuration that this
+file makes, only in ``TEST``, which ``--read_test`` alone reads.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import segmenter, study
+from mlseg_jax.settings.arguments import choose, parse_arg
+
+BASELINE, MLSEG = study.BASELINE, study.MLSEG
+PRETRAINED = study.PRETRAINED
+"""The run whose backbone all rows of a size start from (configs/study.py)."""
+
+WEIGHT = {"loss.multilabel_weight": 10.0}
+"""The paper's; candidates are tried on top of it."""
+
+ROWS = {
+    # name: argument of configs/segmenter.py, overrides, whose time of a step it has.
+    # "..._2x" has its own number of steps under either budget.
+    "baseline": (BASELINE, {}, "baseline"),
+    # The paper's own weight, and the rule in C.
+    "mlseg": (MLSEG, WEIGHT, "mlseg"),
+    "mlseg_auto": (MLSEG, {"loss.multilabel_weight": "auto"}, "mlseg"),
+    # 1: what the label loss may ask of the block and the backbone.
+    "label_gradient_0.3": (
+        MLSEG,
+        {**WEIGHT, "model.multilabel_head.label_gradient": 0.3},
+        "mlseg",
+    ),
+    # 2: classes that do not see one another.
+    "apart": (MLSEG, {**WEIGHT, "model.multilabel_head.classes_apart": True}, "apart"),
+    # 3: presence as a prior.
+    "prior_calibrated": (
+        MLSEG,
+        {
+            **WEIGHT,
+            "model.presence_prior.kind": "calibrated",
+            "model.presence_prior.initial": 0.5,
+        },
+        "mlseg",
+    ),
+    "prior_ranks": (
+        MLSEG,
+        {
+            **WEIGHT,
+            "model.presence_prior.kind": "ranks",
+            "model.presence_prior.initial": 0.5,
+        },
+        "mlseg",
+    ),
+    # 4: truth always selected in training; noise on the scores.
+    "with_present": (MLSEG, {**WEIGHT, "selection.with_present": True}, "mlseg"),
+    "noise": (
+        MLSEG,
+        {**WEIGHT, "selection.with_present": True, "selection.noise": 1.0},
+        "mlseg",
+    ),
+    # 9: a margin for what was missed.
+    "missed": (MLSEG, {**WEIGHT, "loss.missed_weight": 1.0}, "mlseg"),
+    # Longer, to see whether the baseline's curve is flat.
+    "baseline_2x": (BASELINE, {"train.steps": 800}, "baseline"),
+    "mlseg_2x": (MLSEG, {**WEIGHT, "train.steps": 800}, "mlseg"),
+}
+"""The baseline, the paper's method, and the candidates one by one on top of it."""
+
+SIZES = {
+    # steps of the first budget, seconds of CPU a cell is thought to take.
+    "toy": {"steps": 4, "cpu_seconds": 20},
+    "c120": {"steps": 400, "cpu_seconds": 130},
+    "c480": {"steps": 1200, "cpu_seconds": 900},
+    "c1284": {"steps": 2400, "cpu_seconds": 3600},
+    "camvid": {"steps": 600, "cpu_seconds": 700},
+}
+
+SCENES = {
+    "toy": study.SIZES["toy"],
+    "c120": study.SIZES["small"],
+    # At least 20 training and 5 validation pictures of the rarest class.
+    "c480": {
+        "backbone": "vit_demo", "patch": 8, "side": 64, "classes": 480, "k": 100,
+        "pretraining": 4000, "train": 16_000, "eval": 1600,
+    },
+    "c1284": {
+        "backbone": "vit_demo", "patch": 8, "side": 64, "classes": 1284, "k": 100,
+        "pretraining": 8000, "train": 40_000, "eval": 4000,
+    },
+}  # fmt: skip
+"""Sizes of SignScenes, as `study.SIZES`; their scenes are (seed, split, index)."""
+
+PHOTOGRAPHS = {
+    "camvid": {
+        "folder": "camvid_small", "classes": 11, "k": 8, "batch": 8,
+        "base": (240, 180), "crop": (128, 128), "stride": (96, 96), "rate": 1e-3,
+    },
+}  # fmt: skip
+"""Folders of photographs below ``--data_dir``."""
+
+SPLITS = {"scenes": ("train", "val"), "photographs": ("train[:78%]", "train[80%:]")}
+"""Training and validation. Frames of a film resemble their neighbours: validation is
+the last fifth of CamVid's training frames, and what lies just before it is unused."""
+
+TEST = {"scenes": "test", "photographs": "val"}
+"""Read once, by ``--read_test``, when all choices are made."""
+
+CHECKPOINT_EVERY = 100
+"""Steps that an interrupted cell loses at most."""
+
+BUDGETS = ("steps", "cost")
+
+STEP_TIMES = {
+    # size: row: time of a step over the baseline's, measured once, interleaved
+    # (benchmarks/study_steps.py).
+    "toy": {"baseline": 1.0, "mlseg": 0.5},
+}
+"""What the budget ``cost`` divides the steps by; fixed, so that a cell stays a cell."""
+
+STAGES = {
+    # name: size, budget, rows, seeds; in this order cells are run.
+    "c120, balance and cheap switches": (
+        *("c120", "steps"),
+        ("baseline", "mlseg", "apart", "with_present", "mlseg_auto"),
+        2,
+    ),
+    "c120, more switches": (
+        *("c120", "steps"),
+        ("prior_calibrated", "noise", "label_gradient_0.3", "prior_ranks", "missed"),
+        2,
+    ),
+    "camvid, K = 8 of 11": (
+        *("camvid", "steps"),
+        ("baseline", "mlseg", "mlseg_auto", "apart", "with_present"),
+        2,
+    ),
+    "c120, are the curves flat": (*("c120", "steps"), ("baseline_2x", "mlseg_2x"), 2),
+    "c480, the best of these": ("c480", "steps", ("baseline", "mlseg"), 2),
+}
+
+AGAINST = ("baseline", "mlseg")
+"""Rows that the others are compared with, seed by seed."""
+
+FINAL = ()
+"""Stages whose test scores ``--read_test`` reads: empty until all choices are made."""
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    args = parse_arg(arg, row="mlseg", size="c120", budget="steps", seed=0)
+    choose(SIZES, "size of the study", args.size)
+    if args.row == PRETRAINED:
+        config = study.pretrained(args, choose(SCENES, "size of scenes", args.size))
+        _use_splits(config, args.size)
+        return config
+    argument, overrides, _ = choose(ROWS, "row of the study", args.row)
+    steps = num_steps(args.row, args.size, args.budget)
+    if args.size in PHOTOGRAPHS:
+        config = _photographs(PHOTOGRAPHS[args.size], argument, steps)
+    else:
+        config = study.make(args, SCENES[args.size] | {"steps": steps}, argument)
+    config.name = f"selection_{args.row}"
+    config.seed = args.seed
+    _use_splits(config, args.size)
+    with config.ignore_type():
+        config.update_from_flattened_dict(overrides)
+    config.train.eval_every = config.train.steps
+    return config
+
+
+def _use_splits(config: ConfigDict, size: str) -> None:
+    config.data.train_split, config.data.eval_split = SPLITS[kind_of(size)]
+    config.train.checkpoint_every = CHECKPOINT_EVERY
+
+
+def _photographs(place: dict, argument: str, steps: int) -> ConfigDict:
+    config = segmenter.get_config(f"dataset=folder,backbone=vit_demo,{argument}")
+    config.data.update(
+        num_classes=place["classes"],
+        base_size=place["base"],
+        crop_size=place["crop"],
+        num_threads=1,
+        cache=True,
+    )
+    config.model.backbone.update(image_size=place["crop"], drop_path_rate=0.0)
+    config.model.decoder.dropout_rate = 0.0
+    config.selection.k = place["k"]
+    config.optimizer.update(
+        name="adamw",
+        schedule="cosine",
+        learning_rate=place["rate"],
+        warmup_steps=50,
+        weight_decay=0.02,
+        clip_norm=1.0,
+        learning_rate_factors=(),
+        layer_decay=1.0,
+    )
+    config.train.update(steps=steps, batch_size=place["batch"])
+    config.eval.update(window=place["crop"], stride=place["stride"])
+    return config
+
+
+def take(row: str, size: str, pretrained: str, data_dir: str) -> dict[str, str]:
+    """What a run is told of the places on this machine: values by key."""
+    if size in PHOTOGRAPHS:
+        return {"data.path": f"{data_dir}/{PHOTOGRAPHS[size]['folder']}"}
+    return {} if row == PRETRAINED else study.from_pretrained("mlseg", pretrained)
+
+
+def num_steps(row: str, size: str, budget: str) -> int:
+    """Equal steps for all rows, or as many as cost what the baseline's do."""
+    steps = SIZES[size]["steps"]
+    if choose(BUDGETS, "budget", budget) == "steps":
+        return steps
+    times = choose(STEP_TIMES, "size with measured steps", size)
+    return round(steps / choose(times, "row with measured steps", ROWS[row][2]))
+
+
+def kind_of(size: str) -> str:
+    return "photographs" if size in PHOTOGRAPHS else "scenes"

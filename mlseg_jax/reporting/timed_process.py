@@ -1,0 +1,66 @@
+"""One command of the program in a process of its own, and what it cost in all."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+from mlseg_jax.errors import UserError
+from mlseg_jax.training.watch import resident_bytes
+
+COST_FILE = "study.json"
+
+
+def run_timed(
+    command: str,
+    flags: list[str],
+    folder: pathlib.Path,
+    cores: set[int],
+    running: set[int],
+) -> None:
+    """Runs ``main.py COMMAND FLAGS`` on some cores, unless its folder has results.
+
+    Its output is appended to ``output.txt`` in the folder; what all tries together
+    cost is in ``study.json``. ``running`` has its process id while it runs.
+
+    Raises:
+      UserError: it failed.
+    """
+    if is_done(folder):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    start, cost = time.perf_counter(), read_cost(folder)
+    with (folder / "output.txt").open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, sys.argv[0], command, *flags],
+            stdout=output,
+            stderr=output,
+        )
+    running.add(process.pid)
+    if cores:  # before the process counts those it may use
+        os.sched_setaffinity(process.pid, cores)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    running.discard(process.pid)
+    cost["peak_bytes"] = max(cost["peak_bytes"], resident_bytes(usage))
+    cost["wall_seconds"] += time.perf_counter() - start
+    cost["cpu_seconds"] += usage.ru_utime + usage.ru_stime
+    cost["done"] = process.returncode == 0
+    (folder / COST_FILE).write_text(json.dumps(cost))
+    if not cost["done"]:
+        raise UserError(
+            f"A run of the study failed; read {folder}/output.txt, then run the "
+            f"same command again: it goes on from there."
+        )
+
+
+def is_done(folder: pathlib.Path) -> bool:
+    return read_cost(folder)["done"] and (folder / "metrics.json").exists()
+
+
+def read_cost(folder: pathlib.Path) -> dict[str, float]:
+    path = folder / COST_FILE
+    empty = {"wall_seconds": 0.0, "cpu_seconds": 0.0, "peak_bytes": 0, "done": False}
+    return json.loads(path.read_text()) if path.exists() else empty

@@ -1,0 +1,119 @@
+"""Classes that do not see one another in the multi-label block."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from test_layers import assert_close, normal
+
+from mlseg_jax.models.interfaces import Embeddings, FeatureMap
+from mlseg_jax.models.layers import transformer
+from mlseg_jax.models.multilabel_heads.transformer_encoder import (
+    TransformerEncoderHead,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+WIDTH = 8
+
+
+def make(num_classes=6, **options):
+    head = TransformerEncoderHead(
+        num_classes=num_classes,
+        embed_dim=WIDTH,
+        num_heads=2,
+        rngs=nnx.Rngs(0),
+        **{"dropout_rate": 0.0, "downsample": 0, "classes_apart": True} | options,
+    )
+    # Away from their small first values.
+    state = nnx.state(head, nnx.Param)
+    nnx.update(head, jax.tree.map(lambda x: 5 * x + 0.1, state))
+    return head
+
+
+def run(head, grid, classes, grid_size=None, rng=None):
+    image = FeatureMap(grid, grid_size)
+    return head(Embeddings(image, image), classes, rng)
+
+
+def plain(head, grid, classes, grid_size=None):
+    """One class after the other, each alone with the image, by full attention."""
+    image = FeatureMap(grid, grid_size)
+    queries = []
+    for c in range(len(classes)):
+        mask = jnp.ones(grid.shape[:3], bool) if grid_size is None else image.mask
+        batch, length = grid.shape[0], grid.shape[1] * grid.shape[2]
+        patches = grid.reshape(batch, length, WIDTH)
+        alone = jnp.broadcast_to(classes[None, c : c + 1], (batch, 1, WIDTH))
+        tokens = jnp.concatenate([patches, alone], axis=1)
+        mask = jnp.concatenate([mask.reshape(batch, -1), jnp.ones((batch, 1), bool)], 1)
+        queries.append(head.norm(head.blocks(tokens, mask))[:, -1:])
+    queries = jnp.concatenate(queries, axis=1)
+    return head.classifier(queries), queries
+
+
+@pytest.mark.parametrize("batch, padded", [(1, False), (3, True)])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_each_class_is_alone_with_the_image(batch, padded, remat):
+    head = make(remat=remat)
+    grid, classes = normal(0, batch, 3, 5, WIDTH), normal(1, 6, WIDTH)
+    size = jnp.asarray([[3, 5], [2, 4], [1, 1]])[:batch] if padded else None
+    weights = normal(2, batch, 6), normal(3, batch, 6, WIDTH)
+
+    def total(function):
+        def loss(grid, classes):
+            scores, queries = function(head, grid, classes, size)
+            value = jnp.sum(scores * weights[0]) + jnp.sum(queries * weights[1])
+            return value, (scores, queries)
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(grid, classes)
+
+    def ours(*inputs):
+        labels = run(*inputs)
+        return labels.scores, labels.class_queries
+
+    assert_close(total(ours), total(plain), 1e-4)
+
+
+def test_a_new_class_changes_nothing_else():
+    grid, classes = normal(0, 2, 3, 3, WIDTH), normal(1, 6, WIDTH)
+    head = make()
+    before = run(head, grid, classes)
+    after = run(head, grid, classes.at[4].add(3.0))
+    rest = np.array([0, 1, 2, 3, 5])
+    for name in ("scores", "class_queries"):
+        old, new = getattr(before, name), getattr(after, name)
+        np.testing.assert_array_equal(old[:, rest], new[:, rest])
+        assert np.all(old[:, 4] != new[:, 4])
+    np.testing.assert_array_equal(before.elements.grid, after.elements.grid)
+    head.classes_apart = False
+    together = run(head, grid, classes.at[4].add(3.0))
+    assert np.any(run(head, grid, classes).scores[:, rest] != together.scores[:, rest])
+
+
+def test_many_classes_in_parts_are_the_same(monkeypatch):
+    head, grid, classes = make(), normal(0, 1, 3, 3, WIDTH), normal(1, 6, WIDTH)
+    whole = run(head, grid, classes)
+    monkeypatch.setattr(transformer, "LONG_SEQUENCE", 8)
+    parts = run(head, grid, classes)
+    assert_close(parts.scores, whole.scores)
+    assert_close(parts.elements.grid, whole.elements.grid)
+
+
+def test_dropout_and_a_narrow_hidden_layer():
+    head = make(dropout_rate=0.5, mlp_ratio=1)
+    grid, classes = normal(0, 2, 3, 3, WIDTH), normal(1, 6, WIDTH)
+    assert head.blocks.blocks[0].mlp_in.kernel.shape == (WIDTH, WIDTH)
+    kept = run(head, grid, classes).scores
+    dropped = run(head, grid, classes, rng=jax.random.key(0)).scores
+    assert np.all(np.isfinite(dropped)) and np.any(kept != dropped)
+
+
+def test_the_cost_is_linear_in_classes():
+    def cost(count, apart):
+        head = make(count, classes_apart=apart)
+        return head.macs((4, 4), count).exact
+
+    steps = [cost(n + 100, True) - cost(n, True) for n in (100, 1000)]
+    assert steps[0] == steps[1]
+    assert cost(1000, True) < cost(1000, False)

@@ -1,0 +1,62 @@
+"""Switches of training that the paper has not: what they do to the loss of a batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from mlseg_jax.models.build import FunctionalModel, initial_parameters
+from mlseg_jax.settings.resolve import resolve
+from mlseg_jax.tasks import semantic
+from mlseg_jax.typing import IGNORE
+
+NUM_CLASSES = 20
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    labels = rng.choice([1, 7, 13, IGNORE], (2, 32, 32)).astype(np.int32)
+    labels[1, :, :20] = 5
+    images = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    return {"image": jnp.asarray(images), "label_map": jnp.asarray(labels)}
+
+
+def means_of(batch, rng=None, **overrides):
+    overrides = {key.replace("__", "."): value for key, value in overrides.items()}
+    config = resolve(tiny_config(overrides), NUM_CLASSES)
+    model = FunctionalModel.build(config, NUM_CLASSES)
+    parameters = initial_parameters(config, NUM_CLASSES, jax.random.key(0))[0]
+
+    def run(batch):
+        return semantic.means(model.bind(parameters), batch, config, rng)
+
+    return jax.jit(run)(batch)
+
+
+def test_present_labels_are_selected_and_nothing_is_missed(batch):
+    plain = means_of(batch, loss__missed_weight=2.0)
+    joined = means_of(batch, loss__missed_weight=2.0, selection__with_present=True)
+    recall = "train/pixel_recall_at_k"
+    assert plain[recall].value() < 1.0 == joined[recall].value()
+    assert plain["loss/missed"].value() > 0.0 == joined["loss/missed"].value()
+    assert plain["loss/missed"].weight == 2.0
+    for name in ("loss/multilabel",):
+        np.testing.assert_array_equal(plain[name].total, joined[name].total)
+    assert "loss/missed" not in means_of(batch)
+
+
+def test_noise_changes_what_is_selected_in_training_alone(batch):
+    rng = jax.random.key(0)
+    options = {"selection__k": 2, "loss__missed_weight": 1.0}
+    quiet, noisy = (
+        means_of(batch, rng, selection__noise=x, **options) for x in (0.0, 9.0)
+    )
+    assert quiet["loss/missed"].total != noisy["loss/missed"].total
+    # Dropout, where there is any, draws the same numbers.
+    np.testing.assert_array_equal(
+        quiet["loss/multilabel"].total, noisy["loss/multilabel"].total
+    )
+    still = [means_of(batch, None, selection__noise=x, **options) for x in (0.0, 9.0)]
+    np.testing.assert_array_equal(*(each["loss/missed"].total for each in still))
