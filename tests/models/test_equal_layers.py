@@ -1,4 +1,4 @@
-"""Equal layers one by one and as a scan: values, gradients, randomness, what is kept."""
+"""Equal layers one by one and as a scan: values, gradients, randomness."""
 
 import functools
 
