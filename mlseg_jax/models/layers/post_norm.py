@@ -60,7 +60,7 @@ class CrossAttention(nnx.Module):
     ) -> Float[Array, "B Q D"]:
         """A mask with a row for each query says what each may look at."""
         kernel = self.query_key_value.kernel[...].astype(self.dtype)
-        # So are their gradients, which are put together where no shard ends.
+        # Their gradients are put together, and shards of that end elsewhere.
         kernels = map(on_every_device, jnp.split(kernel, 3, axis=1))
         biases = jnp.split(self.query_key_value.bias[...].astype(self.dtype), 3)
         heads = [
