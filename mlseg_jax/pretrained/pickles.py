@@ -177,6 +177,9 @@ FUNCTIONS = {
     ("numpy", "ndarray"): lambda *_: Ignored(),
     ("builtins", "set"): lambda *items: frozenset(*items),
     ("_codecs", "encode"): _encode,
+    # Called without anything: no bytes at all.
+    ("__builtin__", "bytes"): lambda *_: b"",
+    ("builtins", "bytes"): lambda *_: b"",
 }
 # Numpy has called its own folder by two names.
 for _core in ("numpy.core", "numpy._core"):

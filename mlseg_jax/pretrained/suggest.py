@@ -1,6 +1,8 @@
 """The shipped configuration that fits a weight file."""
 
+import functools
 import math
+import operator
 import re
 import shlex
 
@@ -261,6 +263,51 @@ def _suggest_upernet(source: Format, arrays: Arrays) -> str:
     return _suggest_pixel_classifier("upernet", name, source, arrays, found)
 
 
+_REGION_DATA = {
+    133: ("coco_panoptic", "panoptic"),
+    80: ("coco_json", "instance"),
+    (150, 200): ("ade20k_panoptic", "panoptic"),
+}
+"""Data set and task of so many labels, or of so many labels and object queries."""
+
+_QUERY_LAYER = (
+    r"queries\.(?:transformer_ffn_layers|transformer\.decoder\.layers|layers)\.(\d+)\."
+)
+
+
+def _suggest_regions(name: str, source: Format, arrays: Arrays) -> str:
+    start, flags = "backbone.", ""
+    parts = {n.removeprefix(start): x for n, x in arrays.items() if n.startswith(start)}
+    if any(n.startswith("layer1.") for n in parts):
+        backbone = _resnet(parts)
+    else:
+        backbone, flags = _swin(parts)
+    if backbone is None:
+        return ""
+    num_classes, num_queries = (
+        len(arrays[key]) for key in ("classes.weight", "queries.positions")
+    )
+    default = _REGION_DATA.get(num_classes, (_recipe(num_classes), "semantic"))
+    dataset, task = _REGION_DATA.get((num_classes, num_queries), default)
+    has_head = "ml_head.cls_emb" in arrays
+    argument = f"dataset={dataset},backbone={backbone},task={task}"
+    argument += f",selection={'top_k' if has_head else 'complete'}"
+    if "pixels.input_proj.weight" in arrays:
+        argument += ",pixel_decoder=encoder_fpn"
+    config = recipes.get(name).get_config(argument)
+    found = {
+        "model.decoder.num_queries": num_queries,
+        "model.decoder.depth": _count(arrays, _QUERY_LAYER),
+    }
+    if has_head:
+        # No-object has a place in it as well.
+        found["selection.k"] = len(arrays["ml_norm.weight"]) - 1
+    for key, value in found.items():
+        if operator.attrgetter(key)(config) != value:
+            flags += f" --config.{key}={value}"
+    return f"--config=configs/{name}.py:{argument}{flags}"
+
+
 def _nothing(source: Format, arrays: Arrays) -> str:
     return ""
 
@@ -284,5 +331,9 @@ SUGGESTIONS = {
     "resnet": lambda _, arrays: _config("deeplabv3", _resnet(arrays)),
     "tresnet": lambda _, arrays: _config("query2label", _tresnet(arrays)),
     "query2label": _suggest_query2label,
+    "hugging_face_mask2former": functools.partial(_suggest_regions, "mask2former"),
+    "hugging_face_maskformer": functools.partial(_suggest_regions, "maskformer"),
+    "mask2former": functools.partial(_suggest_regions, "mask2former"),
+    "maskformer": functools.partial(_suggest_regions, "maskformer"),
 }
 """By the keys of `formats.FORMATS`."""

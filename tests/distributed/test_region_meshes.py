@@ -24,8 +24,10 @@ from mlseg_jax.planning.compiled import read_program
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
-# A scan goes over two rounds of three layers, and one is left.
-CASES = {"mask2former": ("deformable", 7), "maskformer": ("encoder_fpn", 3)}
+# On two maps: a scan of layers goes over two rounds of two.
+CASES = {"mask2former": ("deformable", 4), "maskformer": ("encoder_fpn", 2)}
+
+SIZE, WIDTH = (131, 150), 16
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,9 +41,9 @@ def small_arrays_are_split_too():
 def make_model(case, **how):
     pixel_decoder, depth = CASES[case]
     config = mask2former.get_config("dataset=sign_scenes,backbone=resnet_demo")
-    strides = {"strides": (1, 2, 2, 2), "dilations": (1,) * 4, "stem": "plain"}
-    four = {"depths": (1,) * 4, "contract_dilation": False, "freeze_norms": True}
-    use_tiny_backbone(config, "resnet", **strides, **four, **how)
+    sizes = {"strides": (1, 2), "dilations": (1, 1), "depths": (1, 1)}
+    others = {"contract_dilation": False, "freeze_norms": True, "stem": "plain"}
+    use_tiny_backbone(config, "resnet", **sizes, **others, scan=True, **how)
     use_tiny_decoder(config, case, depth=depth)
     use_tiny_pixel_decoder(config, pixel_decoder)
     with config.unlocked():
@@ -76,7 +78,7 @@ def run(case, mesh_shape, dtype="float32", **how):
         out_shardings=(None, state),
     )
     rng = np.random.default_rng(0)
-    images = rng.normal(size=(8, 35, 42, 3)).astype(np.float32)
+    images = rng.normal(size=(8, *SIZE, 3)).astype(np.float32)
     arguments = random_parameters(model), images
     compiled = step.lower(*arguments).compile()
     value, grads = jax.device_get(compiled(*arguments))
@@ -85,9 +87,9 @@ def run(case, mesh_shape, dtype="float32", **how):
 
 @pytest.mark.parametrize("case", CASES)
 def test_meshes(case):
-    """A scan and rematerialisation besides; only weights travel."""
+    """Layers made again besides; only weights travel, and no activations."""
     value, grads, _ = run(case, (1, 1))
-    others = run(case, (2, 4), scan=True, remat="full")
+    others = run(case, (2, 4), remat="full")
     np.testing.assert_allclose(others[0], value, rtol=1e-5)
     for path, grad in grads.items():
         scale = np.max(np.abs(grad)) + 1e-6
@@ -95,16 +97,16 @@ def test_meshes(case):
             others[1][path] / scale, grad / scale, atol=2e-4, err_msg=path
         )
     assert np.max(np.abs(grads["decoder/query_positions"])) > 1e-6
-    collectives = {each.kind: each for each in others[2].collectives}
-    assert set(collectives) <= {"all-reduce", "all-gather", "reduce-scatter"}
+    # What of one picture is on a grid is larger than every weight.
     largest = max(grad.nbytes for grad in grads.values())
-    for each in collectives.values():
-        assert each.largest <= largest, each
+    assert largest < 4 * WIDTH * SIZE[0] // 8 * (SIZE[1] // 8)
+    kinds = {"all-reduce", "all-gather", "reduce-scatter"}
+    for each in others[2].collectives:
+        assert each.kind in kinds and each.largest <= largest, each
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_bfloat16(case):
-    value, grads, _ = run(case, (1, 1), "bfloat16", scan=True)
+def test_bfloat16():
+    value, grads, _ = run("mask2former", (1, 1), "bfloat16")
     assert np.isfinite(value)
     for path, grad in grads.items():
         assert np.all(np.isfinite(grad)), path

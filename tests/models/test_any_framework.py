@@ -48,11 +48,40 @@ def logits_of(output):
     return output.class_logits if isinstance(output, RegionOutput) else output.logits
 
 
+FEW = 4
+
+
+def few_of(baseline, class_ids, parameters):
+    """Logits of some classes and no-object, from those of all.
+
+    With a rank norm they are the normalised scores of all classes, normalised again.
+    """
+    rows = np.concatenate([class_ids, np.full((len(class_ids), 1), C)], axis=1)
+    scale, bias = (
+        np.asarray(parameters.get(f"rank_norm/{name}", default))
+        for name, default in (("scale", np.ones(C + 1)), ("bias", np.zeros(C + 1)))
+    )
+    some = np.stack(
+        [
+            ((logits - bias) / scale)[..., row]
+            for logits, row in zip(baseline, rows, strict=True)
+        ]
+    )
+    if "rank_norm/scale" not in parameters:
+        return some
+    centred = some - some.mean(axis=-1, keepdims=True)
+    normalised = centred / np.sqrt(some.var(axis=-1, keepdims=True) + 1e-5)
+    return normalised * scale[rows][:, None, None] + bias[rows][:, None, None]
+
+
 def check_permutation(config):
     """With K = C, ranks are only another order of the classes, each with its scale."""
     model = FunctionalModel.build(config, C)
     parameters = random_parameters(model)
     permuted = np.stack([np.random.default_rng(b).permutation(C) for b in range(2)])
+    few = select_given(jnp.asarray(permuted[:, :FEW]), None, C)
+    # Of pixels, what is selected may change the features (Segmenter's do).
+    of_regions = model.num_queries > 0
 
     @jax.jit
     def run(parameters, images):
@@ -62,15 +91,20 @@ def check_permutation(config):
         return (
             logits_of(bound.classify(labels, select_complete(labels.scores))),
             logits_of(bound.classify(labels, chosen)),
+            logits_of(bound.classify(labels, few)) if of_regions else None,
         )
 
-    baseline, logits = map(np.asarray, run(parameters, make_images()))
+    baseline, logits, fewer = run(parameters, make_images())
+    baseline, logits = map(np.asarray, (baseline, logits))
     for b in range(2):
         # No-object, where there is one, stays last.
         order = [*permuted[b], *range(C, baseline.shape[-1])]
         np.testing.assert_allclose(
             logits[b], baseline[b][..., order], rtol=1e-4, atol=2e-5
         )
+    if of_regions:
+        expected = few_of(baseline, permuted[:, :FEW], parameters)
+        np.testing.assert_allclose(fewer, expected, rtol=2e-3, atol=2e-3)
     # Not because all rows were alike.
     assert np.std(baseline, axis=-1).min() > 1e-3
 
@@ -238,7 +272,7 @@ beit_config = functools.partial(upernet_config, backbone="beit_b16")
          "decoder.name='upernet' needs the key 'embed_dim', .* start from a file of"),
         (segmenter_config, "auxiliary_head.name", "fcn",
          "auxiliary_head.name='fcn' needs the key 'level'"),
-        (upernet_config, "backbone.name", "resnet", "name='resnet' needs the key"),
+        (segmenter_config, "backbone.name", "resnet", "name='resnet' needs the key"),
         (upernet_config, "multilabel_head.name", "transformer_decoder",
          "multilabel_head.name='transformer_decoder' needs the key 'mlp_dim'"),
         (upernet_config, "auxiliary_head.level", 2, "level is 2, .* 'swin' has 2 maps"),

@@ -191,6 +191,8 @@ def test_parts_that_do_not_fit(changes, sentence):
 @pytest.mark.parametrize("backbone", ["vit_demo", "dinov2_demo", "beit_demo"])
 def test_backbones_of_one_map_get_a_pyramid(recipe, backbone):
     config = recipe.get_config(f"dataset=sign_scenes,backbone={backbone},task=panoptic")
+    config.model.decoder.update(depth=1, image_layer=0)
+    config.model.pixel_decoder.depth = 1
     model = FunctionalModel.build(config, 40)
     patch = config.model.backbone.patch_size
     assert model.grid_length(4 * patch) == 16

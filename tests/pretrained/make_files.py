@@ -5,6 +5,7 @@ python tests/pretrained/make_files.py
 
 import argparse
 import pathlib
+import pickle
 import sys
 from collections import OrderedDict
 
@@ -63,3 +64,13 @@ if __name__ == "__main__":
     torch.save(mlseg(), FILES / "mlseg.pth")
     old = {"x": torch.tensor([1.0, 2.0])}
     torch.save(old, FILES / "old.pth", _use_new_zipfile_serialization=False)
+    base = torch.arange(6.0).reshape(2, 3)
+    tensors = {
+        "plain": base,
+        "transposed": base.T,
+        "part": base[1, 1:],
+        "half": torch.full((2,), 0.5, dtype=torch.float16),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+    }
+    with open(FILES / "tensors.pkl", "wb") as file:
+        pickle.dump({"model": tensors, "__author__": "x"}, file)

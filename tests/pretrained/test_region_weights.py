@@ -1,16 +1,22 @@
 """Mask2Former and MaskFormer of others: their names become the tables' (masks.md 8)."""
 
+import pickle
 import re
 
 import numpy as np
 import pytest
-from weight_files import random_arrays
+from weight_files import config_of, random_arrays
 
 from configs import mask2former, maskformer
+from mlseg_jax.errors import UserError
+from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.pretrained import regions
+from mlseg_jax.pretrained.convert import convert
+from mlseg_jax.pretrained.export import STATE_DICTS, export_weights
 from mlseg_jax.pretrained.formats import FORMATS, recognise
 from mlseg_jax.pretrained.load import load_arrays
-from mlseg_jax.pretrained.read import WeightFile
+from mlseg_jax.pretrained.read import WeightFile, read_weights
+from mlseg_jax.pretrained.suggest import suggest
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -122,6 +128,70 @@ def test_names_of_files(case):
     assert set(loaded.arrays) == set(ours)
     for path, array in ours.items():
         np.testing.assert_array_equal(loaded.arrays[path], array)
+    # And back again.
+    to = "hugging_face" if "hugging_face" in key else "detectron2"
+    exported = STATE_DICTS[to](config, ours)
+    if key == case and to == "detectron2":
+        assert set(exported) == set(theirs)
+    if to == "hugging_face":
+        assert {n for n in exported if "transformer_module" in n} == {
+            n.replace("o_proj", "out_proj") for n in theirs if "transformer_module" in n
+        }
+    found, known, arrays = recognise(WeightFile("x", "", exported))
+    assert found == key
+    loaded = load_arrays(config, 11, known, arrays)
+    for path, array in ours.items():
+        np.testing.assert_array_equal(loaded.arrays[path], array)
+
+
+FIT = (
+    ("detectron2", mask2former,
+     "dataset=ade20k,backbone=swin_t,task=semantic,selection=top_k"),
+    ("detectron2", maskformer,
+     "dataset=coco_panoptic,backbone=resnet50,task=panoptic,selection=complete,"
+     "pixel_decoder=encoder_fpn"),
+    ("hugging_face", mask2former,
+     "dataset=coco_json,backbone=swin_t,task=instance,selection=complete"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("to, recipe, argument", FIT)
+def test_the_configuration_that_fits(to, recipe, argument):
+    config = recipe.get_config(argument)
+    num_classes = config.data.num_classes or 80
+    shapes = FunctionalModel.build(config, num_classes).shapes
+    zero = np.float32(0)
+    ours = {path: np.broadcast_to(zero, x.shape) for path, x in shapes.items()}
+    theirs = STATE_DICTS[to](config, ours)
+    name = recipe.__name__.rpartition(".")[2]
+    expected = f"--config=configs/{name}.py:{argument}"
+    assert suggest(WeightFile("x", "", theirs)) == expected
+
+
+def test_a_pickle_becomes_a_run_and_a_file_again(tmp_path):
+    """Of numpy's arrays, under the names of the authors' release."""
+    config = mask2former.get_config("dataset=sign_scenes,backbone=swin_demo")
+    with config.unlocked():
+        config.model.decoder.update(image_layer=0, depth=1, embed_dim=16, num_heads=2)
+        config.model.pixel_decoder.update(depth=1, embed_dim=16, num_groups=4)
+        config.model.multilabel_head.update(embed_dim=8, num_heads=2)
+        config.model.backbone.update(embed_dim=4, num_heads=(1, 1, 2, 2))
+    ours, _ = random_arrays(config, FORMATS["mask2former"].rows, 40)
+    theirs = STATE_DICTS["detectron2"](config, ours)
+    path, output = tmp_path / "x.pkl", tmp_path / "x.safetensors"
+    path.write_bytes(pickle.dumps({"model": theirs, "__author__": "x"}))
+    workdir = str(tmp_path / "run")
+    converted = convert(config, str(path), workdir)
+    assert "Mask2Former" in converted.title
+    export_weights(workdir, str(output), "detectron2", "latest")
+    back = read_weights(output).arrays
+    assert set(back) == set(theirs)
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(back[name], array)
+    with pytest.raises(UserError, match="multilabel_head.name is 'projected_encoder'"):
+        STATE_DICTS["hugging_face"](config, ours)
+    with pytest.raises(UserError, match="model.decoder.name is 'segmenter'"):
+        STATE_DICTS["detectron2"](config_of(), {})
 
 
 def test_first_generation_of_transformers():

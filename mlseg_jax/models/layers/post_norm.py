@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mlseg_jax.distributed.sharding import on_every_device
 from mlseg_jax.models.layers.attention import attention
 from mlseg_jax.models.layers.block_stack import run_layers
 from mlseg_jax.models.layers.dropout import dropout
@@ -58,7 +59,9 @@ class CrossAttention(nnx.Module):
         rng: PRNGKeyArray | None,
     ) -> Float[Array, "B Q D"]:
         """A mask with a row for each query says what each may look at."""
-        kernels = jnp.split(self.query_key_value.kernel[...].astype(self.dtype), 3, 1)
+        kernel = self.query_key_value.kernel[...].astype(self.dtype)
+        # Their gradients are put together, and shards of that end elsewhere.
+        kernels = map(on_every_device, jnp.split(kernel, 3, axis=1))
         biases = jnp.split(self.query_key_value.bias[...].astype(self.dtype), 3)
         heads = [
             (tokens @ kernel + bias[None, None]).reshape(
