@@ -72,11 +72,11 @@ ROWS = {
 
 SIZES = {
     # steps of the first budget, seconds of CPU a cell is thought to take.
-    "toy": {"steps": 4, "cpu_seconds": 20},
-    "c120": {"steps": 400, "cpu_seconds": 130},
-    "c480": {"steps": 1200, "cpu_seconds": 900},
-    "c1284": {"steps": 2400, "cpu_seconds": 3600},
-    "camvid": {"steps": 600, "cpu_seconds": 700},
+    "toy": {"steps": 4, "cpu_seconds": 20.0},
+    "c120": {"steps": 400, "cpu_seconds": 130.0},
+    "c480": {"steps": 1200, "cpu_seconds": 900.0},
+    "c1284": {"steps": 2400, "cpu_seconds": 3600.0},
+    "camvid": {"steps": 600, "cpu_seconds": 700.0},
 }
 
 SCENES = {
