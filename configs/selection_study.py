@@ -117,7 +117,7 @@ BUDGETS = ("steps", "cost")
 STEP_TIMES = {
     # size: row: time of a step over the baseline's, measured once, interleaved
     # (benchmarks/study_steps.py).
-    "toy": {"baseline": 1.0, "mlseg": 0.5},
+    "toy": {"baseline": 1.0, "mlseg": 0.5},  # made up: toy only tries the machinery
 }
 """What the budget ``cost`` divides the steps by; fixed, so that a cell stays a cell."""
 
