@@ -101,11 +101,11 @@ def test_every_cell_trains_and_chooses_without_the_test_split():
 def test_the_splits_of_photographs_are_disjoint_and_neighbours_are_apart():
     train, validation = (split_part(s) for s in rows.SPLITS["photographs"])
     assert train.name == validation.name != split_part(rows.TEST["photographs"]).name
-    for length in (367, 50):
-        first, second = train.of(length), validation.of(length)
-        assert first.start == 0 and second.stop == length
-        assert first.stop < second.start
-        assert len(second) == round(0.2 * length)
+    first, second = train.of(367), validation.of(367)
+    assert first.start == 0 and first.stop < second.start
+    assert abs(len(second) - 0.2 * 367) <= 1
+    # CamVid's validation clip, the test here, lies after frame 350.
+    assert second.stop < 350
 
 
 def test_the_splits_of_scenes_are_disjoint():
