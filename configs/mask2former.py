@@ -19,10 +19,12 @@ from ml_collections import ConfigDict
 
 from configs import common, region_classifier
 
-# Steps, and where the learning rate of COCO falls (masks.md 5.3); Swin-L has twice as
-# many of them there.
+# masks.md 5.3; Swin-L has twice as many on COCO.
 STEPS = {"coco_panoptic": 368_750, "coco_panoptic_json": 368_750, "sign_scenes": 4_000}
 DEFAULT_STEPS = 160_000
+
+FALLS_AT = (327_778 / 368_750, 355_092 / 368_750)
+"""When the learning rate of COCO falls."""
 
 LARGE = ("swin_b", "swin_l")
 """Backbones that are trained on ADE20K with crops of 640 pixels, not 512."""
@@ -43,6 +45,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     is_coco = args.dataset.startswith("coco_panoptic")
     side = 640 if args.backbone in LARGE else 512
     side = region_classifier.SMALL_SIDE if is_small else 1024 if is_coco else side
+    side = region_classifier.fit_side(side, args.backbone)
     is_segmented = args.task != "semantic"
     config = region_classifier.recipe(
         "mask2former",
@@ -79,6 +82,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     config.loss.regions = region_classifier.region_loss()
     region_classifier.use_adamw(config, learning_rate=1e-4, weight_decay=0.05)
+    if is_coco:
+        config.optimizer.update(schedule="steps", falls_at=FALLS_AT)
     # Of published weights, and of the multi-label head (method.md 11.2).
     config.optimizer.learning_rate_factors = (
         ("^backbone/", 0.1),

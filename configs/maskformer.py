@@ -36,6 +36,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     is_resnet = args.backbone in backbones.RESNETS
     is_large = not is_resnet or args.task != "semantic"
     side = region_classifier.SMALL_SIDE if is_small else 640 if is_large else 512
+    side = region_classifier.fit_side(side, args.backbone)
     config = region_classifier.recipe(
         "maskformer",
         args,

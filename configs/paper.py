@@ -4,32 +4,42 @@
         --workdir=runs/coco_stuff_mlseg --config.data.path=...
 
 Hardware of the authors: 8 GPUs; one image each (batch 8) on Segmenter, two on the
-others of table 8 (with BEiT one after the other). A row of EXPERIMENTS is an argument
-of ``configs/segmenter.py``, or of the file named before it, what differs from that, and
-the mean IoU in percent (single scale) that was published, from method.md sections 7, 10
-and 15; none of these was measured here. Multi-scale testing, as table 8 has it on
-ADE20K and COCO-Stuff, is ``evaluate`` with
+others of tables 8 and 9 (with BEiT one after the other). A row of EXPERIMENTS is an
+argument of ``configs/segmenter.py``, or of the file named before it, what differs from
+that, and the mean IoU in percent (single scale), or the panoptic quality of panoptic
+rows, that was published, from method.md sections 7, 10, 11.5 and 15; none of these was
+measured here. Multi-scale testing, as table 8 has it on ADE20K and COCO-Stuff, is
+``evaluate`` with
 ``--config.eval.scales=(0.5,0.75,1.0,1.25,1.5,1.75) --config.eval.flip=True``.
 
-Every row starts from AugReg weights of ImageNet, whose file must be given, for nothing
-here fetches any (docs/weights.md): ``--config.init=FILE.npz``, where FILE begins with
-``B_16-i21k-300ep-lr_0.001-aug_medium1`` or ``L_16-...`` and ends with ``res_384``
-(method.md section 2).
+Every row on Segmenter starts from AugReg weights of ImageNet, whose file must be given,
+for nothing here fetches any (docs/weights.md): ``--config.init=FILE.npz``, where FILE
+begins with ``B_16-i21k-300ep-lr_0.001-aug_medium1`` or ``L_16-...`` and ends with
+``res_384`` (method.md section 2). Mask2Former and MaskFormer start from a Swin of
+ImageNet-22k (384 pixels) or a ResNet-50. Their oracles (figure 3b) are trained so; for
+evaluation only, ``evaluate`` a baseline with ``--config.selection.eval_name=oracle``.
 """
 
 from ml_collections import ConfigDict
 
-from configs import deeplabv3, segmenter, upernet
+from configs import deeplabv3, mask2former, maskformer, segmenter, upernet
 from mlseg_jax.settings.arguments import choose
 
-FILES = {"": segmenter, "deeplabv3": deeplabv3, "upernet": upernet}
+FILES = {
+    "": segmenter,
+    "deeplabv3": deeplabv3,
+    "upernet": upernet,
+    "mask2former": mask2former,
+    "maskformer": maskformer,
+}
 
 MT = {"selection.name": "complete"}
 MT_LS = {"model.rank_norm.kind": "shared"}
 LONG = {"train.steps": 80_000}
+PANOPTIC = "dataset=ade20k_panoptic,task=panoptic"
 
 EXPERIMENTS = {
-    # name: (argument, overrides, published mean IoU)
+    # name: (argument, overrides, published mean IoU, or panoptic quality)
     "pascal_context_baseline": ("dataset=pascal_context,selection=complete", {}, 53.85),
     "pascal_context_mt": ("dataset=pascal_context", MT, 54.05),
     "pascal_context_mt_ls": ("dataset=pascal_context", MT_LS, 54.27),
@@ -132,6 +142,48 @@ EXPERIMENTS = {
         "upernet:dataset=coco_lvis,backbone=beit_l16,selection=complete", {}, None
     ),
     "coco_lvis_beit_mlseg": ("upernet:dataset=coco_lvis,backbone=beit_l16", {}, None),
+    # Table 9, and table 1's panoptic column, with Swin-L.
+    "ade20k_mask2former_baseline": (
+        "mask2former:dataset=ade20k,selection=complete", {}, 56.1
+    ),
+    "ade20k_mask2former_mlseg": ("mask2former:dataset=ade20k", {}, 56.5),
+    "ade20k_panoptic_baseline": (
+        f"mask2former:{PANOPTIC},selection=complete", {}, 48.1
+    ),
+    "ade20k_panoptic_mt": (f"mask2former:{PANOPTIC}", MT, 48.2),
+    "ade20k_panoptic_mt_ls": (f"mask2former:{PANOPTIC}", MT_LS, 48.8),
+    "ade20k_panoptic_mlseg": (f"mask2former:{PANOPTIC}", {}, 48.9),
+    # Published as a gain of about 11.
+    "ade20k_panoptic_oracle": (f"mask2former:{PANOPTIC},selection=oracle", {}, None),
+    # Of the release's lists of models.
+    "ade20k_mask2former_swin_b_baseline": (
+        "mask2former:dataset=ade20k,backbone=swin_b,selection=complete", {}, 53.9
+    ),
+    "ade20k_mask2former_swin_b_mlseg": (
+        "mask2former:dataset=ade20k,backbone=swin_b", {}, 54.9
+    ),
+    "ade20k_mask2former_swin_b_oracle": (
+        "mask2former:dataset=ade20k,backbone=swin_b,selection=oracle", {}, 68.0
+    ),
+    "ade20k_maskformer_baseline": (
+        "maskformer:dataset=ade20k,backbone=swin_b,selection=complete", {}, 52.7
+    ),
+    "ade20k_maskformer_mlseg": ("maskformer:dataset=ade20k,backbone=swin_b", {}, 53.9),
+    "ade20k_maskformer_swin_l_baseline": (
+        "maskformer:dataset=ade20k,backbone=swin_l,selection=complete", {}, 54.1
+    ),
+    "ade20k_maskformer_swin_l_mlseg": (
+        "maskformer:dataset=ade20k,backbone=swin_l", {}, 54.6
+    ),
+    "ade20k_panoptic_maskformer_baseline": (
+        f"maskformer:{PANOPTIC},backbone=resnet50,selection=complete", {}, 34.7
+    ),
+    "ade20k_panoptic_maskformer_mlseg": (
+        f"maskformer:{PANOPTIC},backbone=resnet50", {}, 36.5
+    ),
+    "ade20k_panoptic_maskformer_oracle": (
+        f"maskformer:{PANOPTIC},backbone=resnet50,selection=oracle", {}, 44.3
+    ),
 }  # fmt: skip
 
 

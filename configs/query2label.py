@@ -62,6 +62,19 @@ def _backbone(name: str, size: tuple[int, int]) -> ConfigDict:
     return backbones.vit(name, size)
 
 
+def _transformer(mlp_dim: int) -> dict:
+    return {
+        "num_heads": 4,
+        "mlp_dim": mlp_dim,
+        # Layers in which image tokens look at each other; in those of the decoder class
+        # queries look at them.
+        "num_encoder_layers": 0,
+        "num_decoder_layers": 2,
+        "dropout_rate": 0.1,
+        "remat": "none",
+    }
+
+
 def get_config(arg: str | None = None) -> ConfigDict:
     args = parse_arg(arg, dataset="coco_stuff", backbone="swin_l")
     num_classes, k, _ = choose(DATA_SETS, "data set", args.dataset)
@@ -81,16 +94,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.model = ConfigDict(
         {
             "backbone": _backbone(args.backbone, size),
-            "transformer": {
-                "num_heads": 4,
-                "mlp_dim": choice["mlp"],
-                # Layers in which image tokens look at each other; in those of the
-                # decoder class queries look at them.
-                "num_encoder_layers": 0,
-                "num_decoder_layers": 2,
-                "dropout_rate": 0.1,
-                "remat": "none",
-            },
+            "transformer": _transformer(choice["mlp"]),
             "dtype": "bfloat16",
         }
     )

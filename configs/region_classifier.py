@@ -147,6 +147,14 @@ def make_backbone(name: str, side: int) -> ConfigDict:
     return backbone
 
 
+def fit_side(side: int, backbone: str) -> int:
+    """Sides of crops are whole cells of the coarsest map: twice the patch of a ViT."""
+    name = backbone.partition("_reg")[0]
+    sizes = backbones.VITS.get(name) or backbones.DINOV2S.get(name)
+    patch = 14 if name in backbones.DINOV2S else sizes[-1] if sizes else 16
+    return -(-side // (2 * patch)) * 2 * patch
+
+
 def pixel_decoder(name: str, *, is_small: bool, **more) -> dict:
     return {
         # deformable, fpn, encoder_fpn.
@@ -226,10 +234,16 @@ def use_adamw(config: ConfigDict, **values) -> None:
 
 
 def use_sign_scenes(config: ConfigDict) -> None:
-    """The embedded data, and a multi-label head for it."""
+    """The embedded data, and what suits so few and so small segments."""
     common.use_sign_scenes(config)
+    side = config.data.crop_size[0]
     config.data.update(
-        base_size=(10 * SMALL_SIDE, SMALL_SIDE), augmentation="crop", max_segments=32
+        base_size=(10 * side, side), augmentation="crop", max_segments=32
     )
+    config.loss.regions.num_points = 1024
+    config.train.batch_size = 8
+    if config.task == "panoptic":
+        # After thousands of steps and not hundreds of thousands, few queries are sure.
+        config.eval.object_threshold = 0.2
     if config.model.multilabel_head.name != "none":
         config.model.multilabel_head.update(embed_dim=64, num_heads=4)

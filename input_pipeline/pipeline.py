@@ -100,6 +100,18 @@ class _OwnRows(grain.MapDataset):
         return self._parent[self._start + step * self._batch_size + self._rows[place]]
 
 
+def names_of_batch(
+    source, seed: int, batch_size: int, step: int, rows: Sequence[int]
+) -> list[str]:
+    """Names of the examples in some rows of the batch of a step (from 0) of
+    `train_batches` with this ``seed``.
+    """
+    shuffle_seed, _ = np.random.SeedSequence(seed).generate_state(2).tolist()
+    order = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed).repeat()
+    places = [int(order[step * batch_size + row]) for row in rows]
+    return [str(source[place]["name"]) for place in places]
+
+
 def evaluation_examples(
     source,
     *,

@@ -11,7 +11,7 @@ two is this method's typical bug, so every name says which one it holds.
 """
 
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt, UInt8
 
 IGNORE = -1
 """Label of pixels that have no class: never trained on, never scored."""
@@ -28,6 +28,7 @@ __all__ = [
     "Int",
     "Length",
     "PRNGKeyArray",
+    "PyTree",
     "UInt",
     "UInt8",
 ]

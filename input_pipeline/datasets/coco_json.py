@@ -94,9 +94,7 @@ def list_examples(
         except DataError as fault:
             report(fault)
             continue
-        regions = [(class_of[a["category_id"]], a) for a in file.annotations[number]]
-        # Something is there that nobody can name: it is no background either.
-        regions += [(IGNORE, a | {"iscrowd": 0}) for a in file.lost.get(number, ())]
+        regions = _regions_of(file, number, class_of)
         regions = [_without_lines(*region, size, path, report) for region in regions]
         make_label = functools.partial(
             label_regions, size, regions, path, paint_order, empty
@@ -115,6 +113,14 @@ def _raw_values(info, class_of, extra) -> tuple[int, ...] | None:
             return None
         first[info.num_classes - 1] = 0
     return tuple(first[class_id] for class_id in range(info.num_classes))
+
+
+def _regions_of(file, number, class_of) -> list[tuple[int, dict]]:
+    """Class id and annotation of everything in an image."""
+    regions = [(class_of[a["category_id"]], a) for a in file.annotations[number]]
+    # Something is there that nobody can name: it is no background either.
+    lost = [(IGNORE, a | {"iscrowd": 0}) for a in file.lost.get(number, ())]
+    return regions + lost
 
 
 def _without_lines(

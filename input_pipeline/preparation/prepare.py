@@ -92,6 +92,13 @@ def prepare(
     )
     _finish(builder, shards, records, work)
     work.replace(final)
+    _print_what_lacks(records, message)
+    return final
+
+
+def _print_what_lacks(
+    records: Mapping[str, class_statistics.SplitRecord], message: str
+) -> None:
     for split, record in records.items():
         if record.skipped:
             print(
@@ -100,7 +107,6 @@ def prepare(
             )
     if message:
         print(f"Note: {message}.")
-    return final
 
 
 class _PrintedProgress:

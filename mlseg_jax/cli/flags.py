@@ -23,7 +23,10 @@ flags.DEFINE_string(
 flags.DEFINE_string("weights", None, "convert: file of weights to take.")
 flags.DEFINE_string("classes", None, "convert: text file with a class name a line.")
 flags.DEFINE_enum(
-    "to", None, ["safetensors", "mmseg"], "convert: what to make of --workdir instead."
+    "to",
+    None,
+    ["safetensors", "mmseg", "hugging_face", "detectron2"],
+    "convert: under whose names the weights of --workdir are to be written.",
 )
 flags.DEFINE_string(
     "scores", None, "predict: folder for label scores of both splits of the data set."

@@ -88,13 +88,17 @@ def connect(
         ) from error
 
     if are_connected():
-        # Where process 0 is gone, JAX itself aborts at once with a sentence, after
-        # which the stacks of all threads help nobody.
-        faulthandler.disable()
-        global _linger_seconds
-        if own_index() == 0:
-            _linger_seconds = 2 * _beat_seconds(heartbeat_seconds)
-        threading.Thread(target=_listen, args=(heartbeat_seconds,), daemon=True).start()
+        _begin_to_listen(heartbeat_seconds)
+
+
+def _begin_to_listen(silence: float) -> None:
+    # Where process 0 is gone, JAX itself aborts at once with a sentence, after which
+    # the stacks of all threads help nobody.
+    faulthandler.disable()
+    global _linger_seconds
+    if own_index() == 0:
+        _linger_seconds = 2 * _beat_seconds(silence)
+    threading.Thread(target=_listen, args=(silence,), daemon=True).start()
 
 
 _leaving = threading.Event()

@@ -28,10 +28,6 @@ from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.models.interfaces import LabelPrediction, inside_mask
 from mlseg_jax.typing import Bool
 
-REGION_MULTIPLE = 32
-"""Pixels that sides of pictures are padded to a multiple of, as released, where regions
-are classified: the padding is a part of what the model sees (method.md 11.3)."""
-
 
 class Engine:
     """Runs a model over windows; one compilation for each shape that comes along."""
@@ -47,7 +43,7 @@ class Engine:
         self.settings = settings
         self.num_classes = model.num_classes
         self.num_queries = model.num_queries
-        self.multiple = REGION_MULTIPLE if model.num_queries else 1
+        self.multiple = model.multiple
         self.grid_length = model.grid_length
         self.any_canvas = model.any_canvas
         self.mesh = mesh

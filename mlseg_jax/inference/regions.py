@@ -193,7 +193,6 @@ def regions_of_views(
     selection: Selection,
     scores: Float[np.ndarray, "1 C"],
     ranks: Int[np.ndarray, "windows U"] | None = None,
-    stride: int = 4,
 ) -> SegmentedRegions:
     """A picture out of what the network gave for each window of its views.
 
@@ -204,7 +203,6 @@ def regions_of_views(
       windows: class logits and masks of each window, view by view, row by row.
       selection, scores: see `SegmentedRegions`.
       ranks: see `RegionWindow`; None where each window's ranks are the picture's.
-      stride: pixels of a window in a cell of its masks.
     """
     results = []
     for view in views:
@@ -214,7 +212,7 @@ def regions_of_views(
                 axis.view_length,
                 axis.starts,
                 axis.size,
-                stride * axis.cells,
+                axis.seen,
                 axis.cells,
                 num_cells=axis.canvas_cells,
                 flip=axis.flip,

@@ -38,9 +38,10 @@ class Axis:
       starts: first pixel of each window in the view.
       size: pixels of a window that are real.
       canvas: pixels of a window with padding.
-      cells, canvas_cells: the same of a window's grid; where models see some of the
-        padding, the cells of that count as real.
+      cells, canvas_cells: of the grid, those of what is seen and of the canvas.
       flip: whether the view is a mirror image.
+      seen: pixels of a window that its grid is of: real ones and padding that the model
+        sees.
     """
 
     length: int
@@ -51,6 +52,7 @@ class Axis:
     cells: int
     canvas_cells: int
     flip: bool
+    seen: int
 
     @functools.cached_property
     def matrix(self) -> Float[np.ndarray, "pixels cells"]:
@@ -127,15 +129,19 @@ def plan_axis(
     cells: int,
     canvas_cells: int,
     flip: bool,
+    seen: int | None = None,
 ) -> Axis:
     """Windows every ``stride`` pixels, the last one moved inside; overlaps averaged.
 
-    A window's grid has ``cells`` for its real pixels among ``canvas_cells``.
+    A window's grid has ``cells`` for what is ``seen`` of it among ``canvas_cells``.
     """
     size = min(window, view_length)
     count = max(view_length - window + stride - 1, 0) // stride + 1
     starts = tuple(max(min(i * stride, view_length - size), 0) for i in range(count))
-    return Axis(length, view_length, starts, size, canvas, cells, canvas_cells, flip)
+    return Axis(
+        *(length, view_length, starts, size, canvas, cells, canvas_cells, flip),
+        seen=size if seen is None else seen,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,4 +245,6 @@ def _plan(
         canvas = min(window, length)
     seen, canvas = (-(-n // multiple) * multiple for n in (min(window, length), canvas))
     cells = grid_length(seen), grid_length(canvas)
-    return plan_axis(image.shape[axis], length, window, stride, canvas, *cells, flip)
+    return plan_axis(
+        *(image.shape[axis], length, window, stride, canvas, *cells, flip), seen
+    )

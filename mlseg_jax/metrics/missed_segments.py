@@ -49,7 +49,7 @@ def missed_segments(
         common[0] = 0
         union = np.maximum(areas + int(inside.sum()) - common, 1)
         found = int(np.argmax(common / union))
-        overlaps = 2 * common[found] > union[found]
+        overlaps = bool(2 * common[found] > union[found])
         counts[1 + _reason(truth.classes[number] in selected, overlaps)] += 1
     return counts
 
@@ -72,7 +72,7 @@ def missed_instances(
         overlaps = iou[:, i] > 0.5
         if (overlaps & (class_ids == instance.class_id)).any():
             continue
-        counts[1 + _reason(instance.class_id in selected, overlaps.any())] += 1
+        counts[1 + _reason(instance.class_id in selected, bool(overlaps.any()))] += 1
     return counts
 
 

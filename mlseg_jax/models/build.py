@@ -97,11 +97,30 @@ MODELS = {
 """The kind of model that a task trains."""
 
 
+class _Count:
+    """How many keys there were, as a plain number in place of a traced array.
+
+    Each change of that one took longer for every array that there was already, and all
+    of them most of the time to build a model. The keys are the same.
+    """
+
+    def __init__(self):
+        self._number = 0
+
+    def __getitem__(self, index) -> int:
+        return self._number
+
+    def __setitem__(self, index, number: int) -> None:
+        self._number = number
+
+
 def build_model(
     config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
 ) -> MLSeg | Query2Label:
     """The model of a configuration for ``num_classes`` complete labels."""
     check_config(config)
+    for _, stream in rngs.items():
+        stream.count.set_raw_value(_Count())
     return MODELS[config.task](config, num_classes, rngs)
 
 
@@ -220,6 +239,10 @@ class FunctionalModel(NamedTuple):
     @property
     def any_canvas(self) -> bool:
         return nnx.merge(self.graph, self.abstract).any_canvas
+
+    @property
+    def multiple(self) -> int:
+        return nnx.merge(self.graph, self.abstract).multiple
 
     @property
     def num_queries(self) -> int:

@@ -219,10 +219,13 @@ class AbstractBackbone(nnx.Module):
       feature_dims: width of each map.
       any_canvas: whether a picture may fill a part of a larger canvas without any
         change; where it may not, prediction compiles once for every size of picture.
+      multiple: stride of the coarsest of four maps; decoders of regions see sides that
+        are padded to a multiple of it.
     """
 
     feature_dims: tuple[int, ...]
     any_canvas: bool = True
+    multiple: int = 32
 
     @abc.abstractmethod
     def __call__(

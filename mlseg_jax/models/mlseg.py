@@ -187,6 +187,13 @@ class MLSeg(nnx.Module):
         """Whether pictures may lie on larger canvases (`AbstractBackbone`)."""
         return self.backbone.any_canvas
 
+    @property
+    def multiple(self) -> int:
+        """What sides of pictures are padded to a multiple of, as released, where
+        regions are classified: that padding is a part of the picture (method.md 11.3).
+        """
+        return self.backbone.multiple if self.decoder.num_queries else 1
+
     def macs(self, size: tuple[int, int], num_ranks: int) -> dict[str, Macs]:
         """Multiply-accumulates of one picture of so many rows and columns, by part."""
         heights, widths = map(self.backbone.grid_lengths, size)

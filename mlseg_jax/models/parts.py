@@ -121,8 +121,13 @@ def _from_backbone(config, backbone, num_classes: int | None = None) -> dict:
         "feature_dims": backbone.feature_dims,
         "feature_dim": backbone.feature_dims[-1],
         "num_classes": num_classes,
-        "remat": config.model.backbone.remat,
-    }
+    } | _how(config)
+
+
+def _how(config) -> dict:
+    """How equal layers run: as those of the backbone."""
+    backbone = config.model.backbone
+    return {"remat": backbone.remat, "scan": backbone.get("scan", False)}
 
 
 def _from_decoder(config, decoder, num_classes: int) -> dict:
@@ -254,8 +259,8 @@ def _region_row(part: type):
                 f"{section.depth} layers; give a number up to that."
             )
         said = {"pixel_decoder": pixel_decoder}
-        remat = config.model.backbone.remat
-        return from_section(part, section, said, remat=remat, **common)
+        offered = _how(config) | common
+        return from_section(part, section, said, **offered)
 
     return build
 

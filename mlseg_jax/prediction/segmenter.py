@@ -110,6 +110,10 @@ class Segmenter:
         """
         if not isinstance(path, str | os.PathLike) or not os.fspath(path):
             raise UserError(f"path is {path!r}; give that of a new directory.")
+        if self._engine.num_queries:
+            raise UserError(
+                "Regions have scores, no probabilities of pixels; ask for top_labels."
+            )
         picture = as_picture(image, self._reading)
         parts = ((rows.start, part) for rows, part in self._bands(picture))
         if not needs_bands(self._engine, picture.shape[:2]):

@@ -10,10 +10,19 @@ from safetensors.numpy import save_file
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.pretrained import segmenter
+from mlseg_jax.pretrained import region_exports, segmenter
 from mlseg_jax.pretrained.load import unscanned, unstack_blocks
 from mlseg_jax.pretrained.mapping import to_theirs
 from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
+
+STATE_DICTS = {
+    # Segmenter of the authors' release.
+    "mmseg": lambda config, arrays: to_theirs(arrays, segmenter.release(config)),
+    # Mask2Former and MaskFormer.
+    "hugging_face": region_exports.to_hugging_face,
+    "detectron2": region_exports.to_detectron2,
+}
+"""Names of others that our weights can have."""
 
 
 def export_weights(workdir: str, output: str, to: str, checkpoint: str) -> str:
@@ -22,8 +31,8 @@ def export_weights(workdir: str, output: str, to: str, checkpoint: str) -> str:
     Args:
       workdir: whose weights.
       output: the file, which must not exist.
-      to: ``safetensors`` keeps our names and layouts; ``mmseg`` gives a state dict of
-        the authors' release, for `load_state_dict`.
+      to: ``safetensors`` keeps our names and layouts; the others (`STATE_DICTS`) give
+        a state dict, for `load_state_dict`.
       checkpoint: latest, best or a step.
     """
     path = pathlib.Path(output)
@@ -35,11 +44,11 @@ def export_weights(workdir: str, output: str, to: str, checkpoint: str) -> str:
     config.mesh.update(data=-1, fsdp=1)
     model, parameters, step = load_parameters(workdir, config, checkpoint)
     arrays = apart(config, model, jax.device_get(parameters))
-    if to == "mmseg":
-        arrays = to_theirs(arrays, segmenter.release(config))
+    if to in STATE_DICTS:
+        arrays = STATE_DICTS[to](config, arrays)
     info = load_info(workdir)
     metadata = {
-        "format": "pt" if to == "mmseg" else "mlseg_jax",
+        "format": "pt" if to in STATE_DICTS else "mlseg_jax",
         "step": str(step),
         "config": config.to_json_best_effort(),
         "classes": json.dumps(info.class_names),

@@ -229,11 +229,8 @@ def to_ours(
         if ours is not None and may_differ(path, ours.shape):
             found[path] = ours
             continue
-        problems += [
-            _wrong_shape(name, part.shape, want)
-            for name, part, want in zip(names, parts, wanted, strict=True)
-            if part.shape != want
-        ]
+        shapes_of = zip(names, [x.shape for x in parts], wanted, strict=True)
+        problems += [_wrong_shape(*each) for each in shapes_of if each[1] != each[2]]
     dropped = [*dropped, *_outside(rows, part)]
     reasons = {name: _reason(name, dropped) for name in left}
     problems += [f"{name} is unexpected" for name, why in reasons.items() if not why]

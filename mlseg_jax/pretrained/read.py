@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 from mlseg_jax.errors import UserError
 from mlseg_jax.pretrained.torch_file import read_torch_file
 
-WEIGHT_SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
+WEIGHT_SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ def is_weight_file(path: str) -> bool:
 
 
 def read_weights(path: str | os.PathLike) -> WeightFile:
-    """Reads ``.npz``, ``.safetensors`` or ``.pth``; runs no code that is in it.
+    """Reads ``.npz``, ``.safetensors``, ``.pth`` or ``.pkl``; runs no code in it.
 
     Raises:
       UserError: there is no such file, it is damaged or of another kind, or holds no
@@ -56,7 +57,7 @@ def read_weights(path: str | os.PathLike) -> WeightFile:
         arrays = _read_npz(path)
     elif suffix == ".safetensors":
         arrays, class_names = _read_safetensors(path)
-    elif suffix in WEIGHT_SUFFIXES:
+    elif suffix in TORCH_SUFFIXES:
         arrays, others, class_names = _unwrap(read_torch_file(path), path)
     else:
         raise UserError(

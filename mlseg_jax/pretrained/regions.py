@@ -308,13 +308,7 @@ _DETECTRON2_NAMES = (
     (r"^queries\.(decoder_norm|transformer\.decoder\.norm)", "queries.norm"),
     (r"^queries\.mask_embed\.layers", "queries.mask_embed"),
     (r"^queries\.class_embed", "classes"),
-    # Residual networks, as torchvision has them.
-    (r"^backbone\.stem\.conv1\.norm", "backbone.stem.1"),
-    (r"^backbone\.stem\.conv1", "backbone.stem.0"),
-    (r"^backbone\.(res\d\.\d+)\.conv(\d)\.norm", r"backbone.\1.bn\2"),
-    (r"^backbone\.(res\d\.\d+)\.shortcut\.norm", r"backbone.\1.downsample.1"),
-    (r"^backbone\.(res\d\.\d+)\.shortcut", r"backbone.\1.downsample.0"),
-    *((rf"^backbone\.res{i + 1}\.", f"backbone.layer{i}.") for i in range(1, 5)),
+    *resnet.detectron2_names(r"backbone\."),
 )  # fmt: skip
 
 

@@ -35,9 +35,38 @@ def resnet(config: ml_collections.ConfigDict) -> list[Row]:
     return rows
 
 
+def detectron2_names(prefix: str) -> tuple[tuple[str, str], ...]:
+    """Patterns of Detectron2's names, and torchvision's in their place."""
+    start = rf"^({prefix})"
+    return (
+        (rf"{start}stem\.conv1\.norm\.", r"\1stem.1."),
+        (rf"{start}stem\.conv1\.", r"\1stem.0."),
+        (rf"{start}(res\d\.\d+)\.conv(\d)\.norm\.", r"\1\2.bn\3."),
+        (rf"{start}(res\d\.\d+)\.shortcut\.norm\.", r"\1\2.downsample.1."),
+        (rf"{start}(res\d\.\d+)\.shortcut\.", r"\1\2.downsample.0."),
+        *((rf"{start}res{i + 1}\.", rf"\1layer{i}.") for i in range(1, 5)),
+    )
+
+
+TO_DETECTRON2 = (
+    (r"^(backbone\.)stem\.0\.", r"\1stem.conv1."),
+    (r"^(backbone\.)stem\.1\.", r"\1stem.conv1.norm."),
+    (r"^(backbone\.layer.*)\.bn(\d)\.", r"\1.conv\2.norm."),
+    (r"^(backbone\.layer.*)\.downsample\.0\.", r"\1.shortcut."),
+    (r"^(backbone\.layer.*)\.downsample\.1\.", r"\1.shortcut.norm."),
+    *((rf"^(backbone\.)layer{i}\.", rf"\1res{i + 1}.") for i in range(1, 5)),
+)
+"""The way back, of a backbone within a model."""
+
+
 def names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Without OpenMMLab's prefix; torchvision's stem as the first of V1c's units."""
-    pairs = ((r"^backbone\.", ""), (r"^conv1\.", "stem.0."), (r"^bn1\.", "stem.1."))
+    pairs = (
+        (r"^backbone\.", ""),
+        *detectron2_names(""),
+        (r"^conv1\.", "stem.0."),
+        (r"^bn1\.", "stem.1."),
+    )
     renamed = {}
     for name, array in arrays.items():
         for pattern, new in pairs:

@@ -1,19 +1,26 @@
-"""Reads ``.pth`` files without torch, and without running anything that is in them.
+"""Reads ``.pth`` and ``.pkl`` files without torch, and without running anything that is
+in them (`pickles`).
 
-Such a file is a zip archive: a pickle that says which tensors there are, and one entry
-of raw numbers for each storage. A pickle is a program; ours may only call what is
-listed here, and what it calls makes arrays and dicts.
+A file of torch since 1.6 is a zip archive: a pickle that says which tensors there are,
+and one entry of raw numbers for each storage. An older one is a row of pickles with the
+numbers after the last. The zoos of Detectron2 have plain pickles, of numpy's arrays or
+of tensors; each storage of those is an older file of torch inside the pickle.
 """
 
-import collections
 import io
+import os
 import pickle
+import struct
 import zipfile
+from collections.abc import Mapping
+from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
 
 from mlseg_jax.errors import UserError
+from mlseg_jax.pretrained import pickles
+from mlseg_jax.pretrained.pickles import SafeUnpickler
 
 DTYPES = {
     "DoubleStorage": np.float64,
@@ -29,74 +36,21 @@ DTYPES = {
 }
 """What torch calls a storage, and the numbers in it."""
 
-SETTINGS = (
-    ("argparse", "Namespace"),
-    ("addict.addict", "Dict"),
-    ("mmcv.utils.config", "ConfigDict"),
-    ("mmengine.config.config", "ConfigDict"),
-    ("mmengine.logging.history_buffer", "HistoryBuffer"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("torch", "device"),
-    ("torch", "float32"),
-    ("torch", "float16"),
-    ("torch", "bfloat16"),
-)
-"""Harmless companions of weights (options, curves); they are read as `Ignored`."""
-
-
-class Ignored(dict):
-    """Stands for something that is no weight; whatever is put into it is lost."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__()
-
-    def __setstate__(self, state):
-        pass
-
-    def extend(self, items):
-        pass
-
-    append = extend
-
-
-class _Callable:
-    """A function that a pickle can call and not change."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function):
-        object.__setattr__(self, "_function", function)
-
-    def __call__(self, *args):
-        return self._function(*args)
-
-    def __setattr__(self, name, value):
-        raise pickle.UnpicklingError("a function was to be changed")
+_STORAGES = {("torch", name): name for name in DTYPES}
+_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How files of torch before 1.6 begin: a number, pickled."""
 
 
 def read_torch_file(path: str) -> object:
-    """What ``torch.save`` saved, with NumPy arrays in place of tensors.
+    """What was saved, with NumPy arrays in place of tensors.
 
     Raises:
-      UserError: the file is of torch before 1.6 (and no torch is installed), damaged,
-        or wants to call something that weights do not need.
+      UserError: the file is damaged, or wants to call something that weights do not
+        need.
     """
-    if not zipfile.is_zipfile(path):
-        return _read_old(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            (name,) = [n for n in archive.namelist() if n.endswith("/data.pkl")]
-            root = name.removesuffix("data.pkl")
-            if _text(archive, f"{root}byteorder", "little") != "little":
-                raise pickle.UnpicklingError("its numbers are big-endian")
-            return _Unpickler(archive, root).load()
-    except UserError:
-        raise
+        with open(path, "rb") as file:
+            return pickles.plain(_read(file, FUNCTIONS))
     except Exception as error:
         raise UserError(
             f"{path} is no weight file that can be read safely ({error}); save its "
@@ -104,42 +58,77 @@ def read_torch_file(path: str) -> object:
         ) from error
 
 
+def _read(file: BinaryIO, functions: Mapping) -> object:
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            return _read_archive(archive, functions)
+    file.seek(0)
+    if file.read(len(_OLD)) == _OLD:
+        return _read_old(file, functions)
+    file.seek(0)
+    return SafeUnpickler(file, functions).load()
+
+
+def _read_archive(archive: zipfile.ZipFile, functions: Mapping) -> object:
+    (name,) = [n for n in archive.namelist() if n.endswith("/data.pkl")]
+    root, storages = name.removesuffix("data.pkl"), {}
+    if _text(archive, f"{root}byteorder", "little") != "little":
+        raise pickle.UnpicklingError("its numbers are big-endian")
+
+    def load_storage(pid) -> np.ndarray:
+        name, key, count = _storage(pid)
+        if key not in storages:
+            entry = archive.getinfo(f"{root}data/{key}")
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise pickle.UnpicklingError("its numbers are compressed")
+            numbers = np.frombuffer(archive.read(entry), DTYPES[name])
+            if numbers.size < count:
+                raise pickle.UnpicklingError(f"storage {key} is cut off")
+            storages[key] = numbers
+        return storages[key]
+
+    data = io.BytesIO(archive.read(name))
+    return SafeUnpickler(data, functions, _STORAGES, load_storage).load()
+
+
 def _text(archive: zipfile.ZipFile, name: str, default: str) -> str:
     return archive.read(name).decode() if name in archive.namelist() else default
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, archive: zipfile.ZipFile, root: str):
-        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))
-        self._archive = archive
-        self._root = root
-        self._storages = {}
+def _storage(pid: tuple) -> tuple[str, str, int]:
+    """Name of the numbers, key and length."""
+    _, name, key, _, count, *view = pid
+    if not isinstance(name, str) or any(part is not None for part in view):
+        raise pickle.UnpicklingError("it refers to something that is no storage")
+    return name, key, count
 
-    def find_class(self, module: str, name: str):
-        if module == "torch" and name in DTYPES:
-            return name
-        if (module, name) in FUNCTIONS:
-            return _Callable(FUNCTIONS[module, name])
-        if (module, name) in SETTINGS:
-            # A new class each time: nothing that a pickle does to it outlives it.
-            return type(name, (Ignored,), {})
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
 
-    def persistent_load(self, pid) -> np.ndarray:
-        kind, storage, key, _, count = pid
-        if kind != "storage" or not isinstance(storage, str):
-            raise pickle.UnpicklingError("it refers to something that is no storage")
-        if key not in self._storages:
-            entry = self._archive.getinfo(f"{self._root}data/{key}")
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise pickle.UnpicklingError("its numbers are compressed")
-            numbers = np.frombuffer(self._archive.read(entry), DTYPES[storage])
-            if numbers.size < count:
-                raise pickle.UnpicklingError(f"storage {key} is cut off")
-            self._storages[key] = numbers
-        return self._storages[key]
+def _read_old(file: BinaryIO, functions: Mapping) -> object:
+    """Behind the number it begins with: version, machine, tensors, keys, numbers."""
+    start = file.tell()
+    length = file.seek(0, os.SEEK_END)
+    file.seek(start)
+    storages = {}
+
+    def load_storage(pid) -> np.ndarray:
+        name, key, count = _storage(pid)
+        dtype = np.dtype(DTYPES[name])
+        if type(count) is not int or not 0 <= count * dtype.itemsize <= length:
+            raise pickle.UnpicklingError(f"storage {key} is cut off")
+        # The numbers come after all that refers to them.
+        return storages.setdefault(key, np.zeros(count, dtype))
+
+    version, machine = (SafeUnpickler(file, {}).load() for _ in range(2))
+    if version != 1001 or not machine.get("little_endian", True):
+        raise pickle.UnpicklingError("its numbers are big-endian, or of another kind")
+    value = SafeUnpickler(file, functions, _STORAGES, load_storage).load()
+    for key in SafeUnpickler(file, {}).load():
+        (count,) = struct.unpack("<q", file.read(8))
+        numbers = file.read(storages[key].nbytes)
+        if count != storages[key].size or len(numbers) < storages[key].nbytes:
+            raise pickle.UnpicklingError(f"storage {key} is cut off")
+        storages[key].view(np.uint8)[:] = np.frombuffer(numbers, np.uint8)
+    return value
 
 
 def _rebuild_tensor(storage, offset, size, stride, *_) -> np.ndarray:
@@ -164,38 +153,20 @@ def _rebuild_parameter(tensor, *_):
     return tensor
 
 
-FUNCTIONS = {
+def _load_from_bytes(data) -> object:
+    """A file of torch inside a pickle; inside it there is no further one."""
+    if not isinstance(data, bytes):
+        raise pickle.UnpicklingError("a tensor has no storage")
+    return _read(io.BytesIO(data), _WITHOUT_FILES)
+
+
+_WITHOUT_FILES = pickles.FUNCTIONS | {
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
     ("torch", "Size"): lambda *size: tuple(*size),
-    ("builtins", "set"): lambda *items: frozenset(*items),
-    ("_codecs", "encode"): lambda *_: b"",
 }
-
-
-def _read_old(path: str) -> object:
-    """A file of torch before 1.6, whose format only torch itself knows."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"{path} is no zip archive, as torch.save writes since 1.6; with torch, "
-            f"torch.save(torch.load(OLD, weights_only=True), NEW) makes it one."
-        ) from error
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} is no weight file torch reads: {reason}.") from error
-    return _as_numpy(loaded)
-
-
-def _as_numpy(value):
-    if isinstance(value, dict):
-        return {key: _as_numpy(item) for key, item in value.items()}
-    if type(value).__module__.startswith("torch"):
-        is_tensor = callable(getattr(value, "detach", None))
-        return value.detach().float().numpy() if is_tensor else Ignored()
-    return value
+FUNCTIONS = _WITHOUT_FILES | {
+    ("torch.storage", "_load_from_bytes"): _load_from_bytes,
+}

@@ -166,9 +166,11 @@ def base(name: str) -> ConfigDict:
                 # Where the schedule ends.
                 "end_learning_rate": 1e-5,
                 # poly, cosine, one_cycle (which also turns Adam's first decay and
-                # needs neither warm-up nor end), constant.
+                # needs neither warm-up nor end), steps, constant.
                 "schedule": "poly",
                 "poly_power": 0.9,
+                # steps: shares of the training after which the rate falls to a tenth.
+                "falls_at": (),
                 "warmup_steps": 0,
                 "momentum": 0.9,
                 "weight_decay": 0.0,

@@ -153,8 +153,11 @@ KEYS = {
     "optimizer.name": choice("sgd", "adamw"),
     "optimizer.learning_rate": ABOVE_0,
     "optimizer.end_learning_rate": FROM_0,
-    "optimizer.schedule": choice("poly", "cosine", "one_cycle", "constant"),
+    "optimizer.schedule": choice("poly", "cosine", "one_cycle", "steps", "constant"),
     "optimizer.poly_power": FROM_0,
+    "optimizer.falls_at": ordered(
+        tuple_of(SHARE, "shares of the steps, smaller ones first, such as (0.89, 0.96)")
+    ),
     "optimizer.warmup_steps": COUNT_OR_NONE,
     "optimizer.momentum": number(0, below=1),
     "optimizer.weight_decay": FROM_0,

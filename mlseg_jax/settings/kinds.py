@@ -106,8 +106,8 @@ def also(kind: Kind, value, wanted: str) -> Kind:
 
 
 def ordered(kind: Kind) -> Kind:
-    """Of a pair, whose first is not larger than its second."""
-    return Kind(kind.wanted, lambda x: kind.fits(x) and x[0] <= x[1])
+    """Of several, none of which is larger than the next one."""
+    return Kind(kind.wanted, lambda x: kind.fits(x) and list(x) == sorted(x))
 
 
 def _as_tuple(value):

@@ -5,6 +5,8 @@ the data says (``data.segments``), and in what is made of the regions afterwards
 loss is this one.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -30,6 +32,10 @@ from mlseg_jax.typing import Array, Float, PRNGKeyArray
 
 SEGMENTS = {"semantic": "classes", "panoptic": "panoptic", "instance": "instances"}
 """What the segments of each task are: its ``data.segments``."""
+
+BAD_COSTS, BAD_PLACES = "train/bad_costs", "train/bad_places"
+"""Share of the pictures some of whose matching costs were not a finite number, and the
+mean of their places in the batch, others counting as 0."""
 
 MASK_LOSSES = {"points": "points", "focal": "dense"}
 """``loss.regions.mask``, and what `RegionLoss` calls it."""
@@ -144,8 +150,19 @@ def means(
             (num_segments - losses.num_targets).astype(jnp.float32)
         ),
         BAD_COSTS: mean_over_examples(losses.bad_costs.astype(jnp.float32)),
+        BAD_PLACES: mean_over_examples(
+            losses.bad_costs * jnp.arange(len(areas), dtype=jnp.float32)
+        ),
     }
 
 
-BAD_COSTS = "train/bad_costs"
-"""Share of the pictures some of whose matching costs were not a finite number."""
+def bad_rows(metrics: Mapping, batch_size: int, num_parts: int) -> list[int]:
+    """Rows of a batch that may have had costs that are no numbers; often just one.
+
+    ``num_parts``: of an accumulation, whose parts take turns at the rows.
+    """
+    count = round(batch_size * float(metrics.get(BAD_COSTS, 0.0)))
+    if count != 1:
+        return list(range(batch_size)) if count else []
+    place = round(batch_size * float(metrics[BAD_PLACES]))
+    return [place * num_parts + part for part in range(num_parts)]

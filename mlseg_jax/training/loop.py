@@ -9,7 +9,7 @@ import numpy as np
 from input_pipeline.augmentation.augment import make_augment
 from input_pipeline.datasets.bad_examples import Skips, drop_bad, replace_bad
 from input_pipeline.datasets.open import open_dataset
-from input_pipeline.pipeline import read_some, train_batches
+from input_pipeline.pipeline import names_of_batch, read_some, train_batches
 from mlseg_jax.distributed.processes import first_process_first
 from mlseg_jax.distributed.sharding import (
     check_batch_size,
@@ -30,6 +30,7 @@ from mlseg_jax.runs.workdir import claim_workdir
 from mlseg_jax.settings.resolve import AUTO, resolve
 from mlseg_jax.tasks.evaluation import evaluate
 from mlseg_jax.tasks.given_selection import add_given_labels
+from mlseg_jax.tasks.regions import bad_rows
 from mlseg_jax.tasks.table import find_task
 from mlseg_jax.training import long_tail, preflight
 from mlseg_jax.training.checks import check_labels
@@ -168,7 +169,7 @@ class _Loop:
         self.stopped_early = False
 
     def run(self, state, source, skips, stop, watchdog, profile):
-        settings = self.config.train
+        settings, self.source = self.config.train, source
         first = step = int(state["step"])
         batches = train_batches(
             source,
@@ -265,6 +266,7 @@ class _Loop:
         fetched = jax.device_get([metrics for _, metrics in self.pending])
         self.pending.clear()
         for step, metrics in zip(steps, fetched, strict=True):
+            self._check_costs(step, metrics)
             bad = [key for key, value in metrics.items() if not np.isfinite(value)]
             if bad:
                 saved = self.checkpoints.steps()
@@ -276,6 +278,19 @@ class _Loop:
                     f"from there."
                 )
         return fetched
+
+    def _check_costs(self, step: int, metrics) -> None:
+        """Names the picture whose segments cannot be matched with queries."""
+        settings = self.config.train
+        rows = bad_rows(metrics, settings.batch_size, settings.accumulate)
+        if rows:
+            where = self.config.seed, settings.batch_size, step - 1, rows
+            names = ", ".join(names_of_batch(self.source, *where))
+            raise UserError(
+                f"Training diverged at step {step}: costs of matching are not finite "
+                f"in {'one of ' if len(rows) > 1 else ''}{names}; look at the picture "
+                "and its masks, or lower optimizer.learning_rate."
+            )
 
     def _log(self, step: int, bar) -> None:
         fetched = self._check_finite()

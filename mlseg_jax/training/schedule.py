@@ -6,14 +6,17 @@ import optax
 
 CYCLE_START = 0.2
 """Share of the steps in which a one-cycle schedule rises."""
+FALL = 0.1
+"""Factor of the learning rate where ``steps`` falls."""
 
 
 def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Learning rate by step: a linear warm-up, then ``poly``, ``cosine`` or constant.
+    """Learning rate by step: a linear warm-up, then ``poly``, ``cosine``, others.
 
     poly: (start - end) (1 - step / steps)^power + end (method.md section 12.1).
     ``one_cycle`` has its own warm-up (method.md section 8.2): half a cosine from a 25th
     of the learning rate up to it, another down to a ten-thousandth of where it began.
+    ``steps`` falls to a tenth at each of ``falls_at`` (masks.md section 5.3).
     """
     optimizer = config.optimizer
     if optimizer.schedule == "one_cycle":
@@ -25,6 +28,10 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
         decay = optax.polynomial_schedule(start, end, optimizer.poly_power, steps)
     elif optimizer.schedule == "cosine":
         decay = optax.cosine_decay_schedule(start, steps, alpha=end / start)
+    elif optimizer.schedule == "steps":
+        falls = [round(share * config.train.steps) for share in optimizer.falls_at]
+        falls = {step - optimizer.warmup_steps: FALL for step in falls}
+        decay = optax.piecewise_constant_schedule(start, falls)
     else:
         decay = optax.constant_schedule(start)
     if optimizer.warmup_steps == 0:

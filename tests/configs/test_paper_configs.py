@@ -56,7 +56,40 @@ def test_recipes(name):
     assert (config.eval.mode, config.eval.selection_scope) == ("slide", "per_window")
 
 
-@pytest.mark.parametrize("name", paper.EXPERIMENTS)
+# Traced and counted by tests/models/test_region_models.py.
+REGIONS = [n for n, row in paper.EXPERIMENTS.items() if row[0].startswith("mask")]
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_recipes_of_regions(name):
+    """method.md 12.4, masks.md 3.4."""
+    config = paper.get_config(name)
+    assert config.is_locked and config.name == name
+    assert config.task == ("panoptic" if "panoptic" in name else "semantic")
+    assert config.selection.k == 64 if "oracle" in name else 150
+    assert config.data.num_classes == 150
+    has_head = name.endswith(("mlseg", "mt", "mt_ls"))
+    assert config.loss.multilabel_weight == 10.0 * has_head
+    assert config.model.decoder.cosine == has_head
+    optimizer, is_mask2former = config.optimizer, "maskformer" not in name
+    assert (optimizer.name, config.train.batch_size) == ("adamw", 16)
+    assert (optimizer.schedule, optimizer.poly_power) == ("poly", 0.9)
+    assert optimizer.clip_norm == 0.01
+    if is_mask2former:
+        assert (optimizer.learning_rate, optimizer.weight_decay) == (1e-4, 0.05)
+        assert config.data.crop_size == (640, 640)
+        assert config.train.steps == 160_000
+        large = config.task == "panoptic"
+        assert config.model.decoder.num_queries == 100 * (1 + large)
+    elif config.task == "panoptic":
+        assert (optimizer.learning_rate, optimizer.weight_decay) == (1e-4, 1e-4)
+        assert config.train.steps == 720_000
+    else:
+        assert (optimizer.learning_rate, optimizer.weight_decay) == (6e-5, 0.01)
+        assert (optimizer.warmup_steps, config.train.steps) == (1500, 160_000)
+
+
+@pytest.mark.parametrize("name", [n for n in paper.EXPERIMENTS if n not in REGIONS])
 def test_every_row_traces(name):
     config = paper.get_config(name)
     assert config.is_locked

@@ -209,8 +209,8 @@ def test_windows_scales_and_mirror_images():
     settings_whole = settings.copy_and_resolve_references()
     settings_whole.update(mode="whole", flip=False)
     grid_length = lambda pixels: -(-pixels // 4)  # noqa: E731
-    whole = make_views(image, settings_whole, grid_length)
-    mirrored = make_views(image, settings, grid_length)[1:]
+    whole = make_views(image, settings_whole, grid_length, True, 4)
+    mirrored = make_views(image, settings, grid_length, True, 4)[1:]
     assert mirrored[0].columns.starts == (0, 29) and whole[0].num_windows == 1
     # Of the whole the masks are longer than its real part.
     cells = whole[0].rows.canvas_cells, whole[0].columns.canvas_cells

@@ -177,7 +177,7 @@ def test_memory_does_not_grow_with_predictions():
         ({"decoder.image_layer": 3}, "image_layer is 3, but there are 2 layers"),
         ({"multilabel_head.share_embeddings": True}, "embed_dim is 24, but it shares"),
         ({"multilabel_head.projection": "none"}, "projection 'none'; choose one of"),
-        ({"class_embeddings.initial": "ones"}, "initial 'ones'; choose one of"),
+        ({"class_embeddings.initial": "ones"}, "initial is 'ones'; give normal"),
     ],
 )
 def test_parts_that_do_not_fit(changes, sentence):

@@ -61,7 +61,19 @@ def make_workdir(path, num_classes=40, k=10, num_examples=2, size=(48, 64)):
     events.append({"step": 4000, "eval/mIoU": 0.5, "train/input_wait": 0.0})
     events.append({"step": 4000, "loss/total": float("nan"), "tag": "text"})
     log = "\n".join(map(json.dumps, events)) + '\n{"step": 4010, "loss/to'
-    arrays = {"names": np.array(names)}
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "metrics.json").write_text(json.dumps(metrics))
+    (path / "metrics.jsonl").write_text(log)
+    (path / "evaluation.json").write_text(json.dumps(evaluation))
+    arrays = make_pictures(rng, num_examples, size, num_classes, k)
+    arrays |= {"names": np.array(names)}
+    np.savez_compressed(path / "evaluation_examples.npz", **arrays)
+    return path
+
+
+def make_pictures(rng, num_examples, size, num_classes, k):
+    arrays = {}
     for i in range(num_examples):
         truth = rng.integers(-1, num_classes, size).astype(np.int32)
         order = rng.permutation(num_classes)[: k + 5]
@@ -73,13 +85,7 @@ def make_workdir(path, num_classes=40, k=10, num_examples=2, size=(48, 64)):
             f"label_scores_{i}": np.linspace(1, 0, k + 5, dtype=np.float32),
             f"label_selected_{i}": np.arange(k + 5) < k,
         }
-    path.mkdir(exist_ok=True)
-    (path / "config.json").write_text(json.dumps(config))
-    (path / "metrics.json").write_text(json.dumps(metrics))
-    (path / "metrics.jsonl").write_text(log)
-    (path / "evaluation.json").write_text(json.dumps(evaluation))
-    np.savez_compressed(path / "evaluation_examples.npz", **arrays)
-    return path
+    return arrays
 
 
 class Checker(html.parser.HTMLParser):

@@ -8,7 +8,7 @@ import pytest
 from shrink import deeplabv3_config, segmenter_config
 from tiny import tiny_config
 
-from configs import query2label, segmenter
+from configs import mask2former, query2label, segmenter
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.training.optimizer import average_decay, make_optimizer
@@ -48,6 +48,25 @@ def test_cosine_after_a_warm_up():
             share = min(1.0, (i - 20) / 100)
             expected = 0.1 + (0.5 - 0.1) * 0.5 * (1 + np.cos(np.pi * share))
         assert float(schedule(i)) == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_steps_of_coco():
+    """masks.md 5.3."""
+    for backbone, last, falls in (
+        ("resnet50", 368_750, (327_778, 355_092)),
+        ("swin_l", 737_500, (655_556, 710_184)),
+    ):
+        config = mask2former.get_config(
+            f"dataset=coco_panoptic,backbone={backbone},task=panoptic"
+        )
+        schedule = make_schedule(config)
+        assert config.train.steps == last
+        for step, rate in zip(
+            (0, falls[0] - 1, falls[0], falls[1] - 1, falls[1], last),
+            (1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6),
+            strict=True,
+        ):
+            assert float(schedule(step)) == pytest.approx(rate)
 
 
 def test_constant_schedule():

@@ -69,8 +69,7 @@ class Swin(AbstractBackbone):
             rngs=rngs,
         )
         self.patch_norm = LayerNorm(embed_dim, epsilon=EPSILON)
-        rates = np.linspace(0.0, drop_path_rate, sum(depths)).reshape(-1, 2).tolist()
-        rates = list(map(tuple, rates))
+        rates = np.linspace(0.0, drop_path_rate, sum(depths)).reshape(-1, 2)
         stages = []
         for width, depth, heads in zip(
             self.feature_dims, depths, num_heads, strict=True
@@ -88,7 +87,7 @@ class Swin(AbstractBackbone):
             stage = BlockStack(
                 make_pair,
                 pairs,
-                drop_path_rate=tuple(rates[:pairs]),
+                drop_path_rate=tuple(map(tuple, rates[:pairs].tolist())),
                 scan=scan,
                 remat=remat,
                 rngs=rngs,

@@ -102,6 +102,7 @@ class ViT(AbstractBackbone):
             rngs=rngs,
         )
         self.norm = LayerNorm(embed_dim, epsilon=norm_epsilon)
+        self.multiple = 2 * patch_size
         self.pyramid = (
             SimplePyramid(embed_dim, dtype=dtype, rngs=rngs) if pyramid else None
         )

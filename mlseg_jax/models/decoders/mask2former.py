@@ -11,10 +11,9 @@ from mlseg_jax.models.interfaces import (
     FeatureMap,
     mask_products,
 )
-from mlseg_jax.models.layers.block_stack import run_layer
+from mlseg_jax.models.layers.block_stack import run_layers
 from mlseg_jax.models.layers.conv import resize_like
 from mlseg_jax.models.layers.position_embedding import map_positions
-from mlseg_jax.models.layers.post_norm import with_rngs
 from mlseg_jax.models.layers.query_layer import QueryLayer
 from mlseg_jax.models.macs import Macs, in_full, product
 from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
@@ -39,6 +38,7 @@ class Mask2FormerDecoder(AbstractRegionDecoder):
         cosine: bool,
         image: str = "queries",
         image_layer: int = 3,
+        scan: bool = False,
         remat: str = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -74,6 +74,7 @@ class Mask2FormerDecoder(AbstractRegionDecoder):
                 for _ in range(depth)
             ]
         )
+        self.scan = scan
         self.remat = remat
 
     def embed(
@@ -90,17 +91,23 @@ class Mask2FormerDecoder(AbstractRegionDecoder):
         positions = self.query_positions[...][None].astype(self.dtype)
         queries = self.query_features[...][None].astype(self.dtype)
         queries = jnp.broadcast_to(queries, (batch, *queries.shape[1:]))
-        states, predictions = [queries], [self.head(queries)]
-        for i, (layer, _) in enumerate(with_rngs(self.layers, rng)):
-            keys, values, masks = levels[i % len(levels)]
-            mask = attention_mask(predictions[-1][1], masks)
-            queries = run_layer(
-                *(layer, queries, positions, keys, values, mask), remat=self.remat
-            )
-            states.append(queries)
-            predictions.append(self.head(queries))
+        first = self.head(queries)
+
+        def look(layer, place, state, rng):
+            queries, mask_embeddings = state
+            keys, values, masks = levels[place]
+            mask = attention_mask(mask_embeddings, masks)
+            # Nothing is dropped in these layers.
+            queries = layer(queries, positions, keys, values, mask)
+            prediction = self.head(queries)
+            return (queries, prediction[1]), (queries, prediction)
+
+        how = {"scan": self.scan, "remat": self.remat, "period": len(levels)}
+        _, kept = run_layers(self.layers, look, (queries, first[1]), **how)
+        later, predictions = zip(*kept, strict=True)
+        predictions = [first, *predictions]
         supervised = predictions if rng is not None else predictions[-1:]
-        return self.embeddings(supervised, states, pixels)
+        return self.embeddings(supervised, [queries, *later], pixels)
 
     def _level(
         self, features: FeatureMap, embedding: Array, mask_features: FeatureMap

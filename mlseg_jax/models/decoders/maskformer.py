@@ -5,11 +5,10 @@ from flax import nnx
 
 from mlseg_jax.models.decoders.regions import AbstractRegionDecoder
 from mlseg_jax.models.interfaces import AbstractPixelDecoder, Embeddings, FeatureMap
-from mlseg_jax.models.layers.block_stack import run_layer
+from mlseg_jax.models.layers.block_stack import run_layers
 from mlseg_jax.models.layers.conv import Conv
 from mlseg_jax.models.layers.group_norm import xavier_fill
 from mlseg_jax.models.layers.position_embedding import map_positions
-from mlseg_jax.models.layers.post_norm import with_rngs
 from mlseg_jax.models.layers.query_layer import QueryLayer
 from mlseg_jax.models.layers.transformer import split_rng
 from mlseg_jax.models.macs import Macs, in_full, product
@@ -34,6 +33,7 @@ class MaskFormerDecoder(AbstractRegionDecoder):
         cosine: bool,
         image: str = "queries",
         image_layer: int = 3,
+        scan: bool = False,
         remat: str = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -70,6 +70,7 @@ class MaskFormerDecoder(AbstractRegionDecoder):
                 for _ in range(depth)
             ]
         )
+        self.scan = scan
         self.remat = remat
 
     def embed(
@@ -88,14 +89,15 @@ class MaskFormerDecoder(AbstractRegionDecoder):
         mask = None if memory.mask is None else memory.mask.reshape(batch, -1)
         positions = self.query_positions[...][None].astype(self.dtype)
         queries = jnp.zeros((batch, *positions.shape[1:]), self.dtype)
-        states = [queries]
-        for layer, layer_rng in with_rngs(self.layers, layers_rng):
-            queries = run_layer(
-                *(layer, queries, positions, keys, values, mask, layer_rng),
-                remat=self.remat,
-            )
-            states.append(queries)
-        supervised = states[1:] if rng is not None else states[-1:]
+
+        def look(layer, place, queries, rng):
+            queries = layer(queries, positions, keys, values, mask, rng)
+            return queries, queries
+
+        how = {"scan": self.scan, "remat": self.remat}
+        _, later = run_layers(self.layers, look, queries, layers_rng, **how)
+        states = [queries, *later]
+        supervised = later if rng is not None else later[-1:]
         return self.embeddings(list(map(self.head, supervised)), states, pixels)
 
     def embed_macs(self, grids: tuple[tuple[int, int], ...]) -> Macs:

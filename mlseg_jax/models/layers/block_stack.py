@@ -1,15 +1,17 @@
 """Stacks of equal blocks."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from mlseg_jax.distributed.sharding import gather_weights, pin_examples
 from mlseg_jax.models.layers.transformer import Context
 from mlseg_jax.models.macs import Macs
-from mlseg_jax.typing import Array, Float, PRNGKeyArray
+from mlseg_jax.typing import Array, Float, PRNGKeyArray, PyTree
 
 REMAT_POLICIES = {
     "none": None,
@@ -30,11 +32,71 @@ def rematerialised(
     )
 
 
-def run_layer(layer: nnx.Module, *args, remat: str) -> Array:
-    """One layer on ``args``, made again in the backward pass as ``remat`` says."""
-    graph, weights = nnx.split(layer)
-    run = rematerialised(lambda weights, *args: nnx.merge(graph, weights)(*args), remat)
-    return pin_examples(run(weights, *args))
+def run_layers(
+    layers: Sequence[nnx.Module],
+    run: Callable,
+    state: PyTree,
+    rng: PRNGKeyArray | None = None,
+    *,
+    period: int = 1,
+    scan: bool = False,
+    remat: str = "none",
+) -> tuple[PyTree, list]:
+    """Equal layers, one after the other, whose weights are kept apart.
+
+    Args:
+      layers: those.
+      run: from ``(layer, place, state, rng)``, ``place`` being the layer's number
+        modulo ``period``, to the state after it and what is to be kept of it.
+      state: before the first layer: arrays ``[B ...]``.
+      rng: is split over the layers; ``None`` is evaluation.
+      period: layers of one place see arrays of the same shapes.
+      scan: one loop over rounds of ``period`` layers, which compiles once whatever the
+        depth. Weights are stacked while it runs.
+      remat: what is kept for the backward pass (`REMAT_POLICIES`).
+
+    Returns:
+      The state after the last layer, and what ``run`` kept of each.
+    """
+    rounds, first, kept = len(layers) // period, 0, []
+    rngs = [None] * len(layers) if rng is None else jax.random.split(rng, len(layers))
+    graph = nnx.split(layers[0])[0] if layers else None
+
+    def run_one(place, state, weights, rng):
+        state, keep = run(nnx.merge(graph, weights), place, state, rng)
+        return jax.tree.map(pin_examples, state), keep
+
+    def step(place: int, in_scan: bool) -> Callable:
+        one = functools.partial(run_one, place)
+        return rematerialised(one, remat, in_scan=in_scan)
+
+    weights = [nnx.state(layer) for layer in layers]
+    if scan and rounds > 1:
+        steps = [step(place, True) for place in range(period)]
+        first = rounds * period
+        each = [(weights[i], rngs[i]) for i in range(first)]
+        stacked = [
+            jax.tree.map(lambda *x: jnp.stack(x), *each[place::period])
+            for place in range(period)
+        ]
+
+        def run_round(state, layers):
+            kept = []
+            for step, layer in zip(steps, layers, strict=True):
+                state, keep = step(state, *layer)
+                kept.append(keep)
+            return state, kept
+
+        state, stacks = jax.lax.scan(run_round, state, stacked)
+        kept = [
+            jax.tree.map(lambda x, i=i: x[i], stack)
+            for i in range(rounds)
+            for stack in stacks
+        ]
+    for i in range(first, len(layers)):
+        state, keep = step(i % period, False)(state, weights[i], rngs[i])
+        kept.append(keep)
+    return state, kept
 
 
 class BlockStack(nnx.Module):

@@ -88,11 +88,14 @@ class DeformableAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         places = num_heads * num_levels * num_points
+        directions = first_offsets(num_heads, num_levels, num_points).reshape(-1)
         self.sampling_offsets = nnx.Linear(
-            embed_dim, 2 * places, kernel_init=nnx.initializers.zeros, rngs=rngs
+            embed_dim,
+            2 * places,
+            kernel_init=nnx.initializers.zeros,
+            bias_init=lambda *_: jnp.asarray(directions),
+            rngs=rngs,
         )
-        directions = first_offsets(num_heads, num_levels, num_points)
-        self.sampling_offsets.bias[...] = jnp.asarray(directions.reshape(-1))
         self.attention_weights = nnx.Linear(
             embed_dim, places, kernel_init=nnx.initializers.zeros, rngs=rngs
         )

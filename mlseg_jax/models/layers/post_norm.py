@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from mlseg_jax.models.layers.attention import attention
-from mlseg_jax.models.layers.block_stack import run_layer
+from mlseg_jax.models.layers.block_stack import run_layers
 from mlseg_jax.models.layers.dropout import dropout
 from mlseg_jax.models.layers.masked_attention import masked_attention
 from mlseg_jax.models.layers.norm import LayerNorm
@@ -206,21 +206,19 @@ class PostNormTransformer(nnx.Module):
         queries = jnp.broadcast_to(
             queries.astype(memory.dtype), (memory.shape[0], *queries.shape[-2:])
         )
-        for layer, layer_rng in with_rngs(self.encoder, encoder_rng):
-            memory = run_layer(
-                *(layer, memory, memory_positions, memory, memory_positions),
-                *(memory_mask, layer_rng),
-                remat=self.remat,
-            )
-        decoder = with_rngs(self.decoder, decoder_rng)
+        memory = encode(
+            *(self.encoder, memory, memory_positions, memory_mask, encoder_rng),
+            remat=self.remat,
+        )
 
         def decode(tokens: Array, queries: Array) -> Array:
-            for layer, layer_rng in decoder:
-                tokens = run_layer(
-                    *(layer, tokens, queries, memory, memory_positions),
-                    *(memory_mask, layer_rng),
-                    remat=self.remat,
-                )
+            def look(layer, place, tokens, rng):
+                seen = memory, memory_positions, memory_mask
+                return layer(tokens, queries, *seen, rng), None
+
+            tokens, _ = run_layers(
+                self.decoder, look, tokens, decoder_rng, remat=self.remat
+            )
             return self.norm(tokens)
 
         tokens = jnp.zeros_like(queries)
@@ -237,6 +235,19 @@ class PostNormTransformer(nnx.Module):
         return count
 
 
-def with_rngs(layers: nnx.List, rng: PRNGKeyArray | None) -> list[tuple]:
-    """Every layer with a key of its own, or with ``None``."""
-    return list(zip(layers, split_rng(rng, len(layers)), strict=True)) if layers else []
+def encode(
+    layers: nnx.List,
+    tokens: Float[Array, "B L D"],
+    positions: Float[Array, "B L D"],
+    mask: Bool[Array, "B L"] | None,
+    rng: PRNGKeyArray | None,
+    **how,
+) -> Float[Array, "B L D"]:
+    """Tokens that look at each other in every `PostNormLayer`; ``how`` as of
+    `run_layers`.
+    """
+
+    def look(layer, place, tokens, rng):
+        return layer(tokens, positions, tokens, positions, mask, rng), None
+
+    return run_layers(layers, look, tokens, rng, **how)[0]

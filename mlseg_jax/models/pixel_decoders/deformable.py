@@ -8,12 +8,11 @@ from flax import nnx
 
 from mlseg_jax.distributed.sharding import pin_examples
 from mlseg_jax.models.interfaces import AbstractPixelDecoder, FeatureMap, PixelFeatures
-from mlseg_jax.models.layers.block_stack import run_layer
+from mlseg_jax.models.layers.block_stack import run_layers
 from mlseg_jax.models.layers.conv import Conv, resize_like
 from mlseg_jax.models.layers.deformable_attention import DeformableLayer, Grids
 from mlseg_jax.models.layers.group_norm import GroupNormUnit, xavier_fill
 from mlseg_jax.models.layers.position_embedding import map_positions
-from mlseg_jax.models.layers.post_norm import with_rngs
 from mlseg_jax.models.macs import Macs
 from mlseg_jax.models.pixel_decoders.fpn import map_levels
 from mlseg_jax.typing import DTypeLike, PRNGKeyArray
@@ -36,6 +35,7 @@ class DeformableDecoder(AbstractPixelDecoder):
         num_points: int,
         mlp_dim: int,
         dropout_rate: float,
+        scan: bool = False,
         remat: str = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -83,6 +83,7 @@ class DeformableDecoder(AbstractPixelDecoder):
         self.mask_features = Conv(
             embed_dim, embed_dim, kernel_init=xavier_fill, dtype=dtype, rngs=rngs
         )
+        self.scan = scan
         self.remat = remat
 
     def __call__(
@@ -103,10 +104,12 @@ class DeformableDecoder(AbstractPixelDecoder):
                 for each, level in zip(maps, levels, strict=True)
             ]
         ).astype(tokens.dtype)
-        for layer, layer_rng in with_rngs(self.layers, rng):
-            tokens = run_layer(
-                *(layer, tokens, positions, grids, layer_rng), remat=self.remat
-            )
+
+        def look(layer, place, tokens, rng):
+            return layer(tokens, positions, grids, rng), None
+
+        how = {"scan": self.scan, "remat": self.remat}
+        tokens, _ = run_layers(self.layers, look, tokens, rng, **how)
         maps = grids.split(tokens)
         finest = maps[-1]
         fine = features[: -len(maps)]

@@ -4,11 +4,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlseg_jax.models.interfaces import AbstractPixelDecoder, FeatureMap, PixelFeatures
-from mlseg_jax.models.layers.block_stack import run_layer
 from mlseg_jax.models.layers.conv import Conv
 from mlseg_jax.models.layers.group_norm import xavier_fill
 from mlseg_jax.models.layers.position_embedding import map_positions
-from mlseg_jax.models.layers.post_norm import PostNormLayer, with_rngs
+from mlseg_jax.models.layers.post_norm import PostNormLayer, encode
 from mlseg_jax.models.layers.transformer import torch_uniform
 from mlseg_jax.models.macs import Macs
 from mlseg_jax.models.pixel_decoders.fpn import NUM_MAPS, FeaturePyramid, map_levels
@@ -28,6 +27,7 @@ class EncoderFPNDecoder(AbstractPixelDecoder):
         num_heads: int,
         mlp_dim: int,
         dropout_rate: float,
+        scan: bool = False,
         remat: str = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -56,6 +56,7 @@ class EncoderFPNDecoder(AbstractPixelDecoder):
         self.pyramid = FeaturePyramid(
             (*fine, embed_dim), embed_dim, num_groups=num_groups, dtype=dtype, rngs=rngs
         )
+        self.scan = scan
         self.remat = remat
 
     def __call__(
@@ -69,11 +70,8 @@ class EncoderFPNDecoder(AbstractPixelDecoder):
         positions = positions.reshape(positions.shape[0], *tokens.shape[1:])
         positions = jnp.broadcast_to(positions, tokens.shape)
         mask = None if last.mask is None else last.mask.reshape(shape[0], -1)
-        for layer, layer_rng in with_rngs(self.layers, rng):
-            tokens = run_layer(
-                *(layer, tokens, positions, tokens, positions, mask, layer_rng),
-                remat=self.remat,
-            )
+        how = {"scan": self.scan, "remat": self.remat}
+        tokens = encode(self.layers, tokens, positions, mask, rng, **how)
         memory = FeatureMap(tokens.reshape(shape), last.grid_size)
         maps, masks = self.pyramid((*fine, memory))
         return PixelFeatures(masks, maps[:NUM_MAPS], memory)
