@@ -59,15 +59,16 @@ def plan_text(study: SelectionStudy) -> str:
         "| stage | cells | done | CPU hours spent | CPU hours to come |",
         "| --- | --- | --- | --- | --- |",
     ]
+    found = {cell: study.found(cell) for cell in study.all_cells()}
     seen, totals = set(), np.zeros(4)
     for stage in study.rows.STAGES:
         cells = [cell for cell in study.cells(stage) if cell not in seen]
         seen.update(cells)
-        found = {cell: study.found(cell) for cell in cells}
         done = [cell for cell in cells if found[cell]]
-        spent = sum(found[cell]["cost"]["cpu_seconds"] for cell in done) / 3600
-        ahead = sum(forecast(study, c) for c in cells if not found[c]) / 3600
-        row = np.array([len(cells), len(done), spent, ahead])
+        spent = sum(_cpu_seconds(found[cell]) for cell in done) / 3600
+        thought = study.rows.SIZES[study.rows.STAGES[stage][0]]["cpu_seconds"]
+        ahead = [forecast(c, found, thought) for c in cells if not found[c]]
+        row = np.array([len(cells), len(done), spent, sum(ahead) / 3600])
         totals += row
         lines.append(_plan_row(stage, row))
     return "\n".join([*lines, _plan_row("all", totals)])
@@ -78,20 +79,21 @@ def _plan_row(name: str, row: np.ndarray) -> str:
     return f"| {name} | {planned:.0f} | {done:.0f} | {spent:.2f} | {ahead:.2f} |"
 
 
-def forecast(study: SelectionStudy, cell: Cell) -> float:
-    """CPU seconds of a cell: as of those finished of its size, else as thought."""
-    others = [other for other in study.all_cells() if other.size == cell.size]
-    found = {other: study.found(other) for other in others}
-    done = {other: each["cost"]["cpu_seconds"] for other, each in found.items() if each}
-    same = [
-        seconds
-        for other, seconds in done.items()
-        if (other.row, other.budget) == (cell.row, cell.budget)
-    ]
-    chosen = same or list(done.values())
-    if not chosen:
-        return float(study.rows.SIZES[cell.size]["cpu_seconds"])
-    return float(np.mean(chosen))
+def forecast(cell: Cell, found: Mapping[Cell, dict | None], thought: float) -> float:
+    """CPU seconds of a cell: as of its row's finished ones, else as of those of its
+    size and budget, else as ``thought``.
+    """
+    done = {
+        other: _cpu_seconds(each)
+        for other, each in found.items()
+        if each and (other.size, other.budget) == (cell.size, cell.budget)
+    }
+    same = [seconds for other, seconds in done.items() if other.row == cell.row]
+    return float(np.mean(same or list(done.values()) or [thought]))
+
+
+def _cpu_seconds(found: dict) -> float:
+    return float(found["cost"]["cpu_seconds"])
 
 
 def results_text(study: SelectionStudy, against: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.flops import count_macs, training_flops
 from mlseg_jax.models.macs import Macs
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "paper.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "paper.md"
 
 # Rows of configs/paper.py: parameters, 1e9 multiply-accumulates as the paper counted
 # them (the corrected figures of method.md 14.2 and 14.3, which the printed ones agree

@@ -73,8 +73,11 @@ def test_every_cell_trains_and_chooses_without_the_test_split():
     study = SelectionStudy(rows, "cells")
     cells = study.all_cells()
     assert len(set(cells)) == len(cells) > 0
-    sizes = {cell.size for cell in cells} | set(rows.SIZES)
-    for cell in [*cells, *(Cell(s, "steps", r, 0) for s in sizes for r in rows.ROWS)]:
+    assert {cell.size for cell in cells} <= set(rows.SIZES)
+    first = [cell for cell in cells if cell.seed == 0]
+    first += [Cell("toy", "steps", row, 3) for row in rows.ROWS]
+    first += [Cell(size, "steps", "mlseg", 1) for size in rows.SIZES]
+    for cell in first:
         config = study.config(cell)
         check_config(config)
         data, test = config.data, rows.TEST[rows.kind_of(cell.size)]
@@ -98,11 +101,11 @@ def test_every_cell_trains_and_chooses_without_the_test_split():
 def test_the_splits_of_photographs_are_disjoint_and_neighbours_are_apart():
     train, validation = (split_part(s) for s in rows.SPLITS["photographs"])
     assert train.name == validation.name != split_part(rows.TEST["photographs"]).name
-    for length in (367, 50):
-        first, second = train.of(length), validation.of(length)
-        assert first.start == 0 and second.stop == length
-        assert first.stop < second.start
-        assert len(second) == round(0.2 * length)
+    first, second = train.of(367), validation.of(367)
+    assert first.start == 0 and first.stop < second.start
+    assert abs(len(second) - 0.2 * 367) <= 1
+    # CamVid's validation clip, the test here, lies after frame 350.
+    assert second.stop < 350
 
 
 def test_the_splits_of_scenes_are_disjoint():
