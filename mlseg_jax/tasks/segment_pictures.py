@@ -6,7 +6,7 @@ import numpy as np
 from etils import epath
 from pycocotools import mask as coco_mask
 
-from input_pipeline.files import masks
+from input_pipeline.files import coco_masks
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.inference.segments import VOID, Panoptic, Segment
 from mlseg_jax.metrics.instance_precision import TrueInstance
@@ -117,5 +117,5 @@ def _lay_over(size: tuple[int, int], runs: Sequence[dict]) -> Int[np.ndarray, "H
     """Numbers from 1; the first lie on top."""
     segment_map = np.full(size, VOID, np.int32)
     for number in range(len(runs), 0, -1):
-        segment_map[masks.draw(runs[number - 1]) > 0] = number
+        segment_map[coco_masks.draw(runs[number - 1]) > 0] = number
     return segment_map
