@@ -219,8 +219,7 @@ class AbstractBackbone(nnx.Module):
       feature_dims: width of each map.
       any_canvas: whether a picture may fill a part of a larger canvas without any
         change; where it may not, prediction compiles once for every size of picture.
-      multiple: stride of the coarsest of four maps; decoders of regions see sides that
-        are padded to a multiple of it.
+      multiple: stride of the coarsest map, to which regions' pictures are padded.
     """
 
     feature_dims: tuple[int, ...]
