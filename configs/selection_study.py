@@ -107,8 +107,8 @@ SPLITS = {
     "photographs": ("train[:71%]", "train[73%:93%]"),
 }
 """Training and validation. Frames of a film resemble their neighbours, so validation
-is a contiguous fifth of CamVid's training frames. What lies just before it is unused, and
-so is all that comes after it: the test clip lies among those frames.
+is a contiguous fifth of CamVid's training frames. What lies just before it is unused,
+and so is all that comes after it: the test clip lies among those frames.
 """
 
 TEST = {"scenes": "test", "photographs": "val"}
