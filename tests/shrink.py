@@ -5,10 +5,11 @@ import math
 import ml_collections
 import numpy as np
 
-from configs import deeplabv3, linear, segmenter, upernet
+from configs import common, deeplabv3, linear, segmenter, upernet
 from input_pipeline.augmentation.augment import make_augment
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.pipeline import train_batches
+from mlseg_jax.settings.resolve import AUTO
 from mlseg_jax.typing import IGNORE
 
 NUM_CLASSES = 11
@@ -185,6 +186,9 @@ def linear_config(
 
 
 def _use_tiny_data(config, selection, k):
+    if config.loss.multilabel_weight == AUTO:
+        # Under which the label loss, that falls first, shows in the total.
+        common.set_label_weight(config, 10.0)
     with config.unlocked():
         config.data.update(
             num_classes=NUM_CLASSES,

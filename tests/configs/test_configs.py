@@ -186,6 +186,9 @@ def test_a_saved_configuration_is_the_one_that_was_saved(tmp_path):
 # Leaves that nobody has to read, each with its reason.
 UNREAD = {
     "name": "says in a saved configuration which file it came from",
+    "optimizer.falls_at": "of the schedule `steps` alone",
+    "model.presence_prior.initial": "of a prior that there is",
+    "model.presence_prior.detach": "of a prior that there is",
 }
 
 

@@ -144,7 +144,7 @@ def test_statistics_under_accumulation(trained):
     before, after, _ = one_step(config, batch)
     with config.unlocked():
         config.train.accumulate = 1
-        config.optimizer.learning_rate = config.optimizer.end_learning_rate = 0.0
+        config.optimizer.learning_rate = config.optimizer.end_learning_rate = 1e-30
     halves = [{k: v[part::2] for k, v in batch.items()} for part in (0, 1)]
     state = None
     for half in halves:

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from shrink import segmenter_config
 
 from mlseg_jax.errors import UserError
+from mlseg_jax.models.build import check_config
 from mlseg_jax.models.layers import resize
 from mlseg_jax.models.layers.block_stack import REMAT_POLICIES, BlockStack
 from mlseg_jax.models.layers.dropout import drop_path, dropout
@@ -221,8 +223,10 @@ def test_drop_path_rises_linearly(monkeypatch):
 
 
 def test_unknown_rematerialisation():
+    config = segmenter_config()
+    config.model.backbone.remat = "some"
     with pytest.raises(UserError, match=", ".join(REMAT_POLICIES)):
-        make_stack(remat="some")
+        check_config(config)
 
 
 def test_join_masks():

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shrink import segmenter_config
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import UNSELECTED_LOGIT
+from mlseg_jax.models.build import check_config
 from mlseg_jax.models.rank_adaptive import RANK_NORMS, RankNorm
 
 K = 4
@@ -116,5 +118,7 @@ def test_bfloat16_scores_give_float32_logits():
 
 
 def test_unknown_kind():
+    config = segmenter_config()
+    config.model.rank_norm.kind = "layer"
     with pytest.raises(UserError, match="affine, shared, temperature, none"):
-        RankNorm("layer", 3)
+        check_config(config)

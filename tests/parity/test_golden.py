@@ -116,6 +116,7 @@ def test_every_golden_file_is_used():
         # test_heads.py
         *("head_decoder", "head_pooling", "oce", "encnet", "essnet"),
         *("head_logits", "query2label"),
+        "panoptic",  # test_panoptic_quality.py
     }
 
 

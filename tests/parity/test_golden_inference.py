@@ -28,7 +28,7 @@ def predict(monkeypatch, case, view_images, flips):
     settings = eval_settings(config, golden)
     out = int(golden["config:out_height"]), int(golden["config:out_width"])
 
-    def make_views(image, settings, grid_length, any_canvas):
+    def make_views(image, settings, grid_length, any_canvas, *_):
         assert image.shape[:2] == out
         seen = []
         for x in view_images:

@@ -62,7 +62,7 @@ def test_bytes_of_the_state_are_the_arithmetic(plans):
     # Both moments of Adam, and counts of steps.
     assert 0 < memory.optimizer - 2 * expected <= 16
     assert memory.averages == 0
-    assert memory.batch == 2 * 32 * 32 * (3 + 4)
+    assert memory.batch == 2 * (32 * 32 * (3 + 4) + 2 * 4)  # and their sizes
     assert plans[8].predict.memory.parameters == expected
     shapes = FunctionalModel.build(config_of(-1, 2), 20).shapes
     assert plans[8].num_parameters == sum(math.prod(x.shape) for x in shapes.values())

@@ -258,7 +258,7 @@ def test_dynamic_k_of_a_configuration():
     # The first picture's label is kept; of the second, only class 0 is.
     recall = evaluation.recall.compute()
     assert recall["pixel_recall_at_k"] == 0.5
-    class_ids, valid = evaluation._ranked(segmented)
+    class_ids, valid = evaluation.ranked(segmented)
     np.testing.assert_array_equal(np.sum(valid, axis=1), [3, 1])
     np.testing.assert_array_equal(class_ids[0][:3], [4, 2, 7])
 

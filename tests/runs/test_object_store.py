@@ -21,6 +21,7 @@ from input_pipeline.preparation.prepare import prepare
 from mlseg_jax.runs import progress
 from mlseg_jax.runs.workdir import claim_workdir, load_info
 from mlseg_jax.settings import saved
+from mlseg_jax.settings.resolve import resolve
 
 
 class Bucket(MemoryFileSystem):
@@ -63,7 +64,7 @@ def test_a_run_in_a_bucket(bucket, monkeypatch):
     claim_workdir(config, bucket, info)
     claim_workdir(config, bucket, info)
     assert json.loads(saved.get_config(bucket).to_json()) == json.loads(
-        config.to_json()
+        resolve(config, info.num_classes).to_json()
     )
     assert load_info(bucket).class_names == info.class_names
     monkeypatch.setattr(progress, "SummaryWriter", NoEvents)

@@ -38,6 +38,7 @@ RECIPES = (
     *((query2label, f"backbone={name}") for name in query2label.BACKBONES),
     *((mask2former, f"backbone={b}") for b in ("swin_t", "resnet50", "vit_b16")),
     (maskformer, "task=panoptic,backbone=resnet50"),
+    (mask2former, "task=instance,dataset=sign_scenes"),
     *((paper, name) for name in paper.EXPERIMENTS),
     *((study, f"row={row},size={size}") for row in study.ROWS for size in study.SIZES),
     (study, f"row={study.PRETRAINED}"),
@@ -46,7 +47,7 @@ RECIPES = (
 ANY_TEXT = {
     *("name", "init", "init_part", "data.path", "data.classes", "data.background"),
     *("data.image_key", "data.label_key", "data.train_split", "data.eval_split"),
-    *("selection.classifier", "selection.scores"),
+    *("selection.classifier", "selection.scores", "eval.font"),
     *("data.image_folder", "data.mask_folder", "data.image_ending", "data.mask_ending"),
     "data.name",  # `open_dataset` knows the names
 }
@@ -60,7 +61,7 @@ MAY_BE_EMPTY = {
 ANY_NUMBER = {"model.auxiliary_head.level", "data.pixel_mean"}
 TUPLES_MAY_BE_EMPTY = {
     *("optimizer.weight_decay_factors", "optimizer.learning_rate_factors"),
-    *("optimizer.frozen", "model.backbone.taps"),
+    *("optimizer.frozen", "optimizer.falls_at", "model.backbone.taps"),
 }
 NUMBER_OR_AUTO = {"loss.multilabel_weight"}
 NAN, INFINITE = float("nan"), float("inf")
