@@ -60,8 +60,9 @@ class CrossAttention(nnx.Module):
     ) -> Float[Array, "B Q D"]:
         """A mask with a row for each query says what each may look at."""
         kernel = self.query_key_value.kernel[...].astype(self.dtype)
-        # Their gradients are put together, and shards of that end elsewhere.
-        kernels = map(on_every_device, jnp.split(kernel, 3, axis=1))
+        # Their gradients are put together whole: shards of that end elsewhere.
+        parts = jnp.split(on_every_device(kernel), 3, axis=1)
+        kernels = list(map(on_every_device, parts))
         biases = jnp.split(self.query_key_value.bias[...].astype(self.dtype), 3)
         heads = [
             (tokens @ kernel + bias[None, None]).reshape(
