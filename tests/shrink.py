@@ -143,6 +143,7 @@ def deeplabv3_config(
 ) -> ml_collections.ConfigDict:
     """``configs/deeplabv3.py`` for pictures of 32 pixels, without dropout."""
     config = deeplabv3.get_config(f"dataset=sign_scenes,selection={selection}")
+    _weigh_labels(config)
     with config.unlocked():
         config.data.update(
             num_classes=NUM_CLASSES,
@@ -185,10 +186,14 @@ def linear_config(
     return _use_tiny_data(config, selection, k)
 
 
-def _use_tiny_data(config, selection, k):
+def _weigh_labels(config):
+    """A weight under which the label loss, that falls first, shows in the total."""
     if config.loss.multilabel_weight == AUTO:
-        # Under which the label loss, that falls first, shows in the total.
         common.set_label_weight(config, 10.0)
+
+
+def _use_tiny_data(config, selection, k):
+    _weigh_labels(config)
     with config.unlocked():
         config.data.update(
             num_classes=NUM_CLASSES,
