@@ -47,8 +47,10 @@ def quick_compiles():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-LONGEST = ("test_processes.py", "test_kills.py", "test_train.py", "test_step.py")
-"""Files that take long for their few tests."""
+LONGEST = ("test_processes.py", "test_train.py", "test_step.py")
+"""Files that take long for their few tests; not `test_kills.py`, whose processes would
+hold the cores that those of `test_processes.py` wait for each other on.
+"""
 
 
 def pytest_collection_modifyitems(items):
