@@ -13,7 +13,6 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
-from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -58,7 +57,7 @@ def read_torch_file(path: str) -> object:
         ) from error
 
 
-def _read(file: BinaryIO, functions: Mapping) -> object:
+def _read(file: io.BufferedIOBase, functions: Mapping) -> object:
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             return _read_archive(archive, functions)
@@ -103,7 +102,7 @@ def _storage(pid: tuple) -> tuple[str, str, int]:
     return name, key, count
 
 
-def _read_old(file: BinaryIO, functions: Mapping) -> object:
+def _read_old(file: io.BufferedIOBase, functions: Mapping) -> object:
     """Behind the number it begins with: version, machine, tensors, keys, numbers."""
     start = file.tell()
     length = file.seek(0, os.SEEK_END)
