@@ -3,6 +3,7 @@
 import atexit
 import gc
 import importlib.metadata
+import logging
 import os
 import shutil
 import tempfile
@@ -37,6 +38,15 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    """What is logged is heard, also after a test that ran the program here."""
+    package = logging.getLogger("mlseg_jax")
+    package.handlers.clear()
+    package.setLevel(logging.NOTSET)
+    package.propagate = True
 
 
 @pytest.fixture(scope="module")

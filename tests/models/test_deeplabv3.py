@@ -10,13 +10,13 @@ from shrink import NUM_CLASSES, deeplabv3_config, random_parameters
 
 from configs import deeplabv3
 from mlseg_jax.errors import UserError
-from mlseg_jax.inference.engine import Engine
 from mlseg_jax.label_selection import SelectionPolicy
 from mlseg_jax.losses import pixel
 from mlseg_jax.losses.pixel import classified_cross_entropy, upsampled_cross_entropy
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.layers.resize import bilinear_matrix
 from mlseg_jax.tasks import semantic
+from mlseg_jax.tasks.engines import make_engine
 from mlseg_jax.typing import IGNORE
 
 C = NUM_CLASSES
@@ -81,12 +81,12 @@ def test_pictures_as_a_whole_and_in_windows(mode):
     config = deeplabv3_config("complete", **{"depths": (1, 1)})
     with config.unlocked():
         config.eval.update(mode=mode, window=(32, 32), stride=(20, 20), batch_size=2)
-        config.eval.base_size = (0, 0)
+        config.data.base_size = (0, 0)
     model = FunctionalModel.build(config, C)
     parameters = jax.tree.map(jnp.asarray, random_parameters(model))
     height, width = 37, 50
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    engine = Engine(model, parameters, config.eval)
+    engine = make_engine(config, model, parameters)
     ((result,),) = engine.segment([image], [(SelectionPolicy("complete", C), None)])
     (rows,), (columns,), (grid,) = result.rows, result.columns, result.grids
     found = np.einsum("Hh,Ww,hwk->HWk", rows, columns, np.asarray(grid)[0])

@@ -15,6 +15,7 @@ from input_pipeline.resample import repeat_factors, repeated_indices
 from mlseg_jax.doctor.label_statistics import image_curve, least_k, measure, pixel_curve
 from mlseg_jax.errors import UserError
 from mlseg_jax.metrics import class_groups
+from mlseg_jax.models.build import check_config
 from mlseg_jax.training import long_tail
 
 
@@ -94,7 +95,7 @@ def test_counting_once_and_what_follows(tmp_path):
     other = open_dataset(tiny_config({"data.train_examples": 5}).data, train=True)
     assert long_tail.training_presence(config, other, workdir, count=False) is None
     with pytest.raises(UserError, match="data.repeat_factor is -1"):
-        long_tail.resample(tiny_config({"data.repeat_factor": -1.0}), None, stored)
+        check_config(tiny_config({"data.repeat_factor": -1.0}))
 
 
 class Faulty:

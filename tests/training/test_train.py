@@ -123,7 +123,7 @@ def test_never_evaluating_or_saving_in_between_is_allowed(tmp_path, monkeypatch)
         ({"model.backbone.name": "vgg"}, "Unknown model.backbone.name"),
         ({"model.rank_norm.kind": "x"}, "Unknown rank norm"),
         ({"loss.multilabel": "focal"}, "asymmetric"),
-        ({"loss.pixel_mean": "some"}, "pixel mean"),
+        ({"loss.pixel_mean": "some"}, "pixel_mean is"),
     ],
 )
 def test_a_wrong_setting_is_said_before_any_step(tmp_path, overrides, sentence):
