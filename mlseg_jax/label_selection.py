@@ -230,8 +230,11 @@ def keep_best(logits: Float[Array, "B h w K"], count: int) -> Float[Array, "B h 
     ESSNet's release does so before it upsamples, which changes the best label between
     cells that keep different ones (method.md 10.2).
     """
-    least = jax.lax.top_k(logits, min(count, logits.shape[-1]))[0][..., -1:]
-    return jnp.where(logits >= least, logits, UNSELECTED_LOGIT)
+    # By index: a program may compute a logit twice, and not to the same last digit.
+    _, best = jax.lax.top_k(logits, min(count, logits.shape[-1]))
+    kept = jnp.zeros(logits.shape, bool)
+    kept = jnp.put_along_axis(kept, best, True, axis=-1, inplace=False)
+    return jnp.where(kept, logits, UNSELECTED_LOGIT)
 
 
 # --------------------------------------------------------------------- configuration
