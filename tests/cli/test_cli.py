@@ -46,7 +46,7 @@ def test_a_misspelt_command_as_a_process():
         ("train --config=configs/demo.py --config.zzz=3", "no key 'zzz'"),
         ("train --config=configs/demo.py --config.zzz.yyy=3", "no key 'zzz'"),
         ("train --config=configs/demo.py --config.train.steps=many", "--config.train.steps=many"),
-        ("train --config=configs/demo.py --workdir=/tmp/x --config.data.crop_size=64", "image_size=(64,)"),
+        ("train --config=configs/demo.py --workdir=/tmp/x --config.data.crop_size=64", "data.crop_size is (64,)"),
         ("train --config=configs/dmeo.py", "did you mean 'demo.py'"),
         ("train --config=nowhere/at/all", "no configuration nowhere/at/all"),
         ("train --config=configs/segmenter.py:dataset=ade2k", "did you mean 'ade20k'"),
