@@ -120,13 +120,9 @@ def test_when_one_is_killed_the_others_end_and_the_run_goes_on(alone):
         time.sleep(0.02)
     running[1].kill()
     logs = finish(path, workdir, running)
-    codes = [p.returncode for p in running]
-    assert codes[:2] == [1, -signal.SIGKILL], logs
-    # On a busy machine Gloo may see first that a connection is gone, and aborts.
-    assert {*codes[2:]} <= {1, -signal.SIGABRT}, logs
-    for code, log in zip(codes, logs, strict=True):
-        if code == 1:
-            assert "rocess 1" in log and "last checkpoint" in log, log
+    assert [p.returncode for p in running] == [1, -signal.SIGKILL, 1, 1], logs
+    for log in (logs[0], *logs[2:]):
+        assert "rocess 1" in log and "last checkpoint" in log, log
     # On one process, and asked to stop: it saves and leaves in peace.
     lines = workdir / "metrics.jsonl"
     lines.write_text("")  # so that what comes now is the second run's
