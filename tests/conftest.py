@@ -42,7 +42,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(autouse=True)
 def heard():
-    """What is logged is heard, also after a test that ran the program here."""
+    """What is logged is heard, also after a test that ran the program here (absl turns
+    the root logger down with its own).
+    """
+    logging.root.setLevel(logging.WARNING)
     package = logging.getLogger("mlseg_jax")
     package.handlers.clear()
     package.setLevel(logging.NOTSET)
