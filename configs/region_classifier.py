@@ -197,6 +197,9 @@ def multilabel_head() -> dict:
         "dropout_rate": 0.1,
         "share_embeddings": False,
         "class_projection": False,
+        # As of configs/segmenter.py.
+        "classes_apart": False,
+        "mlp_ratio": 4,
     }
 
 

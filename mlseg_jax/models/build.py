@@ -65,6 +65,7 @@ def _build_mlseg(
         classes_in_backbone=_classes_in_backbone(config),
         initial_classes=choice.class_embeddings.initial,
         num_nearest=_num_nearest(config),
+        last_prediction_only=config.selection.last_prediction_only,
         presence_prior=_presence_prior(config, num_classes),
         auxiliary_head=make(AUXILIARY_HEADS, "auxiliary_head", backbone, num_classes),
         pixel_mean=tuple(config.data.pixel_mean),

@@ -71,6 +71,7 @@ class MLSeg(nnx.Module):
         classes_in_backbone: bool = False,
         initial_classes: str = "normal",
         num_nearest: int | None = None,
+        last_prediction_only: bool = False,
         presence_prior: PresencePrior | None = None,
         auxiliary_head: FCNHead | None = None,
         pixel_mean: tuple[float, ...],
@@ -95,6 +96,8 @@ class MLSeg(nnx.Module):
         self.classes_in_backbone = classes_in_backbone
         # ESSNet predicts among as many classes in each cell, those that score best.
         self.num_nearest = num_nearest
+        # Of regions earlier predictions are among all K labels (method.md 7.3).
+        self.last_prediction_only = last_prediction_only
         biases = initial(rngs.params(), (num_classes, 1))
         self.class_biases = nnx.Param(biases) if decoder.class_bias else None
         self.pixel_mean = pixel_mean
@@ -172,6 +175,9 @@ class MLSeg(nnx.Module):
             scores = scores + biases.astype(scores.dtype)
         class_ids = selection.class_ids if self.scales_of_classes else None
         logits = self.rank_norm(scores, selection.valid, class_ids)
+        if self.last_prediction_only:
+            earlier = self.rank_norm(scores[:, :-1], None, class_ids)
+            logits = jnp.concatenate([earlier, logits[:, -1:]], axis=1)
         if self.presence_prior is not None:
             logits = self.presence_prior(logits, labels.scores, selection)
         if self.num_nearest is not None and rng is None:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mlseg_jax.inference.segments import VOID, Panoptic, Segment
+from mlseg_jax.inference.segments import Panoptic, Segment
 from mlseg_jax.prediction import fonts
 from mlseg_jax.prediction.legend import INK, em_of, with_legend
 from mlseg_jax.prediction.visualise import (
@@ -21,7 +21,7 @@ from mlseg_jax.prediction.visualise import (
     percent,
     tint,
 )
-from mlseg_jax.typing import Int, UInt8
+from mlseg_jax.typing import VOID, Int, UInt8
 
 SHADES = (0.0, 0.35, -0.3, 0.18, -0.16, 0.5, -0.42)
 """How far the next segments of a class are from its colour to white, or to black."""

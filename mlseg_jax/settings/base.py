@@ -127,6 +127,9 @@ def base(name: str) -> ConfigDict:
                 # scores have noise of this deviation when labels are selected.
                 "with_present": False,
                 "noise": 0.0,
+                # Regions: of the predictions that are trained on only the last is kept
+                # to the labels that are valid, as the release trains the oracle.
+                "last_prediction_only": False,
                 # The same in evaluation; "" and 0 repeat the training's.
                 "eval_name": "",
                 "eval_k": 0,

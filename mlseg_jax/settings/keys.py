@@ -123,6 +123,7 @@ KEYS = {
     "selection.cumulative": PROBABILITY,
     "selection.with_present": FLAG,
     "selection.noise": FROM_0,
+    "selection.last_prediction_only": FLAG,
     "selection.eval_name": choice(*SELECTIONS, ""),
     "selection.eval_k": COUNT_OR_NONE,
     "selection.classifier": TEXT,
