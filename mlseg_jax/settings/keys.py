@@ -90,7 +90,7 @@ KEYS = {
         SIDES, (0, 0), "two whole numbers from 1, such as (2048, 512), or (0, 0)"
     ),
     "data.augmentation": choice(
-        "crop", "whole", "short_side", "large_scale_jitter", "detr"
+        "crop", "whole", "short_side", "large_scale_jitter", "detr", "clip"
     ),
     "data.short_sides": COUNTS,
     "data.max_side": COUNT,
@@ -110,6 +110,9 @@ KEYS = {
     "data.pixel_std": SPREAD,
     "data.segments": choice("none", "classes", "panoptic", "instances"),
     "data.max_segments": COUNT,
+    "data.num_frames": COUNT,
+    "data.frame_window": COUNT_OR_NONE,
+    "data.video_length": COUNT,
     "data.repeat_factor": SHARE,
     "data.rare_crop_rate": PROBABILITY,
     "data.on_bad_example": choice("fail", "skip"),
@@ -198,6 +201,7 @@ KEYS = {
     "eval.overlap_threshold": SHARE,
     "eval.inside_mask": FLAG,
     "eval.max_instances": COUNT,
+    "eval.num_frames": COUNT_OR_NONE,
     "eval.font": TEXT,
     # ------------------------------------------------------------------------- mesh
     "mesh.data": _AXIS,
