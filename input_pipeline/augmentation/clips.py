@@ -2,8 +2,8 @@
 
 As Mask2Former does it for videos (method.md 12.4, masks.md 6.2): a short side and a
 flip are drawn once for a clip, nothing is cropped, and what lies outside of the frames
-is grey. Batches have one size, so a frame that is longer than the canvas, such as one of
-an upright video, is shrunk to fit.
+is grey. Batches have one size, so a frame that is longer than the canvas, such as one
+of an upright video, is shrunk to fit.
 """
 
 import copy

@@ -3,7 +3,9 @@
 What reads videos has ``info``, ``videos`` (of `Video`, whose ``start`` only readers of
 frames need) and ``read(index, places)``: some frames of one, as arrays with an axis
 T in front: ``image``, ``label_map`` and, where it knows instances, ``instance_map``,
-in which an object has one number in all frames of its video.
+in which an object has one number in all frames of its video; where frames are files,
+``frame_names``, a tuple. One that reads a file of tracks also has ``ids`` of the
+videos and ``tracks`` (`video_json`).
 """
 
 import dataclasses
@@ -54,6 +56,17 @@ class Frames:
         """
         return self.videos.read(self.index, places)
 
+    @property
+    def video_id(self) -> int | str:
+        """What the data set's own files call it; its name where there are none."""
+        ids = getattr(self.videos, "ids", None)
+        return self.name if ids is None else ids[self.index]
+
+    def tracks(self) -> list[tuple[int, bool, list]] | None:
+        """As `video_json.JsonVideos.tracks`; None where the maps say it all."""
+        tracks = getattr(self.videos, "tracks", None)
+        return tracks and tracks(self.index)
+
 
 class Clips:
     """A source whose examples are videos.
@@ -79,6 +92,7 @@ class Clips:
     def __getitem__(self, index: int) -> dict:
         frames = Frames(self._videos, index)
         middle = frames.read([len(frames) // 2])
+        middle.pop("frame_names", None)
         return {key: value[0] for key, value in middle.items()} | {
             "name": frames.name,
             "frames": frames,
@@ -93,7 +107,7 @@ class Clips:
 
 def read_frames(source, video: Video, places: Sequence[int]) -> dict[str, np.ndarray]:
     """Arrays [T ...] of some frames of a video whose frames stand side by side in a
-    source.
+    source, and their ``frame_names``.
 
     Raises:
       DataError: they differ in size.
@@ -107,7 +121,9 @@ def read_frames(source, video: Video, places: Sequence[int]) -> dict[str, np.nda
         )
     keys = ("image", "label_map", "instance_map")
     kept = [key for key in keys if key in examples[0]]
-    return {key: np.stack([example[key] for example in examples]) for key in kept}
+    arrays = {key: np.stack([example[key] for example in examples]) for key in kept}
+    names = (example["name"].rpartition("/")[2] for example in examples)
+    return arrays | {"frame_names": tuple(names)}
 
 
 def draw_places(

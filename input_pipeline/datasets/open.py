@@ -99,6 +99,13 @@ def _open_coco_panoptic_json(data: ml_collections.ConfigDict, split: str, report
     return coco_json.open_panoptic(place, split, report, read_options(data))
 
 
+def _open_video_json(data: ml_collections.ConfigDict, split: str, report):
+    from input_pipeline.datasets import video_json
+
+    place = _place(data, "the folder of annotations and frames")
+    return video_json.JsonVideos(place, split, read_options(data))
+
+
 def _open_tfds(data: ml_collections.ConfigDict, split: str, report):
     from input_pipeline.datasets import tfds_source
 
@@ -156,6 +163,7 @@ DATASETS = {
     "coco_json": _open_coco_json,
     "lvis_json": _open_coco_json,
     "coco_panoptic_json": _open_coco_panoptic_json,
+    "video_json": _open_video_json,
     **dict.fromkeys(BUILDERS, _open_prepared),
 }
 
@@ -197,6 +205,11 @@ def open_dataset(
     skips.log(f"split {split!r} of {data.name}")
     if data.get("num_frames", 0):
         source = _as_clips(source, data)
+    elif name == "video_json":
+        raise DataError(
+            "The data set 'video_json' is of videos; start from a recipe with "
+            "task=video_instance or task=video_semantic (docs/video.md)."
+        )
     if data.num_classes not in (0, source.info.num_classes):
         raise DataError(
             f"Data set {data.name!r} has {source.info.num_classes} classes, but "

@@ -154,7 +154,9 @@ class PreparedVideos:
                 f"Video {video.name} has {video.length} frames, so none for start="
                 f"{start}, num_frames={num_frames}, stride={stride}; correct these."
             )
-        return {"name": f"{video.name}/{frames[0]}"} | self.read(index, frames)
+        clip = self.read(index, frames)
+        del clip["frame_names"]
+        return clip | {"name": f"{video.name}/{frames[0]}"}
 
     def read(self, index: int, places: Sequence[int]) -> dict:
         """Any frames of video ``index``: as `clip`, but without its name.

@@ -6,7 +6,7 @@ import flax
 import numpy as np
 from clu import metrics
 
-from mlseg_jax.typing import Int
+from mlseg_jax.typing import Int, UInt
 
 LENGTHS = (8, 16)
 """Frames of the windows: VC8 and VC16."""
@@ -72,7 +72,9 @@ class ConsistencyOfVideo:
         self._runs = None
 
     def add(
-        self, prediction: Int[np.ndarray, "H W"], label_map: Int[np.ndarray, "H W"]
+        self,
+        prediction: Int[np.ndarray, "H W"] | UInt[np.ndarray, "H W"],
+        label_map: Int[np.ndarray, "H W"],
     ) -> VideoConsistency:
         """The next frame; returns the window that ends with the frame before it.
 

@@ -56,7 +56,13 @@ class VideoInstanceEvaluation(AbstractVideoEvaluation):
         self._oracle_tracker.add(clip)
 
     def end(self, example: dict) -> None:
-        true = self._true.finish(self.info.is_thing)
+        true, is_thing = self._true.finish(self.info.is_thing), self.info.is_thing
+        if (tracks := example["frames"].tracks()) is not None:  # The file's own.
+            true = tuple(
+                true_track(class_id, runs, self._size, is_crowd)
+                for class_id, is_crowd, runs in tracks
+                if is_thing[class_id]
+            )
         tracks = self._tracker.finish()
         name, size = example["name"], self._size
         found = _found(tracks, size)

@@ -31,8 +31,9 @@ class VideoSemanticEvaluation(AbstractVideoEvaluation):
 
     def count(self, clip: SegmentedClip, truth: dict, places: range) -> None:
         predictions = []
-        for place, frame, label_map in zip(
-            places, clip.frames, truth["label_map"], strict=True
+        names = truth.get("frame_names", [f"{place:08d}" for place in places])
+        for name, frame, label_map in zip(
+            names, clip.frames, truth["label_map"], strict=True
         ):
             self.mean_iou = self.mean_iou.merge(count_pixels(frame, label_map[None]))
             (prediction,) = frame.label_maps()
@@ -40,7 +41,7 @@ class VideoSemanticEvaluation(AbstractVideoEvaluation):
             windows = self._video.add(prediction, label_map)
             self.consistency = self.consistency.merge(windows)
             if self.on_segments is not None:
-                self.on_segments({"name": self._name, "frame": place}, prediction)
+                self.on_segments({"name": self._name, "frame_name": name}, prediction)
         self.keep_strip(clip, truth, places, np.stack(predictions))
 
     def count_oracle(self, clip: SegmentedClip, truth: dict, places: range) -> None:
