@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from scipy.optimize import linear_sum_assignment
 
-from mlseg_jax.inference.clips import SegmentedClip
+from mlseg_jax.inference.clip_engine import SegmentedClip
 from mlseg_jax.inference.instances import encode_masks
 from mlseg_jax.typing import Bool, Float, Int
 

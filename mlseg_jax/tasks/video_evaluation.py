@@ -9,7 +9,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from input_pipeline.info import DatasetInfo
-from mlseg_jax.inference.clips import ClipEngine, SegmentedClip
+from mlseg_jax.inference.clip_engine import ClipEngine, SegmentedClip
 from mlseg_jax.inference.pixel_counts import pixel_histogram
 from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.tasks.engines import evaluation_settings, oracle_policy

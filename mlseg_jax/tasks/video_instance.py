@@ -6,7 +6,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from input_pipeline.files import coco_masks
-from mlseg_jax.inference.clips import SegmentedClip
+from mlseg_jax.inference.clip_engine import SegmentedClip
 from mlseg_jax.inference.tracks import Track, Tracker
 from mlseg_jax.metrics.instance_precision import InstancePrecision
 from mlseg_jax.metrics.tracks import found_track, true_track

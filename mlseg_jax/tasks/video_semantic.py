@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mlseg_jax.inference.clips import SegmentedClip
+from mlseg_jax.inference.clip_engine import SegmentedClip
 from mlseg_jax.inference.pixel_counts import count_pixels
 from mlseg_jax.metrics.class_groups import mean_iou_by_group
 from mlseg_jax.metrics.mean_iou import MeanIoU

@@ -75,7 +75,10 @@ def dice(x, t):
 
 def slow_example(key, image, logits, embeddings, features, ranks, valid, masks):
     """Query of each target, and mask loss and dice summed over targets and frames."""
-    draw = lambda stream, count: uniform_points(key, 0, image, stream, count)  # noqa: E731
+
+    def draw(stream: int, count: int):
+        return uniform_points(key, *map(jnp.int32, (0, image, stream)), count)
+
     maps = np.einsum("nd,thwd->nthw", embeddings, features).astype(float)
     shared = draw(0, SETTINGS.num_points)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -111,8 +114,10 @@ def test_clips_against_loops():
     (logits, embeddings, features), targets = make_clips()
     key = jax.random.key(3)
     losses = jax.jit(
-        lambda *leaves: region_losses(SETTINGS, *leaves, targets, random_points(key))
-    )(logits, embeddings, features)
+        lambda leaves, targets: region_losses(
+            SETTINGS, *leaves, targets, random_points(key)
+        )
+    )((logits, embeddings, features), targets)
     sums = np.zeros(2)
     for i in range(BATCH):
         queries, own = slow_example(
