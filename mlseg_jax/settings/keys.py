@@ -189,7 +189,11 @@ KEYS = {
         ABOVE_0, "a tuple of numbers above 0, such as (0.75, 1.0, 1.25)", least=1
     ),
     "eval.flip": FLAG,
-    "eval.selection_scope": choice("per_window", "per_image"),
+    "eval.selection_scope": choice("per_window", "per_image", "per_clip"),
+    "eval.clip_length": COUNT,
+    "eval.clip_scores": choice("maximum", "mean", "running"),
+    "eval.clip_change": SHARE,
+    "eval.track_score": SHARE,
     "eval.batch_size": COUNT,
     "eval.weights": choice("average", "latest", "better"),
     "eval.oracle_k": COUNT,
