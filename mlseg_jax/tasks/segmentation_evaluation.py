@@ -9,16 +9,18 @@ import ml_collections
 import numpy as np
 
 from input_pipeline.info import DatasetInfo
+from mlseg_jax.inference.clips import Clips
 from mlseg_jax.inference.engine import Engine
 from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.inference.regions import SegmentedRegions
-from mlseg_jax.label_selection import Selection, select_oracle
+from mlseg_jax.label_selection import Selection, select_oracle, sort_by_score
 from mlseg_jax.metrics.average_precision import LabelScores
 from mlseg_jax.metrics.label_recall import LabelRecall
 from mlseg_jax.models.mlseg import MLSeg
 from mlseg_jax.tasks.engines import evaluation_policy, oracle_policy
 from mlseg_jax.tasks.evaluation import (
     AbstractEvaluation,
+    groups_by_clip,
     groups_by_shape,
     label_details,
 )
@@ -51,6 +53,8 @@ class AbstractSegmentationEvaluation(AbstractEvaluation):
         self.config = config
         self.info = info
         self.policy = evaluation_policy(config, num_classes)
+        scope = config.eval.selection_scope
+        self.per_clip = scope == "per_clip" and self.policy.name == "top_k"
         self.oracle_policy = oracle_policy(config) if with_oracle else None
         self.label_scores = LabelScores.empty(num_classes)
         self.recall = LabelRecall.empty(self.policy.k)
@@ -79,6 +83,8 @@ class AbstractSegmentationEvaluation(AbstractEvaluation):
         """The same where the true labels were selected."""
 
     def groups(self, engine: Engine, examples: Iterator[dict]) -> Iterator[list[dict]]:
+        if self.per_clip:
+            return groups_by_clip(examples, self.config.eval.clip_length)
         return groups_by_shape(examples, engine.batch_sizes[0])
 
     def add(self, engine: Engine, examples: list[dict]) -> None:
@@ -99,7 +105,8 @@ class AbstractSegmentationEvaluation(AbstractEvaluation):
         if self.oracle_policy:
             policies.append((self.oracle_policy, oracle))
         images = [example["image"] for example in examples]
-        results = engine.segment(images, policies)
+        scope = Clips(self.policy.k, self.config.eval) if self.per_clip else None
+        results = engine.segment(images, policies, scope=scope)
         for chosen, segmented in _with_rows(results[0]):
             self.count(segmented, examples[chosen])
             own = given and jax.tree.map(lambda x, rows=chosen: x[rows], given)
@@ -149,7 +156,14 @@ class AbstractSegmentationEvaluation(AbstractEvaluation):
         if self.policy.name == "complete":
             all_classes = np.arange(self.info.num_classes, dtype=np.int32)
             return np.tile(all_classes, (segmented.count, 1)), None
-        selection = self.policy.select()(jnp.asarray(segmented.scores))
+        scores = jnp.asarray(segmented.scores)
+        if self.per_clip:  # those of the clip, in the order of the frame's own scores
+            chosen = jax.tree.map(
+                lambda x: jnp.asarray(x)[: segmented.count], segmented.selection
+            )
+            selection = sort_by_score(chosen, scores)
+        else:
+            selection = self.policy.select()(scores)
         return jax.device_get((selection.class_ids, selection.valid))
 
     def label_metrics(self) -> dict[str, float]:
