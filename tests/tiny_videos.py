@@ -9,14 +9,13 @@ HEIGHT, WIDTH = 40, 48
 TICK = Fraction(1, 12800)
 
 
-def frames(count=8, scene=0):
+def frames(count=8, negative=False):
     """Smooth colours that move, so that what a codec makes of them is near them."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     for i in range(count):
         red = 3 * x + 5 * i
-        green = 4 * y + 90 * scene
-        blue = 2 * (x + y) + 60 * (scene % 3)
-        yield np.stack([red % 200, green % 220, blue % 250], -1).astype(np.uint8)
+        picture = np.stack([red % 200, 4 * y % 220, 2 * (x + y)], -1).astype(np.uint8)
+        yield 255 - picture if negative else picture
 
 
 def ticks(count):

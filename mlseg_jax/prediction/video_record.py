@@ -74,8 +74,7 @@ class VideoRecord:
         self._bytes, self.problems = known["bytes"], known["problems"]
         self.complete = known["complete"]
         if self.num_frames:
-            with (self.folder / LABELS).open("r+") as file:
-                file.truncate(self._bytes)
+            os.truncate(self.folder / LABELS, self._bytes)
 
     def add(self, lines: Sequence[dict], following: int) -> None:
         """Counts frames whose files are written; ``following``: the next of all."""

@@ -50,7 +50,9 @@ def test_running_clips_go_on_between_calls():
     np.testing.assert_allclose(single, whole, atol=1e-5)
     # Others are a clip of their own, so that a video can be taken up between them.
     clips = Clips(K, make_settings(clip_length=6), read_ahead=2)
-    numbers = [clips.shared(rows[i : i + 2]) is not None and clips.numbers for i in (0, 4)]
+    numbers = [
+        clips.shared(rows[i : i + 2]) is not None and clips.numbers for i in (0, 4)
+    ]
     assert numbers == [[0, 0], [1, 1]]
 
 
