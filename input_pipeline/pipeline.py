@@ -128,6 +128,7 @@ def evaluation_examples(
     prefetch: int = 8,
     start: int = 0,
     limit: int | None = None,
+    side_by_side: bool = False,
 ) -> Iterator[dict]:
     """Yields this process's examples of one pass, unchanged and in order.
 
@@ -139,16 +140,23 @@ def evaluation_examples(
       prefetch: examples that are made ahead.
       start: index of the first example of the pass over all processes.
       limit: length of the pass over all processes; None goes to the end.
+      side_by_side: whether a process has neighbours, as the frames of a video are.
 
     Returns:
-      Iterator of examples ``start + process_index``, then every ``process_count``-th.
+      Iterator of examples ``start + process_index``, then every ``process_count``-th,
+      or of the process's part of all.
       The last processes may get one example less.
 
     Raises:
       DataError: an example cannot be read (when it is reached).
     """
     stop = len(source) if limit is None else min(start + limit, len(source))
-    indices = range(start, stop)[process_index::process_count]
+    indices = range(start, stop)
+    if side_by_side:
+        share = -(-len(indices) // process_count)
+        indices = indices[process_index * share :][:share]
+    else:
+        indices = indices[process_index::process_count]
     if not indices:
         return iter(())
     dataset = grain.MapDataset.source(source).slice(

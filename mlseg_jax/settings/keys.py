@@ -15,33 +15,10 @@ from mlseg_jax.label_selection import SELECTIONS
 from mlseg_jax.settings import kinds
 from mlseg_jax.settings.arguments import did_you_mean
 from mlseg_jax.settings.kinds import (
-    ABOVE_0,
-    COUNT,
-    COUNT_OR_NONE,
-    COUNTS,
-    FACTORS,
-    FLAG,
-    FLAGS,
-    FROM_0,
-    NAME,
-    PATTERNS,
-    PIXEL,
-    PLACES,
-    PROBABILITY,
-    RATE,
-    ROW,
-    SHARE,
-    SIDES,
-    SPREAD,
-    TEXT,
-    Kind,
-    also,
-    choice,
-    number,
-    ordered,
-    tuple_of,
-    whole,
-)
+    ABOVE_0, COUNT, COUNT_OR_NONE, COUNTS, FACTORS, FLAG, FLAGS, FROM_0, NAME,
+    PATTERNS, PIXEL, PLACES, PROBABILITY, RATE, ROW, SHARE, SIDES, SPREAD, TEXT, Kind,
+    also, choice, number, ordered, tuple_of, whole,
+)  # fmt: skip
 from mlseg_jax.settings.resolve import AUTO
 
 
@@ -192,7 +169,11 @@ KEYS = {
         ABOVE_0, "a tuple of numbers above 0, such as (0.75, 1.0, 1.25)", least=1
     ),
     "eval.flip": FLAG,
-    "eval.selection_scope": choice("per_window", "per_image"),
+    "eval.selection_scope": choice("per_window", "per_image", "per_clip"),
+    "eval.clip_length": COUNT,
+    "eval.clip_scores": choice("maximum", "mean", "running"),
+    "eval.clip_change": SHARE,
+    "eval.track_score": SHARE,
     "eval.batch_size": COUNT,
     "eval.weights": choice("average", "latest", "better"),
     "eval.oracle_k": COUNT,

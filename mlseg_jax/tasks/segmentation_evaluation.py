@@ -4,14 +4,18 @@ import abc
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
+from input_pipeline.info import DatasetInfo
+from mlseg_jax.inference.clips import Clips
 from mlseg_jax.inference.engine import Engine
 from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.inference.regions import SegmentedRegions
-from mlseg_jax.label_selection import Selection
+from mlseg_jax.label_selection import Selection, sort_by_score
 from mlseg_jax.tasks.engines import oracle_policy
-from mlseg_jax.tasks.evaluation import groups_by_shape
+from mlseg_jax.tasks.evaluation import groups_by_clip, groups_by_shape
 from mlseg_jax.tasks.selection_evaluation import AbstractSelectionEvaluation
 from mlseg_jax.typing import Int
 
@@ -25,6 +29,11 @@ class AbstractSegmentationEvaluation(AbstractSelectionEvaluation):
 
     Subclasses count what was found of pixels or segments.
     """
+
+    def __init__(self, config: ml_collections.ConfigDict, info: DatasetInfo, **more):
+        super().__init__(config, info, **more)
+        scope = config.eval.selection_scope
+        self.per_clip = scope == "per_clip" and self.policy.name == "top_k"
 
     @abc.abstractmethod
     def histogram(self, examples: list[dict]) -> Int[np.ndarray, "N C"]:
@@ -47,6 +56,8 @@ class AbstractSegmentationEvaluation(AbstractSelectionEvaluation):
         """The same where the true labels were selected."""
 
     def groups(self, engine: Engine, examples: Iterator[dict]) -> Iterator[list[dict]]:
+        if self.per_clip:
+            return groups_by_clip(examples, self.config.eval.clip_length)
         return groups_by_shape(examples, engine.batch_sizes[0])
 
     def add(self, engine: Engine, examples: list[dict]) -> None:
@@ -67,15 +78,26 @@ class AbstractSegmentationEvaluation(AbstractSelectionEvaluation):
         if self.oracle_policy:
             policies.append((self.oracle_policy, oracle))
         images = [example["image"] for example in examples]
-        results = engine.segment(images, policies)
+        scope = Clips(self.policy.k, self.config.eval) if self.per_clip else None
+        results = engine.segment(images, policies, scope=scope)
         for chosen, segmented in _with_rows(results[0]):
             self.count(segmented, examples[chosen])
             own = given and jax.tree.map(lambda x, rows=chosen: x[rows], given)
+            if self.per_clip:
+                own = _of_clip(segmented)
             self.add_labels(segmented.scores, histogram[chosen], own)
         if self.oracle_policy:
             for chosen, segmented in _with_rows(results[1]):
                 self.count_oracle(segmented, examples[chosen])
         self.num_examples += len(examples)
+
+
+def _of_clip(segmented: Segmented | SegmentedRegions) -> Selection:
+    """The clip's labels, in the order of each frame's own scores."""
+    chosen = jax.tree.map(
+        lambda x: jnp.asarray(x)[: segmented.count], segmented.selection
+    )
+    return jax.device_get(sort_by_score(chosen, jnp.asarray(segmented.scores)))
 
 
 def _with_rows(results: list) -> Iterator[tuple[slice, Segmented | SegmentedRegions]]:
