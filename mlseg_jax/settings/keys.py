@@ -15,26 +15,35 @@ from mlseg_jax.label_selection import SELECTIONS
 from mlseg_jax.settings import kinds
 from mlseg_jax.settings.arguments import did_you_mean
 from mlseg_jax.settings.kinds import (
-    ABOVE_0, COUNT, COUNT_OR_NONE, COUNTS, FACTORS, FLAG, FLAGS, FROM_0, NAME,
-    PATTERNS, PIXEL, PLACES, PROBABILITY, RATE, ROW, SHARE, SIDES, SPREAD, TEXT, Kind,
-    also, choice, number, ordered, tuple_of, whole,
-)  # fmt: skip
-from mlseg_jax.settings.resolve import AUTO
-
-
-def _is_weight(value) -> bool:
-    if not isinstance(value, str):
-        return FROM_0.fits(value)
-    try:
-        return value == AUTO or FROM_0.fits(float(value))
-    except ValueError:
-        return False
-
-
-_WEIGHT = Kind(
-    "a number from 0, or auto for one in proportion to the classes", _is_weight
+    ABOVE_0,
+    AXIS,
+    COUNT,
+    COUNT_OR_NONE,
+    COUNTS,
+    FACTORS,
+    FLAG,
+    FLAGS,
+    FROM_0,
+    NAME,
+    PATTERNS,
+    PIXEL,
+    PLACES,
+    PROBABILITY,
+    RATE,
+    ROW,
+    SHARE,
+    SIDES,
+    SPREAD,
+    TEXT,
+    WEIGHT,
+    Kind,
+    also,
+    choice,
+    number,
+    ordered,
+    tuple_of,
+    whole,
 )
-_AXIS = also(COUNT, -1, "a whole number from 1, or -1 for all devices that are left")
 
 KEYS = {
     "name": TEXT,
@@ -114,7 +123,7 @@ KEYS = {
     "loss.class_weighting": choice("none", "inverse_sqrt"),
     "loss.logit_adjustment": FROM_0,
     "loss.multilabel": choice("asymmetric", "binary_cross_entropy"),
-    "loss.multilabel_weight": _WEIGHT,
+    "loss.multilabel_weight": WEIGHT,
     "loss.missed_weight": FROM_0,
     "loss.regions.class_weight": FROM_0,
     "loss.regions.dice_weight": FROM_0,
@@ -185,8 +194,8 @@ KEYS = {
     "eval.num_frames": COUNT_OR_NONE,
     "eval.font": TEXT,
     # ------------------------------------------------------------------------- mesh
-    "mesh.data": _AXIS,
-    "mesh.fsdp": _AXIS,
+    "mesh.data": AXIS,
+    "mesh.fsdp": AXIS,
     # ------------------------------------------------------------------------ model
     "model.dtype": ROW,
     "model.rank_norm.kind": ROW,
