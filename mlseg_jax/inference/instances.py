@@ -82,6 +82,7 @@ def instance_segments(
             box=boxes[place[i]],
             rank=int(ranks[i]),
             pixels=run_lengths[place[i]],
+            query=None if picture.slots is None else int(picture.slots[queries[i]]),
         )
         for number, i in enumerate(chosen, start=1)
     )

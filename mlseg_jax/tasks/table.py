@@ -77,6 +77,7 @@ REGION_TASKS = {
         make_clip_engine,
         video_instance.VideoInstanceEvaluation,
         "AP",
+        instance.find_segments,
     ),
 }
 """Of models that classify regions."""
