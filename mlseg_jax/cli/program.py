@@ -38,7 +38,7 @@ COMMANDS = {
         "--workdir=runs/demo --config.selection.eval_k=20",
     ),
     "predict": (
-        "label maps, overlays and labels of pictures",
+        "label maps, overlays and labels of pictures, or with --video of a video",
         "--workdir=runs/demo --images=a.jpg,pictures/ --output=out/",
     ),
     "convert": (

@@ -18,7 +18,7 @@ COMMANDS = (
 @pytest.mark.parametrize(
     "flags, sentence",
     [
-        (["eval.selection_scope=nonsense"], "give per_window or per_image"),
+        (["eval.selection_scope=nonsense"], "give per_window, per_image or per_clip"),
         (["optimizer.ema_decay=1.5"], "optimizer.ema_decay is 1.5; give a number"),
         (["optimizer.learning_rate=-1"], "optimizer.learning_rate is -1.0; give"),
         (["optimizer.clip_norm=-1"], "optimizer.clip_norm is -1.0; give"),
