@@ -17,10 +17,14 @@ NUM_CLASSES = {
     "pascal_context": 60,
     "ade20k_full": 847,
     "coco_lvis": 1284,
+    # Videos.
+    "vspw": 124,
+    "youtube_vis_2019": 40,
     # These say their labels themselves.
     "coco_panoptic_json": 0,
     "coco_json": 0,
     "folder": 0,
+    "video_json": 0,
     # Embedded: scenes of 128 pixels.
     "sign_scenes": 40,
 }
@@ -50,14 +54,16 @@ FROZEN_NORMS = (r"^backbone/.*norm/(scale|bias)$",)
 """Of residual networks, as in Detectron2, whose statistics are kept as well."""
 
 
-def parse(arg: str | None, *, large: str, **defaults: str | int) -> ConfigDict:
+def parse(
+    arg: str | None, *, large: str, tasks=SEGMENTS, **defaults: str | int
+) -> ConfigDict:
     """``large``: the backbone where none is chosen and scenes are not embedded ones."""
     args = parse_arg(arg, **defaults)
     choose(NUM_CLASSES, "data set", args.dataset)
     if not args.backbone:
         args.backbone = "swin_demo" if args.dataset == "sign_scenes" else large
     choose(BACKBONES, "backbone", args.backbone)
-    choose(SEGMENTS, "task", args.task)
+    choose(tasks, "task", args.task)
     return args
 
 
@@ -80,7 +86,7 @@ def recipe(
     )
     # As for ADE20K (method.md 12.4, masks.md 3.4): one class may fill a crop.
     config.data.update(
-        segments=SEGMENTS[args.task],
+        segments=SEGMENTS.get(args.task, "none"),
         augmentation="short_side",
         short_sides=tuple(int(side * tenths / 10) for tenths in range(5, 21)),
         max_side=4 * side,

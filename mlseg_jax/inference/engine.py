@@ -84,6 +84,9 @@ class Engine:
         self.encode = jax.jit(on_mesh(mesh, encode))
         self.classify = jax.jit(on_mesh(mesh, classify), static_argnames="policy")
 
+    def begin(self) -> None:
+        """A new video, which changes nothing: frames are pictures here."""
+
     def segment(
         self,
         images: Sequence[np.ndarray],

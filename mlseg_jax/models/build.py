@@ -92,6 +92,8 @@ MODELS = {
     "semantic": _build_mlseg,
     "panoptic": _build_mlseg,
     "instance": _build_mlseg,
+    "video_semantic": _build_mlseg,
+    "video_instance": _build_mlseg,
     "multilabel": _build_query2label,
 }
 """The kind of model that a task trains."""

@@ -9,11 +9,13 @@ from etils import epath
 from input_pipeline.datasets.open import read_options
 from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
+from mlseg_jax.inference.clip_engine import ClipEngine
 from mlseg_jax.models.build import check_config
 from mlseg_jax.prediction import fonts
+from mlseg_jax.prediction.clip_pictures import ClipPictures
 from mlseg_jax.prediction.segmenter import Segmenter
 from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
-from mlseg_jax.tasks.engines import evaluation_policy, make_engine
+from mlseg_jax.tasks.engines import evaluation_policy
 from mlseg_jax.tasks.given_selection import load_classifier
 from mlseg_jax.tasks.table import find_task
 
@@ -60,9 +62,12 @@ def load_with_config(workdir: str, config, checkpoint: str) -> Segmenter:
             )
         classifier = load_classifier(config.selection.classifier, info)
     model, parameters, step = load_parameters(workdir, config, checkpoint)
-    engine = make_engine(config, model, parameters, make_mesh(config))
+    task = find_task(config)
+    engine = task.make_engine(config, model, parameters, make_mesh(config))
+    if isinstance(engine, ClipEngine):
+        engine = ClipPictures(engine, model.num_queries)
     reading, font = read_options(config.data), config.eval.font
-    find = find_task(config).find_segments
+    find = task.find_segments
     if find is not None:
         find = functools.partial(find, settings=config.eval, info=info)
     return Segmenter(

@@ -22,6 +22,7 @@ from mlseg_jax.inference.regions import SegmentedRegions
 from mlseg_jax.inference.segments import Panoptic, Segment
 from mlseg_jax.label_selection import Selection, SelectionPolicy
 from mlseg_jax.prediction import vocabulary
+from mlseg_jax.prediction.clip_pictures import ClipPictures
 from mlseg_jax.prediction.pictures import Picture, as_picture, as_pictures
 from mlseg_jax.prediction.prediction import Prediction, make_labels
 from mlseg_jax.prediction.streams import VideoState, pictures_of, stream
@@ -38,7 +39,7 @@ class Segmenter:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | ClipPictures,
         info: DatasetInfo,
         policy: SelectionPolicy,
         classifier: LabelScorer | None = None,
@@ -147,6 +148,7 @@ class Segmenter:
         def predict(images, scope):
             return self._predict(images, policy, mask, top_labels, scope)
 
+        self._engine.begin()
         pictures = pictures_of(frames, self._reading)
         return stream(predict, pictures, size, scope, state.tracker)
 

@@ -2,8 +2,9 @@
 
 Models of single pictures number segments anew in each. Here segments of neighbouring
 frames with one class are matched by how much their masks overlap, those of stuff by
-class alone, of which a picture has one segment. A track is kept while its segment is
-missing for a few frames. Nothing is learned.
+class alone, of which a picture has one segment. Models of clips say which query a
+segment is of in all frames; that goes before any overlap. A track is kept while its
+segment is missing for a few frames. Nothing is learned.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ class _Track:
     class_id: int
     run_lengths: dict
     frame: int
+    query: int | None = None
 
 
 class Tracker:
@@ -59,7 +61,10 @@ class Tracker:
                 things.append(i)
             else:
                 numbers[i] = self._number_of_stuff(segments[i].class_id)
-        chosen = [(segments[i].class_id, segments[i].run_lengths) for i in things]
+        chosen = [
+            (segments[i].class_id, segments[i].run_lengths, segments[i].query)
+            for i in things
+        ]
         for i, number in zip(things, self._match(chosen), strict=True):
             numbers[i] = number
         return tuple(numbers)
@@ -92,7 +97,7 @@ class Tracker:
         self._next += 1
         return self._next - 1
 
-    def _match(self, found: list[tuple[int, dict]]) -> list[int]:
+    def _match(self, found: list[tuple[int, dict, int | None]]) -> list[int]:
         self._frame += 1
         tracks = self._lately()
         overlaps = _overlaps(found, tracks)
@@ -101,28 +106,35 @@ class Tracker:
             if overlaps[row, column] > 0:
                 track = tracks[column]
                 track.run_lengths, track.frame = found[row][1], self._frame
+                track.query = found[row][2]
                 numbers[row] = track.number
-        for row, (class_id, runs) in enumerate(found):
+        for row, (class_id, runs, query) in enumerate(found):
             if numbers[row] is None:
                 numbers[row] = self._new_number()
-                tracks.append(_Track(numbers[row], class_id, runs, self._frame))
+                tracks.append(_Track(numbers[row], class_id, runs, self._frame, query))
         self._tracks = tracks
         return numbers
 
 
 def _overlaps(
-    found: list[tuple[int, dict]], tracks: list[_Track]
+    found: list[tuple[int, dict, int | None]], tracks: list[_Track]
 ) -> Float[np.ndarray, "n m"]:
-    """IoU of masks of one class and size; 0 where that is too little."""
+    """IoU of masks of one class and size; 0 where that is too little. One query more
+    than that.
+    """
     result = np.zeros((len(found), len(tracks)))
     if not result.size:
         return result
-    sizes = {tuple(runs["size"]) for _, runs in found}
+    sizes = {tuple(runs["size"]) for _, runs, _ in found}
     sizes |= {tuple(track.run_lengths["size"]) for track in tracks}
     if len(sizes) > 1:  # the video changed its size
         return result
-    masks = [runs for _, runs in found], [track.run_lengths for track in tracks]
+    masks = [runs for _, runs, _ in found], [track.run_lengths for track in tracks]
     overlaps = np.asarray(coco_mask.iou(*masks, [0] * len(tracks)))
-    classes = np.asarray([class_id for class_id, _ in found])
+    classes = np.asarray([class_id for class_id, *_ in found])
     same = classes[:, None] == [track.class_id for track in tracks]
-    return np.where(same & (overlaps >= LEAST_OVERLAP), overlaps, 0.0)
+    result = np.where(overlaps >= LEAST_OVERLAP, overlaps, 0.0)
+    for row, (*_, query) in enumerate(found):
+        if query is not None:
+            result[row] += [track.query == query for track in tracks]
+    return np.where(same, result, 0.0)

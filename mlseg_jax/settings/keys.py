@@ -16,6 +16,7 @@ from mlseg_jax.settings import kinds
 from mlseg_jax.settings.arguments import did_you_mean
 from mlseg_jax.settings.kinds import (
     ABOVE_0,
+    AXIS,
     COUNT,
     COUNT_OR_NONE,
     COUNTS,
@@ -34,6 +35,7 @@ from mlseg_jax.settings.kinds import (
     SIDES,
     SPREAD,
     TEXT,
+    WEIGHT,
     Kind,
     also,
     choice,
@@ -42,22 +44,6 @@ from mlseg_jax.settings.kinds import (
     tuple_of,
     whole,
 )
-from mlseg_jax.settings.resolve import AUTO
-
-
-def _is_weight(value) -> bool:
-    if not isinstance(value, str):
-        return FROM_0.fits(value)
-    try:
-        return value == AUTO or FROM_0.fits(float(value))
-    except ValueError:
-        return False
-
-
-_WEIGHT = Kind(
-    "a number from 0, or auto for one in proportion to the classes", _is_weight
-)
-_AXIS = also(COUNT, -1, "a whole number from 1, or -1 for all devices that are left")
 
 KEYS = {
     "name": TEXT,
@@ -90,7 +76,7 @@ KEYS = {
         SIDES, (0, 0), "two whole numbers from 1, such as (2048, 512), or (0, 0)"
     ),
     "data.augmentation": choice(
-        "crop", "whole", "short_side", "large_scale_jitter", "detr"
+        "crop", "whole", "short_side", "large_scale_jitter", "detr", "clip"
     ),
     "data.short_sides": COUNTS,
     "data.max_side": COUNT,
@@ -110,6 +96,9 @@ KEYS = {
     "data.pixel_std": SPREAD,
     "data.segments": choice("none", "classes", "panoptic", "instances"),
     "data.max_segments": COUNT,
+    "data.num_frames": COUNT,
+    "data.frame_window": COUNT_OR_NONE,
+    "data.video_length": COUNT,
     "data.repeat_factor": SHARE,
     "data.rare_crop_rate": PROBABILITY,
     "data.on_bad_example": choice("fail", "skip"),
@@ -134,7 +123,7 @@ KEYS = {
     "loss.class_weighting": choice("none", "inverse_sqrt"),
     "loss.logit_adjustment": FROM_0,
     "loss.multilabel": choice("asymmetric", "binary_cross_entropy"),
-    "loss.multilabel_weight": _WEIGHT,
+    "loss.multilabel_weight": WEIGHT,
     "loss.missed_weight": FROM_0,
     "loss.regions.class_weight": FROM_0,
     "loss.regions.dice_weight": FROM_0,
@@ -202,10 +191,11 @@ KEYS = {
     "eval.overlap_threshold": SHARE,
     "eval.inside_mask": FLAG,
     "eval.max_instances": COUNT,
+    "eval.num_frames": COUNT_OR_NONE,
     "eval.font": TEXT,
     # ------------------------------------------------------------------------- mesh
-    "mesh.data": _AXIS,
-    "mesh.fsdp": _AXIS,
+    "mesh.data": AXIS,
+    "mesh.fsdp": AXIS,
     # ------------------------------------------------------------------------ model
     "model.dtype": ROW,
     "model.rank_norm.kind": ROW,
