@@ -32,23 +32,35 @@ def match_regions(settings, class_logits, embeddings, features, targets, image, 
     return queries.reshape(batch, count, num_targets), bad_costs
 
 
+def of_prediction(features):
+    """The features ``[h w D]`` of a prediction by its number: the same for all, or one
+    of several.
+    """
+    if not isinstance(features, tuple):
+        return lambda prediction: features
+    stacked = jnp.stack(features)
+    return lambda prediction: stacked[prediction]
+
+
 def _costs(settings, draw, class_logits, embeddings, features, targets, image):
     """Matching costs of one image ``[P N M]``, one prediction after the other."""
     num_targets = targets.ranks.shape[0]
-    features = features.astype(jnp.float32)
+    features = jax.tree.map(lambda x: x.astype(jnp.float32), features)
     if settings.masks == "dense":
-        grid = features.shape[:2]
+        grid = jax.tree.leaves(features)[0].shape[:2]
         pixels = (targets.masks, targets.size, grid, num_targets)
         dense_labels = nearest_pixels(*pixels).reshape(num_targets, -1)
         void = targets.void
         if void is not None:
             void = nearest_pixels(jnp.where(void, 0, IGNORE), targets.size, grid, 1)
             void = 1.0 - void.reshape(-1)
-        cells = features.reshape(-1, features.shape[-1])
+    features_of = of_prediction(features)
 
     def cost(own):
         class_logits, embeddings, prediction = own
+        features = features_of(prediction)
         if settings.masks == "dense":
+            cells = features.reshape(-1, features.shape[-1])
             sampled, labels, weights = cells, dense_labels, void
             pairwise = mask.pairwise_focal
         else:

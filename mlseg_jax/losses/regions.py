@@ -69,11 +69,12 @@ def region_losses(
     settings: RegionLoss,
     class_logits: Float[Array, "B P N K1"],
     mask_embeddings: Float[Array, "B P N D"],
-    features: Float[Array, "B h w D"],
+    features: Float[Array, "B h w D"] | tuple[Float[Array, "B h w D"], ...],
     targets: Targets,
     draw: Draw,
 ) -> RegionLosses:
-    """Losses of all P predictions; mask logits are embeddings times ``features``.
+    """Losses of all P predictions; mask logits are embeddings times ``features``, of
+    which there may be P, too.
 
     Runs on each device without a collective: the points depend on ``draw``, prediction
     and position in the batch alone.
