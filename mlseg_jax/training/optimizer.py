@@ -62,8 +62,9 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
     else:
         steps += [_scale_by_adam(config), decay]
     factors = tuple(map(tuple, optimizer.learning_rate_factors))
+    joint = _joint(config)
     if factors or optimizer.layer_decay != 1.0:
-        steps.append(_scale_by_path(factors, optimizer.layer_decay, _joint(config)))
+        steps.append(_scale_by_path(factors, optimizer.layer_decay, joint))
     if optimizer.backbone_warmup_steps:
         steps.append(_scale_by_two_rates(config))
     else:
