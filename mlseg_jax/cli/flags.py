@@ -25,6 +25,11 @@ flags.DEFINE_string(
     "same, where the scores are not to replace those in --workdir; convert --to: file.",
 )
 flags.DEFINE_string("weights", None, "convert: file of weights to take.")
+flags.DEFINE_string(
+    "base",
+    None,
+    "convert: DINOv3's own weights, where --weights holds what is to be added to them.",
+)
 flags.DEFINE_string("classes", None, "convert: text file with a class name a line.")
 flags.DEFINE_enum(
     "to",

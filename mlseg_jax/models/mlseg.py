@@ -111,15 +111,17 @@ class MLSeg(nnx.Module):
         *,
         image_size: Int[Array, "B 2"] | None = None,
         rng: PRNGKeyArray | None = None,
+        step: Int[Array, ""] | None = None,
     ) -> Output | RegionOutput:
         """Label scores, the selection that ``select`` makes of them, logits over ranks.
 
         ``image_size`` is the real height and width where images only fill the upper
-        left of a padded canvas. ``rng`` switches dropout on (training). With an axis T
-        they are frames of clips: there is one selection for each clip.
+        left of a padded canvas. ``rng`` switches dropout on (training), of which
+        ``step`` is the step. With an axis T they are frames of clips: there is one
+        selection for each clip.
         """
         encode_rng, classify_rng, auxiliary_rng = split_rng(rng, 3)
-        features, labels = self._encode(images, image_size, encode_rng)
+        features, labels = self._encode(images, image_size, encode_rng, step)
         selection = select(labels.scores)  # 4.
         output = self.classify(labels, selection, rng=classify_rng)
         if self.auxiliary_head is None or rng is None:
@@ -138,7 +140,7 @@ class MLSeg(nnx.Module):
         return self._encode(images, image_size, rng)[1]
 
     def _encode(
-        self, images, image_size, rng
+        self, images, image_size, rng, step=None
     ) -> tuple[tuple[FeatureMap, ...], LabelPrediction]:
         backbone_rng, decoder_rng, head_rng = split_rng(rng, 3)
         num_frames = images.shape[1] if images.ndim == 5 else None
@@ -154,7 +156,8 @@ class MLSeg(nnx.Module):
         else:
             features = self.backbone(pixels, image_size, backbone_rng)
         features = tuple(to_clip(each, num_frames) for each in features)
-        embeddings = self.decoder.embed(features, decoder_rng)  # 2.
+        progress = {"step": step} if self.decoder.anneals else {}
+        embeddings = self.decoder.embed(features, decoder_rng, **progress)  # 2.
         # 3.
         return features, self.multilabel_head(embeddings, classes, head_rng)
 
@@ -192,7 +195,8 @@ class MLSeg(nnx.Module):
 
     def grid_length(self, length: Length) -> Length:
         """Rows (or columns) of the logits or masks for so many pixels."""
-        return self.backbone.grid_lengths(length)[self.decoder.level]
+        lengths = self.backbone.grid_lengths(length)
+        return self.decoder.upscale * lengths[self.decoder.level]
 
     @property
     def any_canvas(self) -> bool:
