@@ -78,11 +78,12 @@ def test_as_a_process(tmp_path):
     [
         ("--config=a.py --config.x=1 --config.x=2", "--config=a.py --config.x=2"),
         ("--config.x 1 --config.y.z 5 -config.x 2", "--config.y.z 5 -config.x 2"),
-        ("--config.x=1 --config.x 2 --workdir w", "--config.x 2 --workdir w"),
+        ("--config.x=1 --config.x 2 --workdir w", "--workdir w --config.x 2"),
         ("--config.f --noconfig.f --config.x=-1", "--noconfig.f --config.x=-1"),
         ("--config.m -1 --config.m -2", "--config.m -2"),
         ("--config.xy=1 --config.x=2", "--config.xy=1 --config.x=2"),
         ("--config.x", "--config.x"),
+        ("--config.x=1 --config=a.py", "--config=a.py --config.x=1"),
     ],
 )
 def test_the_last_of_each_flag(given, kept):
