@@ -67,9 +67,10 @@ def test_every_command_checks_first(program, tmp_path, command):
 
 
 def test_as_a_process(tmp_path):
-    """With values that stand by themselves, as in a shell."""
+    """With values that stand by themselves, as in a shell, before the configuration."""
     overrides = ["--config.eval.window", "(64, 64)", "--config.eval.window", "(8, 8)"]
-    result = as_process("summary", *tiny_flags(), *overrides)
+    configuration, *keys = tiny_flags()
+    result = as_process("summary", *keys, *overrides, configuration)
     assert "eval.stride is (32, 32), but eval.window only (8, 8)" in result.error
 
 
