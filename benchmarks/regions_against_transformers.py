@@ -13,7 +13,8 @@ segments, of all ten predictions: losses at 12,544 points, matching, clipped gra
 AdamW. Both have dropped paths at Swin's rate.
 
 Each side is a process of its own for each task; both stay alive and take turns; a
-figure is the median over turns. The outputs of both are compared first.
+figure is the median over turns, of wall and of processor time (which says more where
+other jobs run). The outputs of both are compared first.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import json
 import pathlib
 import sys
 import tempfile
+import time
 
 import numpy as np
 
@@ -174,6 +176,12 @@ def summary(classes, masks) -> list[float]:
     return [np.abs(classes).mean(), classes.std(), np.abs(masks).mean(), masks.std()]
 
 
+def wall_and_cpu(function) -> tuple[float, float]:
+    """Of one call; processor time tells less of what else runs on the machine."""
+    begin = time.process_time()
+    return measure.seconds_of(function), time.process_time() - begin
+
+
 def work(args) -> None:
     measure.use_repository()
     run, outputs = (ours if args.worker == "ours" else theirs)(args)
@@ -181,7 +189,7 @@ def work(args) -> None:
     run()
     measure.answer(
         {
-            "run": lambda: measure.seconds_of(run),
+            "run": lambda: wall_and_cpu(run),
             "outputs": outputs,
             "peak": measure.peak_rss_bytes,
         }
@@ -199,13 +207,17 @@ def compare(task: str, args) -> dict[str, float]:
     found = [np.asarray(worker.ask("outputs")) for worker in sides.values()]
     turns = {side: lambda w=worker: w.ask("run") for side, worker in sides.items()}
     times = measure.alternate(turns, args.repetitions)
+    wall, cpu = (
+        measure.medians({side: [each[i] for each in times[side]] for side in sides})
+        for i in range(2)
+    )
     peaks = {side: worker.ask("peak") for side, worker in sides.items()}
     for worker in sides.values():
         worker.close()
-    middle = measure.medians(times)
     row = {"task": task, "side": args.side}
-    row |= {f"{side} s": middle[side] for side in sides}
-    row["times as fast"] = middle["theirs"] / middle["ours"]
+    for name, middle in {"s": wall, "CPU s": cpu}.items():
+        row |= {f"{side} {name}": middle[side] for side in sides}
+        row[f"times as fast ({name})"] = middle["theirs"] / middle["ours"]
     row |= {f"{side} MB": round(peak / 1e6) for side, peak in peaks.items()}
     if task == "predict":
         ours, theirs = found

@@ -20,8 +20,6 @@ def hugging_face_settings(
         "no_object_weight": loss.no_object_weight,
         "mask_weight": loss.mask_weight,
         "dice_weight": loss.dice_weight,
-        # Predictions of all layers are trained on.
-        "use_auxiliary_loss": True,
     }
     if model.decoder.name == "mask2former":
         return common | _mask2former(model, loss)
@@ -43,6 +41,9 @@ def _mask2former(model, loss) -> dict:
         "dim_feedforward": model.decoder.mlp_dim,
         "num_queries": model.decoder.num_queries,
         "dropout": 0.0,
+        # Predictions of all layers are trained on. (With it MaskFormer of transformers
+        # fails in evaluation.)
+        "use_auxiliary_loss": True,
         "class_weight": loss.class_weight,
         "train_num_points": loss.num_points,
         "oversample_ratio": loss.oversample,
