@@ -40,12 +40,13 @@ def _forward(settings, embeddings, features, queries, targets, image, draw):
 
 def _backward(settings, residuals, cotangents):
     (embeddings, features), like = residuals
-    scale = cotangents[0][:, None, None, None]
-    return (
-        (embeddings * scale).astype(like[0].dtype),
-        (features * scale).astype(like[1].dtype),
-        *(None,) * 4,
-    )
+
+    def scaled(grads, like):
+        scale = cotangents[0].reshape(-1, *(1,) * (grads.ndim - 1))
+        return (grads * scale).astype(like.dtype)
+
+    own = scaled(embeddings, like[0]), scaled(features, like[1])
+    return *own, *(None,) * 4
 
 
 mask_losses.defvjp(_forward, _backward)
