@@ -39,6 +39,7 @@ RECIPES = (
     *((mask2former, f"backbone={b}") for b in ("swin_t", "resnet50", "vit_b16")),
     (maskformer, "task=panoptic,backbone=resnet50"),
     (mask2former, "task=instance,dataset=sign_scenes"),
+    (mask2former, "task=video_instance,dataset=sign_scenes"),
     *((paper, name) for name in paper.EXPERIMENTS),
     *((study, f"row={row},size={size}") for row in study.ROWS for size in study.SIZES),
     (study, f"row={study.PRETRAINED}"),
