@@ -10,6 +10,7 @@ from mlseg_jax.tasks.table import find_task
 SIGNS = "dataset=sign_scenes,"
 TRACED = [
     (mask2former, f"{SIGNS}task=panoptic"),
+    (mask2former, f"{SIGNS}task=video_instance,backbone=swin_demo"),
     (maskformer, f"{SIGNS}task=instance,selection=given,backbone=vit_demo"),
 ]
 
