@@ -17,10 +17,14 @@ NUM_CLASSES = {
     "pascal_context": 60,
     "ade20k_full": 847,
     "coco_lvis": 1284,
+    # Videos.
+    "vspw": 124,
+    "youtube_vis_2019": 40,
     # These say their labels themselves.
     "coco_panoptic_json": 0,
     "coco_json": 0,
     "folder": 0,
+    "video_json": 0,
     # Embedded: scenes of 128 pixels.
     "sign_scenes": 40,
 }
@@ -52,7 +56,12 @@ FROZEN_NORMS = (r"^backbone/.*norm/(scale|bias)$",)
 
 
 def parse(
-    arg: str | None, *, large: str, small: str = "swin_demo", **defaults: str | int
+    arg: str | None,
+    *,
+    large: str,
+    small: str = "swin_demo",
+    tasks=SEGMENTS,
+    **defaults: str | int,
 ) -> ConfigDict:
     """``large``: the backbone where none is chosen and scenes are not embedded ones,
     for which it is ``small``.
@@ -62,7 +71,7 @@ def parse(
     if not args.backbone:
         args.backbone = small if args.dataset == "sign_scenes" else large
     choose(BACKBONES, "backbone", args.backbone)
-    choose(SEGMENTS, "task", args.task)
+    choose(tasks, "task", args.task)
     return args
 
 
@@ -85,7 +94,7 @@ def recipe(
     )
     # As for ADE20K (method.md 12.4, masks.md 3.4): one class may fill a crop.
     config.data.update(
-        segments=SEGMENTS[args.task],
+        segments=SEGMENTS.get(args.task, "none"),
         augmentation="short_side",
         short_sides=tuple(int(side * tenths / 10) for tenths in range(5, 21)),
         max_side=4 * side,
@@ -204,6 +213,9 @@ def multilabel_head() -> dict:
         "dropout_rate": 0.1,
         "share_embeddings": False,
         "class_projection": False,
+        # As of configs/segmenter.py.
+        "classes_apart": False,
+        "mlp_ratio": 4,
     }
 
 

@@ -15,6 +15,10 @@ flags.DEFINE_string(
 )
 flags.DEFINE_list("images", [], "predict: pictures and directories of pictures.")
 flags.DEFINE_string(
+    "video", None, "predict: a video (mp4, webm, gif, ...), or a folder of its frames."
+)
+flags.DEFINE_float("frame_rate", 25.0, "predict: frames a second of such a folder.")
+flags.DEFINE_string(
     "output",
     None,
     "predict, export_dataset, doctor, statistics: directory to write to; evaluate: the "

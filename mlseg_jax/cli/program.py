@@ -38,7 +38,7 @@ COMMANDS = {
         "--workdir=runs/demo --config.selection.eval_k=20",
     ),
     "predict": (
-        "label maps, overlays and labels of pictures",
+        "label maps, overlays and labels of pictures, or with --video of a video",
         "--workdir=runs/demo --images=a.jpg,pictures/ --output=out/",
     ),
     "convert": (
@@ -203,7 +203,17 @@ def _explain_config_error(error: Exception) -> str:
 def _last_reason(text: str) -> str:
     """What stands after the exception's name in the last line of a traceback."""
     last = text.strip().splitlines()[-1]
-    return re.sub(r"^[\w.]*(Error|Exception): ", "", last)
+    last = re.sub(r"^[\w.]*(Error|Exception): ", "", last)
+    for python, ours in _OF_PYTHON:
+        last = re.sub(python, ours, last)
+    return last
+
+
+_OF_PYTHON = (
+    (r"invalid literal for int\(\) with base 10: ('.*')$", r"\1 is no whole number."),
+    (r"could not convert string to float: ('.*')$", r"\1 is no number."),
+)
+"""What Python says of a number, and what a user reads."""
 
 
 def _keep_compilations() -> None:

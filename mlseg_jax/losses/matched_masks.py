@@ -42,9 +42,12 @@ def _forward(settings, embeddings, features, queries, targets, image, draw):
 
 def _backward(settings, residuals, cotangents):
     grads, like = residuals
-    scale = cotangents[0][:, None, None, None]
-    own = jax.tree.map(lambda x, old: (x * scale).astype(old.dtype), grads, like)
-    return (*own, *(None,) * 4)
+
+    def scaled(x, old):
+        scale = cotangents[0].reshape(-1, *(1,) * (x.ndim - 1))
+        return (x * scale).astype(old.dtype)
+
+    return (*jax.tree.map(scaled, grads, like), *(None,) * 4)
 
 
 mask_losses.defvjp(_forward, _backward)
@@ -107,8 +110,12 @@ def _image_losses(
 def _pair_losses(
     settings, draw, targets, image, prediction, own, counts, embeddings, features
 ):
-    """Of a few matched queries: the weighted sum, and mask loss and dice ``[2]``."""
-    maps = jnp.einsum("gd,hwd->ghw", embeddings, features)
+    """Of a few matched queries: the weighted sum, and mask loss and dice ``[2]``.
+
+    Each frame of a clip has a mask of its own, and points of its own (method.md 11.1).
+    """
+    features = features.reshape(-1, *features.shape[-3:])
+    maps = jnp.einsum("gd,thwd->tghw", embeddings, features)
     if settings.masks == "dense":
         logits, labels, weights = _at_pixels(maps, targets, own)
         losses = mask.focal_at(logits, labels)
@@ -120,31 +127,42 @@ def _pair_losses(
     both = jnp.stack(
         [mask.mean_at(losses, weights), mask.dice(logits, labels, weights)]
     )
+    counts = jnp.tile(counts, len(maps))
     both = jnp.sum(jnp.where(counts[None], both, 0.0), axis=1)
     return both @ jnp.asarray([settings.mask_weight, settings.dice_weight]), both
 
 
 def _at_points(settings, draw, maps, targets, image, prediction, own):
-    """Logits, labels and weights ``[G P]`` at uncertain points of each map."""
+    """Logits, labels and weights ``[T*G P]`` at uncertain points of each map."""
+    num_frames = len(maps)
     count = settings.num_candidates + settings.num_points - settings.num_uncertain
-    drawn = jax.vmap(lambda m: draw(prediction, image, m + 1, count))(own)
-    where = points.select_points(
-        maps, drawn, settings.num_points, settings.num_uncertain, targets.void
-    )
-    logits = points.sample_maps(maps, where)
-    labels = points.sample_segments(targets.masks, targets.size, own, where)
-    return logits, labels, points.weights_at(targets.void, where)
+
+    def of_frame(frame, maps, masks, void):
+        streams = 1 + own * num_frames + frame
+        drawn = jax.vmap(lambda s: draw(prediction, image, s, count))(streams)
+        where = points.select_points(
+            maps, drawn, settings.num_points, settings.num_uncertain, void
+        )
+        logits = points.sample_maps(maps, where)
+        labels = points.sample_segments(masks, targets.size, own, where)
+        return logits, labels, points.weights_at(void, where)
+
+    frames = jnp.arange(num_frames, dtype=own.dtype)
+    found = jax.vmap(of_frame)(frames, maps, *targets.frames())
+    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), found)
 
 
 def _at_pixels(maps, targets, own):
-    """Logits, labels and weights ``[G HW]`` at all pixels of the crop."""
+    """Logits, labels and weights ``[T*G HW]`` at all pixels of the crop."""
     height, width = targets.size
-    rows = jnp.asarray(bilinear_matrix(height, maps.shape[1]))
-    columns = jnp.asarray(bilinear_matrix(width, maps.shape[2]))
-    logits = jnp.einsum("Hh,ghw,Ww->gHW", rows, maps, columns)
-    labels = segment_pixels(targets.masks, targets.size, own)
+    rows = jnp.asarray(bilinear_matrix(height, maps.shape[2]))
+    columns = jnp.asarray(bilinear_matrix(width, maps.shape[3]))
+    logits = jnp.einsum("Hh,tghw,Ww->tgHW", rows, maps, columns)
+    masks, void = targets.frames()
+    labels = jax.vmap(lambda each: segment_pixels(each, targets.size, own))(masks)
     weights = None
-    if targets.void is not None:
-        weights = jnp.broadcast_to(~targets.void[None], logits.shape)
-        weights = weights.astype(jnp.float32).reshape(len(maps), -1)
-    return logits.reshape(len(maps), -1), labels.reshape(len(maps), -1), weights
+    if void is not None:
+        weights = jnp.broadcast_to(~void[:, None], logits.shape)
+        weights = weights.astype(jnp.float32).reshape(-1, height * width)
+    shape = (-1, height * width)
+    return logits.reshape(shape), labels.reshape(shape), weights

@@ -43,33 +43,28 @@ def of_prediction(features):
 
 
 def _costs(settings, draw, class_logits, embeddings, features, targets, image):
-    """Matching costs of one image ``[P N M]``, one prediction after the other."""
-    num_targets = targets.ranks.shape[0]
-    features = jax.tree.map(lambda x: x.astype(jnp.float32), features)
-    if settings.masks == "dense":
-        grid = jax.tree.leaves(features)[0].shape[:2]
-        pixels = (targets.masks, targets.size, grid, num_targets)
-        dense_labels = nearest_pixels(*pixels).reshape(num_targets, -1)
-        void = targets.void
-        if void is not None:
-            void = nearest_pixels(jnp.where(void, 0, IGNORE), targets.size, grid, 1)
-            void = 1.0 - void.reshape(-1)
-    features_of = of_prediction(features)
+    """Matching costs of one image or clip ``[P N M]``, one prediction after the
+    other.
+    """
+    features_of = of_prediction(
+        jax.tree.map(
+            lambda x: x.astype(jnp.float32).reshape(-1, *x.shape[-3:]), features
+        )
+    )
+    at_cells = settings.masks == "dense"
+    if at_cells:
+        _, *labels_and_weights = _at_cells(features_of(0), targets)
 
     def cost(own):
         class_logits, embeddings, prediction = own
         features = features_of(prediction)
-        if settings.masks == "dense":
-            cells = features.reshape(-1, features.shape[-1])
-            sampled, labels, weights = cells, dense_labels, void
+        if at_cells:
+            sampled = features.reshape(-1, features.shape[-1])
+            labels, weights = labels_and_weights
             pairwise = mask.pairwise_focal
         else:
             where = draw(prediction, image, jnp.int32(0), settings.num_points)
-            sampled = points.sample_features(features, where)
-            labels = points.sample_all_segments(
-                targets.masks, targets.size, num_targets, where
-            )
-            weights = points.weights_at(targets.void, where)
+            sampled, labels, weights = _at_points(features, targets, where)
             pairwise = mask.pairwise_cross_entropy
         logits = embeddings.astype(jnp.float32) @ sampled.T
         return (
@@ -80,3 +75,40 @@ def _costs(settings, draw, class_logits, embeddings, features, targets, image):
 
     order = jnp.arange(len(class_logits), dtype=jnp.int32)
     return jax.lax.map(cost, (class_logits, embeddings, order))
+
+
+def _at_points(features, targets, where):
+    """Features ``[T*P D]``, labels ``[M T*P]`` and weights ``[T*P]`` at points.
+
+    The points of a clip are the same in all of its frames, and masks are compared over
+    all of them together (masks.md 6.1).
+    """
+    num_targets = targets.ranks.shape[0]
+    masks, void = targets.frames()
+    sampled = jax.vmap(lambda own: points.sample_features(own, where))(features)
+    labels = jax.vmap(
+        lambda own: points.sample_all_segments(own, targets.size, num_targets, where),
+        out_axes=1,
+    )(masks)
+    weights = None
+    if void is not None:
+        weights = jax.vmap(lambda own: points.weights_at(own, where))(void).ravel()
+    sampled = sampled.reshape(-1, features.shape[-1])
+    return sampled, labels.reshape(num_targets, -1), weights
+
+
+def _at_cells(features, targets):
+    """The same of all cells of the grid, as MaskFormer matches."""
+    num_targets, grid = targets.ranks.shape[0], features.shape[1:3]
+
+    def nearest(masks, count: int):
+        return jax.vmap(
+            lambda own: nearest_pixels(own, targets.size, grid, count), out_axes=1
+        )(masks).reshape(count, -1)
+
+    masks, void = targets.frames()
+    weights = None
+    if void is not None:
+        weights = 1.0 - nearest(jnp.where(void, 0, IGNORE), 1).ravel()
+    cells = features.reshape(-1, features.shape[-1])
+    return cells, nearest(masks, num_targets), weights

@@ -66,6 +66,7 @@ def _build_mlseg(
         classes_in_backbone=_classes_in_backbone(config),
         initial_classes=choice.class_embeddings.initial,
         num_nearest=_num_nearest(config),
+        last_prediction_only=config.selection.last_prediction_only,
         presence_prior=_presence_prior(config, num_classes),
         auxiliary_head=make(AUXILIARY_HEADS, "auxiliary_head", backbone, num_classes),
         pixel_mean=tuple(config.data.pixel_mean),
@@ -93,6 +94,8 @@ MODELS = {
     "semantic": _build_mlseg,
     "panoptic": _build_mlseg,
     "instance": _build_mlseg,
+    "video_semantic": _build_mlseg,
+    "video_instance": _build_mlseg,
     "multilabel": _build_query2label,
 }
 """The kind of model that a task trains."""

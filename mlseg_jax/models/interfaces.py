@@ -20,7 +20,7 @@ from mlseg_jax.typing import Array, Bool, Float, Int, Length, PRNGKeyArray
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FeatureMap:
-    """A grid of features on a padded canvas.
+    """A grid of features on a padded canvas; of a clip, one of each frame.
 
     Attributes:
       grid: one vector per cell.
@@ -30,7 +30,7 @@ class FeatureMap:
     # Leaves may be anything while JAX transforms it.
     __no_type_check__ = True
 
-    grid: Float[Array, "B h w D"]
+    grid: Float[Array, "B *T h w D"]
     grid_size: Int[Array, "B 2"] | None = None
 
     @property
@@ -38,7 +38,7 @@ class FeatureMap:
         """True inside the picture, False on the padding of the canvas."""
         if self.grid_size is None:
             return None
-        return inside_mask(self.grid.shape[1:3], self.grid_size)
+        return inside_mask(self.grid.shape[-3:-1], self.grid_size)
 
 
 @jax.tree_util.register_dataclass
@@ -116,14 +116,14 @@ class Regions:
     def num_predictions(self) -> int:
         return self.queries.shape[1]
 
-    def mask_logits(self, prediction: int = -1) -> Float[Array, "B N h w"]:
+    def mask_logits(self, prediction: int = -1) -> Float[Array, "B N *T h w"]:
         """Masks of one prediction before the sigmoid, in float32."""
         features = self.features_of(prediction)
         return mask_products(self.mask_embeddings[:, prediction], features.grid)
 
     def mask_logits_of(
         self, query_ids: Int[Array, "B M"], prediction: int = -1
-    ) -> Float[Array, "B M h w"]:
+    ) -> Float[Array, "B M *T h w"]:
         """The same of some queries alone, such as those that a target was matched
         to.
         """

@@ -266,6 +266,8 @@ def _suggest_upernet(source: Format, arrays: Arrays) -> str:
 _REGION_DATA = {
     133: ("coco_panoptic", "panoptic"),
     80: ("coco_json", "instance"),
+    124: ("vspw", "video_semantic"),
+    40: ("youtube_vis_2019", "video_instance"),
     (150, 200): ("ade20k_panoptic", "panoptic"),
 }
 """Data set and task of so many labels, or of so many labels and object queries."""

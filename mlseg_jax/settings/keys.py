@@ -77,7 +77,7 @@ KEYS = {
         SIDES, (0, 0), "two whole numbers from 1, such as (2048, 512), or (0, 0)"
     ),
     "data.augmentation": choice(
-        "crop", "whole", "short_side", "large_scale_jitter", "detr"
+        "crop", "whole", "short_side", "large_scale_jitter", "detr", "clip"
     ),
     "data.short_sides": COUNTS,
     "data.max_side": COUNT,
@@ -97,6 +97,9 @@ KEYS = {
     "data.pixel_std": SPREAD,
     "data.segments": choice("none", "classes", "panoptic", "instances"),
     "data.max_segments": COUNT,
+    "data.num_frames": COUNT,
+    "data.frame_window": COUNT_OR_NONE,
+    "data.video_length": COUNT,
     "data.repeat_factor": SHARE,
     "data.rare_crop_rate": PROBABILITY,
     "data.on_bad_example": choice("fail", "skip"),
@@ -110,6 +113,7 @@ KEYS = {
     "selection.cumulative": PROBABILITY,
     "selection.with_present": FLAG,
     "selection.noise": FROM_0,
+    "selection.last_prediction_only": FLAG,
     "selection.eval_name": choice(*SELECTIONS, ""),
     "selection.eval_k": COUNT_OR_NONE,
     "selection.classifier": TEXT,
@@ -178,7 +182,11 @@ KEYS = {
         ABOVE_0, "a tuple of numbers above 0, such as (0.75, 1.0, 1.25)", least=1
     ),
     "eval.flip": FLAG,
-    "eval.selection_scope": choice("per_window", "per_image"),
+    "eval.selection_scope": choice("per_window", "per_image", "per_clip"),
+    "eval.clip_length": COUNT,
+    "eval.clip_scores": choice("maximum", "mean", "running"),
+    "eval.clip_change": SHARE,
+    "eval.track_score": SHARE,
     "eval.batch_size": COUNT,
     "eval.weights": choice("average", "latest", "better"),
     "eval.oracle_k": COUNT,
@@ -187,6 +195,7 @@ KEYS = {
     "eval.overlap_threshold": SHARE,
     "eval.inside_mask": FLAG,
     "eval.max_instances": COUNT,
+    "eval.num_frames": COUNT_OR_NONE,
     "eval.font": TEXT,
     # ------------------------------------------------------------------------- mesh
     "mesh.data": AXIS,

@@ -162,7 +162,6 @@ FACTORS = tuple_of(
     "0.0),)",
 )
 SHARES = tuple_of(SHARE, "a tuple of shares of the training, such as (0.2, 0.6)")
-AXIS = also(COUNT, -1, "a whole number from 1, or -1 for all devices that are left")
 
 
 def _is_weight(value) -> bool:
@@ -177,3 +176,4 @@ def _is_weight(value) -> bool:
 WEIGHT = Kind(
     "a number from 0, or auto for one in proportion to the classes", _is_weight
 )
+AXIS = also(COUNT, -1, "a whole number from 1, or -1 for all devices that are left")

@@ -26,6 +26,8 @@ def example_shapes(
 ) -> dict[str, tuple[tuple[int, ...], type]]:
     """Shape and type of everything that a training batch holds of an example."""
     data, crop = config.data, tuple(config.data.crop_size)
+    if data.get("num_frames", 0):
+        crop = (data.num_frames, *crop)
     shapes = {"image": ((*crop, 3), np.uint8)}
     if config.task == "multilabel":
         return shapes | {"presence": ((num_classes,), np.bool_)}

@@ -18,7 +18,7 @@ COMMANDS = (
 @pytest.mark.parametrize(
     "flags, sentence",
     [
-        (["eval.selection_scope=nonsense"], "give per_window or per_image"),
+        (["eval.selection_scope=nonsense"], "give per_window, per_image or per_clip"),
         (["optimizer.ema_decay=1.5"], "optimizer.ema_decay is 1.5; give a number"),
         (["optimizer.learning_rate=-1"], "optimizer.learning_rate is -1.0; give"),
         (["optimizer.clip_norm=-1"], "optimizer.clip_norm is -1.0; give"),
@@ -36,8 +36,9 @@ COMMANDS = (
         (["eval.window=(32,32,32)"], "eval.window is (32, 32, 32); give height"),
         (["eval.window=a"], "eval.window is ('a',); give height and width"),
         (["eval.window=(32,"], "config.eval.window"),
-        (["train.steps=1.5"], "config.train.steps"),
-        (["train.steps=many"], "config.train.steps"),
+        (["train.steps=1.5"], "config.train.steps=1.5: '1.5' is no whole number."),
+        (["train.steps=many"], "config.train.steps=many: 'many' is no whole"),
+        (["optimizer.clip_norm=big"], "config.optimizer.clip_norm=big: 'big' is no"),
         (["eval.flip=maybe"], "config.eval.flip"),
         (["seed=-1"], "seed is -1; give"),
         (["model.decoder.name=segmentor"], "Unknown model.decoder.name 'segmentor'"),

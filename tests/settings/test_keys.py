@@ -155,7 +155,7 @@ def test_every_key_refuses_what_nobody_can_mean(shapes):
 @pytest.mark.parametrize(
     "key, value, sentence",
     [
-        ("eval.selection_scope", "nonsense", "give per_window or per_image"),
+        ("eval.selection_scope", "nonsense", "give per_window, per_image or per_clip"),
         ("optimizer.ema_decay", 1.5, "is 1.5; give a number from 0 to below 1"),
         ("optimizer.learning_rate", -1.0, "is -1.0; give a number above 0"),
         ("optimizer.learning_rate", 0.0, "is 0.0; give a number above 0"),

@@ -203,6 +203,9 @@ def test_a_decoder_of_pixels_finds_no_segments():
     config.model.decoder.name = "linear"
     with pytest.raises(UserError, match="choose one of mask2former, maskformer"):
         find_task(config)
+    config.task = "semantic"
+    with pytest.raises(UserError, match="set data.segments to none"):
+        find_task(config)
 
 
 def test_windows_are_for_label_maps():
