@@ -5,10 +5,11 @@ import re
 import numpy as np
 import pytest
 from shrink import use_tiny_backbone, use_tiny_decoder
-from weight_files import random_arrays, said
+from weight_files import random_arrays, said, weightless
 
-from configs import encoder_only, eomt
-from mlseg_jax.pretrained import dinov3
+from configs import encoder_only, eomt, linear
+from mlseg_jax.models.layers.resize import bicubic_matrix
+from mlseg_jax.pretrained import beit, dinov3
 from mlseg_jax.pretrained import eomt as tables
 from mlseg_jax.pretrained.convert import convert
 from mlseg_jax.pretrained.export import STATE_DICTS
@@ -16,6 +17,7 @@ from mlseg_jax.pretrained.formats import recognise
 from mlseg_jax.pretrained.load import load_arrays
 from mlseg_jax.pretrained.read import WeightFile
 from mlseg_jax.pretrained.regions import without_no_object
+from mlseg_jax.pretrained.suggest import suggest
 
 DINOV3 = dict(
     positions="rotary", key_bias=False, num_registers=4, layer_scale=1.0,
@@ -158,3 +160,62 @@ def fused(arrays):
         (r"\.layer_scale([12])\.lambda1", r".ls\1.gamma"),
     ]
     return renamed(found, changes)
+
+
+SUGGESTED = [
+    (linear, "linear", "dataset=ade20k,backbone=dinov3_s16plus", dinov3.own),
+    (
+        eomt, "eomt", "dataset=ade20k_panoptic,backbone=dinov2_s14_reg,task=panoptic,"
+        "side=640", tables.hugging_face,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("module, file, argument, rows", SUGGESTED)
+def test_what_fits_is_suggested(module, file, argument, rows):
+    config = module.get_config(argument)
+    part = "" if module is eomt else "backbone/"
+    found = suggest(theirs_of(config, rows, part))
+    assert found == f"--config=configs/{file}.py:{argument}"
+
+
+def theirs_of(config, rows, part):
+    file = weightless(config, rows, part)
+    if part:
+        return file
+    arrays = dict(file.arrays)
+    for kind in ("weight", "bias"):
+        own = [arrays.pop(f"{name}.{kind}") for name in ("classes", "no_object")]
+        arrays[f"class_predictor.{kind}"] = np.concatenate(own)
+    return WeightFile("x", "", arrays)
+
+
+def test_dinov2_for_eomt():
+    """Patches of another size, and a position that the class token takes along."""
+    sizes = {"num_registers": 4, "layer_scale": 1.0, "depth": 1}
+    theirs = make_config(
+        linear, "dataset=sign_scenes", **sizes, image_size=(21, 21), patch_size=7
+    )
+    config = make_config(
+        eomt, "dataset=sign_scenes", **sizes, image_size=(32, 32), patch_size=8,
+        positions="patches",
+    )  # fmt: skip
+    old, arrays = random_arrays(theirs, beit.dinov2, part="backbone/")
+    _, source, arrays = recognise(WeightFile("x", "", arrays))
+    loaded = load_arrays(config, 11, source, arrays)
+    assert sum("resampled from 7 to 8" in note for note in loaded.notes) == 1
+    assert sum("from 3x3 to 4x4" in note for note in loaded.notes) == 1
+    new = loaded.arrays
+    table = old["backbone/position_table"]
+    token = old["backbone/class_token"] + table[0]
+    np.testing.assert_allclose(new["backbone/class_token"], token, rtol=1e-6)
+    assert new["backbone/position_table"].shape == (16, 16)
+    # A patch, and the same enlarged, have one embedding.
+    patch = np.random.default_rng(0).standard_normal((7, 7, 3))
+    enlarge = np.asarray(bicubic_matrix(8, 7, antialias=True), np.float64)
+    large = np.einsum("Yy,Xx,yxc->YXc", enlarge, enlarge, patch)
+    kernels = (x["backbone/patch_projection/kernel"] for x in (old, new))
+    small, same = (
+        x.ravel() @ kernel for x, kernel in zip((patch, large), kernels, strict=True)
+    )
+    np.testing.assert_allclose(same, small, atol=1e-4)
