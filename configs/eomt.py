@@ -122,7 +122,7 @@ def make_backbone(name: str, side: int) -> ConfigDict:
 
 
 def _use_adamw(config: ConfigDict, *, is_dinov3: bool) -> None:
-    """Masks.md 7.2; every parameter decays."""
+    """masks.md 7.2; every parameter decays."""
     config.optimizer.update(
         name="adamw",
         learning_rate=2e-4 if is_dinov3 else 1e-4,

@@ -69,7 +69,7 @@ def region_losses(
     settings: RegionLoss,
     class_logits: Float[Array, "B P N K1"],
     mask_embeddings: Float[Array, "B P N D"],
-    features: Float[Array, "B *T h w D"] | tuple[Float[Array, "B h w D"], ...],
+    features: Float[Array, "B *T h w D"] | tuple[Float[Array, "B *T h w D"], ...],
     targets: Targets,
     draw: Draw,
 ) -> RegionLosses:
