@@ -92,7 +92,7 @@ def _with_gates(arrays: Arrays) -> Arrays:
 
 
 def to_hugging_face(config: ml_collections.ConfigDict, arrays: Arrays) -> Arrays:
-    """Our weights under the names of transformers.
+    """Our weights under the names of transformers 5.
 
     Raises:
       UserError: transformers has no such model.
@@ -103,19 +103,9 @@ def to_hugging_face(config: ml_collections.ConfigDict, arrays: Arrays) -> Arrays
                 f"model.{key}.name is {config.model[key].name!r}, and there is no EoMT "
                 f"with that under these names; choose --to=safetensors."
             )
-    theirs = to_theirs(arrays, hugging_face(config))
+    found = to_theirs(arrays, hugging_face(config))
     if config.model.backbone.positions != "rotary":
-        theirs = {n.replace(".o_proj", ".out_proj"): x for n, x in theirs.items()}
-    found = {}
-    for name, array in theirs.items():
-        start, is_gate, kind = name.partition(".mlp.gate_proj.")
-        if is_gate and config.model.backbone.positions != "rotary":
-            both = [array, theirs[f"{start}.mlp.up_proj.{kind}"]]
-            found[f"{start}.mlp.weights_in.{kind}"] = np.concatenate(both)
-        elif config.model.backbone.positions == "rotary" or ".up_proj" not in name:
-            found[name] = array
-    if config.model.backbone.positions != "rotary":
-        found = {n.replace(".down_proj", ".weights_out"): x for n, x in found.items()}
+        found = {n.replace(".o_proj", ".out_proj"): x for n, x in found.items()}
     for kind in ("weight", "bias"):
         rows = [found.pop(f"{part}.{kind}") for part in ("classes", "no_object")]
         found[f"class_predictor.{kind}"] = np.concatenate(rows)
