@@ -45,6 +45,10 @@ COMMANDS = {
         "take weights of others, or with --to give ours (docs/weights.md)",
         "--config=configs/segmenter.py --weights=FILE --workdir=runs/converted",
     ),
+    "export": (
+        "the model as files that run without this project (docs/export.md)",
+        "--workdir=runs/demo --to=onnx --output=exported/",
+    ),
     "summary": (
         "parameters and multiply-accumulates of a configuration",
         "--config=configs/segmenter.py:dataset=coco_stuff,backbone=vit_b16",
