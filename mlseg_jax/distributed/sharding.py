@@ -149,10 +149,14 @@ def for_any_platform() -> Iterator[None]:
         _EXPORTING.reset(token)
 
 
-def by_platform(*, cpu: Callable, default: Callable) -> Callable:
-    """One function on CPU, another elsewhere and in programs `for_any_platform`."""
+def by_platform(
+    *, cpu: Callable, default: Callable, anywhere: Callable | None = None
+) -> Callable:
+    """One function on CPU, another elsewhere; in programs `for_any_platform` that one
+    too, unless there is one for ``anywhere``.
+    """
     if _EXPORTING.get():
-        return default
+        return default if anywhere is None else anywhere
     return functools.partial(jax.lax.platform_dependent, cpu=cpu, default=default)
 
 

@@ -68,7 +68,8 @@ def export_run(
     check(kind, opset)
     functions, step = load_functions(config, workdir, checkpoint, size)
     info = load_info(workdir)
-    calls = arguments(functions, _symbol() if batch is None else batch)
+    symbol = any_batch() if batch is None else None
+    calls = arguments(functions, symbol or batch)
     with replaced_when_complete(epath.Path(output).expanduser()) as folder:
         folder = pathlib.Path(folder)
         description = describe(
@@ -88,7 +89,7 @@ def export_run(
         )
         if kind == "onnx":
             description["opset"] = opset
-            _write_onnx(folder, functions, calls, opset, batch)
+            write_onnx_files(folder, functions, calls, opset, symbol)
             write_predictor(folder)
         else:
             _write_stablehlo(folder, functions, calls)
@@ -141,7 +142,8 @@ def load_functions(
         # What runs everywhere; weights are float32 in any case.
         trained.model.dtype = "float32"
     model = FunctionalModel.build(trained, model.num_classes)
-    parameters = jax.device_get(parameters)
+    # On one device, whatever the mesh of the training was.
+    parameters = jax.tree.map(jnp.asarray, jax.device_get(parameters))
     size = tuple(size or config.eval.window)
     return Functions.of(config, model, parameters, size), step
 
@@ -185,7 +187,8 @@ def _flat(inputs: dict) -> Shapes:
     return result
 
 
-def _symbol():
+def any_batch():
+    """A length that is known when the model runs."""
     return export.symbolic_shape("B")[0]
 
 
@@ -202,13 +205,13 @@ def _write_stablehlo(folder, functions: Functions, calls: dict) -> None:
         path.write_bytes(exported.serialize())
 
 
-def _write_onnx(folder, functions: Functions, calls: dict, opset: int, batch) -> None:
+def write_onnx_files(
+    folder: pathlib.Path, functions: Functions, calls: dict, opset: int, symbol
+) -> None:
+    """``symbol``: the length in ``calls`` that is any batch; None for a fixed one."""
     # Here, because the package need not be installed.
     from mlseg_jax.export.onnx_files import Weights, write_onnx
 
-    symbol = None
-    if batch is None:
-        symbol = calls["encode"]["image"].shape[0]
     weights = Weights(folder)
     try:
         for name, inputs in calls.items():

@@ -75,10 +75,12 @@ class Functions:
             )
         images = jnp.zeros((1, *size, 3), jnp.uint8)
         with for_any_platform():
-            shapes = jax.eval_shape(parts.encode, images)
+            shapes = jax.eval_shape(lambda x: model.bind(parameters).encode(x), images)
             fixed = None
             if shapes.class_queries.ndim == 2:
-                fixed = jax.jit(lambda x: parts.encode(x).class_queries)(images)
+                fixed = jax.jit(
+                    lambda x: model.bind(parameters).encode(x).class_queries
+                )(images)
         sized = parts.any_canvas and may_be_smaller(config, size)
         return cls(model, parameters, policy, size, fixed, sized)
 

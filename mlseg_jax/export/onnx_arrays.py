@@ -59,6 +59,18 @@ def concatenate(graph: Graph, eqn, *parts: Value) -> Value:
     return graph.concat(parts, eqn.params["dimension"])
 
 
+def stack(graph: Graph, eqn, *parts: Value) -> Value:
+    axis, shape = eqn.params["axis"], list(eqn.outvars[0].aval.shape)
+    shape[axis] = 1
+    return graph.concat([graph.reshape(part, shape) for part in parts], axis)
+
+
+def batch_of(graph: Graph, eqn) -> Value:
+    """A length as a number."""
+    length = graph.dims((eqn.params["dim"],))
+    return graph.reshape(graph.cast(length, eqn.outvars[0].aval.dtype), ())
+
+
 def pad(graph: Graph, eqn, x: Value, fill: Value) -> Value:
     config, shape = eqn.params["padding_config"], eqn.outvars[0].aval.shape
     if any(inner for _, _, inner in config):
@@ -201,10 +213,16 @@ RULES = {
     "slice": cut,
     "split": split,
     "squeeze": squeeze,
+    "stack": stack,
 }
 """By name of the primitive; values are as large as their variables."""
 
-SMALL_RULES = {"broadcast_in_dim": broadcast, "iota": iota, "transpose": transpose}
+SMALL_RULES = {
+    "broadcast_in_dim": broadcast,
+    "dim_as_value": batch_of,
+    "iota": iota,
+    "transpose": transpose,
+}
 """The same, where values may be smaller."""
 
 

@@ -1,12 +1,11 @@
 """ONNX files that share one file of weights."""
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import onnx
-from jax import export
 from onnx import helper
 
 from mlseg_jax.distributed.sharding import for_any_platform
@@ -19,9 +18,6 @@ from mlseg_jax.export.onnx_graph import (
 )
 from mlseg_jax.export.onnx_lowering import lower
 from mlseg_jax.typing import Array
-
-OPSETS = (17, 23)
-"""First and last version of ONNX's operators that can be written."""
 
 INLINE = 1024
 """Bytes from which constants are in the file of weights."""
@@ -75,7 +71,7 @@ def write_onnx(
       inputs: their shapes, in which ``batch`` may stand for a length.
       weights: takes large constants.
       opset: version of the operators.
-      batch: the symbol of the batch (`batch_symbol`), None for a fixed one.
+      batch: the symbol of the batch (`artifacts.any_batch`), None for a fixed one.
 
     Raises:
       UserError: something of the function has no operator in ONNX.
@@ -117,16 +113,3 @@ def write_onnx(
 def _ir_version(opset: int) -> int:
     """The oldest format of files that has these operators, which most readers know."""
     return helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
-
-
-def batch_symbol():
-    """A length that is known when the model runs."""
-    return export.symbolic_shape("B")[0]
-
-
-def input_shapes(arrays: dict[str, Sequence], batch) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes without the batch, and types, to inputs with it."""
-    return {
-        key: jax.ShapeDtypeStruct((batch, *shape), dtype)
-        for key, (shape, dtype) in arrays.items()
-    }

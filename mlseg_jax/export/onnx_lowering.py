@@ -100,7 +100,7 @@ def _run_inside(graph: Graph, eqn, inputs: list[Value]) -> list[Value]:
 def _compute(graph: Graph, eqn, inputs: list[Value]) -> list[Value] | None:
     """What depends on constants alone, unless it would make the file larger."""
     shapes = [var.aval.shape for var in eqn.outvars]
-    if eqn.primitive.name == "iota" or any(x.constant is None for x in inputs):
+    if not inputs or any(x.constant is None for x in inputs):
         return None
     if any(not isinstance(n, int) for shape in shapes for n in shape):
         return None

@@ -38,7 +38,7 @@ def measure(
     selection; ``pixels`` are those of all label maps.
     """
     pictures, origin = samples(config, functions.size)
-    ours, theirs = _calls_of(functions), open_artifacts(folder, kind)
+    ours, theirs = calls_of(functions), open_artifacts(folder, kind)
     found = [
         compare(functions, ours, theirs, np.resize(picture, (batch, *picture.shape)))
         for picture in pictures
@@ -120,7 +120,7 @@ def seconds(call: Call, inputs: dict) -> float:
     return round(1000 * min(taken), 2)
 
 
-def _calls_of(functions: Functions) -> Call:
+def calls_of(functions: Functions) -> Call:
     jitted = {
         name: jax.jit(getattr(functions, name))
         for name in ("encode", "classify", "segment")

@@ -73,7 +73,8 @@ def _over_heads(function, values: Array, points: Array):
     def elsewhere(*args):
         return jax.lax.map(lambda args: function(*args), args, batch_size=group)
 
-    return by_platform(cpu=on_cpu, default=elsewhere)
+    # How many there are may not be known yet.
+    return by_platform(cpu=on_cpu, default=elsewhere, anywhere=jax.vmap(function))
 
 
 def _pack(values: Array) -> Array:
@@ -118,7 +119,7 @@ def _forward_head(values, points, weights):
         corners = table.at[rows].get(mode="promise_in_bounds").astype(jnp.float32)
         return out + jnp.sum(corners * shares[:, :, None], axis=1), None
 
-    zeros = jnp.zeros((len(points), dim), jnp.float32)
+    zeros = jnp.zeros((points.shape[0], dim), jnp.float32)
     return jax.lax.scan(add, zeros, (points.swapaxes(0, 1), weights.T))[0]
 
 
