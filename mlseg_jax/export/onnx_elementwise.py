@@ -123,6 +123,10 @@ def select(graph: Graph, eqn, which: Value, *cases: Value) -> Value:
     """Of two cases the second where ``which`` is true."""
     no, yes = cases
     shape = joint_shape(*(x.shape for x in _of_rank(graph, which, no, yes)))
+    if no.dtype == np.bool_:  # which ONNX Runtime does not choose between
+        other = graph.node("Not", [which], which.shape)
+        kept = [graph.node("And", pair, shape) for pair in ((which, yes), (other, no))]
+        return graph.node("Or", kept, shape)
     return graph.node("Where", [which, yes, no], shape, no.dtype)
 
 
