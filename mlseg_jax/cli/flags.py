@@ -31,6 +31,13 @@ flags.DEFINE_enum(
     "stablehlo or onnx.",
 )
 flags.DEFINE_list("size", [], "export: height and width of pictures, such as 512,512.")
+flags.DEFINE_string("model", None, "serve: folder that `export --to=onnx` wrote.")
+flags.DEFINE_string(
+    "host", "127.0.0.1", "serve: address to listen at; 0.0.0.0 is for everybody."
+)
+flags.DEFINE_integer("port", 8000, "serve: port to listen at; 0 takes a free one.")
+flags.DEFINE_integer("max_megabytes", 32, "serve: largest file of a picture.")
+flags.DEFINE_integer("max_megapixels", 32, "serve: largest picture.")
 flags.DEFINE_integer("opset", 17, "export --to=onnx: version of its operators.")
 flags.DEFINE_string(
     "scores", None, "predict: folder for label scores of both splits of the data set."
