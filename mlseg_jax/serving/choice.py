@@ -23,7 +23,8 @@ class Choice:
       without: class ids of labels that are not considered.
       also: class ids that are selected beside the k best.
       minimum_score: least probability of a label.
-      longest: longest side of the result; None for that of the picture.
+      longest: longest side of maps, which may be larger than the picture's; None for
+        its own size.
       top: how many of the likeliest labels of each pixel are wanted.
     """
 

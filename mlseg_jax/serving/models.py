@@ -17,7 +17,6 @@ from mlseg_jax.export.functions import Functions
 from mlseg_jax.export.predictor import BATCH, Model, Predictor, read_description
 from mlseg_jax.runs.workdir import load_info
 
-
 NUM_EXAMPLES = 4
 
 

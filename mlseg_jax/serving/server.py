@@ -220,8 +220,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         page = _resource("page.html").replace("{{nonce}}", nonce)
         policy = (
             f"default-src 'none'; script-src 'nonce-{nonce}'; "
-            f"style-src 'nonce-{nonce}'; img-src 'self' blob: data:; connect-src 'self'; "
-            f"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            f"style-src 'nonce-{nonce}'; img-src 'self' blob: data:; "
+            f"connect-src 'self'; base-uri 'none'; form-action 'none'; "
+            f"frame-ancestors 'none'"
         )
         self._send(
             200,

@@ -240,8 +240,8 @@ class Service:
 
 
 def _at_size(seen: Seen, longest: int | None) -> Seen:
-    """The same picture, whose maps have no longer side than this."""
-    if longest is None or max(seen.size) <= longest:
+    """The same picture, whose maps have this longest side."""
+    if longest is None:
         return seen
     factor = longest / max(seen.size)
     size = tuple(max(1, round(side * factor)) for side in seen.size)
