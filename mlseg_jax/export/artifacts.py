@@ -92,7 +92,7 @@ def export_run(
             write_onnx_files(folder, functions, calls, opset, symbol)
             write_predictor(folder)
         else:
-            _write_stablehlo(folder, functions, calls)
+            write_stablehlo(folder, functions, calls)
         description["parity"] = parity.measure(
             config, functions, folder, kind, batch or 1
         )
@@ -195,7 +195,7 @@ def any_batch():
 # ------------------------------------------------------------------------------ files
 
 
-def _write_stablehlo(folder, functions: Functions, calls: dict) -> None:
+def write_stablehlo(folder, functions: Functions, calls: dict) -> None:
     for name, inputs in calls.items():
         with for_any_platform():
             exported = export.export(

@@ -6,7 +6,7 @@ import jaxtyping
 import pytest
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def without_shape_checks():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
