@@ -140,7 +140,7 @@ class Predictor:
             picture = resize(image, self._size_at(image.shape[:2], scale))
             for flip in (False, True) if settings["flip"] else (False,):
                 shown = picture[:, ::-1] if flip else picture
-                axes = [self._axis(image, shown, axis, flip) for axis in (0, 1)]
+                axes = [self._axis(image, shown, 0), self._axis(image, shown, 1, flip)]
                 views.append(axes)
                 for y in axes[0].starts:
                     for x in axes[1].starts:
@@ -167,21 +167,17 @@ class Predictor:
             fitted = tuple(max(1, int(side * factor + 0.5)) for side in size)
         else:
             fitted = tuple(max(1, round(side * scale)) for side in size)
-        if self.about["views"]["mode"] == "whole":  # no larger than was exported
-            shrink = min(
-                1.0, *(w / n for w, n in zip(self.window, fitted, strict=True))
-            )
-            fitted = tuple(max(1, int(side * shrink)) for side in fitted)
-        if not self.about["input"]["sized"]:  # windows must be full
-            grow = max(1.0, *(w / n for w, n in zip(self.window, fitted, strict=True)))
-            if grow > 1:
-                fitted = tuple(
-                    max(w, int(side * grow + 0.5))
-                    for w, side in zip(self.window, fitted, strict=True)
-                )
+        factors = [w / n for w, n in zip(self.window, fitted, strict=True)]
+        if self.about["views"]["mode"] == "whole" and min(factors) < 1:
+            # No larger than was exported.
+            fitted = tuple(max(1, int(side * min(factors))) for side in fitted)
+        elif not self.about["input"]["sized"] and max(factors) > 1:
+            # Windows must be full.
+            grown = [int(side * max(factors) + 0.5) for side in fitted]
+            fitted = tuple(map(max, self.window, grown))
         return fitted
 
-    def _axis(self, image, picture, axis, flip):
+    def _axis(self, image, picture, axis, flip=False):
         about, view = self.about["input"], picture.shape[axis]
         window, stride = self.window[axis], self.about["views"]["stride"][axis]
         size = min(window, view)
@@ -279,7 +275,7 @@ class Predictor:
                 if len(grids) > 1:
                     tile = softmax(tile)
                 total = tile if total is None else total + tile
-            yield y, x, total
+            yield y, x, total / len(grids)
 
     # ------------------------------------------------------------- regions
 

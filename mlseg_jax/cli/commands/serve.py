@@ -21,7 +21,8 @@ def run(flags) -> None:
             flags.max_megapixels * 10**6, predictor.about["views"]["max_pixels"]
         ),
     )
-    service = Service(predictor, usual, limits)
+    examples = models.example_pictures(flags.config) if flags.workdir else []
+    service = Service(predictor, usual, limits, examples)
     server = open_server(flags.host, flags.port, service)
     print("compiling ...", flush=True)
     # So that nobody waits for it later.
