@@ -1,9 +1,8 @@
 """Pictures of any size through an exported model, with NumPy and Pillow alone.
 
-This file is copied into every folder that ``export --to=onnx`` writes and imports
-nothing of the project it comes from. It cuts pictures into windows, at several scales
-and mirrored where the model was evaluated so, and joins what the model says of them
-over the labels that were selected: nothing here has C channels per pixel.
+Copied into every folder that ``export --to=onnx`` writes. Pictures are cut into windows,
+at scales and mirrored as in evaluation, and what the model says of these is joined over
+the labels that were selected: nothing here has C channels per pixel.
 
     model = predictor.load("folder")
     result = model(numpy_picture, k=20, allowed=["cat", "dog"])
@@ -34,8 +33,7 @@ BATCH = 8  # windows at a time
 class Model:
     """The functions of an exported folder in ONNX Runtime.
 
-    `Predictor` takes anything that has ``description`` (``export.json``), ``encode``
-    and ``classify``.
+    `Predictor` takes anything with ``description``, ``encode`` and ``classify``.
     """
 
     def __init__(self, folder, threads=None, description=None):
@@ -131,8 +129,6 @@ class Predictor:
         """Segments uint8 [H W 3]; ``choice``: see `segment`."""
         return self.segment(self.look(image), **choice)
 
-    # ------------------------------------------------------------- what is there
-
     def look(self, image):
         """Runs the encoder over all windows of a picture uint8 [H W 3]."""
         settings, views, windows, sizes = self.about["views"], [], [], []
@@ -188,8 +184,6 @@ class Predictor:
         cells = about["cells"][axis][seen] if about["sized"] else canvas_cells
         length = image.shape[axis]
         return Axis(length, view, tuple(starts), size, seen, cells, canvas_cells, flip)
-
-    # ------------------------------------------------------------- which of these
 
     def segment(self, seen, k=None, allowed=None, minimum_score=None, top=0):
         """What a picture that was looked at is, among some labels.
@@ -304,6 +298,18 @@ class Predictor:
                     total = total + share[..., None] * (inside @ label)
             yield y, x, total / len(seen.views)
 
+    def _likeliest(self, tile, top):
+        """The best ranks of each pixel and their probabilities, the best first."""
+        views = len(self.about["views"]["scales"]) * (1 + self.about["views"]["flip"])
+        if self.regions:
+            tile = tile / np.maximum(tile.sum(-1, keepdims=True), 1e-30)
+        elif views == 1:
+            tile = softmax(tile)
+        for _ in range(top):
+            best = tile.argmax(-1)[..., None]
+            yield best[..., 0], np.take_along_axis(tile, best, -1)[..., 0]
+            np.put_along_axis(tile, best, -1.0, -1)
+
     def _result(self, size, parts, union, scores, top):
         kind = np.uint8 if len(self.names) <= 256 else np.uint16
         label_map = np.zeros(size, kind)
@@ -312,16 +318,8 @@ class Predictor:
         for y, x, tile in parts:
             label_map[y, x] = union[tile.argmax(-1)]
             if top:
-                best = np.argsort(-tile, axis=-1, kind="stable")[..., :top]
-                several = len(self.about["views"]["scales"]) > 1
-                several |= self.about["views"]["flip"]
-                if self.regions:
-                    tile = tile / np.maximum(tile.sum(-1, keepdims=True), 1e-30)
-                elif not several:
-                    tile = softmax(tile)
-                value = np.take_along_axis(tile, best, -1)
-                ids[:, y, x] = np.moveaxis(union[best], -1, 0)
-                shares[:, y, x] = np.moveaxis(value, -1, 0)
+                for n, (best, value) in enumerate(self._likeliest(tile, top)):
+                    ids[n, y, x], shares[n, y, x] = union[best], value
         counts = np.bincount(label_map.ravel(), minlength=len(self.names))
         order = union[np.argsort(-scores[union], kind="stable")]
         labels = [
