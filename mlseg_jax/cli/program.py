@@ -45,6 +45,14 @@ COMMANDS = {
         "take weights of others, or with --to give ours (docs/weights.md)",
         "--config=configs/segmenter.py --weights=FILE --workdir=runs/converted",
     ),
+    "export": (
+        "the model as files that run without this project (docs/export.md)",
+        "--workdir=runs/demo --to=onnx --output=exported/",
+    ),
+    "serve": (
+        "a page to try pictures on, and an API (docs/serving.md)",
+        "--workdir=runs/demo --port=8000",
+    ),
     "summary": (
         "parameters and multiply-accumulates of a configuration",
         "--config=configs/segmenter.py:dataset=coco_stuff,backbone=vit_b16",

@@ -64,7 +64,9 @@ class AbstractRegionDecoder(AbstractDecoder):
         if self.no_object_bias is None:
             return scores
         # Those of the classes are added where they are gathered.
-        return scores.at[..., -1].add(self.no_object_bias[...].reshape(1, 1, 1))
+        ranks = class_queries.shape[1]
+        own_bias = jnp.pad(self.no_object_bias[...], (ranks, 0))
+        return scores + own_bias.reshape(1, 1, 1, -1)
 
     def classify_macs(self, grid: tuple[int, int], num_ranks: int) -> Macs:
         """As in evaluation: of the last prediction alone."""
