@@ -95,7 +95,9 @@ class Regions:
         return self.features_of(-1).grid_size
 
     @property
-    def grids(self) -> Float[Array, "B h w E"] | tuple[Float[Array, "B h w E"], ...]:
+    def grids(
+        self,
+    ) -> Float[Array, "B *T h w E"] | tuple[Float[Array, "B *T h w E"], ...]:
         """The features alone."""
         if isinstance(self.features, tuple):
             return tuple(each.grid for each in self.features)

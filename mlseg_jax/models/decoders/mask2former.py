@@ -173,12 +173,13 @@ def attention_mask(
     the cells of all frames of a clip.
     """
     logits = mask_products(jax.lax.stop_gradient(mask_embeddings), features.grid)
-    num_frames = 1 if features.grid.ndim == 4 else features.grid.shape[1]
     logits = logits.reshape(*logits.shape[:2], -1)
     seen = logits >= 0.0
     inside = jnp.ones((1, 1, logits.shape[2]), bool)
     if features.mask is not None:
-        inside = features.mask.reshape(features.mask.shape[0], 1, -1)
-        inside = jnp.tile(inside, (1, 1, num_frames))
+        # All frames of a clip have the same cells inside.
+        shape = features.grid.shape[:-1]
+        inside = features.mask.reshape(shape[0], *(1,) * (len(shape) - 3), *shape[-2:])
+        inside = jnp.broadcast_to(inside, shape).reshape(shape[0], 1, -1)
         seen &= inside
     return jnp.where(jnp.any(seen, axis=-1, keepdims=True), seen, inside)
