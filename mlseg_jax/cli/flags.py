@@ -94,6 +94,9 @@ flags.DEFINE_string(
 flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
 flags.DEFINE_integer("process_id", None, "Several processes: which this is, from 0.")
 flags.DEFINE_integer(
+    "start_seconds", 600, "Several processes: how long they wait for each other."
+)
+flags.DEFINE_integer(
     "heartbeat_seconds", 60, "Several processes: silence after which one is gone."
 )
 

@@ -266,6 +266,7 @@ def _main(argv: list[str]) -> None:
                 FLAGS.coordinator,
                 FLAGS.num_processes,
                 FLAGS.process_id,
+                start_seconds=FLAGS.start_seconds,
                 heartbeat_seconds=FLAGS.heartbeat_seconds,
             )
         if command != "plan":  # which sets JAX up for devices that are not there
