@@ -93,7 +93,7 @@ def connect(
     try:
         # JAX aborts when its time is up, so it has more than this module's own.
         with (
-            Deadline(start_seconds, f"{apart}; {advice}"),
+            Deadline(float(start_seconds), f"{apart}; {advice}"),
             _Reports(lambda: f"the other processes (at most {start_seconds} s)"),
         ):
             jax.distributed.initialize(
