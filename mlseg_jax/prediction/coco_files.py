@@ -234,4 +234,8 @@ class SegmentFiles:
             self._writer.close()
 
 
-_WRITERS = {"panoptic": PanopticWriter, "instance": InstanceWriter}
+_WRITERS = {
+    "panoptic": PanopticWriter,
+    "instance": InstanceWriter,
+    "video_instance": InstanceWriter,
+}

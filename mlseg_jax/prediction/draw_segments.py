@@ -102,14 +102,14 @@ def draw_segments(
     nothing = segment_map == VOID
     line = line_width(segment_map.shape)
     tinted = tint(image, segment_map, table[segment_map], nothing, alpha, line)
-    numbered = _with_numbers(tinted, segment_map)
+    numbered = number_segments(tinted, segment_map)
     names = fonts.legible(class_names, {s.class_id for s in segments}, font)
     rows = _rows(segments, names, colours, pixels) or [(None, if_none, "", "")]
     heading, size = ("segment", "pixels", "score"), segment_map.shape
     return with_legend(size, lambda part: numbered[part], heading, rows, font).whole()
 
 
-def _with_numbers(picture: np.ndarray, segment_map: np.ndarray) -> np.ndarray:
+def number_segments(picture: np.ndarray, segment_map: np.ndarray) -> np.ndarray:
     """Every segment's number where it is widest."""
     canvas = Image.fromarray(picture)
     draw, em = ImageDraw.Draw(canvas), em_of(picture.shape)

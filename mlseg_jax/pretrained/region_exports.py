@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.pretrained import regions, resnet
+from mlseg_jax.pretrained import eomt, regions, resnet
 from mlseg_jax.pretrained.mapping import to_theirs
 
 Arrays = dict[str, np.ndarray]
@@ -101,6 +101,8 @@ def to_hugging_face(config: ml_collections.ConfigDict, arrays: Arrays) -> Arrays
     Raises:
       UserError: transformers has no such model.
     """
+    if config.model.decoder.name == "eomt":
+        return eomt.to_hugging_face(config, arrays)
     pixel_decoders = {"mask2former": "deformable", "maskformer": "fpn"}
     wanted = {
         "model.backbone.name": ("swin",),

@@ -1,7 +1,8 @@
-"""What the transformers library must know of our Mask2Former and MaskFormer beside the
-weights: its ``config.json`` (masks.md 8.1, 8.2).
+"""What the transformers library must know of our models of regions beside the weights:
+its ``config.json`` (masks.md 8.1 to 8.3).
 """
 
+import math
 from collections.abc import Sequence
 
 import ml_collections
@@ -16,11 +17,15 @@ def hugging_face_settings(
     common = {
         "id2label": id2label,
         "label2id": {name: i for i, name in id2label.items()},
-        "mask_feature_size": model.pixel_decoder.embed_dim,
         "no_object_weight": loss.no_object_weight,
         "mask_weight": loss.mask_weight,
         "dice_weight": loss.dice_weight,
     }
+    if model.decoder.name == "eomt":
+        return common | _eomt(model, loss)
+    # Predictions of all layers are trained on.
+    common["use_auxiliary_loss"] = True
+    common["mask_feature_size"] = model.pixel_decoder.embed_dim
     if model.decoder.name == "mask2former":
         return common | _mask2former(model, loss)
     return common | _maskformer(model, loss)
@@ -48,6 +53,46 @@ def _mask2former(model, loss) -> dict:
         "train_num_points": loss.num_points,
         "oversample_ratio": loss.oversample,
         "importance_sample_ratio": loss.importance,
+    }
+
+
+def _eomt(model, loss) -> dict:
+    backbone, patch = model.backbone, model.backbone.patch_size
+    settings = {
+        "hidden_size": backbone.embed_dim,
+        "num_hidden_layers": backbone.depth,
+        "num_attention_heads": backbone.num_heads,
+        "patch_size": patch,
+        "num_register_tokens": backbone.num_registers,
+        "layer_norm_eps": backbone.norm_epsilon,
+        "drop_path_rate": backbone.drop_path_rate,
+        "num_blocks": model.decoder.depth,
+        "num_queries": model.decoder.num_queries,
+        "num_upscale_blocks": max(1, int(math.log2(patch)) - 2),
+        "class_weight": loss.class_weight,
+        "train_num_points": loss.num_points,
+        "oversample_ratio": loss.oversample,
+        "importance_sample_ratio": loss.importance,
+    }
+    if backbone.positions == "rotary":
+        # Pictures have any size here, and one size there.
+        return settings | {
+            "model_type": "eomt_dinov3",
+            "architectures": ["EomtDinov3ForUniversalSegmentation"],
+            "intermediate_size": backbone.mlp_dim,
+            "use_gated_mlp": backbone.gated,
+            "hidden_act": "silu" if backbone.gated else "gelu",
+            "image_size": 640,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+        }
+    # A gated layer has two thirds of the width that they name.
+    hidden = backbone.mlp_dim * 3 // 2 if backbone.gated else backbone.mlp_dim
+    return settings | {
+        "model_type": "eomt",
+        "architectures": ["EomtForUniversalSegmentation"],
+        "mlp_ratio": hidden // backbone.embed_dim,
+        "use_swiglu_ffn": backbone.gated,
+        "image_size": backbone.image_size[0],
     }
 
 

@@ -155,6 +155,9 @@ FIT = (
      "pixel_decoder=encoder_fpn"),
     ("hugging_face", mask2former,
      "dataset=coco_json,backbone=swin_t,task=instance,selection=complete"),
+    # Names of the video models are those of the image models.
+    ("detectron2", mask2former,
+     "dataset=vspw,backbone=swin_t,task=video_semantic,selection=top_k"),
 )  # fmt: skip
 
 

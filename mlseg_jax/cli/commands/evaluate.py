@@ -9,6 +9,7 @@ from mlseg_jax.cli.flags import required
 from mlseg_jax.cli.scores import print_scores
 from mlseg_jax.errors import UserError
 from mlseg_jax.prediction.coco_files import SegmentFiles
+from mlseg_jax.prediction.video_files import VIDEO_FILES
 from mlseg_jax.runs.workdir import load_info, load_parameters
 from mlseg_jax.tasks.given_selection import add_given_labels
 from mlseg_jax.tasks.table import find_task
@@ -32,7 +33,10 @@ def run(flags) -> None:
     output = flags.output or workdir
     epath.Path(output).mkdir(parents=True, exist_ok=True)
     files = on_segments = None
-    if find_task(config).find_segments is not None:
+    if config.task in VIDEO_FILES:
+        files = VIDEO_FILES[config.task](f"{output}/predictions", source.info)
+        on_segments = files.add
+    elif find_task(config).find_segments is not None:
         # For other tools' evaluators.
         files = SegmentFiles(config.task, f"{output}/predictions", source.info)
 
