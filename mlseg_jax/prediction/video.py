@@ -49,7 +49,7 @@ def write_video(
       DataError: the video has no frame that can be read.
     """
     check_can_write(video.name)
-    if os.path.realpath(video.name) == os.path.realpath(output / OVERLAY):
+    if _place(video) == os.path.realpath(output / OVERLAY):
         raise UserError(
             f"{output / OVERLAY} would be written over --video; choose another "
             f"--output."
@@ -69,7 +69,11 @@ def write_video(
 
 
 def _identity(video: AbstractVideo) -> dict:
-    return {"path": os.path.realpath(os.path.expanduser(video.name))} | video.identity()
+    return {"path": _place(video)} | video.identity()
+
+
+def _place(video: AbstractVideo) -> str:
+    return os.path.realpath(os.path.expanduser(video.name))
 
 
 def _segment(segmenter: Segmenter, video: AbstractVideo, record: VideoRecord) -> None:

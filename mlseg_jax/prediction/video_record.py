@@ -67,8 +67,8 @@ class VideoRecord:
         if job != self._job:
             differ = sorted(k for k in {*job, *self._job} if job.get(k) != self._job[k])
             raise UserError(
-                f"{self.folder} holds results with another {' and '.join(differ)}; "
-                f"choose another --output, or remove that directory."
+                f"{self.folder} holds results of another call (other "
+                f"{', '.join(differ)}); choose another --output, or remove it."
             )
         self.num_frames, self.following = known["frames"], known["following"]
         self._bytes, self.problems = known["bytes"], known["problems"]

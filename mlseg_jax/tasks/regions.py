@@ -149,7 +149,9 @@ def means(
     model_rng, points_rng = jax.random.split(rng)
     # The padding of a canvas is part of the picture, as released.
     select = training_select(config, batch, histogram, model_rng)
-    output = model(batch["image"], select, rng=model_rng)
+    # Of each example alike: the step of the training.
+    step = batch["step"][0] if "step" in batch else None
+    output = model(batch["image"], select, rng=model_rng, step=step)
     targets = make_targets(
         class_ids,
         areas,
@@ -163,7 +165,7 @@ def means(
         settings,
         output.class_logits,
         output.regions.mask_embeddings,
-        output.regions.features.grid,
+        output.regions.grids,
         targets,
         random_points(points_rng),
     )

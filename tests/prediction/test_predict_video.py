@@ -182,9 +182,9 @@ def test_damaged_and_odd_files(segmenter, clip, tmp_path):
     ]
     assert sizes == [(31, 45), (31, 45), (20, 64)]
     # Results are not mixed, and nothing is written over the video.
-    with pytest.raises(UserError, match="another video"):
+    with pytest.raises(UserError, match="other video"):
         write(segmenter, short, tmp_path / "odd")
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match="other model"):
         write(segmenter, folder, tmp_path / "odd", {"model": 1})
     overlay = tmp_path / "odd" / "overlay.mp4"
     with pytest.raises(UserError, match="would be written over"):

@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.models.decoders.regions import AbstractRegionDecoder
+from mlseg_jax.models.decoders.queries import AbstractQueryDecoder
 from mlseg_jax.models.interfaces import (
-    AbstractPixelDecoder,
     Embeddings,
     FeatureMap,
-    PixelFeatures,
     mask_products,
 )
 from mlseg_jax.models.layers.block_stack import run_layers
@@ -22,10 +20,11 @@ from mlseg_jax.models.layers.conv import resize_like
 from mlseg_jax.models.layers.position_embedding import map_positions, time_positions
 from mlseg_jax.models.layers.query_layer import QueryLayer
 from mlseg_jax.models.macs import Macs, in_full, product
+from mlseg_jax.models.pixel_decoders.abstract import AbstractPixelDecoder, PixelFeatures
 from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
 
 
-class Mask2FormerDecoder(AbstractRegionDecoder):
+class Mask2FormerDecoder(AbstractQueryDecoder):
     """Layers take turns at the maps, from coarse to fine, and each sees of its map what
     the prediction before it calls the query's mask.
 
