@@ -136,9 +136,9 @@ class ClipEngine:
             return
         self._said.add(size)
         logger.info(
-            "%d frames are seen together: their mask features take %.2f GiB",
+            "%d frames are seen together: their mask features take %.1f MB",
             len(views),
-            4 * self._mask_dim * len(views) * rows * columns / 2**30,
+            4 * self._mask_dim * len(views) * rows * columns / 1e6,
         )
 
     def _view(self, image: np.ndarray) -> View:
