@@ -93,7 +93,7 @@ def select_top_k(
         before = jnp.cumsum(probabilities, axis=1) - probabilities
         total = jnp.sum(jax.nn.sigmoid(scores), axis=1, keepdims=True)
         valid = (probabilities >= minimum_score) & (before < cumulative * total)
-        valid = valid.at[:, 0].set(True)
+        valid |= (jnp.arange(valid.shape[1]) == 0)[None]
     return Selection(class_ids, valid, num_classes)
 
 

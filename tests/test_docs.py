@@ -32,7 +32,7 @@ NOT_OURS = {
     "model_card.md",
     "workdir/report.html",
     # Examples, and files of other projects.
-    *("my_script.py", "configs/FILE.py", "configs/pointwise.py"),
+    *("exported/predict.py", "my_script.py", "configs/FILE.py", "configs/pointwise.py"),
     "mlseg_jax/models/decoders/pointwise.py",
     "mlseg_jax/cli/commands/NAME.py",
     *("register_ade20k_full.py", "register_ade20k_panoptic.py"),

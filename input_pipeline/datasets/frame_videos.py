@@ -37,5 +37,5 @@ class FrameVideos:
         self.videos = tuple(found)
 
     def read(self, index: int, places: Sequence[int]) -> dict:
-        """As `videos.read_frames`."""
+        """As `clips.read_frames`."""
         return read_frames(self._source, self.videos[index], places)

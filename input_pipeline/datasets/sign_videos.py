@@ -92,7 +92,7 @@ def _center(sign, kind: int, moment: int, time: int, size: tuple[int, int]):
     # Straight on from where it bounced last, to the nearer side and quickly.
     start = sign_scenes.bounced(sign, moment, size)
     side = -1 if start[1] < (size[1] - 1) / 2 else 1
-    speed = max(abs(sign.velocity[1]), 0.06 * size[1])
+    speed = max(abs(sign.velocity[1]), 0.15 * size[1])
     center = start + (time - moment) * np.array([sign.velocity[0], side * speed])
     reach = 1.35 * sign.radius + 2
     outside = np.any(center < -reach) or np.any(center > np.array(size) + reach)

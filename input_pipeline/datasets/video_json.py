@@ -62,7 +62,7 @@ class JsonVideos:
         self.ids = tuple(file.owners)
 
     def read(self, index: int, places) -> dict:
-        """As `videos.read_frames`; where tracks overlap, the first is on top."""
+        """As `clips.read_frames`; where tracks overlap, the first is on top."""
         return self._frames.read(index, places)
 
     def tracks(self, index: int) -> list[tuple[int, bool, list]]:

@@ -22,16 +22,32 @@ flags.DEFINE_string(
     "output",
     None,
     "predict, export_dataset, doctor, statistics: directory to write to; evaluate: the "
-    "same, where the scores are not to replace those in --workdir; convert --to: file.",
+    "same, where the scores are not to replace those in --workdir; convert --to: file; "
+    "export: folder.",
 )
 flags.DEFINE_string("weights", None, "convert: file of weights to take.")
+flags.DEFINE_string(
+    "base",
+    None,
+    "convert: DINOv3's own weights, where --weights holds what is to be added to them.",
+)
 flags.DEFINE_string("classes", None, "convert: text file with a class name a line.")
 flags.DEFINE_enum(
     "to",
     None,
-    ["safetensors", "mmseg", "hugging_face", "detectron2"],
-    "convert: under whose names the weights of --workdir are to be written.",
+    ["safetensors", "mmseg", "hugging_face", "detectron2", "stablehlo", "onnx"],
+    "convert: under whose names the weights of --workdir are to be written; export: "
+    "stablehlo or onnx.",
 )
+flags.DEFINE_list("size", [], "export: height and width of pictures, such as 512,512.")
+flags.DEFINE_string("model", None, "serve: folder that `export --to=onnx` wrote.")
+flags.DEFINE_string(
+    "host", "127.0.0.1", "serve: address to listen at; 0.0.0.0 is for everybody."
+)
+flags.DEFINE_integer("port", 8000, "serve: port to listen at; 0 takes a free one.")
+flags.DEFINE_integer("max_megabytes", 32, "serve: largest file of a picture.")
+flags.DEFINE_integer("max_megapixels", 32, "serve: largest picture.")
+flags.DEFINE_integer("opset", 17, "export --to=onnx: version of its operators.")
 flags.DEFINE_string(
     "scores", None, "predict: folder for label scores of both splits of the data set."
 )
@@ -42,7 +58,9 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU) or a step.")
 flags.DEFINE_string("topology", None, "plan: v5e-256, v5p-64, h100x8, cpu8, ...")
-flags.DEFINE_integer("batch", None, "plan: images per chip.")
+flags.DEFINE_integer(
+    "batch", None, "plan: images per chip; export: pictures at a time, any if not said."
+)
 flags.DEFINE_float(
     "effort", -1.0, "plan: how hard the compiler tries, -1 (quick) to 0 (as in train)."
 )

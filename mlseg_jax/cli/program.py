@@ -45,6 +45,14 @@ COMMANDS = {
         "take weights of others, or with --to give ours (docs/weights.md)",
         "--config=configs/segmenter.py --weights=FILE --workdir=runs/converted",
     ),
+    "export": (
+        "the model as files that run without this project (docs/export.md)",
+        "--workdir=runs/demo --to=onnx --output=exported/",
+    ),
+    "serve": (
+        "a page to try pictures on, and an API (docs/serving.md)",
+        "--workdir=runs/demo --port=8000",
+    ),
     "summary": (
         "parameters and multiply-accumulates of a configuration",
         "--config=configs/segmenter.py:dataset=coco_stuff,backbone=vit_b16",
@@ -99,6 +107,8 @@ def run() -> None:
     if not arguments or {"--help", "-h", "-help", "help"} & set(arguments):
         print(usage())
         sys.exit(0)
+    # The library also looks there for keys.
+    sys.argv = last_of_each(sys.argv)
     app.run(_main, argv=sys.argv, flags_parser=_parse_flags)
 
 
@@ -131,7 +141,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _fail(f"There is no command {command!r}{did_you_mean(command, COMMANDS)}")
     try:
         with recipes.bound():
-            rest = FLAGS(_complete(last_of_each(argv)))[2:]
+            rest = FLAGS(_complete(argv))[2:]
     except flags.Error as error:
         _fail(_last_reason(str(error)))
     except (AttributeError, KeyError, ValueError, TypeError, OSError) as error:

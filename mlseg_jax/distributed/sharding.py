@@ -7,9 +7,10 @@ whole (`gather_weights`). Outside of `within`, those three do nothing.
 """
 
 import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import ml_collections
@@ -135,8 +136,34 @@ def on_mesh(mesh: Mesh | None, function: Callable) -> Callable:
     return traced
 
 
+_EXPORTING = contextvars.ContextVar("exporting", default=False)
+
+
+@contextlib.contextmanager
+def for_any_platform() -> Iterator[None]:
+    """For tracing: the program is to run anywhere, also on what is no JAX at all."""
+    token = _EXPORTING.set(True)
+    try:
+        yield
+    finally:
+        _EXPORTING.reset(token)
+
+
+def by_platform(
+    *, cpu: Callable, default: Callable, anywhere: Callable | None = None
+) -> Callable:
+    """One function on CPU, another elsewhere; in programs `for_any_platform` that one
+    too, unless there is one for ``anywhere``.
+    """
+    if _EXPORTING.get():
+        return default if anywhere is None else anywhere
+    return functools.partial(jax.lax.platform_dependent, cpu=cpu, default=default)
+
+
 def platform() -> str:
-    """``cpu``, ``gpu`` or ``tpu``: what is being traced runs there."""
+    """``cpu``, ``gpu``, ``tpu`` or ``any``: what is being traced runs there."""
+    if _EXPORTING.get():
+        return "any"
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 

@@ -9,9 +9,6 @@ from pycocotools import mask as coco_mask
 from input_pipeline.files import coco_masks
 from mlseg_jax.typing import Bool, Int
 
-VOID = 0
-"""Segment id of pixels without a segment."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Segment:

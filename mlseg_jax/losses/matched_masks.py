@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mlseg_jax.losses import mask, points
+from mlseg_jax.losses.region_matching import of_prediction
 from mlseg_jax.losses.targets import segment_pixels
 from mlseg_jax.models.layers.resize import bilinear_matrix
 from mlseg_jax.typing import IGNORE
@@ -23,7 +24,8 @@ CHUNK = 4
 def mask_losses(settings, embeddings, features, queries, targets, image, draw):
     """Weighted sum ``[B]`` of mask losses and dice, and both ``[B P 2]``.
 
-    Gradients are of the former alone, to embeddings and features.
+    Gradients are of the former alone, to embeddings and features, of which there may be
+    a tuple, one for each prediction.
     """
     own = embeddings, features, queries, targets, image
     image_losses = functools.partial(_image_losses, settings, draw, False)
@@ -34,18 +36,18 @@ def _forward(settings, embeddings, features, queries, targets, image, draw):
     own = embeddings, features, queries, targets, image
     image_losses = functools.partial(_image_losses, settings, draw, True)
     losses, grads = jax.lax.map(lambda own: image_losses(*own), own)
-    like = embeddings[:0], features[:0]  # for their types
+    like = jax.tree.map(lambda x: x[:0], (embeddings, features))  # for their types
     return losses, (grads, like)
 
 
 def _backward(settings, residuals, cotangents):
-    (embeddings, features), like = residuals
-    scale = cotangents[0][:, None, None, None]
-    return (
-        (embeddings * scale).astype(like[0].dtype),
-        (features * scale).astype(like[1].dtype),
-        *(None,) * 4,
-    )
+    grads, like = residuals
+
+    def scaled(x, old):
+        scale = cotangents[0].reshape(-1, *(1,) * (x.ndim - 1))
+        return (x * scale).astype(old.dtype)
+
+    return (*jax.tree.map(scaled, grads, like), *(None,) * 4)
 
 
 mask_losses.defvjp(_forward, _backward)
@@ -59,7 +61,9 @@ def _image_losses(
     One loop over predictions and chunks of valid targets.
     """
     embeddings = embeddings.astype(jnp.float32)
-    features = features.astype(jnp.float32)
+    features = jax.tree.map(lambda x: x.astype(jnp.float32), features)
+    features_of = of_prediction(features)
+    several = isinstance(features, tuple)
     num_targets = targets.valid.shape[0]
     order = jnp.pad(jnp.argsort(~targets.valid), (0, -num_targets % CHUNK))
     num_valid = jnp.sum(targets.valid, dtype=jnp.int32)
@@ -76,12 +80,16 @@ def _image_losses(
         query = jnp.maximum(query, 0)
         chosen = embeddings[prediction, query]
         pairs = functools.partial(compare, prediction, own, counts)
+        features = features_of(prediction)
         if with_grads:
             (_, losses), grads = jax.value_and_grad(pairs, (0, 1), has_aux=True)(
                 chosen, features
             )
             embedding_grads = embedding_grads.at[prediction, query].add(grads[0])
-            feature_grads = feature_grads + grads[1]
+            if several:
+                feature_grads = feature_grads.at[prediction].add(grads[1])
+            else:
+                feature_grads = feature_grads + grads[1]
         else:
             _, losses = pairs(chosen, features)
         return parts.at[prediction].add(losses), embedding_grads, feature_grads
@@ -89,9 +97,12 @@ def _image_losses(
     parts = jnp.zeros((len(embeddings), 2))
     grads = (0.0, 0.0)
     if with_grads:
-        grads = jnp.zeros_like(embeddings), jnp.zeros_like(features)
+        stacked = jnp.stack(features) if several else features
+        grads = jnp.zeros_like(embeddings), jnp.zeros_like(stacked)
     state = (parts, *grads)
     parts, *grads = jax.lax.fori_loop(0, len(embeddings) * num_chunks, step, state)
+    if with_grads and several:
+        grads[1] = tuple(grads[1])
     weights = jnp.asarray([settings.mask_weight, settings.dice_weight])
     return (jnp.sum(parts @ weights), parts), tuple(grads)
 

@@ -32,19 +32,35 @@ def match_regions(settings, class_logits, embeddings, features, targets, image, 
     return queries.reshape(batch, count, num_targets), bad_costs
 
 
+def of_prediction(features):
+    """The features ``[*T h w D]`` of a prediction by its number: the same for all, or
+    one of several.
+    """
+    if not isinstance(features, tuple):
+        return lambda prediction: features
+    stacked = jnp.stack(features)
+    return lambda prediction: stacked[prediction]
+
+
 def _costs(settings, draw, class_logits, embeddings, features, targets, image):
     """Matching costs of one image or clip ``[P N M]``, one prediction after the
     other.
     """
-    features = features.astype(jnp.float32).reshape(-1, *features.shape[-3:])
+    features = jax.tree.map(
+        lambda x: x.astype(jnp.float32).reshape(-1, *x.shape[-3:]), features
+    )
+    features_of = of_prediction(features)
     at_cells = settings.masks == "dense"
     if at_cells:
-        cells = _at_cells(features, targets)
+        grid = jax.tree.leaves(features)[0].shape[1:3]
+        cell_labels, cell_weights = _labels_at_cells(grid, targets)
 
     def cost(own):
         class_logits, embeddings, prediction = own
+        features = features_of(prediction)
         if at_cells:
-            sampled, labels, weights = cells
+            sampled = features.reshape(-1, features.shape[-1])
+            labels, weights = cell_labels, cell_weights
             pairwise = mask.pairwise_focal
         else:
             where = draw(prediction, image, jnp.int32(0), settings.num_points)
@@ -81,9 +97,9 @@ def _at_points(features, targets, where):
     return sampled, labels.reshape(num_targets, -1), weights
 
 
-def _at_cells(features, targets):
-    """The same of all cells of the grid, as MaskFormer matches."""
-    num_targets, grid = targets.ranks.shape[0], features.shape[1:3]
+def _labels_at_cells(grid, targets):
+    """Labels and weights of all cells of the grid, as MaskFormer matches."""
+    num_targets = targets.ranks.shape[0]
 
     def nearest(masks, count: int):
         return jax.vmap(
@@ -94,5 +110,4 @@ def _at_cells(features, targets):
     weights = None
     if void is not None:
         weights = 1.0 - nearest(jnp.where(void, 0, IGNORE), 1).ravel()
-    cells = features.reshape(-1, features.shape[-1])
-    return cells, nearest(masks, num_targets), weights
+    return nearest(masks, num_targets), weights

@@ -69,11 +69,12 @@ def region_losses(
     settings: RegionLoss,
     class_logits: Float[Array, "B P N K1"],
     mask_embeddings: Float[Array, "B P N D"],
-    features: Float[Array, "B *T h w D"],
+    features: Float[Array, "B *T h w D"] | tuple[Float[Array, "B *T h w D"], ...],
     targets: Targets,
     draw: Draw,
 ) -> RegionLosses:
-    """Losses of all P predictions; mask logits are embeddings times ``features``.
+    """Losses of all P predictions; mask logits are embeddings times ``features``, of
+    which there may be P, too.
 
     Of clips, a target is one segment in all frames, matched once. It has a mask loss in
     each frame, also where it is absent; sums are divided by the number of targets.

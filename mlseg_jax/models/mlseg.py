@@ -72,6 +72,7 @@ class MLSeg(nnx.Module):
         classes_in_backbone: bool = False,
         initial_classes: str = "normal",
         num_nearest: int | None = None,
+        last_prediction_only: bool = False,
         presence_prior: PresencePrior | None = None,
         auxiliary_head: FCNHead | None = None,
         pixel_mean: tuple[float, ...],
@@ -96,6 +97,8 @@ class MLSeg(nnx.Module):
         self.classes_in_backbone = classes_in_backbone
         # ESSNet predicts among as many classes in each cell, those that score best.
         self.num_nearest = num_nearest
+        # Of regions earlier predictions are among all K labels (method.md 7.3).
+        self.last_prediction_only = last_prediction_only
         biases = initial(rngs.params(), (num_classes, 1))
         self.class_biases = nnx.Param(biases) if decoder.class_bias else None
         self.pixel_mean = pixel_mean
@@ -108,15 +111,17 @@ class MLSeg(nnx.Module):
         *,
         image_size: Int[Array, "B 2"] | None = None,
         rng: PRNGKeyArray | None = None,
+        step: Int[Array, ""] | None = None,
     ) -> Output | RegionOutput:
         """Label scores, the selection that ``select`` makes of them, logits over ranks.
 
         ``image_size`` is the real height and width where images only fill the upper
-        left of a padded canvas. ``rng`` switches dropout on (training). With an axis T
-        they are frames of clips: there is one selection for each clip.
+        left of a padded canvas. ``rng`` switches dropout on (training), of which
+        ``step`` is the step. With an axis T they are frames of clips: there is one
+        selection for each clip.
         """
         encode_rng, classify_rng, auxiliary_rng = split_rng(rng, 3)
-        features, labels = self._encode(images, image_size, encode_rng)
+        features, labels = self._encode(images, image_size, encode_rng, step)
         selection = select(labels.scores)  # 4.
         output = self.classify(labels, selection, rng=classify_rng)
         if self.auxiliary_head is None or rng is None:
@@ -135,7 +140,7 @@ class MLSeg(nnx.Module):
         return self._encode(images, image_size, rng)[1]
 
     def _encode(
-        self, images, image_size, rng
+        self, images, image_size, rng, step=None
     ) -> tuple[tuple[FeatureMap, ...], LabelPrediction]:
         backbone_rng, decoder_rng, head_rng = split_rng(rng, 3)
         num_frames = images.shape[1] if images.ndim == 5 else None
@@ -151,7 +156,8 @@ class MLSeg(nnx.Module):
         else:
             features = self.backbone(pixels, image_size, backbone_rng)
         features = tuple(to_clip(each, num_frames) for each in features)
-        embeddings = self.decoder.embed(features, decoder_rng)  # 2.
+        progress = {"step": step} if self.decoder.anneals else {}
+        embeddings = self.decoder.embed(features, decoder_rng, **progress)  # 2.
         # 3.
         return features, self.multilabel_head(embeddings, classes, head_rng)
 
@@ -178,6 +184,9 @@ class MLSeg(nnx.Module):
             scores = scores + biases.astype(scores.dtype)
         class_ids = selection.class_ids if self.scales_of_classes else None
         logits = self.rank_norm(scores, selection.valid, class_ids)
+        if self.last_prediction_only:
+            earlier = self.rank_norm(scores[:, :-1], None, class_ids)
+            logits = jnp.concatenate([earlier, logits[:, -1:]], axis=1)
         if self.presence_prior is not None:
             logits = self.presence_prior(logits, labels.scores, selection)
         if self.num_nearest is not None and rng is None:
@@ -186,7 +195,8 @@ class MLSeg(nnx.Module):
 
     def grid_length(self, length: Length) -> Length:
         """Rows (or columns) of the logits or masks for so many pixels."""
-        return self.backbone.grid_lengths(length)[self.decoder.level]
+        lengths = self.backbone.grid_lengths(length)
+        return self.decoder.upscale * lengths[self.decoder.level]
 
     @property
     def any_canvas(self) -> bool:

@@ -103,10 +103,14 @@ class Prediction:
     def draw(self) -> Drawing:
         """As `overlay`, for a file that is written a band of rows at a time."""
         if self.found is not None:
-            found = self.found
+            found, if_none = self.found, "no segments"
             if not isinstance(found, Panoptic):
                 found = [s for s in found if s.score >= LEAST_DRAWN_SCORE]
-            picture = draw_segments(self.image, found, self.class_names, font=self.font)
+                if self.found:
+                    if_none = f"{len(self.found)}, all below {LEAST_DRAWN_SCORE:.0%}"
+            picture = draw_segments(
+                self.image, found, self.class_names, font=self.font, if_none=if_none
+            )
             return Drawing(picture.shape[:2], lambda: iter([picture]))
         scores = np.zeros(len(self.class_names))
         for label in self.labels:

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 
 from input_pipeline.files import coco_masks
-from mlseg_jax.inference.segments import VOID
 from mlseg_jax.prediction import fonts
 from mlseg_jax.prediction.draw_segments import number_segments, shades
 from mlseg_jax.prediction.legend import with_legend
@@ -25,7 +24,7 @@ from mlseg_jax.prediction.visualise import (
     percent,
     tint,
 )
-from mlseg_jax.typing import Int, UInt, UInt8
+from mlseg_jax.typing import VOID, Int, UInt, UInt8
 
 _ALPHA = 0.5
 

@@ -33,7 +33,7 @@ def _card(number: int, e: Mapping, names, has_tracks: bool) -> Html:
         note = f"{len(np.unique(truth)) - 1} tracks"
     else:
         colours = visualise.class_colours(names)
-        note = f"{len(visualise.present_labels(truth))} labels"
+        note = f"{len(visualise.present_labels(np.concatenate(truth)))} labels"
     strips = {"frames": e["strip"]} | {
         name: np.stack([visualise.colourise(frame, colours) for frame in maps])
         for name, maps in {"truth": truth, "prediction": prediction}.items()

@@ -161,6 +161,7 @@ FACTORS = tuple_of(
     'a tuple of pairs of a regular expression and a factor from 0, such as (("norm", '
     "0.0),)",
 )
+SHARES = tuple_of(SHARE, "a tuple of shares of the training, such as (0.2, 0.6)")
 
 
 def _is_weight(value) -> bool:

@@ -84,6 +84,16 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             f"The task {config.task!r} is trained on {what}; start from a recipe with "
             f"task={config.task}."
         )
+    if is_video and (
+        config.data.repeat_factor
+        or config.data.rare_crop_rate
+        or config.selection.name == "given"
+    ):
+        raise UserError(
+            "data.repeat_factor, data.rare_crop_rate and selection.name=given are of "
+            "pictures, and clips have frames drawn at random; set the first two to 0, "
+            "and the selection to top_k, complete or oracle."
+        )
     if is_video and config.model.decoder.name not in VIDEO_DECODERS:
         raise UserError(
             f"The task {config.task!r} needs a decoder that looks at clips, one of "
@@ -139,7 +149,9 @@ def means(
     model_rng, points_rng = jax.random.split(rng)
     # The padding of a canvas is part of the picture, as released.
     select = training_select(config, batch, histogram, model_rng)
-    output = model(batch["image"], select, rng=model_rng)
+    # Of each example alike: the step of the training.
+    step = batch["step"][0] if "step" in batch else None
+    output = model(batch["image"], select, rng=model_rng, step=step)
     targets = make_targets(
         class_ids,
         areas,
@@ -153,7 +165,7 @@ def means(
         settings,
         output.class_logits,
         output.regions.mask_embeddings,
-        output.regions.features.grid,
+        output.regions.grids,
         targets,
         random_points(points_rng),
     )

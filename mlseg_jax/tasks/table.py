@@ -97,6 +97,12 @@ def find_task(config: ml_collections.ConfigDict) -> Task:
                 f"{config.model.decoder.name} classifies pixels; choose one of "
                 f"{', '.join(REGION_DECODERS)}, as configs/mask2former.py does."
             )
+        if config.data.segments != "none":
+            raise UserError(
+                f"data.segments={config.data.segments} is what regions are trained to "
+                f"find, and model.decoder.name={config.model.decoder.name} classifies "
+                "pixels; set data.segments to none."
+            )
         return TASKS[config.task]
     regions.check_config(config)
     return REGION_TASKS[config.task]

@@ -36,7 +36,7 @@ class VideoInstanceEvaluation(AbstractVideoEvaluation):
     def _make(self) -> Tracker:
         return Tracker(
             self.info.class_names,
-            self.info.is_thing,
+            np.asarray(self.info.is_thing, bool),
             self.config.eval.max_instances,
             whole=not self.config.eval.num_frames,
         )

@@ -67,9 +67,10 @@ def test_every_command_checks_first(program, tmp_path, command):
 
 
 def test_as_a_process(tmp_path):
-    """With values that stand by themselves, as in a shell."""
+    """With values that stand by themselves, as in a shell, before the configuration."""
     overrides = ["--config.eval.window", "(64, 64)", "--config.eval.window", "(8, 8)"]
-    result = as_process("summary", *tiny_flags(), *overrides)
+    configuration, *keys = tiny_flags()
+    result = as_process("summary", *keys, *overrides, configuration)
     assert "eval.stride is (32, 32), but eval.window only (8, 8)" in result.error
 
 
@@ -78,11 +79,12 @@ def test_as_a_process(tmp_path):
     [
         ("--config=a.py --config.x=1 --config.x=2", "--config=a.py --config.x=2"),
         ("--config.x 1 --config.y.z 5 -config.x 2", "--config.y.z 5 -config.x 2"),
-        ("--config.x=1 --config.x 2 --workdir w", "--config.x 2 --workdir w"),
+        ("--config.x=1 --config.x 2 --workdir w", "--workdir w --config.x 2"),
         ("--config.f --noconfig.f --config.x=-1", "--noconfig.f --config.x=-1"),
         ("--config.m -1 --config.m -2", "--config.m -2"),
         ("--config.xy=1 --config.x=2", "--config.xy=1 --config.x=2"),
         ("--config.x", "--config.x"),
+        ("--config.x=1 --config=a.py", "--config=a.py --config.x=1"),
     ],
 )
 def test_the_last_of_each_flag(given, kept):

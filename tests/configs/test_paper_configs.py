@@ -71,7 +71,8 @@ def test_recipes_of_regions(name):
     config = paper.get_config(name)
     assert config.is_locked and config.name == name
     assert config.task == ("panoptic" if "panoptic" in name else "semantic")
-    assert config.selection.k == 64 if "oracle" in name else 150
+    assert config.selection.k == 150
+    assert config.selection.last_prediction_only == ("oracle" in name)
     assert config.data.num_classes == 150
     has_head = name.endswith(("mlseg", "mt", "mt_ls"))
     assert config.loss.multilabel_weight == 10.0 * has_head

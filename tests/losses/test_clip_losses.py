@@ -140,6 +140,39 @@ def test_clips_against_loops():
     np.testing.assert_allclose(parts["dice"], sums[1] / 5, rtol=1e-4)
 
 
+def test_gradients_of_clips():
+    """Along a direction, where examples count differently, against differences.
+
+    No point is chosen by its logit, which would be a step.
+    """
+    settings = dataclasses.replace(SETTINGS, importance=0.0)
+    (logits, embeddings, features), targets = make_clips()
+    rng = np.random.default_rng(1)
+    steps = [
+        rng.normal(size=x.shape).astype(np.float32) for x in (embeddings, features)
+    ]
+
+    @jax.jit
+    def weighted(leaves):
+        losses = region_losses(
+            settings, logits, *leaves, targets, random_points(jax.random.key(3))
+        )
+        return jnp.sum(losses.masks * jnp.asarray([1.0, 3.0]))
+
+    logits = jnp.asarray(logits)
+    targets = jax.tree.map(jnp.asarray, targets)
+    leaves = [jnp.asarray(embeddings), jnp.asarray(features)]
+    grads = jax.jit(jax.grad(weighted))(leaves)
+    slope = sum(float(jnp.vdot(g, s)) for g, s in zip(grads, steps, strict=True))
+    far = [
+        float(
+            weighted([x + sign * 2e-3 * s for x, s in zip(leaves, steps, strict=True)])
+        )
+        for sign in (1, -1)
+    ]
+    assert slope == pytest.approx((far[0] - far[1]) / 4e-3, rel=2e-2)
+
+
 def test_areas_are_of_all_frames():
     _, targets = make_clips()
     found = segment_areas(jnp.asarray(targets.masks), SEGMENTS)

@@ -115,8 +115,12 @@ def test_tasks_that_do_not_fit():
         config.model.decoder.name = "maskformer"
     with pytest.raises(UserError, match="needs a decoder that looks at clips"):
         find_task(config)
+    config.model.decoder.name = "mask2former"
+    config.data.repeat_factor = 0.001
+    with pytest.raises(UserError, match="are of pictures, and clips"):
+        find_task(config)
     with config.unlocked():
-        config.model.decoder.name = "mask2former"
+        config.data.repeat_factor = 0.0
         del config.data.num_frames
     with pytest.raises(UserError, match="trained on clips; start from a recipe"):
         find_task(config)

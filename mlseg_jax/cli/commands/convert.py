@@ -1,11 +1,15 @@
 """``convert``: weights of others come in, and with ``--to`` ours go out."""
 
 from mlseg_jax.cli.flags import required
+from mlseg_jax.errors import UserError
+from mlseg_jax.export.artifacts import KINDS
 from mlseg_jax.pretrained import convert
 from mlseg_jax.pretrained.export import export_weights
 
 
 def run(flags) -> None:
+    if flags.to in KINDS:
+        raise UserError(f"convert writes weights; use export for --to={flags.to}.")
     if flags.to:
         workdir, output = required(flags, "workdir"), required(flags, "output")
         print(export_weights(workdir, output, flags.to, flags.checkpoint))
@@ -16,5 +20,5 @@ def run(flags) -> None:
         return
     workdir = required(flags, "workdir")
     convert.print_converted(
-        convert.convert(flags.config, weights, workdir, flags.classes)
+        convert.convert(flags.config, weights, workdir, flags.classes, flags.base)
     )

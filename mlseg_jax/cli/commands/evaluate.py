@@ -52,7 +52,8 @@ def run(flags) -> None:
         {flags.checkpoint: parameters},
         step,
         source,
-        _training_presence(config, workdir),
+        # Only the mean IoU is told apart by it.
+        _training_presence(config, workdir) if config.task == "semantic" else None,
         on_segments=on_segments,
     )
     if files is not None:

@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.models.decoders.regions import AbstractRegionDecoder
+from mlseg_jax.models.decoders.queries import AbstractQueryDecoder
 from mlseg_jax.models.interfaces import (
-    AbstractPixelDecoder,
     Embeddings,
     FeatureMap,
-    PixelFeatures,
     mask_products,
 )
 from mlseg_jax.models.layers.block_stack import run_layers
@@ -22,10 +20,11 @@ from mlseg_jax.models.layers.conv import resize_like
 from mlseg_jax.models.layers.position_embedding import map_positions, time_positions
 from mlseg_jax.models.layers.query_layer import QueryLayer
 from mlseg_jax.models.macs import Macs, in_full, product
+from mlseg_jax.models.pixel_decoders.abstract import AbstractPixelDecoder, PixelFeatures
 from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
 
 
-class Mask2FormerDecoder(AbstractRegionDecoder):
+class Mask2FormerDecoder(AbstractQueryDecoder):
     """Layers take turns at the maps, from coarse to fine, and each sees of its map what
     the prediction before it calls the query's mask.
 
@@ -174,12 +173,13 @@ def attention_mask(
     the cells of all frames of a clip.
     """
     logits = mask_products(jax.lax.stop_gradient(mask_embeddings), features.grid)
-    num_frames = 1 if features.grid.ndim == 4 else features.grid.shape[1]
     logits = logits.reshape(*logits.shape[:2], -1)
     seen = logits >= 0.0
     inside = jnp.ones((1, 1, logits.shape[2]), bool)
     if features.mask is not None:
-        inside = features.mask.reshape(features.mask.shape[0], 1, -1)
-        inside = jnp.tile(inside, (1, 1, num_frames))
+        # All frames of a clip have the same cells inside.
+        shape = features.grid.shape[:-1]
+        inside = features.mask.reshape(shape[0], *(1,) * (len(shape) - 3), *shape[-2:])
+        inside = jnp.broadcast_to(inside, shape).reshape(shape[0], 1, -1)
         seen &= inside
     return jnp.where(jnp.any(seen, axis=-1, keepdims=True), seen, inside)

@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mlseg_jax.distributed.sharding import on_each_device, platform
+from mlseg_jax.distributed.sharding import by_platform, on_each_device, platform
 from mlseg_jax.models.layers.dropout import keep_scale, number_values
 from mlseg_jax.models.layers.flash import find_flash
 from mlseg_jax.typing import Array, Bool, Float, PRNGKeyArray
@@ -148,7 +148,7 @@ def _over_heads(function, query: Array, key: Array):
         # Accelerators want every head at once; long sequences are still blocked.
         return jax.vmap(function)(*args)
 
-    return functools.partial(jax.lax.platform_dependent, cpu=on_cpu, default=elsewhere)
+    return by_platform(cpu=on_cpu, default=elsewhere)
 
 
 def _scores(query, key, bias):

@@ -6,12 +6,10 @@ gathers them again and adds its own to a table of the same kind. Only the table 
 heads exists at a time, and of the samples one for each query.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
-from mlseg_jax.distributed.sharding import on_each_device
+from mlseg_jax.distributed.sharding import by_platform, on_each_device
 from mlseg_jax.typing import Array, Float
 
 _TABLE_BYTES = 2**28
@@ -74,7 +72,8 @@ def _over_heads(function, values: Array, points: Array):
     def elsewhere(*args):
         return jax.lax.map(lambda args: function(*args), args, batch_size=group)
 
-    return functools.partial(jax.lax.platform_dependent, cpu=on_cpu, default=elsewhere)
+    # How many there are may not be known yet.
+    return by_platform(cpu=on_cpu, default=elsewhere, anywhere=jax.vmap(function))
 
 
 def _pack(values: Array) -> Array:
@@ -119,7 +118,7 @@ def _forward_head(values, points, weights):
         corners = table.at[rows].get(mode="promise_in_bounds").astype(jnp.float32)
         return out + jnp.sum(corners * shares[:, :, None], axis=1), None
 
-    zeros = jnp.zeros((len(points), dim), jnp.float32)
+    zeros = jnp.zeros((points.shape[0], dim), jnp.float32)
     return jax.lax.scan(add, zeros, (points.swapaxes(0, 1), weights.T))[0]
 
 

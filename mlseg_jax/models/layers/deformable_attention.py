@@ -62,7 +62,7 @@ class Grids:
             size = jnp.asarray([shape]) if size is None else size
             y, x = (jnp.arange(n, dtype=jnp.float32)[None] + 0.5 for n in shape)
             y, x = y / size[:, :1], x / size[:, 1:]
-            canvas = (len(size), *shape)
+            canvas = (size.shape[0], *shape)
             x = jnp.broadcast_to(x[:, None], canvas)
             return jnp.stack([x, jnp.broadcast_to(y[:, :, None], canvas)], axis=-1)
 

@@ -1,0 +1,1 @@
+"""A trained model as files that run elsewhere: StableHLO, ONNX, a small predictor."""

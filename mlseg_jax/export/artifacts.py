@@ -1,0 +1,251 @@
+"""The files that ``export`` writes, for one of several kinds of runtimes."""
+
+import importlib.util
+import json
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from etils import epath
+from jax import export
+
+from mlseg_jax.distributed.sharding import for_any_platform
+from mlseg_jax.errors import UserError
+from mlseg_jax.export import parity
+from mlseg_jax.export.description import describe, signature
+from mlseg_jax.export.functions import Functions
+from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.prediction.files import replaced_when_complete
+from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
+
+KINDS = ("stablehlo", "onnx")
+
+DESCRIPTION = "export.json"
+
+PREDICTOR = ("predict.py", "predictor.py", "resampling.py")
+"""Copied beside the models: they need NumPy, Pillow and ONNX Runtime alone."""
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+"""That one artifact of StableHLO runs on."""
+
+OPSETS = (17, 23)
+"""First and last version of ONNX's operators that can be written."""
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+
+
+def export_run(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    output: str,
+    kind: str,
+    *,
+    checkpoint: str = "latest",
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    opset: int = OPSETS[0],
+) -> dict:
+    """Writes a run's model as files that need none of this code.
+
+    Args:
+      config: of the run, perhaps with another ``selection`` or ``eval``.
+      workdir: of the run.
+      output: folder for the files.
+      kind: one of `KINDS`.
+      checkpoint: latest, best or a step.
+      size: height and width of pictures; None takes those of the windows.
+      batch: how many pictures at a time; None for any number.
+      opset: version of ONNX's operators.
+
+    Returns:
+      What ``export.json`` says.
+
+    Raises:
+      UserError: the model cannot be exported, or a package is missing.
+    """
+    check(kind, opset)
+    functions, step = load_functions(config, workdir, checkpoint, size)
+    info = load_info(workdir)
+    symbol = any_batch() if batch is None else None
+    calls = arguments(functions, symbol or batch)
+    with replaced_when_complete(epath.Path(output).expanduser()) as folder:
+        folder = pathlib.Path(folder)
+        description = describe(
+            config,
+            info,
+            functions,
+            kind=kind,
+            step=step,
+            arguments={
+                name: {
+                    "file": file_name(name, kind),
+                    "inputs": signature(_flat(inputs)),
+                    "results": signature(_results(functions, name, inputs)),
+                }
+                for name, inputs in calls.items()
+            },
+        )
+        if kind == "onnx":
+            description["opset"] = opset
+            write_onnx_files(folder, functions, calls, opset, symbol)
+            write_predictor(folder)
+        else:
+            write_stablehlo(folder, functions, calls)
+        description["parity"] = parity.measure(
+            config, functions, folder, kind, batch or 1
+        )
+        text = json.dumps(description, indent=1, ensure_ascii=False)
+        (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    return description
+
+
+def check(kind: str, opset: int) -> None:
+    """Before anything is loaded.
+
+    Raises:
+      UserError: a package is missing, or there is no such version.
+    """
+    if kind == "onnx":
+        missing = [
+            name
+            for name in ("onnx", "onnxruntime")
+            if importlib.util.find_spec(name) is None
+        ]
+        if missing:
+            raise UserError(
+                f"--to=onnx needs {' and '.join(missing)}; "
+                f"run `pip install onnx onnxruntime`."
+            )
+        if not OPSETS[0] <= opset <= OPSETS[1]:
+            raise UserError(
+                f"--opset={opset} cannot be written; choose {OPSETS[0]} to {OPSETS[1]}."
+            )
+    elif importlib.util.find_spec("flatbuffers") is None:
+        raise UserError(
+            "--to=stablehlo needs flatbuffers; run `pip install flatbuffers`."
+        )
+
+
+def load_functions(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    checkpoint: str = "latest",
+    size: tuple[int, int] | None = None,
+) -> tuple[Functions, int]:
+    """The functions of a trained run in float32, and the step of its weights."""
+    config.mesh.update(data=-1, fsdp=1)
+    model, parameters, step = load_parameters(workdir, config, checkpoint)
+    trained = load_config(workdir)
+    with trained.unlocked():
+        # What runs everywhere; weights are float32 in any case.
+        trained.model.dtype = "float32"
+    model = FunctionalModel.build(trained, model.num_classes)
+    # On one device, whatever the mesh of the training was.
+    parameters = jax.tree.map(jnp.asarray, jax.device_get(parameters))
+    size = tuple(size or config.eval.window)
+    return Functions.of(config, model, parameters, size), step
+
+
+def file_name(function: str, kind: str) -> str:
+    return f"{function}.{kind}"
+
+
+def arguments(functions: Functions, batch) -> dict[str, dict]:
+    """Inputs of each function by name, those of ``classify`` partly in a dictionary."""
+    image = jax.ShapeDtypeStruct((batch, *functions.size, 3), jnp.uint8)
+    encode: dict = {"image": image}
+    if functions.sized:
+        encode["size"] = jax.ShapeDtypeStruct((batch, 2), jnp.int32)
+    ranks = batch, functions.num_ranks
+    classify = {
+        "encoded": _needed(_results(functions, "encode", encode), functions),
+        "class_ids": jax.ShapeDtypeStruct(ranks, jnp.int32),
+        "valid": jax.ShapeDtypeStruct(ranks, jnp.bool_),
+    }
+    segment = {"image": image}
+    if functions.policy.name != "complete":
+        segment["k"] = jax.ShapeDtypeStruct((), jnp.int32)
+    return {"encode": encode, "classify": classify, "segment": segment}
+
+
+def _needed(encoded: Shapes, functions: Functions) -> Shapes:
+    """What of the encoding is classified: masks are as they are."""
+    return {key: x for key, x in encoded.items() if key != "mask_logits"}
+
+
+def _results(functions: Functions, name: str, inputs: dict) -> Shapes:
+    with for_any_platform():
+        return jax.eval_shape(getattr(functions, name), *inputs.values())
+
+
+def _flat(inputs: dict) -> Shapes:
+    result = {}
+    for name, value in inputs.items():
+        result |= value if isinstance(value, dict) else {name: value}
+    return result
+
+
+def any_batch():
+    """A length that is known when the model runs."""
+    return export.symbolic_shape("B")[0]
+
+
+# ------------------------------------------------------------------------------ files
+
+
+def write_stablehlo(folder, functions: Functions, calls: dict) -> None:
+    for name, inputs in calls.items():
+        with for_any_platform():
+            exported = export.export(
+                jax.jit(getattr(functions, name)), platforms=PLATFORMS
+            )(*inputs.values())
+        path = folder / file_name(name, "stablehlo")
+        path.write_bytes(exported.serialize())
+
+
+def write_onnx_files(
+    folder: pathlib.Path, functions: Functions, calls: dict, opset: int, symbol
+) -> None:
+    """``symbol``: the length in ``calls`` that is any batch; None for a fixed one."""
+    # Here, because the package need not be installed.
+    from mlseg_jax.export.onnx_files import Weights, write_onnx
+
+    weights = Weights(folder)
+    try:
+        for name, inputs in calls.items():
+            write_onnx(
+                folder / file_name(name, "onnx"),
+                _of_flat(getattr(functions, name), inputs),
+                _flat(inputs),
+                weights,
+                opset=opset,
+                batch=symbol,
+            )
+    finally:
+        weights.close()
+
+
+def write_predictor(folder: pathlib.Path) -> None:
+    """Our files that need no other of ours, which find each other in one folder."""
+    for name in PREDICTOR:
+        text = pathlib.Path(__file__).with_name(name).read_text(encoding="utf-8")
+        text = text.replace("from mlseg_jax.export import ", "import ")
+        text = text.replace("from mlseg_jax.export.", "from ")
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _of_flat(function: Callable, inputs: dict) -> Callable:
+    """The function of one array after the other."""
+
+    def call(*arrays):
+        left, given = list(arrays), []
+        for value in inputs.values():
+            if isinstance(value, dict):
+                given.append({key: left.pop(0) for key in value})
+            else:
+                given.append(left.pop(0))
+        return function(*given)
+
+    return call

@@ -1,0 +1,347 @@
+"""Pictures of any size through an exported model, with NumPy and Pillow alone.
+
+Copied into every folder that ``export --to=onnx`` writes. Pictures are cut into windows
+at scales and mirrored as in evaluation, and what the model says of these is joined over
+the labels that were selected: nothing here has C channels per pixel.
+
+    model = predictor.load("folder")
+    result = model(numpy_picture, k=20, allowed=["cat", "dog"])
+    result.label_map, result.labels
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+
+from mlseg_jax.export.resampling import (
+    Axis,
+    product,
+    resize,
+    sigmoid,
+    single,
+    softmax,
+    stitched,
+    tiles,
+)
+
+UNSELECTED = -100.0
+BATCH = 8  # windows at a time
+
+
+class Model:
+    """The functions of an exported folder in ONNX Runtime.
+
+    `Predictor` takes anything with ``description``, ``encode`` and ``classify``.
+    """
+
+    def __init__(self, folder, threads=None, description=None):
+        import onnxruntime
+
+        self.folder = pathlib.Path(folder)
+        if description is None:
+            description = read_description(self.folder)
+        self.description = description
+        options = onnxruntime.SessionOptions()
+        if threads:
+            options.intra_op_num_threads = threads
+        self._options = options
+        self._open = onnxruntime.InferenceSession
+        self._sessions = {}
+
+    def run(self, name, inputs):
+        """A function by its name: named arrays to named arrays."""
+        if name not in self._sessions:
+            path = str(self.folder / f"{name}.onnx")
+            session = self._open(path, self._options, ["CPUExecutionProvider"])
+            taken = {each.name for each in session.get_inputs()}
+            self._sessions[name] = session, taken
+        session, taken = self._sessions[name]
+        names = [each.name for each in session.get_outputs()]
+        given = {key: np.asarray(x) for key, x in inputs.items() if key in taken}
+        return dict(zip(names, session.run(names, given), strict=True))
+
+    def encode(self, inputs):
+        return self.run("encode", inputs)
+
+    def classify(self, inputs):
+        return self.run("classify", inputs)["logits"]
+
+
+def read_description(folder):
+    path = pathlib.Path(folder) / "export.json"
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder} holds no exported model ({error}); write one with "
+            f"`python main.py export --to=onnx --workdir=RUN --output={folder}`."
+        ) from error
+    if description["format"] > 1:
+        raise ValueError(f"{path} is newer than this program; take the one beside it.")
+    return description
+
+
+def load(folder, threads=None):
+    return Predictor(Model(folder, threads))
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """A picture as the network sees it, before any label is selected.
+
+    ``views`` holds a pair of `Axis` for each scale and mirror image; ``encoded`` a
+    dictionary of arrays for each batch of windows, in their order; ``scores`` [n C].
+    """
+
+    size: tuple
+    views: list
+    encoded: list
+    scores: np.ndarray
+
+    @property
+    def nbytes(self):
+        return sum(x.nbytes for each in self.encoded for x in each.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """``label_map`` [H W]; ``labels``: dictionaries by falling score; ``top``: class
+    ids and probabilities [n H W] of the likeliest labels of each pixel, or None.
+    """
+
+    label_map: np.ndarray
+    labels: list
+    top: tuple | None = None
+
+
+class Predictor:
+    def __init__(self, model):
+        self.model = model
+        about = self.about = model.description
+        self.names = about["class_names"]
+        self.num_ranks = about["selection"]["num_ranks"]
+        self.window = tuple(about["input"]["size"])
+        self.regions = about["model"]["num_queries"] > 0
+
+    def __call__(self, image, **choice):
+        """Segments uint8 [H W 3]; ``choice``: see `segment`."""
+        return self.segment(self.look(image), **choice)
+
+    def look(self, image):
+        """Runs the encoder over all windows of a picture uint8 [H W 3]."""
+        settings, views, windows, sizes = self.about["views"], [], [], []
+        for scale in settings["scales"]:
+            picture = resize(image, self._size_at(image.shape[:2], scale))
+            for flip in (False, True) if settings["flip"] else (False,):
+                shown = picture[:, ::-1] if flip else picture
+                axes = [self._axis(image, shown, 0), self._axis(image, shown, 1, flip)]
+                views.append(axes)
+                for y in axes[0].starts:
+                    for x in axes[1].starts:
+                        real = shown[y : y + axes[0].size, x : x + axes[1].size]
+                        windows.append(real)
+                        sizes.append(real.shape[:2])
+        encoded = []
+        for start in range(0, len(windows), BATCH):
+            chosen = windows[start : start + BATCH]
+            canvas = np.zeros((len(chosen), *self.window, 3), np.uint8)
+            for place, window in zip(canvas, chosen, strict=True):
+                place[: window.shape[0], : window.shape[1]] = window
+            inputs = {"image": canvas}
+            if self.about["input"]["sized"]:
+                inputs["size"] = np.int32(sizes[start : start + BATCH])
+            encoded.append(self.model.encode(inputs))
+        scores = np.concatenate([np.asarray(each["scores"]) for each in encoded])
+        return Seen(image.shape[:2], views, encoded, scores)
+
+    def _size_at(self, size, scale):
+        base = [int(side * scale) for side in self.about["views"]["base_size"]]
+        if max(base) > 0:
+            factor = min(max(base) / max(size), min(base) / min(size))
+            fitted = tuple(max(1, int(side * factor + 0.5)) for side in size)
+        else:
+            fitted = tuple(max(1, round(side * scale)) for side in size)
+        factors = [w / n for w, n in zip(self.window, fitted, strict=True)]
+        if self.about["views"]["mode"] == "whole" and min(factors) < 1:
+            # No larger than was exported.
+            fitted = tuple(max(1, int(side * min(factors))) for side in fitted)
+        elif not self.about["input"]["sized"] and max(factors) > 1:
+            # Windows must be full.
+            grown = [int(side * max(factors) + 0.5) for side in fitted]
+            fitted = tuple(map(max, self.window, grown))
+        return fitted
+
+    def _axis(self, image, picture, axis, flip=False):
+        about, view = self.about["input"], picture.shape[axis]
+        window, stride = self.window[axis], self.about["views"]["stride"][axis]
+        size = min(window, view)
+        count = max(view - window + stride - 1, 0) // stride + 1
+        starts = [max(min(i * stride, view - size), 0) for i in range(count)]
+        seen = -(-size // about["multiple"]) * about["multiple"]
+        canvas_cells = about["grid"][axis]
+        cells = about["cells"][axis][seen] if about["sized"] else canvas_cells
+        length = image.shape[axis]
+        return Axis(length, view, tuple(starts), size, seen, cells, canvas_cells, flip)
+
+    def segment(self, seen, k=None, allowed=None, minimum_score=None, top=0):
+        """What a picture that was looked at is, among some labels.
+
+        ``k``: most labels of a window; ``allowed``: names, or ids, of the only classes
+        to consider; ``minimum_score``: least probability of a label; ``top``: how many
+        of the likeliest labels of each pixel to return.
+        """
+        scores = seen.scores
+        mask = None
+        if allowed is not None:
+            mask = np.zeros(len(self.names), bool)
+            mask[[self.class_id(name) for name in allowed]] = True
+            if not mask.any():
+                raise ValueError("The list of allowed classes is empty; name some.")
+            scores = np.where(mask[None], scores, -np.inf)
+        one = self.about["selection"]["scope"] == "per_image"
+        chosen = scores.max(0, keepdims=True) if one else scores
+        class_ids, valid = self._select(chosen, k, minimum_score, mask)
+        if one:
+            class_ids = np.repeat(class_ids, len(scores), 0)
+            valid = np.repeat(valid, len(scores), 0)
+        logits, start = [], 0
+        for each in seen.encoded:
+            rows = slice(start, start + len(each["scores"]))
+            start = rows.stop
+            part = {"class_ids": class_ids[rows], "valid": valid[rows]}
+            logits.append(np.asarray(self.model.classify(each | part)))
+        union, ranks = unite(class_ids, valid, len(self.names))
+        tiles = self._regions if self.regions else self._pixels
+        tiles = tiles(seen, np.concatenate(logits), ranks)
+        return self._result(seen.size, tiles, union, scores.max(0), top)
+
+    def class_id(self, name):
+        if isinstance(name, str):
+            if name not in self.names:
+                raise ValueError(f"There is no class {name!r}.")
+            return self.names.index(name)
+        return int(name)
+
+    def _select(self, scores, k, minimum_score, mask):
+        """Class ids [n K] int32 by falling score, and which of them are valid."""
+        settings, ranks = self.about["selection"], self.num_ranks
+        order = np.argsort(-scores, axis=1, kind="stable")
+        if settings["name"] == "complete" and k is None and mask is None:
+            order = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+        class_ids = np.ascontiguousarray(order[:, :ranks]).astype(np.int32)
+        best = np.take_along_axis(scores, class_ids, 1)
+        valid = best > -np.inf
+        if k is not None:
+            valid[:, max(1, int(k)) :] = False
+        least = settings["minimum_score"] if minimum_score is None else minimum_score
+        share = settings["cumulative"]
+        if settings["name"] == "top_k" and (least > 0 or share < 1):
+            probability = sigmoid(best)
+            before = np.cumsum(probability, axis=1) - probability
+            total = sigmoid(scores).sum(axis=1, keepdims=True)
+            enough = (probability >= least) & (before < share * total)
+            enough[:, 0] = True
+            valid &= enough
+        return class_ids, valid
+
+    # ------------------------------------------------------------- pixels
+
+    def _pixels(self, seen, logits, ranks):
+        """Tiles of scores [rows columns U], averaged over views."""
+        fill = np.full((*logits.shape[:3], 1), UNSELECTED, np.float32)
+        logits = np.concatenate([logits, fill], axis=-1)
+        logits = np.stack([x[:, :, r] for x, r in zip(logits, ranks, strict=True)])
+        grids, start = [], 0
+        for rows, columns in seen.views:
+            shape = len(rows.starts), len(columns.starts)
+            part = logits[start : start + shape[0] * shape[1]]
+            start += len(part)
+            part = part.reshape(*shape, *part.shape[1:]).transpose(0, 2, 1, 3, 4)
+            a, h, b, w, u = part.shape
+            grids.append(part.reshape(a * h, b * w, u))
+        matrices = [(stitched(rows), stitched(columns)) for rows, columns in seen.views]
+        for y, x in tiles(seen.size, ranks.shape[1]):
+            total = None
+            for grid, (rows, columns) in zip(grids, matrices, strict=True):
+                tile = product(grid, rows[y], columns[x])
+                if len(grids) > 1:
+                    tile = softmax(tile)
+                total = tile if total is None else total + tile
+            yield y, x, total / len(grids)
+
+    # ------------------------------------------------------------- regions
+
+    def _regions(self, seen, logits, ranks):
+        """Tiles of scores: a label's probability times its mask's, over all queries."""
+        probabilities = softmax(logits)
+        probabilities[..., -1] = 0.0  # no-object, and what a window did not select
+        last = probabilities.shape[-1] - 1
+        labels = np.stack(
+            [
+                p[:, np.minimum(r, last)]
+                for p, r in zip(probabilities, ranks, strict=True)
+            ]
+        )
+        masks = np.concatenate([np.asarray(x["mask_logits"]) for x in seen.encoded])
+        masks = masks.transpose(0, 2, 3, 1)
+        ways = [(y, x) for rows, columns in seen.views
+                for y in single(rows) for x in single(columns)]  # fmt: skip
+        for y, x in tiles(seen.size, ranks.shape[1] + masks.shape[-1]):
+            total = 0.0
+            for mask, label, way in zip(masks, labels, ways, strict=True):
+                (rows, row_share), (columns, column_share) = way
+                share = row_share[y, None] * column_share[x][None]
+                if share.any():
+                    inside = sigmoid(product(mask, rows[y], columns[x]))
+                    total = total + share[..., None] * (inside @ label)
+            yield y, x, total / len(seen.views)
+
+    def _likeliest(self, tile, top):
+        """The best ranks of each pixel and their probabilities, the best first."""
+        views = len(self.about["views"]["scales"]) * (1 + self.about["views"]["flip"])
+        if self.regions:
+            tile = tile / np.maximum(tile.sum(-1, keepdims=True), 1e-30)
+        elif views == 1:
+            tile = softmax(tile)
+        for _ in range(top):
+            best = tile.argmax(-1)[..., None]
+            yield best[..., 0], np.take_along_axis(tile, best, -1)[..., 0]
+            np.put_along_axis(tile, best, -1.0, -1)
+
+    def _result(self, size, parts, union, scores, top):
+        kind = np.uint8 if len(self.names) <= 256 else np.uint16
+        label_map = np.zeros(size, kind)
+        top = min(top, len(union))
+        ids, shares = np.zeros((top, *size), kind), np.zeros((top, *size), np.float16)
+        for y, x, tile in parts:
+            label_map[y, x] = union[tile.argmax(-1)]
+            if top:
+                for n, (best, value) in enumerate(self._likeliest(tile, top)):
+                    ids[n, y, x], shares[n, y, x] = union[best], value
+        counts = np.bincount(label_map.ravel(), minlength=len(self.names))
+        order = union[np.argsort(-scores[union], kind="stable")]
+        labels = [
+            {
+                "name": self.names[i],
+                "class_id": int(i),
+                "score": round(float(sigmoid(scores[i])), 6),
+                "rank": rank,
+                "pixel_share": round(float(counts[i] / label_map.size), 6),
+            }
+            for rank, i in enumerate(order)
+        ]
+        return Result(label_map, labels, (ids, shares) if top else None)
+
+
+def unite(class_ids, valid, num_classes):
+    """All selected classes in class order, and the rank of each in each window: K where
+    it was not selected.
+    """
+    count, ranks = class_ids.shape
+    table = np.full((count, num_classes + 1), ranks)
+    kept = np.where(valid, class_ids, num_classes)
+    np.put_along_axis(table, kept, np.broadcast_to(np.arange(ranks), kept.shape), 1)
+    union = np.flatnonzero((table[:, :-1] < ranks).any(axis=0))
+    return union, table[:, union]

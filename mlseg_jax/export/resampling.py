@@ -1,0 +1,123 @@
+"""Resampling between windows and pictures, with NumPy alone.
+
+Copied beside `predictor` into exported folders; imports nothing of the project.
+"""
+
+import dataclasses
+
+import numpy as np
+
+TILE_BYTES = 2**24  # of logits at full resolution at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """Windows along one axis of a view."""
+
+    length: int  # pixels of the picture
+    view: int  # pixels of the view
+    starts: tuple  # first pixel of each window in the view
+    size: int  # pixels of a window that are real
+    seen: int  # the same with the padding that the network sees
+    cells: int  # of the grid for these
+    canvas_cells: int  # of the grid in all
+    flip: bool
+
+
+def sigmoid(x):
+    return 1.0 / (1.0 + np.exp(-np.clip(x, -87.0, 87.0)))
+
+
+def softmax(x):
+    x = np.exp(x - x.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
+
+
+def tiles(size, channels):
+    """Slices of rows and columns of the picture."""
+    width = min(size[1], 512)
+    height = int(np.clip(TILE_BYTES // (4 * channels * width), 8, 512))
+    for y in range(0, size[0], height):
+        for x in range(0, size[1], width):
+            yield slice(y, min(y + height, size[0])), slice(x, min(x + width, size[1]))
+
+
+def product(grid, rows, columns):
+    """A grid [h w U] at pixels [S T U], from the cells that matter to them."""
+    used = [np.flatnonzero(matrix.any(axis=0)) for matrix in (rows, columns)]
+    y, x = (slice(cells[0], cells[-1] + 1) for cells in used)
+    grid = grid[y, x].astype(np.float32)
+    lines = rows[:, y] @ grid.reshape(grid.shape[0], -1)
+    return columns[None, :, x] @ lines.reshape(-1, *grid.shape[1:])
+
+
+def taps(length, size_in):
+    """The two samples of each of ``length`` places, and the second's weight."""
+    scale = np.float32(size_in) / np.float32(length)
+    place = (np.arange(length, dtype=np.float32) + 0.5) * scale - 0.5
+    place = np.maximum(place, np.float32(0.0))
+    low = np.floor(place)
+    high = np.minimum(low.astype(np.int64) + 1, size_in - 1)
+    return np.minimum(low.astype(np.int64), size_in - 1), high, place - low
+
+
+def bilinear(length, size_in, canvas=None):
+    """The matrix of `taps`, with columns of zeros up to ``canvas``."""
+    low, high, fraction = taps(length, size_in)
+    matrix = np.zeros((length, canvas or size_in), np.float32)
+    place = np.arange(length)
+    np.add.at(matrix, (place, low), 1 - fraction)
+    np.add.at(matrix, (place, high), fraction)
+    return matrix
+
+
+def stitched(axis):
+    """From the grids of all windows side by side to the picture; overlaps averaged."""
+    upsample = bilinear(axis.size, axis.cells, axis.canvas_cells)
+    matrix = np.zeros((axis.view, len(axis.starts), axis.canvas_cells), np.float32)
+    covered = np.zeros((axis.view, 1, 1), np.float32)
+    for i, start in enumerate(axis.starts):
+        matrix[start : start + axis.size, i] = upsample
+        covered[start : start + axis.size] += 1
+    matrix = (matrix / covered).reshape(axis.view, -1)
+    if axis.length != axis.view:
+        low, high, fraction = taps(axis.length, axis.view)
+        fraction = fraction[:, None]
+        matrix = matrix[low] * (1 - fraction) + matrix[high] * fraction
+    return matrix[::-1] if axis.flip else matrix
+
+
+def single(axis):
+    """Of each window, from its grid to the picture, and its share of every pixel."""
+    upsample = bilinear(axis.seen, axis.cells, axis.canvas_cells)[: axis.size]
+    resample = bilinear(axis.length, axis.view)
+    found = []
+    for start in axis.starts:
+        part = resample[:, start : start + axis.size]
+        share = part.sum(axis=1)
+        part = part / np.where(share == 0.0, 1.0, share)[:, None]
+        found.append((part @ upsample, share))
+    total = sum(share for _, share in found)
+    step = -1 if axis.flip else 1
+    return [(matrix[::step], (share / total)[::step]) for matrix, share in found]
+
+
+def resize(image, size):
+    """Bilinear between four neighbours, as OpenCV does it for bytes: uint8 [H W 3]."""
+    if image.shape[:2] == tuple(size):
+        return image
+    weights = []
+    for length, old in zip(size, image.shape[:2], strict=True):
+        place = (np.arange(length) + 0.5) * (old / length) - 0.5
+        low = np.floor(place)
+        fraction = np.where((low < 0) | (low >= old - 1), 0.0, place - low)
+        low = np.clip(low.astype(np.int64), 0, old - 1)
+        second = np.rint(fraction.astype(np.float32) * 2048).astype(np.int32)
+        first = np.rint((1 - fraction.astype(np.float32)) * 2048).astype(np.int32)
+        weights.append((low, np.minimum(low + 1, old - 1), first, second))
+    (top, bottom, above, below), (left, right, before, after) = weights
+    lines = image[:, left] * before[:, None] + image[:, right] * after[:, None]
+    upper, lower = (lines[index] >> 4 for index in (top, bottom))
+    upper, lower = upper * above[:, None, None], lower * below[:, None, None]
+    mixed = (upper >> 16) + (lower >> 16)
+    return np.clip((mixed + 2) >> 2, 0, 255).astype(np.uint8)

@@ -1,0 +1,116 @@
+"""What a server segments with: a trained run, or a folder that ``export`` wrote."""
+
+import dataclasses
+
+import cv2
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from input_pipeline.datasets.open import open_dataset
+from input_pipeline.info import DataError
+from mlseg_jax.errors import UserError
+from mlseg_jax.export.artifacts import DESCRIPTION, load_functions
+from mlseg_jax.export.description import describe
+from mlseg_jax.export.functions import Functions
+from mlseg_jax.export.predictor import BATCH, Model, Predictor, read_description
+from mlseg_jax.runs.workdir import load_info
+
+NUM_EXAMPLES = 4
+
+
+class RunModel:
+    """The functions of a run, compiled for one window and for a full batch of them.
+
+    Like `predictor.Model`, with the same meaning of its three attributes.
+    """
+
+    def __init__(self, functions: Functions, description: dict):
+        self.description = description
+        # Numbers are handed over: as constants they would be compiled in.
+        self._parameters = functions.parameters
+        self._encode = jax.jit(
+            lambda parameters, inputs: _with(functions, parameters).encode(**inputs)
+        )
+        self._classify = jax.jit(
+            lambda parameters, *inputs: _with(functions, parameters).classify(*inputs)
+        )
+
+    def encode(self, inputs: dict) -> dict[str, np.ndarray]:
+        count, inputs = _padded(inputs)
+        results = self._encode(self._parameters, inputs)
+        return {key: np.asarray(x)[:count] for key, x in results.items()}
+
+    def classify(self, inputs: dict) -> np.ndarray:
+        count, inputs = _padded(inputs)
+        last = [inputs.pop(key) for key in ("class_ids", "valid")]
+        inputs.pop("mask_logits", None)
+        logits = self._classify(self._parameters, inputs, *last)["logits"]
+        return np.asarray(logits)[:count]
+
+
+def _with(functions: Functions, parameters) -> Functions:
+    return dataclasses.replace(functions, parameters=parameters)
+
+
+def _padded(inputs: dict) -> tuple[int, dict]:
+    """How many windows there are, and arrays of one or of a full batch of them."""
+    count = len(next(iter(inputs.values())))
+    size = 1 if count == 1 else BATCH
+    return count, {
+        key: jnp.asarray(np.concatenate([x, np.repeat(x[-1:], size - count, axis=0)]))
+        for key, x in ((key, np.asarray(x)) for key, x in inputs.items())
+    }
+
+
+def of_run(
+    config: ml_collections.ConfigDict, workdir: str, checkpoint: str
+) -> tuple[Predictor, int]:
+    """The predictor of a run, and how many labels it selects unless told otherwise.
+
+    Up to twice as many can be asked for.
+    """
+    functions, step = load_functions(config, workdir, checkpoint)
+    usual = functions.policy.k
+    if functions.policy.name == "top_k":
+        most = min(functions.model.num_classes, 2 * usual)
+        policy = dataclasses.replace(functions.policy, k=most)
+        functions = dataclasses.replace(functions, policy=policy)
+    description = describe(
+        config, load_info(workdir), functions, kind="run", step=step, arguments={}
+    )
+    return Predictor(RunModel(functions, description)), usual
+
+
+def of_export(folder: str) -> tuple[Predictor, int]:
+    """The same of a folder with ONNX files.
+
+    Raises:
+      UserError: it holds none, or a package is missing.
+    """
+    try:
+        description = read_description(folder)
+        if description["kind"] != "onnx":
+            raise UserError(
+                f"{folder} holds {description['kind']}, which serve does not run; "
+                f"export with --to=onnx."
+            )
+        predictor = Predictor(Model(folder, description=description))
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{folder}/{DESCRIPTION}: {error}") from error
+    except ImportError as error:
+        raise UserError(
+            "--model needs ONNX Runtime; run `pip install onnxruntime`."
+        ) from error
+    return predictor, predictor.num_ranks
+
+
+def example_pictures(config: ml_collections.ConfigDict) -> list[bytes]:
+    """JPEG files of the data set's evaluation split; none where it is not at hand."""
+    try:
+        source = open_dataset(config.data, train=False)
+        images = [source[i]["image"] for i in range(min(NUM_EXAMPLES, len(source)))]
+    except (UserError, DataError, OSError):
+        return []
+    return [cv2.imencode(".jpg", image[..., ::-1])[1].tobytes() for image in images]

@@ -1,0 +1,305 @@
+"""The page and the API over HTTP, with the standard library alone."""
+
+import http.server
+import importlib.resources
+import ipaddress
+import json
+import logging
+import secrets
+import socket
+import threading
+import urllib.parse
+from http import HTTPStatus
+
+from mlseg_jax.errors import UserError
+from mlseg_jax.serving.choice import Choice, parse_choice
+from mlseg_jax.serving.problems import RequestProblem
+from mlseg_jax.serving.service import Service, label_map_png, top_arrays
+
+logger = logging.getLogger(__name__)
+
+CONNECTION_SECONDS = 20
+"""Silence after which a connection is closed."""
+
+MAX_CONNECTIONS = 256
+
+PICTURES = "/pictures"
+JSON = "application/json; charset=utf-8"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """One thread for each connection; the model is shared."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], service: Service):
+        self.service = service
+        self.connections = threading.Semaphore(MAX_CONNECTIONS)
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, Handler)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One connection."""
+
+    server: Server
+    server_version = "mlseg_jax"
+    sys_version = ""
+    protocol_version = "HTTP/1.1"
+    timeout = CONNECTION_SECONDS
+
+    def do_GET(self) -> None:  # noqa: N802 (the standard library's name)
+        self._answer(self._get)
+
+    def do_HEAD(self) -> None:  # noqa: N802
+        self._answer(self._get)
+
+    def do_POST(self) -> None:  # noqa: N802
+        self._answer(self._post)
+
+    def do_DELETE(self) -> None:  # noqa: N802
+        self._answer(self._nothing)
+
+    do_PUT = do_PATCH = do_OPTIONS = do_DELETE  # noqa: N815
+
+    def log_message(self, format: str, *args) -> None:
+        logger.debug("%s %s", self.client_address[0], format % args)
+
+    # ---------------------------------------------------------------------- requests
+
+    def _answer(self, how) -> None:
+        """Runs a request; whatever goes wrong becomes a sentence and a status."""
+        if not self.server.connections.acquire(blocking=False):
+            self._problem(503, "Too many connections are open; try again later.")
+            return
+        try:
+            self._check_origin()
+            parts = urllib.parse.urlsplit(self.path)
+            query = urllib.parse.parse_qs(
+                parts.query, keep_blank_values=True, max_num_fields=20_000
+            )
+            how(urllib.parse.unquote(parts.path), query)
+        except RequestProblem as problem:
+            self._problem(problem.status, problem.sentence)
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True  # Nobody listens any more.
+        except MemoryError:
+            self._problem(503, "There is not enough memory for this picture.")
+        except Exception:
+            logger.exception("a request could not be answered")
+            self._problem(500, "The server could not do this; its log says why.")
+        finally:
+            self.server.connections.release()
+
+    def _check_origin(self) -> None:
+        """Pages of other sites may not use a server of this machine."""
+        host = self.headers.get("Host", "")
+        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+        own = self.server.server_address[0]
+        if is_loopback(own) and not is_loopback(name):
+            raise RequestProblem(403, "This server answers for its own machine alone.")
+        origin = self.headers.get("Origin")
+        if origin and urllib.parse.urlsplit(origin).netloc != host:
+            raise RequestProblem(403, "Pages of other sites may not use this server.")
+
+    def _nothing(self, path: str, query: dict) -> None:
+        raise RequestProblem(405, f"{self.command} is no method of this server.")
+
+    def _get(self, path: str, query: dict) -> None:
+        service = self.server.service
+        if path == "/":
+            self._page()
+        elif path == "/health":
+            self._send_json({"status": "ok", "done": service.done})
+        elif path == "/labels":
+            self._labels(query)
+        elif path == "/model":
+            self._send_json(model_facts(service))
+        elif path == "/openapi.json":
+            self._send(200, JSON, _resource("openapi.json").encode())
+        elif path == "/favicon.ico":
+            self._send(204, "image/x-icon", b"")
+        elif path.startswith("/examples/"):
+            self._example(path.removeprefix("/examples/"))
+        elif path.startswith(f"{PICTURES}/"):
+            self._kept(path, query)
+        else:
+            raise RequestProblem(404, "There is nothing at this address.")
+
+    def _post(self, path: str, query: dict) -> None:
+        service, client = self.server.service, self.client_address[0]
+        if path not in (PICTURES, "/segment"):
+            raise RequestProblem(404, "Pictures go to /segment, or to /pictures.")
+        choice = self._choice(query)
+        seen, times = service.look(self._body(), client)
+        name = service.keep(seen) if path == PICTURES else None
+        result, facts = service.segment(seen, choice, client)
+        self._result(result, facts, choice, times, name)
+
+    def _kept(self, path: str, query: dict) -> None:
+        """``/pictures/NAME``: another selection for a picture that was sent before."""
+        service, client = self.server.service, self.client_address[0]
+        choice = self._choice(query)
+        seen = service.kept(path.removeprefix(f"{PICTURES}/"))
+        result, facts = service.segment(seen, choice, client)
+        self._result(result, facts, choice, {}, None)
+
+    def _result(self, result, facts: dict, choice: Choice, times: dict, name) -> None:
+        service = self.server.service
+        if "image/png" in self.headers.get("Accept", "").split(",")[0]:
+            png = label_map_png(result.label_map, len(service.names))
+            self._send(200, "image/png", png)
+            return
+        facts["milliseconds"] = times | facts["milliseconds"]
+        if name is not None:
+            facts["picture"] = name
+        if result.top is not None:
+            facts["top"] = top_arrays(result)
+        self._send_json(facts)
+
+    def _example(self, number: str) -> None:
+        examples = self.server.service.examples
+        if not (number.isascii() and number.isdigit() and int(number) < len(examples)):
+            raise RequestProblem(404, "There is no such example.")
+        self._send(200, "image/jpeg", examples[int(number)])
+
+    def _labels(self, query: dict) -> None:
+        text = query.get("search", [""])[-1]
+        limit = query.get("limit", ["50"])[-1]
+        if not (limit.isascii() and limit.isdigit() and 0 < int(limit[:9]) <= 10_000):
+            raise RequestProblem(400, "limit is a whole number from 1 to 10000.")
+        service = self.server.service
+        found = service.search(text, int(limit))
+        self._send_json({"labels": found, "num_classes": len(service.names)})
+
+    def _choice(self, query: dict) -> Choice:
+        predictor = self.server.service.predictor
+        return parse_choice(query, predictor.names, predictor.num_ranks)
+
+    def _body(self) -> bytes:
+        """The picture; read in one go, and no more than is allowed."""
+        limit = self.server.service.limits.bytes
+        length = self.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdigit()):
+            self.close_connection = True
+            raise RequestProblem(411, "Say how long the picture is (Content-Length).")
+        if int(length[:18]) > limit:
+            self._discard(min(int(length[:18]), 2 * limit))
+            raise RequestProblem(
+                413, f"The picture's file is larger than {limit:,} bytes; send less."
+            )
+        kind = self.headers.get("Content-Type", "image/*").partition(";")[0].strip()
+        data = self.rfile.read(int(length))
+        if len(data) < int(length):
+            raise ConnectionResetError
+        if not kind.startswith("image/") and kind != "application/octet-stream":
+            raise RequestProblem(
+                415,
+                f"The body must be the picture's file itself (image/jpeg, ... or "
+                f"application/octet-stream), not {kind[:60]!r}.",
+            )
+        if not data:
+            raise RequestProblem(400, "The request is empty; send a picture's file.")
+        return data
+
+    def _discard(self, length: int) -> None:
+        """Reads what is not wanted, or the sender would not see the answer."""
+        self.close_connection = True
+        while length > 0:
+            part = self.rfile.read(min(length, 2**16))
+            if not part:
+                return
+            length -= len(part)
+
+    # ----------------------------------------------------------------------- answers
+
+    def _page(self) -> None:
+        nonce = secrets.token_urlsafe(16)
+        page = _resource("page.html").replace("{{nonce}}", nonce)
+        policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; "
+            f"style-src 'nonce-{nonce}'; img-src 'self' blob: data:; "
+            f"connect-src 'self'; base-uri 'none'; form-action 'none'; "
+            f"frame-ancestors 'none'"
+        )
+        self._send(
+            200,
+            "text/html; charset=utf-8",
+            page.encode(),
+            {"Content-Security-Policy": policy},
+        )
+
+    def _problem(self, status: int, sentence: str) -> None:
+        self.close_connection = True
+        extra = {"Retry-After": "2"} if status in (429, 503) else {}
+        try:
+            body = json.dumps({"error": sentence}).encode()
+            self._send(status, JSON, body, extra)
+        except (ConnectionError, TimeoutError):
+            pass
+
+    def _send_json(self, value: dict) -> None:
+        self._send(200, JSON, json.dumps(value, ensure_ascii=False).encode())
+
+    def _send(self, status: int, kind: str, body: bytes, extra=None) -> None:
+        self.send_response(status, HTTPStatus(status).phrase)
+        headers = {
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "no-store",
+            "Referrer-Policy": "no-referrer",
+        }
+        if self.close_connection:
+            headers["Connection"] = "close"
+        for name, value in (headers | (extra or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def model_facts(service: Service) -> dict:
+    """What a page says of the model."""
+    about, limits = service.predictor.about, service.limits
+    return {
+        "name": about["model"]["name"],
+        "data": about["model"]["data"],
+        "step": about["model"]["step"],
+        "num_classes": len(service.names),
+        "usual_k": min(service.usual, service.predictor.num_ranks),
+        "largest_k": service.predictor.num_ranks,
+        "selects": about["selection"]["name"] == "top_k",
+        "largest_file": limits.bytes,
+        "most_pixels": limits.pixels,
+        "examples": len(service.examples),
+    }
+
+
+def _resource(name: str) -> str:
+    folder = importlib.resources.files("mlseg_jax.serving")
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+
+
+def open_server(host: str, port: int, service: Service) -> Server:
+    """Bound, and not yet serving.
+
+    Raises:
+      UserError: the address cannot be had.
+    """
+    try:
+        return Server((host, port), service)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"The server cannot be at {host}:{port} ({reason}); choose another --port."
+        ) from error

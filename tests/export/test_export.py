@@ -1,0 +1,170 @@
+"""A run as files that run without this project."""
+
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+import mlseg_jax
+from input_pipeline.datasets.open import open_dataset
+from input_pipeline.files.images import read_image
+from mlseg_jax.distributed.sharding import make_mesh
+from mlseg_jax.errors import UserError
+from mlseg_jax.export import artifacts, parity, predictor
+from mlseg_jax.export.resampling import resize
+from mlseg_jax.runs.checkpoint import Checkpoints
+from mlseg_jax.runs.workdir import claim_workdir, load_config
+from mlseg_jax.training.state import initialise
+
+OVERRIDES = {
+    "data.num_classes": 300,
+    "eval.stride": (24, 24),
+    "eval.scales": (1.0, 1.4),
+    "eval.flip": True,
+}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A model with random weights: what it says does not matter here."""
+    path = tmp_path_factory.mktemp("run")
+    config = tiny_config(OVERRIDES)
+    claim_workdir(config, str(path), open_dataset(config.data, train=True).info)
+    checkpoints = Checkpoints(str(path))
+    checkpoints.save(0, initialise(config, 300, make_mesh(config)))
+    checkpoints.wait()
+    checkpoints.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(workdir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    config = load_config(str(workdir))
+    return folder, artifacts.export_run(config, str(workdir), str(folder), "onnx")
+
+
+def test_the_files_and_what_is_said_of_them(exported):
+    folder, description = exported
+    files = {path.name for path in folder.iterdir()}
+    assert files == {
+        *("encode.onnx", "classify.onnx", "segment.onnx", "weights.bin"),
+        *("export.json", *artifacts.PREDICTOR),
+    }
+    assert json.loads((folder / "export.json").read_text()) == description
+    assert description["functions"]["segment"]["results"] == {
+        "class_ids": "int32[B,4]",
+        "label_map": "int32[B,32,32]",
+        "scores": "float32[B,300]",
+        "valid": "bool[B,4]",
+    }
+    assert len(description["class_names"]) == len(description["colours"]) == 300
+    found = description["parity"]
+    assert found["largest_difference_of_scores"] < 1e-4
+    assert found["largest_difference_of_logits"] < 1e-4
+    assert found["different_pixels"] <= 2 and found["pixels"] == 3 * 32 * 32
+    assert "scores differ by at most" in parity.line(found)
+    # Each weight is there once.
+    parameters = 4 * 300 * 32
+    assert (folder / "weights.bin").stat().st_size < 8 * parameters
+
+
+def test_the_predictor_says_what_the_segmenter_says(exported, workdir):
+    folder, _ = exported
+    ours, theirs = mlseg_jax.load(workdir), predictor.load(folder, threads=1)
+    rng = np.random.default_rng(0)
+    different = pixels = 0
+    for size, choice in (((20, 45), {}), ((60, 40), {"k": 3})):
+        small = rng.integers(0, 256, (6, 6, 3), np.uint8)
+        image = cv2.resize(small, size[::-1])
+        expected, got = (
+            ours(image, top_labels=2, **choice),
+            theirs(image, top=2, **choice),
+        )
+        different += np.sum(expected.label_map != got.label_map)
+        pixels += image.shape[0] * image.shape[1]
+        assert [x.name for x in expected.labels] == [x["name"] for x in got.labels]
+        for a, b in zip(expected.labels, got.labels, strict=True):
+            assert b["score"] == pytest.approx(a.score, abs=1e-4)
+            assert b["pixel_share"] == pytest.approx(a.share, abs=0.02)
+        np.testing.assert_allclose(
+            got.top[1].max(0), expected.top_probabilities.max(0), atol=0.02
+        )
+    # Ranks that are nearly tied may change places.
+    assert different <= 0.01 * pixels
+
+
+def test_the_program_beside_the_model_needs_no_jax(exported, tmp_path):
+    folder, _ = exported
+    image = np.random.default_rng(1).integers(0, 256, (40, 50, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    blocked = ("jax", "flax", "cv2", "onnx", "mlseg_jax", "input_pipeline")
+    program = (
+        "import runpy, sys\n"
+        f"for name in {blocked}: sys.modules[name] = None\n"
+        f"sys.path.insert(0, {str(folder)!r})\n"
+        f"sys.argv = ['predict.py', {str(tmp_path)!r}, '--output', 'out', '--k', '3']\n"
+        f"runpy.run_path({str(folder / 'predict.py')!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": os.environ["PATH"]},
+    )
+    assert done.returncode == 1 and "b.jpg cannot be read" in done.stderr, done.stderr
+    assert "1 pictures in out" in done.stdout
+    (line,) = map(json.loads, (tmp_path / "out/labels.jsonl").read_text().splitlines())
+    assert line["label_map"] == "a.png" and line["overlay"] == "a_overlay.png"
+    label_map = cv2.imread(str(tmp_path / "out/a.png"), cv2.IMREAD_UNCHANGED)
+    assert label_map.dtype == np.uint16 and label_map.shape == (40, 50)
+    assert set(np.unique(label_map)) <= {x["class_id"] for x in line["labels"]}
+    assert max(read_image(tmp_path / "out/a_overlay.png").shape) >= 480
+
+
+def test_stablehlo_is_read_with_jax_alone(exported, workdir, tmp_path):
+    """By what JAX itself has for it; any batch, and K at run time."""
+    functions, _ = artifacts.load_functions(load_config(str(workdir)), str(workdir))
+    calls = artifacts.arguments(functions, artifacts.any_batch())
+    artifacts.write_stablehlo(tmp_path, functions, {"segment": calls["segment"]})
+    data = bytearray((tmp_path / "segment.stablehlo").read_bytes())
+    program = jax.export.deserialize(data)
+    assert program.platforms == artifacts.PLATFORMS
+    images = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    k = np.array(2, np.int32)
+    got = jax.jit(program.call)(jnp.asarray(images), jnp.asarray(k))
+    expected = parity.open_artifacts(exported[0], "onnx")(
+        "segment", {"image": images, "k": k}
+    )
+    np.testing.assert_array_equal(got["class_ids"], expected["class_ids"])
+    np.testing.assert_array_equal(got["valid"], [[True, True, False, False]] * 3)
+    assert np.mean(got["label_map"] != expected["label_map"]) < 0.01
+
+
+def test_what_cannot_be_exported_is_said(workdir):
+    config = load_config(str(workdir))
+    with pytest.raises(UserError, match="choose 17 to 23"):
+        artifacts.export_run(config, str(workdir), "out", "onnx", opset=9)
+    config.selection.eval_name = "oracle"
+    with pytest.raises(UserError, match="needs more than a picture"):
+        artifacts.load_functions(config, str(workdir))
+
+
+@pytest.mark.parametrize("size", [(37, 53), (128, 64), (64, 48)])
+def test_pictures_are_resized_as_by_opencv(size):
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.integers(0, 256, (64, 48, 3), np.uint8), (3, 3), 0)
+    difference = np.abs(
+        resize(image, size).astype(int) - cv2.resize(image, size[::-1]).astype(int)
+    )
+    assert difference.max() <= 1 and np.mean(difference > 0) < 0.01

@@ -1,0 +1,73 @@
+"""Every kind of framework in ONNX Runtime, against the model itself."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import shrink
+import tiny_regions
+from tiny import tiny_config
+
+from mlseg_jax.export import artifacts, parity
+from mlseg_jax.export.functions import Functions
+from mlseg_jax.models.build import FunctionalModel
+
+LARGE = {
+    "data.num_classes": 10_000,
+    "model.backbone.embed_dim": 16,
+    "model.multilabel_head.num_heads": 2,
+}
+
+CONFIGS = {
+    "segmenter": lambda: tiny_config({"selection.minimum_score": 0.4}),
+    "many_classes": lambda: tiny_config(LARGE),
+    "baseline": lambda: shrink.segmenter_config("complete"),
+    "deeplabv3": shrink.deeplabv3_config,
+    "upernet": shrink.upernet_config,
+    "beit": lambda: shrink.upernet_config(backbone="beit_b16"),
+    "linear": shrink.linear_config,
+    "mask2former": lambda: mask2former(),
+    "maskformer": lambda: tiny_regions.region_config("maskformer"),
+}
+
+
+def mask2former():
+    config = tiny_regions.region_config()
+    shrink.use_tiny_pixel_decoder(config, "deformable")
+    return config
+
+
+def functions_of(config, num_classes):
+    model = FunctionalModel.build(config, num_classes)
+    rng = np.random.default_rng(0)
+
+    def draw(path, shape):
+        # Nothing is 0 or 1 throughout, which would hide mistakes.
+        x = rng.standard_normal(shape).astype(np.float32)
+        if path.endswith(("scale", "var")):
+            return 1.0 + 0.2 * np.abs(x)
+        return x / np.float32(max(np.prod(shape[:-1]), 4.0) ** 0.5)
+
+    parameters = {
+        path: jnp.asarray(draw(path, x.shape)) for path, x in model.shapes.items()
+    }
+    size = tuple(min(side, 48) for side in config.data.crop_size)
+    return Functions.of(config, model, parameters, size)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_framework_says_the_same_in_onnx(name, tmp_path):
+    config = CONFIGS[name]()
+    num_classes = config.data.num_classes or shrink.NUM_CLASSES
+    functions = functions_of(config, num_classes)
+    symbol = artifacts.any_batch()
+    calls = artifacts.arguments(functions, symbol)
+    artifacts.write_onnx_files(tmp_path, functions, calls, artifacts.OPSETS[0], symbol)
+    ours = parity.calls_of(functions)
+    theirs = parity.open_artifacts(tmp_path, "onnx")
+    rng = np.random.default_rng(1)
+    for batch in (1, 3):
+        images = rng.integers(0, 256, (batch, *functions.size, 3), np.uint8)
+        found = parity.compare(functions, ours, theirs, images)
+        assert found["scores"] < 1e-4, found
+        assert found["logits"] < 1e-3, found
+        assert found["different"] <= 0.002 * found["pixels"], found

@@ -1,0 +1,193 @@
+"""The API, as its users and as those who mean it ill know it."""
+
+import base64
+import concurrent.futures
+import http.client
+import io
+import json
+import socket
+import struct
+import time
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from fake_service import NAMES, K, picture, running
+from PIL import Image
+
+from mlseg_jax.errors import UserError
+from mlseg_jax.serving.server import open_server
+from mlseg_jax.serving.service import Limits
+
+
+def png(image=None):
+    return cv2.imencode(".png", (picture() if image is None else image)[..., ::-1])[
+        1
+    ].tobytes()
+
+
+def ask(port, path, body=None, method=None, **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    names = {key.replace("_", "-"): value for key, value in headers.items()}
+    if body is not None:
+        names.setdefault("Content-Type", "image/png")
+    try:
+        connection.request(
+            method or ("GET" if body is None else "POST"), path, body, names
+        )
+        answer = connection.getresponse()
+        data = answer.read()
+        is_json = answer.headers["Content-Type"].startswith("application/json")
+        return answer.status, json.loads(data) if is_json else data
+    finally:
+        connection.close()
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running(Limits(bytes=50_000, pixels=10_000)) as running_server:
+        yield running_server
+
+
+def unpacked(text, kind, shape):
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), kind).reshape(shape)
+
+
+def test_a_picture_becomes_labels_and_a_map(server):
+    service, port = server
+    status, result = ask(port, "/segment?top=2", png())
+    assert status == 200 and (result["width"], result["height"]) == (60, 40)
+    labels = result["labels"]
+    assert [x["name"] for x in labels] == ["red", "green", "blue"]
+    assert labels[1]["pixel_share"] == pytest.approx(0.4, abs=0.02)
+    assert labels[2]["pixel_share"] == pytest.approx(200 / 2400, abs=0.02)
+    assert {x["name"] for x in result["others"]} == set(NAMES[3:])
+    places = unpacked(result["top"]["places"], "<u2", (2, 40, 60))
+    percent = unpacked(result["top"]["percent"], np.uint8, (2, 40, 60))
+    assert labels[places[0, 35, 5]]["name"] == "green" and percent[0, 35, 5] > 90
+    assert np.all(percent[0] >= percent[1])
+    status, data = ask(port, "/segment", png(), Accept="image/png")
+    label_map = np.asarray(Image.open(io.BytesIO(data)))
+    assert status == 200 and label_map.dtype == np.uint8
+    assert label_map[35, 5] == 1 and label_map[10, 20] == 2 and label_map[2, 2] == 0
+
+
+def test_another_selection_does_not_encode_again(server):
+    service, port = server
+    before = service.predictor.model.encodings
+    _, first = ask(port, "/pictures", png())
+    count = service.predictor.model.encodings - before
+    address = f"/pictures/{first['picture']}"
+    names = lambda query: [  # noqa: E731
+        x["name"] for x in ask(port, address + query)[1]["labels"]
+    ]
+    assert names("?k=1") == ["red"]
+    assert names("?allowed=blue&allowed=a,%20b") == ["blue", "a, b"]
+    assert names("?without=%230") == ["green", "blue", NAMES[3]]
+    assert set(names("?k=2&also=grey")) == {"red", "green", "grey"}
+    _, small = ask(port, address + "?longest=30")
+    assert (small["width"], small["height"]) == (30, 20)
+    assert service.predictor.model.encodings - before == count
+    assert ask(port, "/pictures/no-such-name")[0] == 410
+
+
+def test_other_addresses(server):
+    _, port = server
+    assert ask(port, "/health")[1]["status"] == "ok"
+    assert ask(port, "/labels?search=RE")[1]["labels"] == [
+        {"name": "red", "class_id": 0},
+        {"name": "green", "class_id": 1},
+        {"name": "grey", "class_id": 5},
+    ]
+    assert ask(port, "/model")[1]["largest_k"] == K
+    described = ask(port, "/openapi.json")[1]["paths"]
+    assert {"/segment", "/labels", "/health", "/pictures/{picture}"} <= set(described)
+    status, page = ask(port, "/")
+    assert status == 200 and b"<title>mlseg_jax" in page and b"{{nonce}}" not in page
+    for path in ("/../etc/passwd", "/static/..%2f..%2fsetup.py", "//x", "/examples/0"):
+        assert ask(port, path)[0] in (404, 400)
+    assert ask(port, "/segment", method="DELETE")[0] == 405
+
+
+@pytest.mark.parametrize(
+    "query, words",
+    [
+        ("k=0", "from 1 to 4"),
+        ("k=99", "from 1 to 4"),
+        ("k=x", "from 1 to 4"),
+        ("allowed=gren", "did you mean 'green'"),
+        ("allowed=%2399", "ids end at 5"),
+        ("minimum_score=nan", "from 0 to 1"),
+        ("colour=1", "no parameter 'colour'"),
+        ("&".join(f"without=%23{i}" for i in range(6)), "No label is left"),
+    ],
+)
+def test_wrong_requests_get_a_sentence(server, query, words):
+    status, answer = ask(server[1], f"/segment?{query}", png())
+    assert status == 400 and words in answer["error"]
+
+
+def bomb():
+    """A PNG of 100,000 x 100,000 pixels in a few bytes."""
+    chunk = lambda kind, data: (  # noqa: E731
+        struct.pack(">I", len(data))
+        + kind
+        + data
+        + struct.pack(">I", zlib.crc32(kind + data))
+    )
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"x")
+
+
+def test_hostile_bodies(server):
+    _, port = server
+    for status, body, headers in (
+        (413, bomb(), {}),
+        (413, png(np.zeros((200, 200, 3), np.uint8)), {}),
+        (413, b"x" * 60_000, {}),
+        (415, png()[:100], {}),
+        (415, b"GIF89a and nothing more", {}),
+        (415, png(), {"Content_Type": "text/html"}),
+        (400, b"", {}),
+        (403, png(), {"Origin": "https://elsewhere.example"}),
+        (403, png(), {"Host": "elsewhere.example"}),
+    ):
+        got, answer = ask(port, "/segment", body, **headers)
+        assert got == status, (status, answer)
+        assert answer["error"].endswith(".") and "/" not in answer["error"][:1]
+    with socket.create_connection(("127.0.0.1", port)) as raw:  # hangs up
+        raw.sendall(b"POST /segment HTTP/1.1\r\nHost: localhost\r\n")
+        raw.sendall(b"Content-Length: 5000\r\n\r\nabc")
+    with socket.create_connection(("127.0.0.1", port)) as raw:
+        raw.sendall(b"POST /segment HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 411 " in raw.recv(100)
+    assert ask(port, "/segment", png())[0] == 200
+
+
+def test_a_hundred_at_a_time_and_a_full_queue():
+    limits = Limits(queue=10, each_client=8, kept=3)
+    with running(limits) as (service, port):
+        model = service.predictor.model
+        model.may_go_on.clear()
+        with concurrent.futures.ThreadPoolExecutor(100) as pool:
+            waiting = [
+                pool.submit(ask, port, "/pictures?top=1", png()) for _ in range(100)
+            ]
+            end = time.monotonic() + 30
+            while sum(x.done() for x in waiting) < 92 and time.monotonic() < end:
+                time.sleep(0.02)
+            model.may_go_on.set()
+            statuses = [x.result()[0] for x in waiting]
+        assert set(statuses) == {200, 429} and statuses.count(200) >= 8
+        assert len(service._kept) == 3  # no more than is said
+        assert not service._waiting.total()
+        assert ask(port, "/segment", png())[0] == 200
+    with running(Limits(queue=0)) as (_, port):
+        status, answer = ask(port, "/segment", png())
+        assert status == 503 and "try again" in answer["error"]
+
+
+def test_a_port_that_is_taken_is_said(server):
+    with pytest.raises(UserError, match="choose another --port"):
+        open_server("127.0.0.1", server[1], server[0])
