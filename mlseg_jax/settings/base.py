@@ -239,7 +239,7 @@ def base(name: str) -> ConfigDict:
                 "clip_scores": "mean",
                 # Share of the best labels' probability, from 0 to 1, whose change
                 # begins a new clip.
-                "clip_change": 0.6,
+                "clip_change": 0.4,
                 # Segments of a video with at least this score are followed (tracks.py).
                 "track_score": 0.5,
                 "batch_size": 8,
