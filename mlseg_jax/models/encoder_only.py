@@ -30,6 +30,12 @@ def check_held_back(config) -> None:
             f"of the backbone as they are; set model.backbone.taps to () and "
             f"model.backbone.pyramid to False."
         )
+    if count and config.model.class_embeddings.in_backbone:
+        raise UserError(
+            f"model.decoder.name={config.model.decoder.name!r} takes the backbone's "
+            f"last blocks, which model.class_embeddings.in_backbone needs, too; set "
+            f"that to False."
+        )
     if count > backbone.depth:
         raise UserError(
             f"model.decoder.depth is {count}, but the backbone has {backbone.depth} "

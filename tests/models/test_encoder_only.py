@@ -229,6 +229,7 @@ def test_nothing_has_all_classes_for_every_patch():
     "key, value, sentence",
     [
         ("backbone.taps", (0, 1), "taps to .. and"),
+        ("class_embeddings.in_backbone", True, "needs, too; set that to False"),
         ("decoder.depth", 4, "depth is 4, but the backbone has 3 blocks"),
         ("decoder.mask_ends", (0.5,), "mask_ends has 1 shares for 2 blocks"),
     ],

@@ -109,6 +109,20 @@ def dinov2(title: str, name: str, registers: int, gated: bool) -> Case:
     return Case(title, model, run, ViT, sizes, (36, 52), blocks)
 
 
+def dinov3(title: str, gated: bool) -> Case:
+    model = hugging_face(
+        "DINOv3ViT", 4, 32, intermediate_size=MLP, num_register_tokens=2,
+        use_gated_mlp=gated, hidden_act="silu" if gated else "gelu",
+    )  # fmt: skip
+    # Only pretraining has use for it.
+    model.embeddings.register_parameter("mask_token", None)
+    sizes = vit_sizes(4, 4, layer_scale=1.0, num_registers=2, gated=gated,
+                      positions="rotary", key_bias=False,
+                      norm_epsilon=1e-5)  # fmt: skip
+    run = without_tokens(3, (9, 13))
+    return Case(title, model, run, ViT, sizes, (36, 52))
+
+
 def beit_case(title: str, size: tuple[int, int], grid: tuple[int, int]) -> Case:
     model = hugging_face(
         "Beit", 4, 32, intermediate_size=MLP, use_relative_position_bias=True,
@@ -194,6 +208,8 @@ CASES = (
     lambda: dinov2("DINOv2 (transformers)", "Dinov2", 0, False),
     lambda: dinov2("DINOv2, gated (transformers)", "Dinov2", 0, True),
     lambda: dinov2("DINOv2, registers (transformers)", "Dinov2WithRegisters", 2, False),
+    lambda: dinov3("DINOv3 (transformers)", False),
+    lambda: dinov3("DINOv3, gated (transformers)", True),
     lambda: beit_case("BEiT (transformers)", (32, 32), (8, 8)),
     lambda: beit_case("BEiT, another grid (transformers)", (36, 44), (9, 11)),
     lambda: swin_hugging_face((64, 64)),
