@@ -29,7 +29,8 @@ FLOORS = (
     ("prediction",),
     ("planning", "doctor"),
     ("reporting",),
-    ("export", "serving"),
+    ("export",),
+    ("serving",),
     ("cli",),
 )
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

@@ -31,6 +31,7 @@ NOT_OURS = {
     *("runs/demo/report.html", "report.html", "runs/study/study.md", "study.md"),
     "model_card.md",
     "workdir/report.html",
+    "exported/predict.py",
     # Examples, and files of other projects.
     *("my_script.py", "configs/FILE.py", "configs/pointwise.py"),
     "mlseg_jax/models/decoders/pointwise.py",
