@@ -21,7 +21,10 @@ flags.DEFINE_string(
     "same, where the scores are not to replace those in --workdir; convert --to: file; "
     "export: folder.",
 )
-flags.DEFINE_string("weights", None, "convert: file of weights to take.")
+flags.DEFINE_string(
+    "weights", None, "convert: file of weights to take, or a name of --list."
+)
+flags.DEFINE_bool("list", False, "convert: published weights by name.")
 flags.DEFINE_string("classes", None, "convert: text file with a class name a line.")
 flags.DEFINE_enum(
     "to",

@@ -109,8 +109,8 @@ def base(name: str) -> ConfigDict:
             # What is trained: semantic, multilabel (tasks/table.py).
             "task": "semantic",
             "seed": 0,
-            # Weights to start training from: a work directory, or a weight file of
-            # others (docs/weights.md); "" starts from random ones.
+            # Weights to start training from: a work directory, a weight file of others
+            # or a name of weights.py (docs/weights.md); "" starts from random ones.
             "init": "",
             # Beginning of the parameters' paths to take from there, such as backbone;
             # "" takes all that it has.
