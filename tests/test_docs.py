@@ -33,7 +33,8 @@ NOT_OURS = {
     "workdir/report.html",
     "exported/predict.py",
     # Examples, and files of other projects.
-    *("my_script.py", "configs/FILE.py", "configs/pointwise.py"),
+    *("my_script.py", "FILE.py", "configs/FILE.py", "configs/NAME.py"),
+    "configs/pointwise.py",
     "mlseg_jax/models/decoders/pointwise.py",
     "mlseg_jax/cli/commands/NAME.py",
     *("register_ade20k_full.py", "register_ade20k_panoptic.py"),
