@@ -48,6 +48,7 @@ $(TPU)/.installed: $(VENV)/.installed
 # Against the public PyTorch implementations; their packages stay out of $(VENV).
 parity: $(PARITY)/.installed
 	PYTHONPATH=. JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/live.py
+	JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/live_region_exports.py
 
 $(PARITY)/.installed: requirements.txt requirements-parity.txt
 	$(if $(UV),$(UV) venv --quiet --allow-existing --python $(PY) $(PARITY),$(PY) -m venv $(PARITY))

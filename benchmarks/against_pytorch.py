@@ -23,10 +23,7 @@ Each side runs as its user would run it: our training keeps freed memory, as the
 """
 
 import argparse
-import json
-import os
 import pathlib
-import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -44,41 +41,22 @@ KEEP_FREED_MEMORY = {
 SIDES = pathlib.Path(__file__).with_name("pytorch_sides.py")
 
 
-class Worker:
+def make_worker(side: str, task: str, num_classes: int, args) -> measure.Worker:
     """One side in its own process."""
-
-    def __init__(self, side: str, task: str, num_classes: int, args):
-        python = args.torch_python if side == "theirs" else sys.executable
-        command = [python, str(SIDES), f"--worker={side}", f"--task={task}"]
-        command += [f"--labels={num_classes}", f"--side={args.side}"]
-        command += [f"--backbone={args.backbone}"]
-        command += ["--one-resize"] * args.one_resize
-        pipe, environment = subprocess.PIPE, dict(os.environ)
-        if side == "theirs" and task == "train" and args.same_malloc:
-            environment |= KEEP_FREED_MEMORY
-        self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, text=True, env=environment
-        )
-        self.answer()
-
-    def answer(self):
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"error: a worker ended ({' '.join(self.process.args)}).")
-        return json.loads(line)
-
-    def ask(self, word: str):
-        print(word, file=self.process.stdin, flush=True)
-        return self.answer()
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+    python = args.torch_python if side == "theirs" else sys.executable
+    command = [python, str(SIDES), f"--worker={side}", f"--task={task}"]
+    command += [f"--labels={num_classes}", f"--side={args.side}"]
+    command += [f"--backbone={args.backbone}"]
+    command += ["--one-resize"] * args.one_resize
+    keeps = side == "theirs" and task == "train" and args.same_malloc
+    return measure.Worker(command, KEEP_FREED_MEMORY if keeps else None)
 
 
 def compare(task: str, num_classes: int, args) -> dict[str, float]:
     """Both sides in turns; the peaks are read before the first matrix product."""
-    sides = {side: Worker(side, task, num_classes, args) for side in ("ours", "theirs")}
+    sides = {
+        side: make_worker(side, task, num_classes, args) for side in ("ours", "theirs")
+    }
     runs = {side: lambda w=worker: w.ask("run") for side, worker in sides.items()}
     for run in runs.values():
         run()

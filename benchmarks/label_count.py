@@ -16,6 +16,10 @@ tile of pixels): the largest counts; what one hands to the next is an argument t
 ``pooled`` is the head of the paper for C < 500 (8 x 8 image tokens beside C class
 tokens), ``unpooled`` the one for more (all of them). The judged ratios are those of
 the pooled head at K = 100. Last comes the cost of `lax.top_k` among 10,000 scores.
+
+``--heads=queries`` is Mask2Former, whose head sees its queries; add
+``--backbone=swin_t``. A prediction there is panoptic, a training step has 12 segments;
+the bytes are those of the network, for what is made of regions never knows C.
 """
 
 import argparse
@@ -31,18 +35,25 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import measure  # noqa: E402
 
-POOLS = {"pooled": 8, "unpooled": 0}
+POOLS = {"pooled": 8, "unpooled": 0, "queries": 0}
 MB = 1e6
+NUM_SEGMENTS = 12
 
 
 def make_config(args, num_classes: int, k: int, head: str):
-    from configs import segmenter
+    from configs import mask2former, segmenter
 
     arg = f"dataset=coco_stuff,backbone={args.backbone}"
-    config = segmenter.get_config(arg)
+    if head == "queries":
+        config = mask2former.get_config(f"{arg},task=panoptic")
+        config.data.augmentation = "crop"
+    else:
+        config = segmenter.get_config(arg)
     side = (args.image, args.image)
     config.data.num_classes = num_classes
-    config.data.crop_size = config.model.backbone.image_size = side
+    config.data.crop_size = side
+    if "image_size" in config.model.backbone:
+        config.model.backbone.image_size = side
     config.eval.window = config.eval.stride = side
     config.data.base_size = (0, 0)
     config.model.multilabel_head.downsample = POOLS[head]
@@ -77,6 +88,8 @@ def predict_programs(engine, policy, image: np.ndarray):
     windows = np.stack(list(view.windows()))
     lowered = engine.predict.lower(parameters, windows, None, None, policy)
     yield "network", lowered, windows
+    if engine.num_queries:
+        return
     _, selection, logits = lowered.out_info
     selection = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), selection)
     grids = (jax.ShapeDtypeStruct(logits.shape, logits.dtype),)
@@ -90,10 +103,14 @@ def predict_programs(engine, policy, image: np.ndarray):
 def predict_row(args, config, num_classes: int) -> dict:
     import jax
 
+    from input_pipeline.info import DatasetInfo
     from mlseg_jax.models.build import FunctionalModel, initial_parameters
     from mlseg_jax.tasks.engines import evaluation_policy, make_engine
+    from mlseg_jax.tasks.table import find_task
 
     model = FunctionalModel.build(config, num_classes)
+    find_segments = find_task(config).find_segments
+    info = DatasetInfo("", tuple(map(str, range(num_classes))), (True,) * num_classes)
     policy = evaluation_policy(config, num_classes)
     image = np.random.default_rng(0).integers(
         0, 256, (args.image,) * 2 + (3,), np.uint8
@@ -109,7 +126,11 @@ def predict_row(args, config, num_classes: int) -> dict:
         engine = make_engine(config, model, make())
 
         def predict():
-            engine.segment([image], [(policy, None)])[0][0].label_maps()
+            picture = engine.segment([image], [(policy, None)])[0][0]
+            if find_segments is None:
+                picture.label_maps()
+            else:
+                find_segments(picture, config.eval, info)
 
         row |= run_row(predict, args.repetitions)
     return row
@@ -122,16 +143,23 @@ def train_row(args, config, num_classes: int) -> dict:
     from mlseg_jax.models.build import FunctionalModel
     from mlseg_jax.training.state import abstract_state, initialise
     from mlseg_jax.training.step import make_train_step
+    from mlseg_jax.typing import IGNORE
 
     mesh = make_mesh(config)
     model = FunctionalModel.build(config, num_classes)
     step = make_train_step(config, model, mesh)
     random = np.random.default_rng(0)
     shape = (1, args.image, args.image)
-    batch = {
-        "image": random.integers(0, 256, (*shape, 3), np.uint8),
-        "label_map": random.integers(0, num_classes, shape).astype(np.int32),
-    }
+    batch = {"image": random.integers(0, 256, (*shape, 3), np.uint8)}
+    if model.num_queries:
+        classes = np.full((1, config.data.max_segments), IGNORE, np.int32)
+        classes[:, :NUM_SEGMENTS] = random.choice(num_classes, NUM_SEGMENTS)
+        masks = random.integers(0, NUM_SEGMENTS, (1, 8, 8)).astype(np.int32)
+        masks = np.kron(masks, np.ones((1, shape[1] // 8, shape[2] // 8), np.int32))
+        batch |= {"masks": masks, "segment_classes": classes}
+    else:
+        label_map = random.integers(0, num_classes, shape)
+        batch["label_map"] = label_map.astype(np.int32)
     batch = put_batch(mesh, batch)
     state = abstract_state(config, num_classes, mesh)
     row = {"bytes": beyond(step.lower(state, batch), batch)}

@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,46 @@ def alternate(
 
 def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+class Worker:
+    """A process that does what a word a line says, and answers in JSON (`answer`).
+
+    Each side of a comparison lives in its own; both stay alive and take turns.
+    """
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None
+    ):
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=dict(os.environ) | dict(environment or {}),
+        )
+        self.read()
+
+    def read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"error: a worker ended ({' '.join(self.process.args)}).")
+        return json.loads(line)
+
+    def ask(self, word: str):
+        print(word, file=self.process.stdin, flush=True)
+        return self.read()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def answer(functions: Mapping[str, Callable[[], object]]) -> None:
+    """What a `Worker`'s process does until its input ends."""
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(functions[line.strip()]()), flush=True)
 
 
 def matmul_gflops(seconds: float, side: int = MATRIX_SIDE) -> float:

@@ -7,7 +7,6 @@ value a line. Which interpreter runs it decides which libraries there are.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 
@@ -163,9 +162,7 @@ def work(args) -> None:
         "matmul": multiply,
         "peak": measure.peak_rss_bytes,
     }
-    print(json.dumps("ready"), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(answers[line.strip()]()), flush=True)
+    measure.answer(answers)
 
 
 def parse_arguments() -> argparse.Namespace:

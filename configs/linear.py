@@ -1,13 +1,15 @@
-"""A linear classifier with label selection on DINOv2: the cheapest strong model.
+"""A linear classifier with label selection on DINOv2 or DINOv3: the cheapest strong
+model.
 
     python main.py train --workdir=runs/mine \
         --config=configs/linear.py:dataset=folder,backbone=dinov2_b14_reg \
         --config.data.path=DIRECTORY
 
 Arguments: ``dataset`` (rows of ``DATA_SETS``), ``backbone`` (rows of
-``backbones.DINOV2S``, ``_reg`` behind them for those with registers), ``selection``
-(``top_k`` is MLSeg, ``complete`` the plain linear classifier, ``oracle`` the upper
-bound, ``given`` takes labels from elsewhere), ``frozen``: 1 trains only what follows
+``backbones.DINOV2S``, ``_reg`` behind them for those with registers, or of
+``backbones.DINOV3S``), ``selection`` (``top_k`` is MLSeg, ``complete`` the plain linear
+classifier, ``oracle`` the upper bound, ``given`` takes labels from elsewhere),
+``frozen``: 1 trains only what follows
 the backbone, which then has no gradients and no optimiser state; 0 trains all, at a
 lower rate for earlier layers.
 
@@ -35,7 +37,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     is_small = args.dataset == "sign_scenes"
     side = 98 if is_small else 518
-    backbone = backbones.dinov2(args.backbone)
+    if args.backbone in backbones.DINOV3S:
+        backbone = backbones.dinov3(args.backbone)
+        side = 96 if is_small else 512
+    else:
+        backbone = backbones.dinov2(args.backbone)
     config = pixel_classifier.recipe(
         "linear",
         args,

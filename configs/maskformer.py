@@ -17,8 +17,16 @@ from ml_collections import ConfigDict
 from configs import common, region_classifier
 from mlseg_jax.settings import backbones
 
-STEPS = {"ade20k_panoptic": 720_000, "coco_panoptic": 554_400, "sign_scenes": 4_000}
+STEPS = {
+    "ade20k_panoptic": 720_000,
+    "coco_panoptic": 554_400,
+    "coco_panoptic_json": 554_400,
+    "sign_scenes": 4_000,
+}
 DEFAULT_STEPS = 160_000
+
+FALLS_AT = (369_600 / 554_400,)
+"""When the learning rate of COCO falls."""
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -84,5 +92,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
             photometric=False,
             base_size=(1333, 800),
         )
+        config.train.batch_size = 64
+        config.optimizer.update(schedule="steps", falls_at=FALLS_AT)
+    elif args.task == "panoptic":
+        config.eval.object_threshold = 0.7
     config.lock()
     return config

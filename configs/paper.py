@@ -1,4 +1,4 @@
-"""Every row of the paper and of its released models on images, by name.
+"""Every row of the paper and of its released models, by name.
 
     python main.py train --config=configs/paper.py:coco_stuff_mlseg \
         --workdir=runs/coco_stuff_mlseg --config.data.path=...
@@ -6,17 +6,18 @@
 Hardware of the authors: 8 GPUs; one image each (batch 8) on Segmenter, two on the
 others of tables 8 and 9 (with BEiT one after the other). A row of EXPERIMENTS is an
 argument of ``configs/segmenter.py``, or of the file named before it, what differs from
-that, and the mean IoU in percent (single scale), or the panoptic quality of panoptic
-rows, that was published, from method.md sections 7, 10, 11.5 and 15; none of these was
-measured here. Multi-scale testing, as table 8 has it on ADE20K and COCO-Stuff, is
-``evaluate`` with
+that, and what was published: the mean IoU in percent (single scale), the panoptic
+quality of panoptic rows, the average precision of YouTubeVIS's, from method.md sections
+7, 10, 11.5 and 15; none of these was measured here. Multi-scale testing, as table 8 has
+it on ADE20K and COCO-Stuff, is ``evaluate`` with
 ``--config.eval.scales=(0.5,0.75,1.0,1.25,1.5,1.75) --config.eval.flip=True``.
 
 Every row on Segmenter starts from AugReg weights of ImageNet, whose file must be given,
 for nothing here fetches any (docs/weights.md): ``--config.init=FILE.npz``, where FILE
 begins with ``B_16-i21k-300ep-lr_0.001-aug_medium1`` or ``L_16-...`` and ends with
 ``res_384`` (method.md section 2). Mask2Former and MaskFormer start from a Swin of
-ImageNet-22k (384 pixels) or a ResNet-50. Their oracles (figure 3b) are trained so; for
+ImageNet-22k (384 pixels) or a ResNet-50, rows of videos from Mask2Former for instances
+of COCO. Their oracles (figures 3b and 3c) are trained so; for
 evaluation only, ``evaluate`` a baseline with ``--config.selection.eval_name=oracle``.
 """
 
@@ -37,9 +38,13 @@ MT = {"selection.name": "complete"}
 MT_LS = {"model.rank_norm.kind": "shared"}
 LONG = {"train.steps": 80_000}
 PANOPTIC = "dataset=ade20k_panoptic,task=panoptic"
+# The oracle of regions: only the last prediction is told (method.md 7.3).
+LAST = {"selection.k": 150, "selection.last_prediction_only": True}
+VSPW = "mask2former:dataset=vspw,task=video_semantic"
+YOUTUBE_VIS = "mask2former:dataset=youtube_vis_2019,task=video_instance"
 
 EXPERIMENTS = {
-    # name: (argument, overrides, published mean IoU, or panoptic quality)
+    # name: (argument, overrides, published score)
     "pascal_context_baseline": ("dataset=pascal_context,selection=complete", {}, 53.85),
     "pascal_context_mt": ("dataset=pascal_context", MT, 54.05),
     "pascal_context_mt_ls": ("dataset=pascal_context", MT_LS, 54.27),
@@ -154,7 +159,9 @@ EXPERIMENTS = {
     "ade20k_panoptic_mt_ls": (f"mask2former:{PANOPTIC}", MT_LS, 48.8),
     "ade20k_panoptic_mlseg": (f"mask2former:{PANOPTIC}", {}, 48.9),
     # Published as a gain of about 11.
-    "ade20k_panoptic_oracle": (f"mask2former:{PANOPTIC},selection=oracle", {}, None),
+    "ade20k_panoptic_oracle": (
+        f"mask2former:{PANOPTIC},selection=oracle", LAST, None
+    ),
     # Of the release's lists of models.
     "ade20k_mask2former_swin_b_baseline": (
         "mask2former:dataset=ade20k,backbone=swin_b,selection=complete", {}, 53.9
@@ -163,7 +170,7 @@ EXPERIMENTS = {
         "mask2former:dataset=ade20k,backbone=swin_b", {}, 54.9
     ),
     "ade20k_mask2former_swin_b_oracle": (
-        "mask2former:dataset=ade20k,backbone=swin_b,selection=oracle", {}, 68.0
+        "mask2former:dataset=ade20k,backbone=swin_b,selection=oracle", LAST, 68.0
     ),
     "ade20k_maskformer_baseline": (
         "maskformer:dataset=ade20k,backbone=swin_b,selection=complete", {}, 52.7
@@ -182,8 +189,30 @@ EXPERIMENTS = {
         f"maskformer:{PANOPTIC},backbone=resnet50", {}, 36.5
     ),
     "ade20k_panoptic_maskformer_oracle": (
-        f"maskformer:{PANOPTIC},backbone=resnet50,selection=oracle", {}, 44.3
+        f"maskformer:{PANOPTIC},backbone=resnet50,selection=oracle", LAST, 44.3
     ),
+    # Videos: tables 1 and 9 and figure 3c with Swin-L, and the release's lists.
+    "vspw_baseline": (f"{VSPW},selection=complete", {}, 59.4),
+    "vspw_mt": (VSPW, MT, 59.5),
+    "vspw_mt_ls": (VSPW, MT_LS, 59.6),
+    "vspw_mlseg": (VSPW, {}, 60.1),
+    # Published as a gain of about 13.
+    "vspw_oracle": (f"{VSPW},selection=oracle", {}, None),
+    "vspw_resnet101_baseline": (
+        f"{VSPW},backbone=resnet101,selection=complete", {}, 45.9
+    ),
+    "vspw_resnet101_mlseg": (f"{VSPW},backbone=resnet101", {}, 47.0),
+    "vspw_resnet101_oracle": (f"{VSPW},backbone=resnet101,selection=oracle", {}, 62.3),
+    "youtube_vis_baseline": (f"{YOUTUBE_VIS},selection=complete", {}, 60.4),
+    "youtube_vis_mlseg": (YOUTUBE_VIS, {}, 61.1),
+    "youtube_vis_swin_b_baseline": (
+        f"{YOUTUBE_VIS},backbone=swin_b,selection=complete", {}, 59.5
+    ),
+    "youtube_vis_swin_b_mlseg": (f"{YOUTUBE_VIS},backbone=swin_b", {}, 60.3),
+    "youtube_vis_resnet101_baseline": (
+        f"{YOUTUBE_VIS},backbone=resnet101,selection=complete", {}, 49.2
+    ),
+    "youtube_vis_resnet101_mlseg": (f"{YOUTUBE_VIS},backbone=resnet101", {}, 50.5),
 }  # fmt: skip
 
 

@@ -17,10 +17,14 @@ NUM_CLASSES = {
     "pascal_context": 60,
     "ade20k_full": 847,
     "coco_lvis": 1284,
+    # Videos.
+    "vspw": 124,
+    "youtube_vis_2019": 40,
     # These say their labels themselves.
     "coco_panoptic_json": 0,
     "coco_json": 0,
     "folder": 0,
+    "video_json": 0,
     # Embedded: scenes of 128 pixels.
     "sign_scenes": 40,
 }
@@ -35,6 +39,7 @@ BACKBONES = (
     *backbones.VITS,
     *backbones.BEITS,
     *(f"{name}{end}" for name in backbones.DINOV2S for end in ("", "_reg")),
+    *backbones.DINOV3S,
 )
 
 SMALL_SIDE = 128
@@ -50,14 +55,23 @@ FROZEN_NORMS = (r"^backbone/.*norm/(scale|bias)$",)
 """Of residual networks, as in Detectron2, whose statistics are kept as well."""
 
 
-def parse(arg: str | None, *, large: str, **defaults: str | int) -> ConfigDict:
-    """``large``: the backbone where none is chosen and scenes are not embedded ones."""
+def parse(
+    arg: str | None,
+    *,
+    large: str,
+    small: str = "swin_demo",
+    tasks=SEGMENTS,
+    **defaults: str | int,
+) -> ConfigDict:
+    """``large``: the backbone where none is chosen and scenes are not embedded ones,
+    for which it is ``small``.
+    """
     args = parse_arg(arg, **defaults)
     choose(NUM_CLASSES, "data set", args.dataset)
     if not args.backbone:
-        args.backbone = "swin_demo" if args.dataset == "sign_scenes" else large
+        args.backbone = small if args.dataset == "sign_scenes" else large
     choose(BACKBONES, "backbone", args.backbone)
-    choose(SEGMENTS, "task", args.task)
+    choose(tasks, "task", args.task)
     return args
 
 
@@ -80,7 +94,7 @@ def recipe(
     )
     # As for ADE20K (method.md 12.4, masks.md 3.4): one class may fill a crop.
     config.data.update(
-        segments=SEGMENTS[args.task],
+        segments=SEGMENTS.get(args.task, "none"),
         augmentation="short_side",
         short_sides=tuple(int(side * tenths / 10) for tenths in range(5, 21)),
         max_side=4 * side,
@@ -117,7 +131,7 @@ def recipe(
         # Least probability of a segment's class, and least share of its mask that it
         # keeps where segments overlap; whether it is only what lies in its mask.
         config.eval.object_threshold = config.eval.overlap_threshold = 0.8
-        config.eval.inside_mask = name == "mask2former"
+        config.eval.inside_mask = name in ("mask2former", "eomt")
     if args.task == "instance":
         config.eval.max_instances = 100
     config.eval.window = config.eval.stride = (side, side)
@@ -139,7 +153,9 @@ def make_backbone(name: str, side: int) -> ConfigDict:
         return backbone
     if name in backbones.BEITS:
         return backbones.beit(name, (side, side))
-    if name.startswith("dinov2"):
+    if name in backbones.DINOV3S:
+        backbone = backbones.dinov3(name)
+    elif name.startswith("dinov2"):
         backbone = backbones.dinov2(name)
     else:
         backbone = backbones.vit(name, (side, side))
@@ -150,7 +166,7 @@ def make_backbone(name: str, side: int) -> ConfigDict:
 def fit_side(side: int, backbone: str) -> int:
     """Sides of crops are whole cells of the coarsest map: twice the patch of a ViT."""
     name = backbone.partition("_reg")[0]
-    sizes = backbones.VITS.get(name) or backbones.DINOV2S.get(name)
+    sizes = backbones.VITS.get(name) or backbones.DINOV3S.get(name)
     patch = 14 if name in backbones.DINOV2S else sizes[-1] if sizes else 16
     return -(-side // (2 * patch)) * 2 * patch
 
@@ -197,6 +213,9 @@ def multilabel_head() -> dict:
         "dropout_rate": 0.1,
         "share_embeddings": False,
         "class_projection": False,
+        # As of configs/segmenter.py.
+        "classes_apart": False,
+        "mlp_ratio": 4,
     }
 
 

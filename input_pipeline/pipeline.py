@@ -55,9 +55,9 @@ def train_batches(
         too many for a batch, when they are reached.
 
     Returns:
-      Iterator of ``image`` uint8 ``[b H W 3]``, ``label_map`` int32 ``[b H W]`` and
-      whatever else of `BATCHED` the augmentation makes; b is the number of rows. Close
-      it to stop its threads.
+      Iterator of ``image`` uint8 ``[b H W 3]``, ``label_map`` int32 ``[b H W]`` (of
+      clips, `datasets.clips`, with an axis T before H) and whatever else of `BATCHED`
+      the augmentation makes; b is the number of rows. Close it to stop its threads.
 
     Raises:
       DataError: the source is empty, or an example cannot be read (when it is reached).
@@ -68,10 +68,13 @@ def train_batches(
     # grain orders epoch e by seed + e: seeds 0 and 1 as given would see the same orders
     # one epoch apart.
     shuffle_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
+    examples, draw = grain.MapDataset.source(source), getattr(source, "draw", None)
+    if draw is not None:  # Which frames of a video are read is random, too.
+        examples = grain.MapDataset.range(len(source))
+        augment = functools.partial(_drawn, draw, augment)
     # random_map stands before the choice, so that it sees the global index.
     stream = (
-        grain.MapDataset.source(source)
-        .shuffle(seed=shuffle_seed)
+        examples.shuffle(seed=shuffle_seed)
         .repeat()
         .random_map(augment, seed=augment_seed)
         .map(_keep_arrays)
@@ -81,6 +84,10 @@ def train_batches(
     )
     batches = _iterate(dataset, num_threads, prefetch, num_workers)
     return _count_skips(batches, Skips() if skips is None else skips)
+
+
+def _drawn(draw, augment, index: int, rng: np.random.Generator) -> dict:
+    return augment(draw(int(index), rng), rng)
 
 
 class _OwnRows(grain.MapDataset):
@@ -121,6 +128,7 @@ def evaluation_examples(
     prefetch: int = 8,
     start: int = 0,
     limit: int | None = None,
+    side_by_side: bool = False,
 ) -> Iterator[dict]:
     """Yields this process's examples of one pass, unchanged and in order.
 
@@ -132,16 +140,23 @@ def evaluation_examples(
       prefetch: examples that are made ahead.
       start: index of the first example of the pass over all processes.
       limit: length of the pass over all processes; None goes to the end.
+      side_by_side: whether a process has neighbours, as the frames of a video are.
 
     Returns:
-      Iterator of examples ``start + process_index``, then every ``process_count``-th.
+      Iterator of examples ``start + process_index``, then every ``process_count``-th,
+      or of the process's part of all.
       The last processes may get one example less.
 
     Raises:
       DataError: an example cannot be read (when it is reached).
     """
     stop = len(source) if limit is None else min(start + limit, len(source))
-    indices = range(start, stop)[process_index::process_count]
+    indices = range(start, stop)
+    if side_by_side:
+        share = -(-len(indices) // process_count)
+        indices = indices[process_index * share :][:share]
+    else:
+        indices = indices[process_index::process_count]
     if not indices:
         return iter(())
     dataset = grain.MapDataset.source(source).slice(

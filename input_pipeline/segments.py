@@ -19,15 +19,12 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from input_pipeline.info import DataError, DatasetInfo
-from mlseg_jax.typing import IGNORE, Bool, Int
+from mlseg_jax.typing import IGNORE, VOID, Bool, Int
 
 KINDS = ("none", "classes", "panoptic", "instances")
 
-VOID = 0
-"""Segment id of pixels without a segment, in maps for the evaluation."""
 
-
-class Segment(NamedTuple):
+class SegmentEntry(NamedTuple):
     """A row of the table beside a ``segment_map``.
 
     Attributes:
@@ -172,12 +169,12 @@ def parts_of(kind: str, example: dict, info: DatasetInfo) -> Parts:
     return find_parts(kind, example["label_map"], instance_map, is_thing)
 
 
-def segment_table(parts: Parts) -> tuple[np.ndarray, tuple[Segment, ...]]:
+def segment_table(parts: Parts) -> tuple[np.ndarray, tuple[SegmentEntry, ...]]:
     """``segment_map`` int32 [H W], ids from 1 and `VOID`, and its table."""
     ids = np.arange(1, len(parts.values) + 1)
     columns = (ids, parts.class_ids, parts.is_crowd, parts.areas)
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    return parts.make_map(ids, VOID), tuple(Segment(*row) for row in rows)
+    return parts.make_map(ids, VOID), tuple(SegmentEntry(*row) for row in rows)
 
 
 def instances_of(parts: Parts) -> tuple[Instance, ...]:
@@ -197,9 +194,9 @@ def instances_of(parts: Parts) -> tuple[Instance, ...]:
 def with_truth(kind: str, example: dict, info: DatasetInfo) -> dict:
     """The example with what an evaluation compares with.
 
-    For ``panoptic`` that is ``segment_map`` and ``segments``, a tuple of `Segment`: the
-    file's own where the source reads one. For ``instances`` it is ``instances``, a
-    tuple of `Instance`, things alone.
+    For ``panoptic`` that is ``segment_map`` and ``segments``, a tuple of
+    `SegmentEntry`: the file's own where the source reads one. For ``instances`` it is
+    ``instances``, a tuple of `Instance`, things alone.
     """
     if kind == "panoptic" and "segments" not in example:
         parts = parts_of(kind, example, info)

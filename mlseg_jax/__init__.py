@@ -11,14 +11,14 @@ mlseg_jax.evaluate("runs/mine", overrides={"selection.eval_k": 20})["mIoU"]
 
 
 def load(workdir, checkpoint="latest"):
-    """The model that was trained in ``workdir``: see `prediction.segmenter.load`."""
+    """The model that was trained in ``workdir``: see `prediction.load.load`."""
     # Imported on use, so that `import mlseg_jax.typing` does not start JAX.
     from mlseg_jax.errors import refuse_foreign_pipeline
 
     refuse_foreign_pipeline()
-    from mlseg_jax.prediction import segmenter
+    from mlseg_jax.prediction import load as loading
 
-    return segmenter.load(workdir, checkpoint)
+    return loading.load(workdir, checkpoint)
 
 
 def train(config, workdir, *, overrides=None):

@@ -16,11 +16,15 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt, UInt8
 IGNORE = -1
 """Label of pixels that have no class: never trained on, never scored."""
 
+VOID = 0
+"""Segment id of pixels without a segment; those of segments count from 1."""
+
 Length = int | Int[Array, "*shape"]
 """Rows or columns: a number, or one for each example of a batch."""
 
 __all__ = [
     "IGNORE",
+    "VOID",
     "Array",
     "Bool",
     "DTypeLike",

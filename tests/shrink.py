@@ -29,6 +29,8 @@ TINY_BACKBONES = {
         num_registers=0,
         layer_scale=0.0,
         gated=False,
+        positions="table",
+        key_bias=True,
     ),
     "beit": dict(
         embed_dim=16,
@@ -85,6 +87,16 @@ TINY_DECODERS = {
     "deeplabv3": dict(embed_dim=16, dilations=(1, 2, 3)),
     "mask2former": dict(REGIONS),
     "maskformer": dict(REGIONS),
+    "eomt": dict(
+        num_queries=5,
+        depth=1,
+        cosine=True,
+        image="pixels",
+        image_layer=1,
+        mask_starts=(0.0,),
+        mask_ends=(1.0,),
+    ),
+    "encoder_only": dict(depth=1),
 }
 """What each kind of decoder has in tests, beside ``dropout_rate``. All are as wide as
 the last map of `TINY_BACKBONES`, so that every head fits every one of them.

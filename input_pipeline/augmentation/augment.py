@@ -10,6 +10,7 @@ import numpy as np
 
 from input_pipeline import segments
 from input_pipeline.augmentation import region_recipes
+from input_pipeline.augmentation.clips import make_clip_augment
 from input_pipeline.augmentation.crop_segments import CropSegments
 from input_pipeline.augmentation.rand_augment import cutout, rand_augment
 from input_pipeline.augmentation.transforms import (
@@ -20,9 +21,11 @@ from input_pipeline.augmentation.views import View, pad, resize_pillow
 from input_pipeline.info import DataError, DatasetInfo
 from mlseg_jax.typing import IGNORE
 
-AUGMENTATIONS = ("crop", "whole", "short_side", "large_scale_jitter", "detr")
-"""mmsegmentation's crops; whole pictures for classifiers; and Mask2Former's and
-MaskFormer's for ADE20K, Mask2Former's for COCO, MaskFormer's for COCO."""
+AUGMENTATIONS = ("crop", "whole", "short_side", "large_scale_jitter", "detr", "clip")
+"""mmsegmentation's crops; whole pictures for classifiers; Mask2Former's and
+MaskFormer's for ADE20K, Mask2Former's for COCO, MaskFormer's for COCO; and
+Mask2Former's for videos.
+"""
 
 
 def make_augment(
@@ -68,6 +71,14 @@ def make_augment(
             f"data.rare_crop_rate is {data.rare_crop_rate}, but crops aim at rare "
             f"classes with data.augmentation=crop alone; set it to 0."
         )
+    if (name == "clip") != bool(data.get("num_frames", 0)):
+        raise DataError(
+            f"data.augmentation is {name!r}, but clips are augmented with 'clip' and "
+            "pictures are not; start from a recipe with task=video_semantic or "
+            "task=video_instance for clips."
+        )
+    if name == "clip":
+        return make_clip_augment(data, info)
     if name == "whole":
         return _make_whole(data, info.num_classes)
     return _make_crop(data, _find_view(data, class_examples), info)

@@ -65,7 +65,7 @@ class CropSegments:
         crop = example | {name: view.take(example[name]) for name in maps}
         parts = segments.parts_of(self.kind, crop, self.info)
         areas = np.where(parts.is_crowd, 0, parts.areas)
-        kept = _largest(areas, self.max_segments)
+        kept = largest(areas, self.max_segments)
         numbers = np.full(len(areas), IGNORE)
         numbers[kept] = np.arange(len(kept))
         found = pad(parts.make_map(numbers, IGNORE), canvas, IGNORE)
@@ -79,7 +79,7 @@ class CropSegments:
         ]
         places = [_Place.find(instance.run_lengths, view) for instance in wanted]
         areas = np.int64([place.area for place in places])
-        kept = _largest(areas, self.max_segments)
+        kept = largest(areas, self.max_segments)
         octets = (canvas[1] + 7) // 8
         found = np.zeros((self.max_segments, canvas[0], octets), np.uint8)
         for number, i in enumerate(kept):
@@ -88,7 +88,7 @@ class CropSegments:
         return found, class_ids, np.count_nonzero(areas) - len(kept)
 
 
-def _largest(areas: Int[np.ndarray, "n"], count: int) -> Int[np.ndarray, "m"]:
+def largest(areas: Int[np.ndarray, "n"], count: int) -> Int[np.ndarray, "m"]:
     """Which have a pixel, at most ``count``; in their order, the first of equals."""
     order = np.argsort(-areas, kind="stable")[:count]
     return np.sort(order[areas[order] > 0])

@@ -100,14 +100,25 @@ class Replacing:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict:
+        return self._read(index, lambda own: self._source[own])
+
+    @property
+    def draw(self):
+        """As `clips.Clips.draw`, of a source of videos; None of another."""
+        draw = getattr(self._source, "draw", None)
+        if draw is None:
+            return None
+        return lambda index, rng: self._read(index, lambda own: draw(own, rng))
+
+    def _read(self, index: int, read) -> dict:
         try:
-            return self._source[index]
+            return read(index)
         except DataError as error:
             skipped = f"{error.kind} {error}"
         rng = np.random.default_rng(index)
         for other in rng.integers(len(self), size=MAX_TRIES).tolist():
             try:
-                return self._source[other] | {"skipped": skipped}
+                return read(other) | {"skipped": skipped}
             except DataError as error:
                 last = error
         raise DataError(

@@ -92,6 +92,11 @@ class Folder:
     def __len__(self) -> int:
         return len(self._stems)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all examples, in order."""
+        return tuple(self._stems)
+
     def __getitem__(self, index: int) -> dict:
         """Reads one example.
 

@@ -7,10 +7,12 @@ import ml_collections
 from etils import epath
 
 from input_pipeline import segments
-from input_pipeline.datasets import bad_examples
+from input_pipeline.datasets import bad_examples, clips
 from input_pipeline.datasets.folder import Folder
 from input_pipeline.datasets.folder_files import USUAL_LAYOUT, FolderLayout
+from input_pipeline.datasets.frame_videos import FrameVideos
 from input_pipeline.datasets.sign_scenes import SignScenes
+from input_pipeline.datasets.sign_videos import SignVideos
 from input_pipeline.datasets.split_parts import SplitPart, split_part
 from input_pipeline.files import images
 from input_pipeline.files.local_copy import local_copy
@@ -57,12 +59,15 @@ def _open_folder(data: ml_collections.ConfigDict, split: str, report):
 def _open_sign_scenes(data: ml_collections.ConfigDict, split: str, report):
     is_train = split == split_part(data.train_split).name
     count = data.train_examples if is_train else data.eval_examples
-    return SignScenes(
+    scenes = SignScenes(
         num_classes=data.num_classes,
         image_size=tuple(data.crop_size),
         split=split,
         num_examples=count,
     )
+    if data.get("num_frames", 0):
+        return SignVideos(scenes=scenes, length=data.video_length)
+    return scenes
 
 
 def _open_coco_json(data: ml_collections.ConfigDict, split: str, report):
@@ -92,6 +97,13 @@ def _open_coco_panoptic_json(data: ml_collections.ConfigDict, split: str, report
 
     place = _place(data, "the folder of annotations and images")
     return coco_json.open_panoptic(place, split, report, read_options(data))
+
+
+def _open_video_json(data: ml_collections.ConfigDict, split: str, report):
+    from input_pipeline.datasets import video_json
+
+    place = _place(data, "the folder of annotations and frames")
+    return video_json.JsonVideos(place, split, read_options(data))
 
 
 def _open_tfds(data: ml_collections.ConfigDict, split: str, report):
@@ -151,6 +163,7 @@ DATASETS = {
     "coco_json": _open_coco_json,
     "lvis_json": _open_coco_json,
     "coco_panoptic_json": _open_coco_panoptic_json,
+    "video_json": _open_video_json,
     **dict.fromkeys(BUILDERS, _open_prepared),
 }
 
@@ -190,16 +203,36 @@ def open_dataset(
     part = split_part(split)
     source = opener(data, part.name, report)
     skips.log(f"split {split!r} of {data.name}")
+    if data.get("num_frames", 0):
+        source = _as_clips(source, data)
+    elif name == "video_json":
+        raise DataError(
+            "The data set 'video_json' is of videos; start from a recipe with "
+            "task=video_instance or task=video_semantic (docs/video.md)."
+        )
     if data.num_classes not in (0, source.info.num_classes):
         raise DataError(
             f"Data set {data.name!r} has {source.info.num_classes} classes, but "
             f"data.num_classes is {data.num_classes}; set it to 0 or correct the data."
         )
     chosen = _examples(part, data, train, len(source))
-    truth = "none" if train else data.segments
+    truth = "none" if train or data.get("num_frames", 0) else data.segments
     if len(chosen) < len(source) or data.cache or truth != "none":
         return _Subset(source, chosen, data.cache, truth)
     return source
+
+
+def _as_clips(source, data: ml_collections.ConfigDict) -> clips.Clips:
+    """The videos of a data set, where clips are to be looked at and not pictures."""
+    if isinstance(source, Folder):
+        source = FrameVideos(source, source.names, f"The folder {data.path}")
+    if getattr(source, "videos", None) is None:
+        raise DataError(
+            f"The task needs videos, and the data set {data.name!r} has pictures; "
+            "give data.name=folder with a folder of frames for each video, "
+            "video_json, vspw, youtube_vis_2019 or sign_scenes (docs/video.md)."
+        )
+    return clips.Clips(source, data.num_frames, data.frame_window)
 
 
 def _examples(part: SplitPart, data, train: bool, length: int) -> range:
@@ -235,6 +268,12 @@ class _Subset:
         if index not in self._kept:
             self._kept[index] = self._read(index)
         return self._kept[index]
+
+    @property
+    def draw(self):
+        """As `clips.Clips.draw`, of a source of videos; None of another."""
+        draw = getattr(self._source, "draw", None)
+        return draw and (lambda index, rng: draw(self._chosen[index], rng))
 
     def _read(self, index: int) -> dict:
         return segments.with_truth(

@@ -18,7 +18,7 @@ from input_pipeline.datasets import coco_format, coco_images, instances
 from input_pipeline.files import images, mask_files
 from input_pipeline.info import DataError, DatasetInfo, raise_fault
 from input_pipeline.preparation.prepared import RawExample
-from input_pipeline.segments import Segment
+from input_pipeline.segments import SegmentEntry
 from mlseg_jax.typing import IGNORE
 
 MAX_ID = 2**24 - 1
@@ -124,10 +124,10 @@ def _segments(annotation, class_of, info, where) -> tuple[tuple[int, int, int], 
     return tuple(result.values())
 
 
-def _table(annotation: dict, class_of: dict[int, int]) -> tuple[Segment, ...]:
+def _table(annotation: dict, class_of: dict[int, int]) -> tuple[SegmentEntry, ...]:
     """The segments as the file has them; an area of -1 is to be counted."""
     return tuple(
-        Segment(
+        SegmentEntry(
             segment["id"],
             class_of[segment["category_id"]],
             bool(segment.get("iscrowd")),
@@ -140,7 +140,7 @@ def _table(annotation: dict, class_of: dict[int, int]) -> tuple[Segment, ...]:
 def label_segments(
     png: str | os.PathLike,
     segments: Sequence[tuple[int, int, int]],
-    table: tuple[Segment, ...] | None = None,
+    table: tuple[SegmentEntry, ...] | None = None,
 ) -> dict[str, Any]:
     """Reads a PNG of segment ids.
 

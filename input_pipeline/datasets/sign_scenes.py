@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import ImageFont
 
+from input_pipeline.datasets.sign_textures import TEXTURES, smooth_noise
 from input_pipeline.info import DataError, DatasetInfo
 
 SPLITS = ("train", "val", "test")
@@ -124,13 +125,20 @@ class SignScenes:
             raise IndexError(f"SignScenes got index {index}; use 0..{len(self) - 1}.")
         if num_frames < 1:
             raise DataError(f"SignScenes.clip got num_frames={num_frames}; use 1 up.")
-        key = (self.seed, SPLITS.index(self.split), index)
-        scene = _draw_scene(_make_classes(self.num_classes), self.image_size, key)
-        frames = [_render(*scene, time) for time in range(num_frames)]
+        scene = draw_scene(self.num_classes, self.image_size, self.key(index))
+        paths = (
+            [bounced(s, t, self.image_size) for s in scene[-1]]
+            for t in range(num_frames)
+        )
+        frames = [render(*scene, centers) for centers in paths]
         images, label_maps, instance_maps = map(np.stack, zip(*frames, strict=True))
         name = f"sign_scenes_{self.split}_{index:06d}"
         clip = {"image": images, "label_map": label_maps, "name": name}
         return clip | {"instance_map": instance_maps}
+
+    def key(self, index: int) -> tuple[int, int, int]:
+        """What a scene is drawn from."""
+        return self.seed, SPLITS.index(self.split), index
 
 
 @functools.cache
@@ -201,9 +209,9 @@ def _render_glyphs(num_glyphs: int) -> tuple[list[str], np.ndarray]:
     raise DataError(f"{path} lacks {num_glyphs} distinct glyphs; lower num_classes.")
 
 
-def _draw_scene(classes: _Classes, image_size, key):
+def draw_scene(num_classes: int, image_size: tuple[int, int], key):
     """Draws background [H W 3], light and grain [H W 1], stuff ids [H W], signs."""
-    rng = np.random.default_rng(key)
+    classes, rng = _make_classes(num_classes), np.random.default_rng(key)
     while True:  # A draw rarely fails, where signs hide a region.
         stuff_ids, thing_ids = classes.topics[rng.integers(len(classes.topics))]
         num_stuff, num_signs = rng.integers(1, 4), rng.integers(2, 8)
@@ -232,7 +240,7 @@ def _draw_background(rng, stuff_ids, image_size):
     for class_id in stuff_ids:
         center = rng.random(2, np.float32) * (y[-1, -1], x[-1, -1])
         distance = (y - center[0]) ** 2 + (x - center[1]) ** 2
-        distance += 0.5 * _smooth_noise(rng, image_size, 4)
+        distance += 0.5 * smooth_noise(rng, image_size, 4)
         angle, shift = rng.uniform(-0.3, 0.3), rng.uniform(0, 10, 2)
         turn = 8 * rng.uniform(0.85, 1.2) * np.exp(1j * angle)
         u = np.float32(turn.real * x + turn.imag * y + shift[0])
@@ -242,40 +250,17 @@ def _draw_background(rng, stuff_ids, image_size):
         colour = np.float32(COLOURS[colour]) * rng.uniform(0.92, 1.08)
         dark, pale = 0.62 * colour + 12, 0.5 * colour + 118
         inside = distance < nearest
-        tone = np.float32(_TEXTURES[texture](u, v, rng)[inside])[:, None]
+        tone = np.float32(TEXTURES[texture](u, v, rng)[inside])[:, None]
         background[inside] = dark + tone * (pale - dark)
         regions[inside], nearest[inside] = class_id, distance[inside]
     return background, regions
 
 
-def _smooth_noise(rng, image_size, cells: int) -> np.ndarray:
-    small = rng.random((cells, cells), np.float32)
-    return cv2.resize(small, image_size[::-1], interpolation=cv2.INTER_CUBIC)
-
-
-def _wave(t):
-    # A sine of period 1, squeezed: two tones with edges a pixel or two soft.
-    return np.clip(0.5 + 1.5 * np.sin(2 * np.pi * t), 0, 1)
-
-
-# Kind of texture -> tone 0..1 at coordinates whose unit is an eighth of the image.
-_TEXTURES = {
-    "stripes": lambda u, v, rng: _wave(0.8 * (u + v)),
-    "dots": lambda u, v, rng: _wave(0.25 + np.hypot(u % 1 - 0.5, v % 1 - 0.5)),
-    "bricks": lambda u, v, rng: np.minimum(v % 1, (u + v // 1) / 2 % 1) > 0.14,
-    "clouds": lambda u, v, rng: np.clip(_smooth_noise(rng, u.shape, 7), 0, 1),
-    "checks": lambda u, v, rng: (np.floor(u) + np.floor(v)) % 2,
-    "waves": lambda u, v, rng: _wave(0.8 * v + 0.35 * np.sin(2 * u)),
-    "speckle": lambda u, v, rng: _smooth_noise(rng, u.shape, 32) > 0.6,
-    "rings": lambda u, v, rng: _wave(np.hypot(u % 4 - 2, v % 4 - 2)),
-    "grid": lambda u, v, rng: (u % 1 < 0.25) | (v % 1 < 0.25),
-    "zigzag": lambda u, v, rng: _wave(0.8 * v + 0.9 * np.abs(u % 1.6 - 0.8)),
-}
 # Neighbours differ in texture and in colour; each of the 100 pairs comes once.
 _STUFF = [
     (texture, tuple(COLOURS)[(3 * i + shift) % 10])
     for shift in range(10)
-    for i, texture in enumerate(_TEXTURES)
+    for i, texture in enumerate(TEXTURES)
 ]
 
 
@@ -312,7 +297,7 @@ def _measure(sign: _Sign, center, image_size):
     """Returns the sign's box, coordinates along its axes and distance to its edge."""
     reach = 1.35 * sign.radius + 2
     top, left = np.maximum(center - reach, 0).astype(int)
-    bottom, right = np.minimum(center + reach + 1, image_size).astype(int)
+    bottom, right = np.clip(center + reach + 1, 0, image_size).astype(int)
     y = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(center[0])
     x = np.arange(left, right, dtype=np.float32) - np.float32(center[1])
     cos, sin = np.float32(np.cos(sign.angle)), np.float32(np.sin(sign.angle))
@@ -321,16 +306,21 @@ def _measure(sign: _Sign, center, image_size):
     return (slice(top, bottom), slice(left, right)), u, v, distance
 
 
-def _render(background, film, regions, signs, time: int):
-    """Paints frame ``time``; returns its image, label map and instance map."""
+def bounced(sign: _Sign, time: int, image_size) -> np.ndarray:
+    """Where a sign is that drifts straight and bounces at the border, (y, x)."""
+    margin = 0.8 * sign.radius
+    room = np.array(image_size) - 1 - 2 * margin
+    way = (sign.center + time * sign.velocity - margin) % (2 * room)
+    return margin + np.minimum(way, 2 * room - way)  # A triangle wave.
+
+
+def render(background, film, regions, signs, centers):
+    """Paints signs where they are (None: nowhere); image, label and instance map."""
     image, label_map = background.copy(), regions.copy()
     instance_map = np.zeros_like(label_map)
-    for instance_id, sign in enumerate(signs, start=1):
-        # A triangle wave: straight paths that bounce at the border.
-        margin = 0.8 * sign.radius
-        room = np.array(label_map.shape) - 1 - 2 * margin
-        way = (sign.center + time * sign.velocity - margin) % (2 * room)
-        center = margin + np.minimum(way, 2 * room - way)
+    for instance_id, (sign, center) in enumerate(zip(signs, centers, strict=True), 1):
+        if center is None:
+            continue
         box, u, v, distance = _measure(sign, center, label_map.shape)
         side = 2 * _SHAPES[sign.shape][1] * sign.radius
         glyph, pixels = sign.glyph, max(round(side), 4)

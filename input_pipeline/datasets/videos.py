@@ -9,12 +9,14 @@ import dataclasses
 import functools
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from input_pipeline.datasets import instances
+from input_pipeline.datasets.clips import Video, read_frames
 from input_pipeline.info import DataError
 from input_pipeline.preparation import class_statistics, prepared
 
@@ -35,21 +37,6 @@ class Frame:
     video_index: int
     video_length: int
     frame: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Video:
-    """A video of a split.
-
-    Attributes:
-      name: its name.
-      start: index of its first frame among the examples of the split.
-      length: number of its frames.
-    """
-
-    name: str
-    start: int
-    length: int
 
 
 class PreparedVideos:
@@ -167,18 +154,17 @@ class PreparedVideos:
                 f"Video {video.name} has {video.length} frames, so none for start="
                 f"{start}, num_frames={num_frames}, stride={stride}; correct these."
             )
-        examples = [self[video.start + frame] for frame in frames]
-        sizes = {example["label_map"].shape for example in examples}
-        if len(sizes) > 1:
-            raise DataError(
-                f"Video {video.name} has frames of the sizes {sorted(sizes)}, "
-                "which are no clip; scale them to one size and prepare again."
-            )
-        clip = {"name": f"{video.name}/{frames[0]}"}
-        for key in ("image", "label_map", "instance_map"):
-            if key in examples[0]:
-                clip[key] = np.stack([example[key] for example in examples])
-        return clip
+        clip = self.read(index, frames)
+        del clip["frame_names"]
+        return clip | {"name": f"{video.name}/{frames[0]}"}
+
+    def read(self, index: int, places: Sequence[int]) -> dict:
+        """Any frames of video ``index``: as `clip`, but without its name.
+
+        Raises:
+          DataError: they differ in size.
+        """
+        return read_frames(self, self.videos[index], places)
 
 
 def label_frame(make_label, frame: Frame) -> dict[str, Any]:

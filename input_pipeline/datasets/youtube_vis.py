@@ -55,14 +55,15 @@ class YoutubeVis2019(instances.NamedByFiles):
             splits[split] = [
                 raw
                 for index, number in enumerate(file.owners)
-                for raw in _list_frames(file, number, index, image_dir)
+                for raw in list_frames(file, number, index, image_dir)
             ]
         return splits
 
 
-def _list_frames(
+def list_frames(
     file: coco_format.CocoFile, number, index: int, image_dir: pathlib.Path
 ) -> list[prepared.RawExample]:
+    """The frames of the video ``number`` of a file, the ``index``-th of its split."""
     video = file.owners[number]
     where = f"Video {number} of {file.path}"
     size = coco_masks.check_image_size(video.get("width"), video.get("height"), where)
@@ -74,7 +75,7 @@ def _list_frames(
         (
             class_of[track["category_id"]],
             track,
-            _segmentations(track, frame_names, file),
+            segmentations(track, frame_names, file),
         )
         for track in file.annotations[number]
     ]
@@ -109,7 +110,7 @@ def _list_frames(
     return raws
 
 
-def _segmentations(track: dict, frame_names: list, file: coco_format.CocoFile) -> list:
+def segmentations(track: dict, frame_names: list, file: coco_format.CocoFile) -> list:
     """Polygons, run lengths or None of a track by frame."""
     found = track.get("segmentations")
     if not isinstance(found, list) or len(found) != len(frame_names):

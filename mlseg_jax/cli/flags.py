@@ -15,6 +15,10 @@ flags.DEFINE_string(
 )
 flags.DEFINE_list("images", [], "predict: pictures and directories of pictures.")
 flags.DEFINE_string(
+    "video", None, "predict: a video (mp4, webm, gif, ...), or a folder of its frames."
+)
+flags.DEFINE_float("frame_rate", 25.0, "predict: frames a second of such a folder.")
+flags.DEFINE_string(
     "output",
     None,
     "predict, export_dataset, doctor, statistics: directory to write to; evaluate: the "
@@ -25,6 +29,11 @@ flags.DEFINE_string(
     "weights", None, "convert: file of weights to take, or a name of --list."
 )
 flags.DEFINE_bool("list", False, "convert: published weights by name.")
+flags.DEFINE_string(
+    "base",
+    None,
+    "convert: DINOv3's own weights, where --weights holds what is to be added to them.",
+)
 flags.DEFINE_string("classes", None, "convert: text file with a class name a line.")
 flags.DEFINE_enum(
     "to",

@@ -38,7 +38,7 @@ COMMANDS = {
         "--workdir=runs/demo --config.selection.eval_k=20",
     ),
     "predict": (
-        "label maps, overlays and labels of pictures",
+        "label maps, overlays and labels of pictures, or with --video of a video",
         "--workdir=runs/demo --images=a.jpg,pictures/ --output=out/",
     ),
     "convert": (
@@ -107,6 +107,8 @@ def run() -> None:
     if not arguments or {"--help", "-h", "-help", "help"} & set(arguments):
         print(usage())
         sys.exit(0)
+    # The library also looks there for keys.
+    sys.argv = last_of_each(sys.argv)
     app.run(_main, argv=sys.argv, flags_parser=_parse_flags)
 
 
@@ -139,7 +141,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _fail(f"There is no command {command!r}{did_you_mean(command, COMMANDS)}")
     try:
         with recipes.bound():
-            rest = FLAGS(_complete(last_of_each(argv)))[2:]
+            rest = FLAGS(_complete(argv))[2:]
     except flags.Error as error:
         _fail(_last_reason(str(error)))
     except (AttributeError, KeyError, ValueError, TypeError, OSError) as error:
@@ -202,7 +204,17 @@ def _explain_config_error(error: Exception) -> str:
 def _last_reason(text: str) -> str:
     """What stands after the exception's name in the last line of a traceback."""
     last = text.strip().splitlines()[-1]
-    return re.sub(r"^[\w.]*(Error|Exception): ", "", last)
+    last = re.sub(r"^[\w.]*(Error|Exception): ", "", last)
+    for python, ours in _OF_PYTHON:
+        last = re.sub(python, ours, last)
+    return last
+
+
+_OF_PYTHON = (
+    (r"invalid literal for int\(\) with base 10: ('.*')$", r"\1 is no whole number."),
+    (r"could not convert string to float: ('.*')$", r"\1 is no number."),
+)
+"""What Python says of a number, and what a user reads."""
 
 
 def _keep_compilations() -> None:

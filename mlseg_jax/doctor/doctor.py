@@ -21,6 +21,7 @@ from mlseg_jax.prediction import fonts
 from mlseg_jax.prediction.visualise import overlay
 from mlseg_jax.runs.checkpoint import write_json
 from mlseg_jax.runs.progress import progress_bar
+from mlseg_jax.settings.advice import CHOSEN_BY_SCORES, selection_advice
 
 NUM_SHEET_SAMPLES = 20
 _SHEET_COLUMNS, _TILE_WIDTH = 4, 480
@@ -79,10 +80,18 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All findings about a data set; no findings is a clean one."""
+    """All findings about a data set; no findings is a clean one.
+
+    Attributes:
+      splits: training and evaluation.
+      findings: what is wrong with them.
+      advice: which selection would fit the training pictures; empty where nothing can
+        be read or nothing is to be chosen.
+    """
 
     splits: tuple[Split, ...]
     findings: tuple[Finding, ...]
+    advice: str = ""
 
     @property
     def training_would_go_wrong(self) -> bool:
@@ -92,6 +101,7 @@ class Report:
         return {
             "training_would_go_wrong": self.training_would_go_wrong,
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "advice": self.advice,
             "splits": [_split_json(split) for split in self.splits],
         }
 
@@ -107,6 +117,8 @@ class Report:
                 lines.append(
                     f"    ... and {len(finding.places) - _SHOWN} more (--json)"
                 )
+        if self.advice:
+            lines.append(f"advice: {self.advice}")
         errors = sum(finding.is_error for finding in self.findings)
         warnings = len(self.findings) - errors
         lines.append(
@@ -126,7 +138,15 @@ def examine(config: ml_collections.ConfigDict, *, sample: int = 0) -> Report:
     """
     check_config(config)
     splits = tuple(_read_split(config, train, sample) for train in (True, False))
-    return Report(splits, tuple(check_splits(config, *splits)))
+    findings = tuple(check_splits(config, *splits))
+    return Report(splits, findings, _selection_advice(config, splits[0]))
+
+
+def _selection_advice(config: ml_collections.ConfigDict, train: Split) -> str:
+    if not train.good or config.selection.name not in CHOSEN_BY_SCORES:
+        return ""
+    num_labels = np.diff(train.statistics().presence.offsets)
+    return selection_advice(config, train.info.num_classes, num_labels)
 
 
 def _read_split(config: ml_collections.ConfigDict, train: bool, sample: int) -> Split:

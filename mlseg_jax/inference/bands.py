@@ -46,7 +46,8 @@ def segment_in_bands(
     Scores are those of the band's windows; ``given`` has one row.
     """
     views = make_views(image, engine.settings, engine.grid_length, engine.any_canvas)
-    if engine.settings.selection_scope == "per_image" and policy.name == "top_k":
+    shared = engine.settings.selection_scope != "per_window"
+    if shared and policy.name == "top_k":
         scores = _best_scores(engine, views, allowed)
         given = jax.device_get(policy.select()(jnp.asarray(scores[None])))
         policy = SelectionPolicy("given", policy.k)

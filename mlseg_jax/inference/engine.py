@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from mlseg_jax.distributed.sharding import batch_sharding, on_mesh
 from mlseg_jax.inference.assemble import assemble_pixels, assemble_regions
+from mlseg_jax.inference.clips import Clips
 from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.inference.regions import SegmentedRegions
 from mlseg_jax.inference.views import make_views
@@ -83,19 +84,25 @@ class Engine:
         self.encode = jax.jit(on_mesh(mesh, encode))
         self.classify = jax.jit(on_mesh(mesh, classify), static_argnames="policy")
 
+    def begin(self) -> None:
+        """A new video, which changes nothing: frames are pictures here."""
+
     def segment(
         self,
         images: Sequence[np.ndarray],
         policies: Sequence[tuple[SelectionPolicy, Selection | None]],
         allowed: Bool[np.ndarray, "C"] | None = None,
+        scope: str | Clips | None = None,
     ) -> list[list[Segmented]] | list[list[SegmentedRegions]]:
         """Segments pictures uint8 ``[H W 3]`` of one size under each of ``policies``.
 
         A ``given`` selection has a row per picture, or one for each of their views,
-        picture by picture. Labels that are not ``allowed`` get
-        the score -inf. Returns, per policy, one `Segmented` for each batch of pictures
-        where a picture is a single window, else one for each picture; where regions are
-        classified, one `SegmentedRegions` for each picture.
+        picture by picture. Labels that are not ``allowed`` get the score -inf.
+        ``scope`` is what shares a selection (``eval.selection_scope`` if not given), or
+        the clips of a video whose next frames the pictures are; without `Clips` each
+        picture is a clip. Returns, per policy, one `Segmented` for each batch of
+        pictures where a picture is a single window, else one for each picture; where
+        regions are classified, one `SegmentedRegions` for each picture.
         """
         plan = self.settings, self.grid_length, self.any_canvas, self.multiple
         views = [make_views(image, *plan) for image in images]
@@ -113,8 +120,8 @@ class Engine:
             for window in view.windows()
         ]
         (policy, given), *others = policies
-        per_image = self.settings.selection_scope == "per_image"
-        if not others and given is None and not per_image:
+        scope = scope or self.settings.selection_scope
+        if not others and given is None and scope == "per_window":
             parts = [
                 (*self.predict(self.parameters, *batch, allowed, policy), count)
                 for batch, count in self.batches(windows)
@@ -128,8 +135,8 @@ class Engine:
         scores = np.concatenate([np.asarray(e.scores)[:n] for e, n in encoded])
         results = []
         for policy, given in policies:
-            if per_image and policy.name == "top_k":
-                given = self._select_per_image(policy, scores, owners, len(images))
+            if scope != "per_window" and policy.name == "top_k":
+                given = _select_shared(policy, scores, owners, len(images), scope)
                 policy = SelectionPolicy("given", policy.k)
             rows = owners
             if given is not None and len(given.class_ids) > len(images):
@@ -169,11 +176,6 @@ class Engine:
             batch if self._sharding is None else jax.device_put(batch, self._sharding)
         )
 
-    def _select_per_image(self, policy, scores, owners, count: int) -> Selection:
-        """One selection for all windows of a picture, from their highest scores."""
-        best = np.stack([scores[owners == i].max(axis=0) for i in range(count)])
-        return jax.device_get(policy.select()(jnp.asarray(best)))
-
     def _classify_all(self, encoded, policy, given, rows_of):
         """Per batch of windows: the selection, the logits and how many are real.
 
@@ -191,3 +193,13 @@ class Engine:
     def _assemble(self, *pictures) -> list[Segmented] | list[SegmentedRegions]:
         assemble = assemble_regions if self.num_queries else assemble_pixels
         return assemble(*pictures, self.num_classes)
+
+
+def _select_shared(policy, scores, owners, count: int, scope: str | Clips) -> Selection:
+    """One selection for all windows of a picture, from their highest scores, or for all
+    pictures of a clip.
+    """
+    best = np.stack([scores[owners == i].max(axis=0) for i in range(count)])
+    if isinstance(scope, Clips):
+        best = scope.shared(best)
+    return jax.device_get(policy.select()(jnp.asarray(best)))

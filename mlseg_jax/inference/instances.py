@@ -63,7 +63,7 @@ def instance_segments(
         return ()
     # Pairs of one query share its mask.
     needed, place = np.unique(queries, return_inverse=True)
-    run_lengths, means = _encode(window, picture.size, needed)
+    run_lengths, means = encode_masks(window, picture.size, needed)
     scores = probabilities[queries, ranks] * means[place]
     areas = [int(coco_mask.area(runs)) for runs in run_lengths]
     boxes = [tuple(int(v) for v in coco_mask.toBbox(runs)) for runs in run_lengths]
@@ -82,12 +82,13 @@ def instance_segments(
             box=boxes[place[i]],
             rank=int(ranks[i]),
             pixels=run_lengths[place[i]],
+            query=None if picture.slots is None else int(picture.slots[queries[i]]),
         )
         for number, i in enumerate(chosen, start=1)
     )
 
 
-def _encode(
+def encode_masks(
     window: RegionWindow, size: tuple[int, int], queries: Int[np.ndarray, "n"]
 ) -> tuple[list[dict], Float[np.ndarray, "n"]]:
     """Run lengths of the masks of some queries, and the mean probability in each.

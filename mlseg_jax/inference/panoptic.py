@@ -19,8 +19,8 @@ from mlseg_jax.inference.mask_tiles import (
     upsampled_masks,
 )
 from mlseg_jax.inference.regions import SegmentedRegions
-from mlseg_jax.inference.segments import VOID, Panoptic, Segment
-from mlseg_jax.typing import Array, Bool, Float, Int
+from mlseg_jax.inference.segments import Panoptic, Segment
+from mlseg_jax.typing import VOID, Array, Bool, Float, Int
 
 
 def panoptic_segments(

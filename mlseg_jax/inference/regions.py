@@ -81,12 +81,14 @@ class SegmentedRegions:
       windows: what was seen of it; segments and instances need exactly one.
       selection: the labels; with several windows, the union of theirs.
       scores: label scores of the picture, the highest of its windows'.
+      slots: of a frame of a video, what each query is called in all of it.
     """
 
     size: tuple[int, int]
     windows: tuple[RegionWindow, ...]
     selection: Selection
     scores: Float[np.ndarray, "1 C"]
+    slots: Int[np.ndarray, "N"] | None = None
 
     @property
     def count(self) -> int:

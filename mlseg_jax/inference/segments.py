@@ -9,9 +9,6 @@ from pycocotools import mask as coco_mask
 from input_pipeline.files import coco_masks
 from mlseg_jax.typing import Bool, Int
 
-VOID = 0
-"""Segment id of pixels without a segment."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
@@ -26,6 +23,7 @@ class Segment:
       box: left, top, width and height in pixels.
       rank: place of its class in the selection.
       pixels: the segment map that it is part of, or COCO's run lengths of it alone.
+      query: of a frame of a video, the object query that it is of in all frames.
     """
 
     segment_id: int
@@ -38,6 +36,7 @@ class Segment:
     pixels: Int[np.ndarray, "H W"] | Mapping = dataclasses.field(
         repr=False, compare=False
     )
+    query: int | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def mask(self) -> Bool[np.ndarray, "H W"]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mlseg_jax.losses import mask, points
+from mlseg_jax.losses.region_matching import of_prediction
 from mlseg_jax.losses.targets import segment_pixels
 from mlseg_jax.models.layers.resize import bilinear_matrix
 from mlseg_jax.typing import IGNORE
@@ -23,7 +24,8 @@ CHUNK = 4
 def mask_losses(settings, embeddings, features, queries, targets, image, draw):
     """Weighted sum ``[B]`` of mask losses and dice, and both ``[B P 2]``.
 
-    Gradients are of the former alone, to embeddings and features.
+    Gradients are of the former alone, to embeddings and features, of which there may be
+    a tuple, one for each prediction.
     """
     own = embeddings, features, queries, targets, image
     image_losses = functools.partial(_image_losses, settings, draw, False)
@@ -34,18 +36,18 @@ def _forward(settings, embeddings, features, queries, targets, image, draw):
     own = embeddings, features, queries, targets, image
     image_losses = functools.partial(_image_losses, settings, draw, True)
     losses, grads = jax.lax.map(lambda own: image_losses(*own), own)
-    like = embeddings[:0], features[:0]  # for their types
+    like = jax.tree.map(lambda x: x[:0], (embeddings, features))  # for their types
     return losses, (grads, like)
 
 
 def _backward(settings, residuals, cotangents):
-    (embeddings, features), like = residuals
-    scale = cotangents[0][:, None, None, None]
-    return (
-        (embeddings * scale).astype(like[0].dtype),
-        (features * scale).astype(like[1].dtype),
-        *(None,) * 4,
-    )
+    grads, like = residuals
+
+    def scaled(x, old):
+        scale = cotangents[0].reshape(-1, *(1,) * (x.ndim - 1))
+        return (x * scale).astype(old.dtype)
+
+    return (*jax.tree.map(scaled, grads, like), *(None,) * 4)
 
 
 mask_losses.defvjp(_forward, _backward)
@@ -59,7 +61,9 @@ def _image_losses(
     One loop over predictions and chunks of valid targets.
     """
     embeddings = embeddings.astype(jnp.float32)
-    features = features.astype(jnp.float32)
+    features = jax.tree.map(lambda x: x.astype(jnp.float32), features)
+    features_of = of_prediction(features)
+    several = isinstance(features, tuple)
     num_targets = targets.valid.shape[0]
     order = jnp.pad(jnp.argsort(~targets.valid), (0, -num_targets % CHUNK))
     num_valid = jnp.sum(targets.valid, dtype=jnp.int32)
@@ -76,12 +80,16 @@ def _image_losses(
         query = jnp.maximum(query, 0)
         chosen = embeddings[prediction, query]
         pairs = functools.partial(compare, prediction, own, counts)
+        features = features_of(prediction)
         if with_grads:
             (_, losses), grads = jax.value_and_grad(pairs, (0, 1), has_aux=True)(
                 chosen, features
             )
             embedding_grads = embedding_grads.at[prediction, query].add(grads[0])
-            feature_grads = feature_grads + grads[1]
+            if several:
+                feature_grads = feature_grads.at[prediction].add(grads[1])
+            else:
+                feature_grads = feature_grads + grads[1]
         else:
             _, losses = pairs(chosen, features)
         return parts.at[prediction].add(losses), embedding_grads, feature_grads
@@ -89,9 +97,12 @@ def _image_losses(
     parts = jnp.zeros((len(embeddings), 2))
     grads = (0.0, 0.0)
     if with_grads:
-        grads = jnp.zeros_like(embeddings), jnp.zeros_like(features)
+        stacked = jnp.stack(features) if several else features
+        grads = jnp.zeros_like(embeddings), jnp.zeros_like(stacked)
     state = (parts, *grads)
     parts, *grads = jax.lax.fori_loop(0, len(embeddings) * num_chunks, step, state)
+    if with_grads and several:
+        grads[1] = tuple(grads[1])
     weights = jnp.asarray([settings.mask_weight, settings.dice_weight])
     return (jnp.sum(parts @ weights), parts), tuple(grads)
 
@@ -99,8 +110,12 @@ def _image_losses(
 def _pair_losses(
     settings, draw, targets, image, prediction, own, counts, embeddings, features
 ):
-    """Of a few matched queries: the weighted sum, and mask loss and dice ``[2]``."""
-    maps = jnp.einsum("gd,hwd->ghw", embeddings, features)
+    """Of a few matched queries: the weighted sum, and mask loss and dice ``[2]``.
+
+    Each frame of a clip has a mask of its own, and points of its own (method.md 11.1).
+    """
+    features = features.reshape(-1, *features.shape[-3:])
+    maps = jnp.einsum("gd,thwd->tghw", embeddings, features)
     if settings.masks == "dense":
         logits, labels, weights = _at_pixels(maps, targets, own)
         losses = mask.focal_at(logits, labels)
@@ -112,31 +127,42 @@ def _pair_losses(
     both = jnp.stack(
         [mask.mean_at(losses, weights), mask.dice(logits, labels, weights)]
     )
+    counts = jnp.tile(counts, len(maps))
     both = jnp.sum(jnp.where(counts[None], both, 0.0), axis=1)
     return both @ jnp.asarray([settings.mask_weight, settings.dice_weight]), both
 
 
 def _at_points(settings, draw, maps, targets, image, prediction, own):
-    """Logits, labels and weights ``[G P]`` at uncertain points of each map."""
+    """Logits, labels and weights ``[T*G P]`` at uncertain points of each map."""
+    num_frames = len(maps)
     count = settings.num_candidates + settings.num_points - settings.num_uncertain
-    drawn = jax.vmap(lambda m: draw(prediction, image, m + 1, count))(own)
-    where = points.select_points(
-        maps, drawn, settings.num_points, settings.num_uncertain, targets.void
-    )
-    logits = points.sample_maps(maps, where)
-    labels = points.sample_segments(targets.masks, targets.size, own, where)
-    return logits, labels, points.weights_at(targets.void, where)
+
+    def of_frame(frame, maps, masks, void):
+        streams = 1 + own * num_frames + frame
+        drawn = jax.vmap(lambda s: draw(prediction, image, s, count))(streams)
+        where = points.select_points(
+            maps, drawn, settings.num_points, settings.num_uncertain, void
+        )
+        logits = points.sample_maps(maps, where)
+        labels = points.sample_segments(masks, targets.size, own, where)
+        return logits, labels, points.weights_at(void, where)
+
+    frames = jnp.arange(num_frames, dtype=own.dtype)
+    found = jax.vmap(of_frame)(frames, maps, *targets.frames())
+    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), found)
 
 
 def _at_pixels(maps, targets, own):
-    """Logits, labels and weights ``[G HW]`` at all pixels of the crop."""
+    """Logits, labels and weights ``[T*G HW]`` at all pixels of the crop."""
     height, width = targets.size
-    rows = jnp.asarray(bilinear_matrix(height, maps.shape[1]))
-    columns = jnp.asarray(bilinear_matrix(width, maps.shape[2]))
-    logits = jnp.einsum("Hh,ghw,Ww->gHW", rows, maps, columns)
-    labels = segment_pixels(targets.masks, targets.size, own)
+    rows = jnp.asarray(bilinear_matrix(height, maps.shape[2]))
+    columns = jnp.asarray(bilinear_matrix(width, maps.shape[3]))
+    logits = jnp.einsum("Hh,tghw,Ww->tgHW", rows, maps, columns)
+    masks, void = targets.frames()
+    labels = jax.vmap(lambda each: segment_pixels(each, targets.size, own))(masks)
     weights = None
-    if targets.void is not None:
-        weights = jnp.broadcast_to(~targets.void[None], logits.shape)
-        weights = weights.astype(jnp.float32).reshape(len(maps), -1)
-    return logits.reshape(len(maps), -1), labels.reshape(len(maps), -1), weights
+    if void is not None:
+        weights = jnp.broadcast_to(~void[:, None], logits.shape)
+        weights = weights.astype(jnp.float32).reshape(-1, height * width)
+    shape = (-1, height * width)
+    return logits.reshape(shape), labels.reshape(shape), weights

@@ -32,32 +32,39 @@ def match_regions(settings, class_logits, embeddings, features, targets, image, 
     return queries.reshape(batch, count, num_targets), bad_costs
 
 
+def of_prediction(features):
+    """The features ``[*T h w D]`` of a prediction by its number: the same for all, or
+    one of several.
+    """
+    if not isinstance(features, tuple):
+        return lambda prediction: features
+    stacked = jnp.stack(features)
+    return lambda prediction: stacked[prediction]
+
+
 def _costs(settings, draw, class_logits, embeddings, features, targets, image):
-    """Matching costs of one image ``[P N M]``, one prediction after the other."""
-    num_targets = targets.ranks.shape[0]
-    features = features.astype(jnp.float32)
-    if settings.masks == "dense":
-        grid = features.shape[:2]
-        pixels = (targets.masks, targets.size, grid, num_targets)
-        dense_labels = nearest_pixels(*pixels).reshape(num_targets, -1)
-        void = targets.void
-        if void is not None:
-            void = nearest_pixels(jnp.where(void, 0, IGNORE), targets.size, grid, 1)
-            void = 1.0 - void.reshape(-1)
-        cells = features.reshape(-1, features.shape[-1])
+    """Matching costs of one image or clip ``[P N M]``, one prediction after the
+    other.
+    """
+    features = jax.tree.map(
+        lambda x: x.astype(jnp.float32).reshape(-1, *x.shape[-3:]), features
+    )
+    features_of = of_prediction(features)
+    at_cells = settings.masks == "dense"
+    if at_cells:
+        grid = jax.tree.leaves(features)[0].shape[1:3]
+        cell_labels, cell_weights = _labels_at_cells(grid, targets)
 
     def cost(own):
         class_logits, embeddings, prediction = own
-        if settings.masks == "dense":
-            sampled, labels, weights = cells, dense_labels, void
+        features = features_of(prediction)
+        if at_cells:
+            sampled = features.reshape(-1, features.shape[-1])
+            labels, weights = cell_labels, cell_weights
             pairwise = mask.pairwise_focal
         else:
             where = draw(prediction, image, jnp.int32(0), settings.num_points)
-            sampled = points.sample_features(features, where)
-            labels = points.sample_all_segments(
-                targets.masks, targets.size, num_targets, where
-            )
-            weights = points.weights_at(targets.void, where)
+            sampled, labels, weights = _at_points(features, targets, where)
             pairwise = mask.pairwise_cross_entropy
         logits = embeddings.astype(jnp.float32) @ sampled.T
         return (
@@ -68,3 +75,39 @@ def _costs(settings, draw, class_logits, embeddings, features, targets, image):
 
     order = jnp.arange(len(class_logits), dtype=jnp.int32)
     return jax.lax.map(cost, (class_logits, embeddings, order))
+
+
+def _at_points(features, targets, where):
+    """Features ``[T*P D]``, labels ``[M T*P]`` and weights ``[T*P]`` at points.
+
+    The points of a clip are the same in all of its frames, and masks are compared over
+    all of them together (masks.md 6.1).
+    """
+    num_targets = targets.ranks.shape[0]
+    masks, void = targets.frames()
+    sampled = jax.vmap(lambda own: points.sample_features(own, where))(features)
+    labels = jax.vmap(
+        lambda own: points.sample_all_segments(own, targets.size, num_targets, where),
+        out_axes=1,
+    )(masks)
+    weights = None
+    if void is not None:
+        weights = jax.vmap(lambda own: points.weights_at(own, where))(void).ravel()
+    sampled = sampled.reshape(-1, features.shape[-1])
+    return sampled, labels.reshape(num_targets, -1), weights
+
+
+def _labels_at_cells(grid, targets):
+    """Labels and weights of all cells of the grid, as MaskFormer matches."""
+    num_targets = targets.ranks.shape[0]
+
+    def nearest(masks, count: int):
+        return jax.vmap(
+            lambda own: nearest_pixels(own, targets.size, grid, count), out_axes=1
+        )(masks).reshape(count, -1)
+
+    masks, void = targets.frames()
+    weights = None
+    if void is not None:
+        weights = 1.0 - nearest(jnp.where(void, 0, IGNORE), 1).ravel()
+    return nearest(masks, num_targets), weights

@@ -30,7 +30,7 @@ PARTS = ("class", "mask", "dice")
 
 Draw = Callable[..., Float[Array, "count 2"]]
 """``(prediction, image, stream, count)`` to points: `random_points`, or a test's own.
-Stream 0 is for the costs, 1 + m for target m."""
+Stream 0 is for the costs, 1 + m for target m, of clips 1 + m T + t in frame t."""
 
 
 @jax.tree_util.register_dataclass
@@ -69,11 +69,15 @@ def region_losses(
     settings: RegionLoss,
     class_logits: Float[Array, "B P N K1"],
     mask_embeddings: Float[Array, "B P N D"],
-    features: Float[Array, "B h w D"],
+    features: Float[Array, "B *T h w D"] | tuple[Float[Array, "B *T h w D"], ...],
     targets: Targets,
     draw: Draw,
 ) -> RegionLosses:
-    """Losses of all P predictions; mask logits are embeddings times ``features``.
+    """Losses of all P predictions; mask logits are embeddings times ``features``, of
+    which there may be P, too.
+
+    Of clips, a target is one segment in all frames, matched once. It has a mask loss in
+    each frame, also where it is absent; sums are divided by the number of targets.
 
     Runs on each device without a collective: the points depend on ``draw``, prediction
     and position in the batch alone.

@@ -11,10 +11,11 @@ from mlseg_jax.losses.points import Masks
 from mlseg_jax.metrics.label_recall import label_histogram
 from mlseg_jax.typing import IGNORE, Array, Bool, Float, Int, UInt8
 
-BatchMasks = Int[Array, "B H W"] | UInt8[Array, "B M H W8"]
+BatchMasks = Int[Array, "B *T H W"] | UInt8[Array, "B M H W8"]
 """Where the segments of each example are.
 
-Disjoint segments: a map of their numbers, 0..M-1, ``IGNORE`` where there is none.
+Disjoint segments: a map of their numbers, 0..M-1, ``IGNORE`` where there is none; of a
+clip one for each frame, in which a segment has the same number throughout.
 Overlapping ones: a stack of bits, each row padded to whole octets (``numpy.packbits``).
 """
 
@@ -31,7 +32,7 @@ class Targets:
         class was not selected.
       masks: see `BatchMasks`. Pixels without a valid segment are background of all.
       void: pixels that count nowhere; None as released, where void is background.
-      size: H, W of the crop, which a stack of bits does not tell.
+      size: H, W of the crop or frame, which a stack of bits does not tell.
     """
 
     # Leaves may be anything while JAX transforms it.
@@ -40,8 +41,21 @@ class Targets:
     ranks: Int[Array, "B M"]
     valid: Bool[Array, "B M"]
     masks: BatchMasks
-    void: Bool[Array, "B H W"] | None
+    void: Bool[Array, "B *T H W"] | None
     size: tuple[int, int] = dataclasses.field(metadata={"static": True})
+
+    def frames(self) -> tuple[Array, Array | None]:
+        """``masks`` and ``void`` of one example by frame; a picture is a clip of
+        one.
+        """
+        if is_disjoint(self.masks) and self.masks.ndim == 3:
+            return self.masks, self.void
+        return self.masks[None], None if self.void is None else self.void[None]
+
+
+def is_disjoint(masks: BatchMasks | Masks) -> bool:
+    """Whether they are maps of numbers, and no stacks of bits."""
+    return masks.dtype != jnp.uint8
 
 
 def make_targets(
@@ -61,14 +75,15 @@ def make_targets(
     """
     ranks = labels_to_ranks(class_ids, selection)
     valid = (areas > 0) & (ranks != IGNORE)
-    void = masks == IGNORE if ignore_void and masks.ndim == 3 else None
+    void = masks == IGNORE if ignore_void and is_disjoint(masks) else None
     return Targets(jnp.where(valid, ranks, IGNORE), valid, masks, void, size)
 
 
 def segment_areas(masks: BatchMasks, num_segments: int) -> Int[Array, "B M"]:
-    """Pixels of each segment in the crop."""
-    if masks.ndim == 3:
-        return label_histogram(masks, num_segments)
+    """Pixels of each segment in the crop, or in all frames of the clip."""
+    if is_disjoint(masks):
+        batch, *_, width = masks.shape
+        return label_histogram(masks.reshape(batch, -1, width), num_segments)
     return jnp.sum(jax.lax.population_count(masks), axis=(2, 3), dtype=jnp.int32)
 
 

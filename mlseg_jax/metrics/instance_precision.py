@@ -1,4 +1,4 @@
-"""Average precision of instances, by pycocotools, without files of results.
+"""Average precision of instances and tracks, by pycocotools, without files of results.
 
 Of a picture only the run lengths of its masks are kept, a few hundred bytes each, as
 precision ranks the instances of all pictures against each other.
@@ -26,6 +26,9 @@ MAX_DETECTIONS = (1, 10, 100)
 AREAS = ("", "_small", "_medium", "_large")
 """All instances; those under 32 x 32 pixels, up to 96 x 96, and larger."""
 
+SIDES = {False: (32, 96), True: (128, 256)}
+"""The sides of these squares; and those of YouTubeVIS, by whether it is of videos."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrueInstance:
@@ -51,6 +54,7 @@ class FoundInstance:
     class_id: int
     run_lengths: Mapping
     score: float
+    area: float | None = None
 
 
 def true_instances(
@@ -85,8 +89,11 @@ class InstancePrecision(metrics.Metric):
     Attributes:
       pictures: by name of the picture; pictures without any instance are left out.
       num_classes: C.
+      is_video: whether pictures are videos (`metrics.tracks`) and the rules those of
+        YouTubeVIS: larger areas, and crowds have the IoU of any other.
 
-    Source: ``reference/masks.md`` section 5.4, ``reference/method.md`` section 13.5.
+    Source: ``reference/masks.md`` sections 5.4 and 6.4, ``reference/method.md`` section
+    13.5.
     """
 
     # As for MeanIoU: leaves may be anything while JAX transforms the state.
@@ -94,11 +101,12 @@ class InstancePrecision(metrics.Metric):
 
     pictures: dict[str, _Picture] = flax.struct.field(pytree_node=False)
     num_classes: int = flax.struct.field(pytree_node=False)
+    is_video: bool = flax.struct.field(pytree_node=False, default=False)
 
     @classmethod
-    def empty(cls, num_classes: int) -> "InstancePrecision":
+    def empty(cls, num_classes: int, *, is_video: bool = False) -> "InstancePrecision":
         """No pictures yet."""
-        return cls({}, num_classes)
+        return cls({}, num_classes, is_video)
 
     def update(
         self,
@@ -118,7 +126,7 @@ class InstancePrecision(metrics.Metric):
           ValueError: there is a picture of this name.
         """
         picture = {name: _Picture(size, true, found)} if true or found else {}
-        return self.merge(InstancePrecision(picture, self.num_classes))
+        return self.merge(self.replace(pictures=picture))
 
     def to_host(self) -> "InstancePrecision":
         """Itself: run lengths are on the host already."""
@@ -140,7 +148,7 @@ class InstancePrecision(metrics.Metric):
                 f"The picture {min(twice)!r} was evaluated twice; give each its own "
                 "name, and each process its own pictures."
             )
-        return InstancePrecision(self.pictures | other.pictures, self.num_classes)
+        return self.replace(pictures=self.pictures | other.pictures)
 
     def per_class(self) -> dict[str, Float[np.ndarray, "C"]]:
         """COCO's numbers of each class; NaN where it has no true instance.
@@ -189,17 +197,33 @@ class InstancePrecision(metrics.Metric):
                     )
                 ]
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluator = COCOeval(_coco(images, true), _coco(images, found), "segm")
+            make = _TrackEvaluator if self.is_video else COCOeval
+            evaluator = make(_coco(images, true), _coco(images, found), "segm")
             evaluator.params.maxDets = list(MAX_DETECTIONS)
+            low, high = (side**2 for side in SIDES[self.is_video])
+            evaluator.params.areaRng = [[0, 1e10], [0, low], [low, high], [high, 1e10]]
             evaluator.evaluate()
             evaluator.accumulate()
         return _summary(evaluator)
 
 
+class _TrackEvaluator(COCOeval):
+    """As of YouTubeVIS, whose IoU knows no crowds."""
+
+    def computeIoU(self, image, category):  # noqa: N802 (the library's name)
+        true, found = self._gts[image, category], self._dts[image, category]
+        if not true or not found:
+            return []
+        order = np.argsort([-each["score"] for each in found], kind="mergesort")
+        found = [found[i] for i in order][: self.params.maxDets[-1]]
+        runs = [[each["segmentation"] for each in some] for some in (found, true)]
+        return coco_mask.iou(*runs, [0] * len(true))
+
+
 def _annotation(instance, picture: int, number: int) -> dict:
     """An entry as in COCO's JSON; ids start at 1, as 0 means "no match" in COCOeval."""
     found = isinstance(instance, FoundInstance)
-    area = None if found else instance.area
+    area = instance.area
     return {
         "id": number,
         "image_id": picture,

@@ -12,10 +12,7 @@ import numpy as np
 from clu import metrics
 
 from mlseg_jax.metrics.mean_iou import mean_where
-from mlseg_jax.typing import IGNORE, Bool, Float, Int
-
-VOID = 0
-"""Segment id of pixels without a segment."""
+from mlseg_jax.typing import IGNORE, VOID, Bool, Float, Int
 
 PIXELS_AT_A_TIME = 2**21
 

@@ -12,6 +12,7 @@ from flax import nnx
 from mlseg_jax.distributed.sharding import gather_weights
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.backbones.resnet import STEMS
+from mlseg_jax.models.backbones.vit import POSITIONS
 from mlseg_jax.models.decoders.regions import IMAGES
 from mlseg_jax.models.layers.block_stack import REMAT_POLICIES
 from mlseg_jax.models.layers.resize import POSITION_RESIZES
@@ -65,6 +66,7 @@ def _build_mlseg(
         classes_in_backbone=_classes_in_backbone(config),
         initial_classes=choice.class_embeddings.initial,
         num_nearest=_num_nearest(config),
+        last_prediction_only=config.selection.last_prediction_only,
         presence_prior=_presence_prior(config, num_classes),
         auxiliary_head=make(AUXILIARY_HEADS, "auxiliary_head", backbone, num_classes),
         pixel_mean=tuple(config.data.pixel_mean),
@@ -92,6 +94,8 @@ MODELS = {
     "semantic": _build_mlseg,
     "panoptic": _build_mlseg,
     "instance": _build_mlseg,
+    "video_semantic": _build_mlseg,
+    "video_instance": _build_mlseg,
     "multilabel": _build_query2label,
 }
 """The kind of model that a task trains."""
@@ -131,6 +135,7 @@ TABLES = {
     "model.rank_norm.kind": RANK_NORMS,
     "model.backbone.name": BACKBONES,
     "model.backbone.position_resize": POSITION_RESIZES,
+    "model.backbone.positions": POSITIONS,
     "model.backbone.remat": REMAT_POLICIES,
     "model.backbone.stem": STEMS,
     "model.decoder.image": IMAGES,

@@ -34,15 +34,20 @@ def peak_flops(device_kind: str) -> float | None:
 def count_macs(
     config: ml_collections.ConfigDict, model: FunctionalModel
 ) -> dict[str, Macs]:
-    """Multiply-accumulates of one picture of ``data.crop_size``, by part."""
+    """Multiply-accumulates of one picture of ``data.crop_size``, by part; of one clip
+    of such frames where that is an example.
+    """
     bound = nnx.merge(model.graph, model.abstract)
+    frames = config.data.get("num_frames", 0)
     return bound.macs(
-        tuple(config.data.crop_size), num_ranks(config, model.num_classes)
+        tuple(config.data.crop_size),
+        num_ranks(config, model.num_classes),
+        *((frames,) if frames else ()),
     )
 
 
 def training_flops(config: ml_collections.ConfigDict, model: FunctionalModel) -> int:
-    """Operations of a training step per picture: forward, and twice that backward.
+    """Operations of a training step per picture (or clip): forward, twice backward.
 
     What rematerialisation repeats is not counted (model FLOPs, not hardware FLOPs).
     """

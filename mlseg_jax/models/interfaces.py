@@ -20,7 +20,7 @@ from mlseg_jax.typing import Array, Bool, Float, Int, Length, PRNGKeyArray
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FeatureMap:
-    """A grid of features on a padded canvas.
+    """A grid of features on a padded canvas; of a clip, one of each frame.
 
     Attributes:
       grid: one vector per cell.
@@ -30,7 +30,7 @@ class FeatureMap:
     # Leaves may be anything while JAX transforms it.
     __no_type_check__ = True
 
-    grid: Float[Array, "B h w D"]
+    grid: Float[Array, "B *T h w D"]
     grid_size: Int[Array, "B 2"] | None = None
 
     @property
@@ -38,7 +38,24 @@ class FeatureMap:
         """True inside the picture, False on the padding of the canvas."""
         if self.grid_size is None:
             return None
-        return inside_mask(self.grid.shape[1:3], self.grid_size)
+        return inside_mask(self.grid.shape[-3:-1], self.grid_size)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenMap(FeatureMap):
+    """Patch tokens as a map, with what else the last blocks of a backbone need.
+
+    Attributes:
+      others: class token and registers.
+      position_scale: what coordinates of patches were stretched by, in training; None
+        where they were not.
+    """
+
+    __no_type_check__ = True
+
+    others: Float[Array, "B O D"] | None = None
+    position_scale: Float[Array, ""] | None = None
 
 
 def inside_mask(
@@ -61,7 +78,8 @@ class Regions:
     Attributes:
       queries: what is compared with the class queries.
       mask_embeddings: one vector for each mask.
-      features: what the masks are products with, on the finest grid; in float32.
+      features: what the masks are products with, on the finest grid: one map, or a
+        tuple of one for each prediction.
     """
 
     # Leaves may be anything while JAX transforms it.
@@ -69,12 +87,27 @@ class Regions:
 
     queries: Float[Array, "B P N D"]
     mask_embeddings: Float[Array, "B P N E"]
-    features: FeatureMap
+    features: FeatureMap | tuple[FeatureMap, ...]
 
     @property
     def grid_size(self) -> Int[Array, "B 2"] | None:
         """Real rows and columns of the masks; ``None`` when all are real."""
-        return self.features.grid_size
+        return self.features_of(-1).grid_size
+
+    @property
+    def grids(
+        self,
+    ) -> Float[Array, "B *T h w E"] | tuple[Float[Array, "B *T h w E"], ...]:
+        """The features alone."""
+        if isinstance(self.features, tuple):
+            return tuple(each.grid for each in self.features)
+        return self.features.grid
+
+    def features_of(self, prediction: int) -> FeatureMap:
+        """What the masks of a prediction are products with."""
+        if isinstance(self.features, tuple):
+            return self.features[prediction]
+        return self.features
 
     @property
     def mask(self) -> None:
@@ -85,19 +118,20 @@ class Regions:
     def num_predictions(self) -> int:
         return self.queries.shape[1]
 
-    def mask_logits(self, prediction: int = -1) -> Float[Array, "B N h w"]:
+    def mask_logits(self, prediction: int = -1) -> Float[Array, "B N *T h w"]:
         """Masks of one prediction before the sigmoid, in float32."""
-        return mask_products(self.mask_embeddings[:, prediction], self.features.grid)
+        features = self.features_of(prediction)
+        return mask_products(self.mask_embeddings[:, prediction], features.grid)
 
     def mask_logits_of(
         self, query_ids: Int[Array, "B M"], prediction: int = -1
-    ) -> Float[Array, "B M h w"]:
+    ) -> Float[Array, "B M *T h w"]:
         """The same of some queries alone, such as those that a target was matched
         to.
         """
         embeddings = self.mask_embeddings[:, prediction]
         chosen = jnp.take_along_axis(embeddings, query_ids[:, :, None], axis=1)
-        return mask_products(chosen, self.features.grid)
+        return mask_products(chosen, self.features_of(prediction).grid)
 
 
 def mask_products(
@@ -244,49 +278,6 @@ class AbstractBackbone(nnx.Module):
         """Multiply-accumulates of one picture of so many rows and columns."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PixelFeatures:
-    """What a pixel decoder makes of the backbone's maps.
-
-    Attributes:
-      mask_features: what masks are products with, on the finest grid; in float32.
-      maps: what object queries may look at, from coarse to fine, all of one width.
-      memory: the one map that queries look at which look at one only.
-    """
-
-    # Leaves may be anything while JAX transforms it.
-    __no_type_check__ = True
-
-    mask_features: FeatureMap
-    maps: tuple[FeatureMap, ...]
-    memory: FeatureMap
-
-
-class AbstractPixelDecoder(nnx.Module):
-    """The backbone's maps to features of pixels, for a decoder of regions.
-
-    Attributes:
-      embed_dim: width of ``PixelFeatures.maps`` and of the mask features.
-      memory_dim: width of ``PixelFeatures.memory``.
-      map_levels: which of the backbone's maps has the grid of each of ``maps``.
-    """
-
-    embed_dim: int
-    memory_dim: int
-    map_levels: tuple[int, ...]
-
-    @abc.abstractmethod
-    def __call__(
-        self, features: tuple[FeatureMap, ...], rng: PRNGKeyArray | None
-    ) -> PixelFeatures:
-        """``rng=None`` is evaluation."""
-
-    @abc.abstractmethod
-    def macs(self, grids: tuple[tuple[int, int], ...]) -> Macs:
-        """For one picture whose backbone maps have these grids."""
-
-
 class AbstractDecoder(nnx.Module):
     """Features and class queries to scores, of pixels or of regions.
 
@@ -294,11 +285,13 @@ class AbstractDecoder(nnx.Module):
       embed_dim: width of a class query.
       image_dim: width of what the multi-label head looks at.
       level: which of the backbone's maps has the grid of the scores or masks.
+      upscale: how many times as fine they are as that map.
       image_level: which has the grid of what the multi-label head looks at; ``None``
         where these are object queries.
       class_bias: whether every class also has a learned bias on its scores.
       num_queries: object queries of a picture; 0 where pixels are classified. Where
         there are any, scores have a last column, no-object, of the decoder's own.
+      anneals: whether `embed` is told the step of the training, too.
     """
 
     embed_dim: int
@@ -307,6 +300,8 @@ class AbstractDecoder(nnx.Module):
     image_level: int | None
     class_bias: bool
     num_queries: int = 0
+    upscale: int = 1
+    anneals: bool = False
 
     @abc.abstractmethod
     def embed(

@@ -41,6 +41,7 @@ from mlseg_jax.models.interfaces import (
     inside_mask,
     make_output,
 )
+from mlseg_jax.models.layers.clips import to_clip, to_frames
 from mlseg_jax.models.layers.transformer import linear_init, split_rng, torch_uniform
 from mlseg_jax.models.macs import Macs, in_full, norm
 from mlseg_jax.models.presence_prior import PresencePrior
@@ -71,6 +72,7 @@ class MLSeg(nnx.Module):
         classes_in_backbone: bool = False,
         initial_classes: str = "normal",
         num_nearest: int | None = None,
+        last_prediction_only: bool = False,
         presence_prior: PresencePrior | None = None,
         auxiliary_head: FCNHead | None = None,
         pixel_mean: tuple[float, ...],
@@ -95,6 +97,8 @@ class MLSeg(nnx.Module):
         self.classes_in_backbone = classes_in_backbone
         # ESSNet predicts among as many classes in each cell, those that score best.
         self.num_nearest = num_nearest
+        # Of regions earlier predictions are among all K labels (method.md 7.3).
+        self.last_prediction_only = last_prediction_only
         biases = initial(rngs.params(), (num_classes, 1))
         self.class_biases = nnx.Param(biases) if decoder.class_bias else None
         self.pixel_mean = pixel_mean
@@ -102,19 +106,22 @@ class MLSeg(nnx.Module):
 
     def __call__(
         self,
-        images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
+        images: UInt8[Array, "B *T H W 3"] | Float[Array, "B *T H W 3"],
         select: Select,
         *,
         image_size: Int[Array, "B 2"] | None = None,
         rng: PRNGKeyArray | None = None,
+        step: Int[Array, ""] | None = None,
     ) -> Output | RegionOutput:
         """Label scores, the selection that ``select`` makes of them, logits over ranks.
 
         ``image_size`` is the real height and width where images only fill the upper
-        left of a padded canvas. ``rng`` switches dropout on (training).
+        left of a padded canvas. ``rng`` switches dropout on (training), of which
+        ``step`` is the step. With an axis T they are frames of clips: there is one
+        selection for each clip.
         """
         encode_rng, classify_rng, auxiliary_rng = split_rng(rng, 3)
-        features, labels = self._encode(images, image_size, encode_rng)
+        features, labels = self._encode(images, image_size, encode_rng, step)
         selection = select(labels.scores)  # 4.
         output = self.classify(labels, selection, rng=classify_rng)
         if self.auxiliary_head is None or rng is None:
@@ -124,7 +131,7 @@ class MLSeg(nnx.Module):
 
     def encode(
         self,
-        images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
+        images: UInt8[Array, "B *T H W 3"] | Float[Array, "B *T H W 3"],
         *,
         image_size: Int[Array, "B 2"] | None = None,
         rng: PRNGKeyArray | None = None,
@@ -133,9 +140,12 @@ class MLSeg(nnx.Module):
         return self._encode(images, image_size, rng)[1]
 
     def _encode(
-        self, images, image_size, rng
+        self, images, image_size, rng, step=None
     ) -> tuple[tuple[FeatureMap, ...], LabelPrediction]:
         backbone_rng, decoder_rng, head_rng = split_rng(rng, 3)
+        num_frames = images.shape[1] if images.ndim == 5 else None
+        frames = to_frames(FeatureMap(images, image_size))
+        images, image_size = frames.grid, frames.grid_size
         pixels = normalise(images, image_size, self.pixel_mean, self.pixel_std)
         classes = self.class_embeddings[...]
         # 1. The class embeddings may go through the last block with the image (OCE).
@@ -145,7 +155,9 @@ class MLSeg(nnx.Module):
             )
         else:
             features = self.backbone(pixels, image_size, backbone_rng)
-        embeddings = self.decoder.embed(features, decoder_rng)  # 2.
+        features = tuple(to_clip(each, num_frames) for each in features)
+        progress = {"step": step} if self.decoder.anneals else {}
+        embeddings = self.decoder.embed(features, decoder_rng, **progress)  # 2.
         # 3.
         return features, self.multilabel_head(embeddings, classes, head_rng)
 
@@ -172,6 +184,9 @@ class MLSeg(nnx.Module):
             scores = scores + biases.astype(scores.dtype)
         class_ids = selection.class_ids if self.scales_of_classes else None
         logits = self.rank_norm(scores, selection.valid, class_ids)
+        if self.last_prediction_only:
+            earlier = self.rank_norm(scores[:, :-1], None, class_ids)
+            logits = jnp.concatenate([earlier, logits[:, -1:]], axis=1)
         if self.presence_prior is not None:
             logits = self.presence_prior(logits, labels.scores, selection)
         if self.num_nearest is not None and rng is None:
@@ -180,7 +195,8 @@ class MLSeg(nnx.Module):
 
     def grid_length(self, length: Length) -> Length:
         """Rows (or columns) of the logits or masks for so many pixels."""
-        return self.backbone.grid_lengths(length)[self.decoder.level]
+        lengths = self.backbone.grid_lengths(length)
+        return self.decoder.upscale * lengths[self.decoder.level]
 
     @property
     def any_canvas(self) -> bool:
@@ -194,8 +210,12 @@ class MLSeg(nnx.Module):
         """
         return self.backbone.multiple if self.decoder.num_queries else 1
 
-    def macs(self, size: tuple[int, int], num_ranks: int) -> dict[str, Macs]:
-        """Multiply-accumulates of one picture of so many rows and columns, by part."""
+    def macs(
+        self, size: tuple[int, int], num_ranks: int, num_frames: int = 0
+    ) -> dict[str, Macs]:
+        """Multiply-accumulates of one picture of so many rows and columns, by part; or
+        of a clip of such frames.
+        """
         heights, widths = map(self.backbone.grid_lengths, size)
         grids = tuple(zip(heights, widths, strict=True))
         decoder, head = self.decoder, self.multilabel_head
@@ -205,10 +225,12 @@ class MLSeg(nnx.Module):
         scored = queries if decoder.num_queries else grids[decoder.level]
         seen = queries
         if decoder.image_level is not None:
-            seen = grids[decoder.image_level]
+            height, width = grids[decoder.image_level]
+            seen = max(num_frames, 1) * height, width
+        clip = {"num_frames": num_frames} if num_frames else {}
         parts = {
-            "backbone": self.backbone.macs(size, *extra),
-            "decoder": decoder.embed_macs(grids)
+            "backbone": max(num_frames, 1) * self.backbone.macs(size, *extra),
+            "decoder": decoder.embed_macs(grids, **clip)
             + decoder.classify_macs(scored, num_ranks)
             + (Macs() if self.rank_norm.kind == "none" else norm(*scored, num_ranks)),
             "multilabel_head": head.macs(seen, num_classes),

@@ -9,10 +9,8 @@ Where something is no plain key, the row is a function that says it and leaves t
 others to `from_section`.
 """
 
-import inspect
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import ml_collections
 
@@ -29,7 +27,12 @@ from mlseg_jax.models.decoders.mask2former import Mask2FormerDecoder
 from mlseg_jax.models.decoders.maskformer import MaskFormerDecoder
 from mlseg_jax.models.decoders.segmenter import SegmenterDecoder
 from mlseg_jax.models.decoders.upernet import UPerNetDecoder
-from mlseg_jax.models.interfaces import AbstractPixelDecoder
+from mlseg_jax.models.encoder_only import (
+    build_encoder_only,
+    build_eomt,
+    check_held_back,
+    held_back,
+)
 from mlseg_jax.models.layers.context_encoding import ContextEncoding
 from mlseg_jax.models.multilabel_heads.global_pooling import GlobalPoolingHead
 from mlseg_jax.models.multilabel_heads.linear import LinearHead
@@ -44,9 +47,11 @@ from mlseg_jax.models.multilabel_heads.transformer_decoder import (
 from mlseg_jax.models.multilabel_heads.transformer_encoder import (
     TransformerEncoderHead,
 )
+from mlseg_jax.models.pixel_decoders.abstract import AbstractPixelDecoder
 from mlseg_jax.models.pixel_decoders.deformable import DeformableDecoder
 from mlseg_jax.models.pixel_decoders.encoder_fpn import EncoderFPNDecoder
 from mlseg_jax.models.pixel_decoders.fpn import FPNDecoder
+from mlseg_jax.models.sections import from_section
 
 
 def make_part(
@@ -73,43 +78,6 @@ def make_part(
             f"model.{key}.name={name!r} needs the key {missing!r}, which this "
             f"configuration has not; start from a file of configs/ that has it."
         ) from error
-
-
-def from_section(
-    part: type,
-    section: ml_collections.ConfigDict,
-    said: Mapping = MappingProxyType({}),
-    **offered,
-):
-    """Makes a part; each argument of its constructor is what the table's row has
-    ``said``, or a key of the section, or else ``offered``; or has its default.
-
-    Keys and offers that it has no argument for are for other parts.
-    """
-    arguments = dict(said)
-    for name, default in arguments_of(part).items():
-        if name in said:
-            continue
-        if name in section or (name not in offered and default is REQUIRED):
-            value = getattr(section, name)  # an AttributeError where there is none
-            arguments[name] = tuple(value) if isinstance(value, list) else value
-        elif name in offered:
-            arguments[name] = offered[name]
-    return part(**arguments)
-
-
-REQUIRED = inspect.Parameter.empty
-
-
-def arguments_of(part: type) -> dict[str, object]:
-    """Names and defaults of a constructor's arguments."""
-    # The signature of an nnx.Module itself is that of its metaclass.
-    _, *parameters = inspect.signature(part.__init__).parameters.values()
-    return {
-        each.name: each.default
-        for each in parameters
-        if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-    }
 
 
 # ------------------------------------------------- what a part learns from what it
@@ -144,7 +112,7 @@ def _from_decoder(config, decoder, num_classes: int) -> dict:
 
 
 OFFERED = {
-    "backbone": lambda config: {},
+    "backbone": held_back,
     "pixel_decoder": _from_backbone,
     "decoder": _from_backbone,
     "multilabel_head": _from_decoder,
@@ -167,8 +135,10 @@ def _check_taps(backbone, count: int | None = None) -> None:
 
 
 def _build_vit(config, **common):
-    _check_taps(config.model.backbone)
-    return from_section(ViT, config.model.backbone, **common)
+    backbone = config.model.backbone
+    _check_taps(backbone)
+    check_held_back(config)
+    return from_section(ViT, backbone, **held_back(config), **common)
 
 
 def _build_beit(config, **common):
@@ -318,6 +288,8 @@ BACKBONES = {
 DECODERS = {
     "deeplabv3": DeepLabV3Decoder,
     "encnet": _build_encnet,
+    "encoder_only": build_encoder_only,
+    "eomt": build_eomt,
     "essnet": _build_essnet,
     "linear": LinearDecoder,
     "mask2former": _region_row(Mask2FormerDecoder),
@@ -325,7 +297,7 @@ DECODERS = {
     "segmenter": _build_segmenter,
     "upernet": UPerNetDecoder,
 }
-REGION_DECODERS = ("mask2former", "maskformer")
+REGION_DECODERS = ("eomt", "mask2former", "maskformer")
 """Those of `DECODERS` that classify regions."""
 PIXEL_DECODERS = {
     "deformable": DeformableDecoder,

@@ -132,10 +132,14 @@ class StepCompiler:
         flops = self.forward_flops
         return self._step(predict, (parameters, windows, given), sizes, flops, flops)
 
-    def _window(self) -> tuple[int, int]:
-        """Whole pictures come in any size; the crop of training stands for them."""
-        whole = self.config.eval.mode == "whole"
-        return tuple(self.config.data.crop_size if whole else self.config.eval.window)
+    def _window(self) -> tuple[int, ...]:
+        """Whole pictures come in any size; the crop of training stands for them, and
+        its clip for videos.
+        """
+        data, whole = self.config.data, self.config.eval.mode == "whole"
+        frames = data.get("num_frames", 0)
+        clip = (frames,) if frames else ()
+        return (*clip, *(data.crop_size if whole else self.config.eval.window))
 
     def _step(self, function, arguments, sizes: Memory, flops, executed) -> Step:
         platform = self.topology.chip.platform

@@ -34,7 +34,7 @@ def predictions(
         try:
             results = predict(images)
         except Exception as error:
-            if not _is_lack_of_memory(error):
+            if not is_lack_of_memory(error):
                 raise
             results = None
         if results is not None:
@@ -44,7 +44,7 @@ def predictions(
             try:
                 (result,) = predict([image])
             except Exception as error:
-                if not _is_lack_of_memory(error):
+                if not is_lack_of_memory(error):
                     raise
                 height, width = image.shape[:2]
                 _report(
@@ -81,7 +81,7 @@ def _report(problems: list[str], sentence: str) -> None:
     problems.append(sentence)
 
 
-def _is_lack_of_memory(error: Exception) -> bool:
+def is_lack_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, jax.errors.JaxRuntimeError)
         and "RESOURCE_EXHAUSTED" in str(error)

@@ -18,8 +18,8 @@ from etils import epath
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.distributed.processes import gather
 from mlseg_jax.errors import UserError
-from mlseg_jax.inference.segments import VOID, Panoptic, Segment
-from mlseg_jax.typing import Int, UInt8
+from mlseg_jax.inference.segments import Panoptic, Segment
+from mlseg_jax.typing import VOID, Int, UInt8
 
 MAX_SEGMENT_ID = 2**24 - 1
 """Three bytes hold no more."""
@@ -234,4 +234,8 @@ class SegmentFiles:
             self._writer.close()
 
 
-_WRITERS = {"panoptic": PanopticWriter, "instance": InstanceWriter}
+_WRITERS = {
+    "panoptic": PanopticWriter,
+    "instance": InstanceWriter,
+    "video_instance": InstanceWriter,
+}

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mlseg_jax.inference.segments import VOID, Panoptic, Segment
+from mlseg_jax.inference.segments import Panoptic, Segment
 from mlseg_jax.prediction import fonts
 from mlseg_jax.prediction.legend import INK, em_of, with_legend
 from mlseg_jax.prediction.visualise import (
@@ -21,7 +21,7 @@ from mlseg_jax.prediction.visualise import (
     percent,
     tint,
 )
-from mlseg_jax.typing import Int, UInt8
+from mlseg_jax.typing import VOID, Int, UInt8
 
 SHADES = (0.0, 0.35, -0.3, 0.18, -0.16, 0.5, -0.42)
 """How far the next segments of a class are from its colour to white, or to black."""
@@ -72,13 +72,14 @@ def draw_segments(
     class_names: Sequence[str],
     alpha: float = 0.5,
     font: str = "",
+    if_none: str = "no segments",
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The picture with its segments, their numbers and a table of them.
 
     Pixels of no segment keep their colour. The table lists the largest segments: their
     number and label, their share of the pixels, their score. Pictures under
     ``MIN_PICTURE_SIDE`` are enlarged. ``font``: a file of letters for names of other
-    scripts than ours (`fonts`).
+    scripts than ours (`fonts`). ``if_none`` stands in an empty table.
 
     Raises:
       ValueError: the picture and the segments have different sizes.
@@ -101,14 +102,14 @@ def draw_segments(
     nothing = segment_map == VOID
     line = line_width(segment_map.shape)
     tinted = tint(image, segment_map, table[segment_map], nothing, alpha, line)
-    numbered = _with_numbers(tinted, segment_map)
+    numbered = number_segments(tinted, segment_map)
     names = fonts.legible(class_names, {s.class_id for s in segments}, font)
-    rows = _rows(segments, names, colours, pixels)
+    rows = _rows(segments, names, colours, pixels) or [(None, if_none, "", "")]
     heading, size = ("segment", "pixels", "score"), segment_map.shape
     return with_legend(size, lambda part: numbered[part], heading, rows, font).whole()
 
 
-def _with_numbers(picture: np.ndarray, segment_map: np.ndarray) -> np.ndarray:
+def number_segments(picture: np.ndarray, segment_map: np.ndarray) -> np.ndarray:
     """Every segment's number where it is widest."""
     canvas = Image.fromarray(picture)
     draw, em = ImageDraw.Draw(canvas), em_of(picture.shape)
@@ -163,4 +164,4 @@ def _rows(
     if left := order[MAX_LEGEND_ROWS:]:
         share = percent(sum(segments[i].area for i in left) / pixels)
         rows.append((None, f"+{len(left)} more", share, ""))
-    return rows or [(None, "no segments", "", "")]
+    return rows

@@ -8,6 +8,7 @@ from etils import epath
 from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.errors import UserError
 from mlseg_jax.prediction.coco_files import SegmentFiles
+from mlseg_jax.prediction.video_files import VIDEO_FILES
 from mlseg_jax.runs.workdir import load_info, load_parameters
 from mlseg_jax.tasks.given_selection import add_given_labels
 from mlseg_jax.tasks.table import find_task
@@ -46,7 +47,10 @@ def evaluate_run(
     output = output or workdir
     epath.Path(output).mkdir(parents=True, exist_ok=True)
     files = on_segments = None
-    if find_task(config).find_segments is not None:
+    if config.task in VIDEO_FILES:
+        files = VIDEO_FILES[config.task](f"{output}/predictions", source.info)
+        on_segments = files.add
+    elif find_task(config).find_segments is not None:
         # For other tools' evaluators.
         files = SegmentFiles(config.task, f"{output}/predictions", source.info)
 
@@ -62,7 +66,8 @@ def evaluate_run(
         {checkpoint: parameters},
         step,
         source,
-        _training_presence(config, workdir),
+        # Only the mean IoU is told apart by it.
+        _training_presence(config, workdir) if config.task == "semantic" else None,
         on_segments=on_segments,
     )
     if files is not None:

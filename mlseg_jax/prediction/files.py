@@ -12,6 +12,7 @@ from etils import epath
 
 from input_pipeline.files.images import IMAGE_SUFFIXES
 from mlseg_jax.errors import UserError
+from mlseg_jax.inference.segments import Segment
 from mlseg_jax.prediction.legend import Drawing
 from mlseg_jax.prediction.png import write_png
 from mlseg_jax.prediction.prediction import Prediction
@@ -193,38 +194,41 @@ def labels_line(
     path: epath.Path, names: tuple[str, str], prediction: Prediction
 ) -> dict:
     """What ``labels.jsonl`` says of a picture; its files lie beside it."""
-    return {
+    line = {
         "image": str(path),
         "label_map": names[0],
         "overlay": names[1],
-        "labels": [
-            {
-                "name": label.name,
-                "class_id": label.class_id,
-                "score": round(label.score, 6),
-                "rank": label.rank,
-                "pixel_share": round(label.share, 6),
-            }
-            for label in prediction.labels
-        ],
-    } | _segments(prediction)
-
-
-def _segments(prediction: Prediction) -> dict:
-    """Nothing for tasks without segments."""
-    if prediction.found is None:
-        return {}
-    return {
-        "segments": [
-            {
-                "id": segment.segment_id,
-                "name": segment.label,
-                "class_id": segment.class_id,
-                "score": round(segment.score, 6),
-                "rank": segment.rank,
-                "area": segment.area,
-                "box": list(segment.box),
-            }
+        "labels": label_entries(prediction),
+    }
+    if prediction.found is not None:
+        line["segments"] = [
+            {"id": segment.segment_id} | segment_entry(segment)
             for segment in prediction.segments
         ]
+    return line
+
+
+def label_entries(prediction: Prediction) -> list[dict]:
+    """What lines say of the labels of a picture."""
+    return [
+        {
+            "name": label.name,
+            "class_id": label.class_id,
+            "score": round(label.score, 6),
+            "rank": label.rank,
+            "pixel_share": round(label.share, 6),
+        }
+        for label in prediction.labels
+    ]
+
+
+def segment_entry(segment: Segment) -> dict:
+    """What lines say of a segment beside its number."""
+    return {
+        "name": segment.label,
+        "class_id": segment.class_id,
+        "score": round(segment.score, 6),
+        "rank": segment.rank,
+        "area": segment.area,
+        "box": list(segment.box),
     }

@@ -1,6 +1,7 @@
 """What a picture was segmented into: labels, a map of them, and a drawing."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,6 +33,27 @@ class Label:
     share: float
 
 
+def make_labels(
+    class_names: Sequence[str],
+    label_map: UInt[np.ndarray, "H W"],
+    class_ids: Int[np.ndarray, "n"],
+    scores: Float[np.ndarray, "C"],
+) -> tuple[Label, ...]:
+    """The selected labels of a picture by falling score (before the sigmoid)."""
+    counts = visualise.count_labels(label_map, len(class_names))
+    order = class_ids[np.argsort(-scores[class_ids], kind="stable")]
+    return tuple(
+        Label(
+            name=class_names[class_id],
+            class_id=int(class_id),
+            score=float(1.0 / (1.0 + np.exp(-scores[class_id]))),
+            rank=rank,
+            share=float(counts[class_id] / label_map.size),
+        )
+        for rank, class_id in enumerate(order)
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Prediction:
     """What a picture was segmented into.
@@ -44,6 +66,9 @@ class Prediction:
         were asked for.
       found: what panoptic or instance segmentation found; None for other tasks.
       font: letters that `overlay` writes names with (``eval.font``).
+      clip: of a frame of a video whose labels are selected per clip, the clip's number.
+      tracks: of a frame of a video, the number that each of ``segments`` has in all
+        frames; None for segments of a low score, which are not followed.
     """
 
     image: UInt8[np.ndarray, "H W 3"]
@@ -54,6 +79,8 @@ class Prediction:
     top_probabilities: Float[np.ndarray, "n H W"] | None = None
     found: Panoptic | tuple[Segment, ...] | None = None
     font: str = ""
+    clip: int | None = None
+    tracks: tuple[int | None, ...] = ()
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -76,10 +103,14 @@ class Prediction:
     def draw(self) -> Drawing:
         """As `overlay`, for a file that is written a band of rows at a time."""
         if self.found is not None:
-            found = self.found
+            found, if_none = self.found, "no segments"
             if not isinstance(found, Panoptic):
                 found = [s for s in found if s.score >= LEAST_DRAWN_SCORE]
-            picture = draw_segments(self.image, found, self.class_names, font=self.font)
+                if self.found:
+                    if_none = f"{len(self.found)}, all below {LEAST_DRAWN_SCORE:.0%}"
+            picture = draw_segments(
+                self.image, found, self.class_names, font=self.font, if_none=if_none
+            )
             return Drawing(picture.shape[:2], lambda: iter([picture]))
         scores = np.zeros(len(self.class_names))
         for label in self.labels:

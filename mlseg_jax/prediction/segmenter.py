@@ -1,8 +1,6 @@
 """The public way to use a trained model: ``mlseg_jax.load(workdir)(image)``."""
 
 import dataclasses
-import difflib
-import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,14 +8,12 @@ from typing import no_type_check
 
 import jax
 import numpy as np
-from etils import epath
 
-from input_pipeline.datasets.open import read_options
 from input_pipeline.files.images import USUAL, ReadOptions
 from input_pipeline.info import DatasetInfo
-from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
-from mlseg_jax.inference.bands import needs_bands, segment_in_bands
+from mlseg_jax.inference.bands import MAX_PIXELS, needs_bands, segment_in_bands
+from mlseg_jax.inference.clips import Clips
 from mlseg_jax.inference.engine import Engine
 from mlseg_jax.inference.label_scores import LabelScorer
 from mlseg_jax.inference.probabilities import write_probabilities
@@ -25,15 +21,14 @@ from mlseg_jax.inference.rank_space import Segmented
 from mlseg_jax.inference.regions import SegmentedRegions
 from mlseg_jax.inference.segments import Panoptic, Segment
 from mlseg_jax.label_selection import Selection, SelectionPolicy
-from mlseg_jax.models.build import check_config
-from mlseg_jax.prediction import fonts, visualise
+from mlseg_jax.prediction import vocabulary
+from mlseg_jax.prediction.clip_pictures import ClipPictures
 from mlseg_jax.prediction.pictures import Picture, as_picture, as_pictures
-from mlseg_jax.prediction.prediction import Label, Prediction
-from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
-from mlseg_jax.settings.kinds import COUNT, COUNT_OR_NONE, PROBABILITY, check
-from mlseg_jax.tasks.engines import evaluation_policy, make_engine
-from mlseg_jax.tasks.given_selection import load_classifier
-from mlseg_jax.tasks.table import find_task
+from mlseg_jax.prediction.prediction import Prediction, make_labels
+from mlseg_jax.prediction.streams import VideoState, pictures_of, stream
+from mlseg_jax.prediction.tracks import Tracker
+from mlseg_jax.settings.keys import check_value
+from mlseg_jax.settings.kinds import COUNT, COUNT_OR_NONE, check
 from mlseg_jax.typing import Bool, Int, UInt8
 
 Found = Panoptic | tuple[Segment, ...]
@@ -44,7 +39,7 @@ class Segmenter:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | ClipPictures,
         info: DatasetInfo,
         policy: SelectionPolicy,
         classifier: LabelScorer | None = None,
@@ -52,11 +47,14 @@ class Segmenter:
         find_segments: Callable[[SegmentedRegions], Found] | None = None,
         reading: ReadOptions = USUAL,
         font: str = "",
+        step: int | None = None,
     ):
         """``classifier``: what selects, where the policy is ``given``;
         ``find_segments``: what the task makes of a picture beside its label map;
-        ``reading``: how files are; ``font``: letters of overlays.
+        ``reading``: how files are; ``font``: letters of overlays;
+        ``step``: the training's, of its weights.
         """
+        self.step = step
         self.info = info
         self.policy = policy
         self._engine = engine
@@ -96,10 +94,70 @@ class Segmenter:
           DataError: a file that cannot be read.
         """
         check("top_labels", top_labels, COUNT_OR_NONE)
-        policy, mask = self._policy(k, allowed, minimum_score, cumulative)
+        narrow = k, allowed, minimum_score, cumulative
+        policy, mask = vocabulary.narrowed(self.policy, self.info, *narrow)
         arrays, single = as_pictures(images, self._reading)
         predictions = list(self._predict(arrays, policy, mask, top_labels))
         return predictions[0] if single else predictions
+
+    @no_type_check
+    def video(
+        self,
+        frames: str | os.PathLike | Iterable[Picture],
+        *,
+        selection_scope: str | None = None,
+        read_ahead: int | None = None,
+        k: int | None = None,
+        allowed: str | Iterable[str] | None = None,
+        minimum_score: float | None = None,
+        cumulative: float | None = None,
+        top_labels: int = 0,
+        state: VideoState | None = None,
+    ) -> Iterator[Prediction]:
+        """Segments the frames of a video as they come; few of them are held at a time.
+
+        Args:
+          frames: what `streams.pictures_of` takes: the path of a video or of a folder,
+            or any iterable of pictures, also one that never ends.
+          selection_scope: ``per_window``, ``per_image`` or ``per_clip``, where frames
+            share a selection (`inference.clips`); the configuration's by default.
+          read_ahead: frames that are read before the first of them is yielded; by
+            default a batch, or a clip. 1 for a camera; of clips, those with the scores
+            ``running`` go on, others end with what was read.
+          k, allowed, minimum_score, cumulative, top_labels: see `__call__`.
+          state: of the same video, to go on where it was left.
+
+        Raises:
+          UserError, DataError: as `__call__`, and see `streams.pictures_of`.
+        """
+        check("top_labels", top_labels, COUNT_OR_NONE)
+        settings = self._engine.settings
+        scope = selection_scope or settings.selection_scope
+        check_value("eval.selection_scope", scope)
+        narrow = k, allowed, minimum_score, cumulative
+        policy, mask = vocabulary.narrowed(self.policy, self.info, *narrow)
+        size = self._engine.batch_sizes[0]
+        if read_ahead is not None:
+            check("read_ahead", read_ahead, COUNT)
+            size = int(read_ahead)
+        state = state or self.video_state()
+        if scope == "per_clip":
+            scope = Clips(policy.k, settings, read_ahead, state.clip)
+            size = scope.read_ahead
+
+        def predict(images, scope):
+            return self._predict(images, policy, mask, top_labels, scope)
+
+        self._engine.begin()
+        pictures = pictures_of(frames, self._reading)
+        return stream(predict, pictures, size, scope, state.tracker)
+
+    def video_state(self) -> VideoState:
+        """Of a video of which nothing was seen."""
+        if self._find_segments is None:
+            return VideoState()
+        least = self._engine.settings.track_score
+        return VideoState(tracker=Tracker(self.info.is_thing, least))
 
     @no_type_check
     def write_probabilities(self, image: Picture, path: str | os.PathLike) -> None:
@@ -126,11 +184,12 @@ class Segmenter:
         images: list[UInt8[np.ndarray, "_ _ 3"]],
         policy: SelectionPolicy,
         mask: Bool[np.ndarray, "C"] | None,
+        scope: str | Clips | None = None,
     ) -> list[Segmented] | list[SegmentedRegions]:
         """Segments among the labels that the model, or the classifier, selects."""
         if policy.name != "given":
-            return self._engine.segment(images, [(policy, None)], mask)[0]
-        scores, given = self._classify(images, policy, mask)
+            return self._engine.segment(images, [(policy, None)], mask, scope)[0]
+        scores, given = self._classify(images, policy, mask, scope)
         (results,) = self._engine.segment(images, [(policy, given)], mask)
         # The scores are the classifier's: the model has none.
         ends = np.cumsum([segmented.count for segmented in results])
@@ -156,70 +215,48 @@ class Segmenter:
                 segmented = dataclasses.replace(segmented, scores=scores)
             yield rows, segmented
 
-    def _classify(self, images, policy: SelectionPolicy, mask):
+    def _classify(self, images, policy: SelectionPolicy, mask, scope=None):
         """The classifier's scores [N C], and what is selected by them."""
         scores = self._classifier(images)
         if mask is not None:
             scores = np.where(mask[None], scores, -np.inf)
         select = dataclasses.replace(policy, name="top_k").select()
-        return scores, jax.device_get(select(jax.numpy.asarray(scores)))
-
-    def _policy(self, k, allowed, minimum_score, cumulative):
-        policy = self.policy
-        if k is not None:
-            check("k", k, COUNT)
-            policy = dataclasses.replace(policy, k=int(k))
-        mask = None
-        if allowed is not None:
-            if not isinstance(allowed, Iterable) or isinstance(allowed, bytes):
-                raise UserError(
-                    f"allowed is {allowed!r}; give a list of names of classes."
-                )
-            names = [allowed] if isinstance(allowed, str) else list(allowed)
-            mask = np.zeros(self.info.num_classes, bool)
-            mask[[self.class_id(name) for name in names]] = True
-            if not mask.any():
-                raise UserError("The list of allowed classes is empty; name some.")
-            # Selecting among the allowed also restricts a baseline, which selects all.
-            count = int(mask.sum())
-            if policy.name == "complete":
-                policy = SelectionPolicy("top_k", count)
-            policy = dataclasses.replace(policy, k=min(policy.k, count))
-        dynamic = {"minimum_score": minimum_score, "cumulative": cumulative}
-        given = {key: value for key, value in dynamic.items() if value is not None}
-        for key, value in given.items():
-            check(key, value, PROBABILITY)
-            given[key] = float(value)
-        policy = dataclasses.replace(policy, **given)
-        return policy, mask
+        shared = scope.shared(scores) if isinstance(scope, Clips) else scores
+        return scores, jax.device_get(select(jax.numpy.asarray(shared)))
 
     @no_type_check
     def class_id(self, name: str) -> int:
         """The id of a class by its name."""
-        names = self.info.class_names
-        if isinstance(name, str) and name in names:
-            return names.index(name)
-        near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(map(repr, near))}?"
-        if not near:
-            hint = "the names are in `.info.class_names`."
-        raise UserError(f"There is no class {name!r}; {hint}")
+        return vocabulary.class_id(self.info, name)
 
-    def _predict(self, arrays, policy, mask, top_labels: int) -> Iterator[Prediction]:
+    def _predict(
+        self, arrays, policy, mask, top_labels: int, scope: str | Clips | None = None
+    ) -> Iterator[Prediction]:
         is_large = lambda image: needs_bands(self._engine, image.shape[:2])  # noqa: E731
         for large, run in itertools.groupby(arrays, is_large):
             size = 1 if large else self._engine.batch_sizes[0]
             images = list(run)
+            if isinstance(scope, Clips) and large:
+                raise UserError(
+                    f"Frames of more than {MAX_PIXELS:,} pixels have no selection per "
+                    f"clip; set eval.selection_scope to per_image."
+                )
+            if isinstance(scope, Clips):
+                size = len(arrays)
             for start in range(0, len(images), size):
                 chosen = images[start : start + size]
                 if large:
                     yield self._predict_large(*chosen, policy, mask, top_labels)
                 else:
-                    yield from self._predict_few(chosen, policy, mask, top_labels)
+                    yield from self._predict_few(
+                        chosen, policy, mask, top_labels, scope
+                    )
 
-    def _predict_few(self, arrays, policy, mask, top_labels) -> Iterator[Prediction]:
+    def _predict_few(
+        self, arrays, policy, mask, top_labels, scope
+    ) -> Iterator[Prediction]:
         images = iter(arrays)
-        for segmented in self._segment(arrays, policy, mask):
+        for segmented in self._segment(arrays, policy, mask, scope):
             maps = segmented.label_maps()
             top = segmented.top_labels(top_labels) if top_labels else None
             selection = jax.device_get(segmented.selection)
@@ -264,20 +301,8 @@ class Segmenter:
     def _prediction(
         self, image, label_map, class_ids, scores, top, found=None
     ) -> Prediction:
-        """With the selected labels by falling score."""
-        counts = visualise.count_labels(label_map, self.info.num_classes)
-        order = class_ids[np.argsort(-scores[class_ids], kind="stable")]
-        labels = tuple(
-            Label(
-                name=self.info.class_names[class_id],
-                class_id=int(class_id),
-                score=float(1.0 / (1.0 + np.exp(-scores[class_id]))),
-                rank=rank,
-                share=float(counts[class_id] / label_map.size),
-            )
-            for rank, class_id in enumerate(order)
-        )
         names = self.info.class_names
+        labels = make_labels(names, label_map, class_ids, scores)
         return Prediction(image, label_map, labels, names, *top, found, self._font)
 
 
@@ -285,58 +310,3 @@ def _selected(selection: Selection, row: int) -> Int[np.ndarray, "n"]:
     """The class ids that are selected for a picture of a batch."""
     class_ids = selection.class_ids[row]
     return class_ids if selection.valid is None else class_ids[selection.valid[row]]
-
-
-@no_type_check
-def load(workdir: str | os.PathLike, checkpoint: str = "latest") -> Segmenter:
-    """The model that was trained in ``workdir``.
-
-    Args:
-      workdir: a work directory that ``train`` wrote.
-      checkpoint: ``latest``, ``best`` (by mIoU) or a step.
-    """
-    if not isinstance(workdir, str | os.PathLike) or not os.fspath(workdir):
-        raise UserError(f"workdir is {workdir!r}; give the directory of a run.")
-    workdir, checkpoint = os.fspath(epath.Path(workdir).expanduser()), str(checkpoint)
-    config = load_config(workdir)
-    # The devices of the training need not be here.
-    config.mesh.update(data=-1, fsdp=1)
-    return load_with_config(workdir, config, checkpoint)
-
-
-def load_with_config(workdir: str, config, checkpoint: str) -> Segmenter:
-    """As `load`, with changes to the ``eval`` and ``selection`` parts."""
-    check_config(config)
-    fonts.check(config.eval.font)
-    info = load_info(workdir)
-    if config.task == "multilabel":
-        raise UserError(
-            f"{workdir} holds a classifier, which segments nothing; its labels come "
-            f"from `python main.py predict --workdir={workdir} --images=...`."
-        )
-    policy = evaluation_policy(config, info.num_classes)
-    classifier = None
-    if policy.name == "oracle":
-        raise UserError(
-            "The selection 'oracle' looks at true label maps, which new pictures have "
-            "not; set selection.eval_name to top_k or complete."
-        )
-    if policy.name == "given":
-        if not config.selection.classifier:
-            raise UserError(
-                "The labels of new pictures are in no folder of scores; set "
-                "selection.classifier to the work directory of the classifier."
-            )
-        classifier = load_classifier(config.selection.classifier, info)
-    model, parameters, _ = load_parameters(workdir, config, checkpoint)
-    engine = make_engine(config, model, parameters, make_mesh(config))
-    reading, font = read_options(config.data), config.eval.font
-    find = find_task(config).find_segments
-    if find is not None:
-        find = functools.partial(find, settings=config.eval, info=info)
-    return Segmenter(
-        *(engine, info, policy, classifier),
-        find_segments=find,
-        reading=reading,
-        font=font,
-    )

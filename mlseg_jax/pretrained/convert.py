@@ -16,6 +16,7 @@ from input_pipeline.files import text
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.pretrained import eomt
 from mlseg_jax.pretrained.formats import recognise
 from mlseg_jax.pretrained.load import complete, load_arrays, stack_blocks, with_facts
 from mlseg_jax.pretrained.model_card import write_card
@@ -47,6 +48,7 @@ def convert(
     weights: str,
     workdir: str,
     classes: str | None = None,
+    base: str | None = None,
 ) -> Converted:
     """Turns a weight file into the checkpoint of step 0 of a new work directory.
 
@@ -55,6 +57,7 @@ def convert(
       weights: ``.npz``, ``.safetensors`` or ``.pth``.
       workdir: must not exist, or be empty.
       classes: a text file with a class name a line.
+      base: DINOv3's own weights, where those of EoMT are differences from them.
 
     Raises:
       UserError: the file cannot be read, is of no known kind or does not fit; the
@@ -62,7 +65,9 @@ def convert(
     """
     _need_empty(workdir)
     file = read_weights(weights)
-    _, source, arrays = recognise(file)
+    key, source, arrays = recognise(file)
+    if base is not None:
+        arrays = _with_base(key, weights, arrays, base)
     config, notes = with_facts(config, source)
     there = source.num_classes(arrays)
     info, more = choose_classes(config, file, there, classes)
@@ -86,6 +91,16 @@ def convert(
     _write(config, workdir, info, model, parameters)
     write_card(workdir, config, info, model, file, source, notes)
     return Converted(workdir, source.title, tuple(notes))
+
+
+def _with_base(key: str, weights: str, arrays, base: str):
+    other, _, own = recognise(read_weights(base))
+    if key not in ("eomt", "hugging_face_eomt") or other != "hugging_face_dinov3":
+        raise UserError(
+            f"--base={base} is added to files of EoMT on DINOv3 alone and must be "
+            f"DINOv3's file of Hugging Face; {weights} is {key}, the base {other}."
+        )
+    return eomt.add_base(arrays, own)
 
 
 def _need_empty(workdir: str) -> None:

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.pretrained import region_exports, segmenter
+from mlseg_jax.pretrained import region_exports, region_settings, segmenter
 from mlseg_jax.pretrained.load import unscanned, unstack_blocks
 from mlseg_jax.pretrained.mapping import to_theirs
 from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
@@ -24,6 +24,10 @@ STATE_DICTS = {
 }
 """Names of others that our weights can have."""
 
+SETTINGS = {"hugging_face": region_settings.hugging_face_settings}
+"""What is written beside the weights, as ``config.json``: by the configuration and the
+names of the classes."""
+
 
 def export_weights(workdir: str, output: str, to: str, checkpoint: str) -> str:
     """Writes a safetensors file; the configuration and the classes are its metadata.
@@ -32,14 +36,18 @@ def export_weights(workdir: str, output: str, to: str, checkpoint: str) -> str:
       workdir: whose weights.
       output: the file, which must not exist.
       to: ``safetensors`` keeps our names and layouts; the others (`STATE_DICTS`) give
-        a state dict, for `load_state_dict`.
+        a state dict, for `load_state_dict`. Beside that of transformers lies its
+        ``config.json``: ``from_pretrained`` reads a folder with both if the file is
+        called ``model.safetensors``.
       checkpoint: latest, best or a step.
     """
     path = pathlib.Path(output)
     if path.suffix != ".safetensors":
         raise UserError(f"--output={output} must end with .safetensors.")
-    if path.exists():
-        raise UserError(f"{output} exists already; choose another --output.")
+    settings_path = path.with_name("config.json")
+    for made in (path, settings_path)[: 1 + (to in SETTINGS)]:
+        if made.exists():
+            raise UserError(f"{made} exists already; choose another --output.")
     config = load_config(workdir)
     config.mesh.update(data=-1, fsdp=1)
     model, parameters, step = load_parameters(workdir, config, checkpoint)
@@ -56,6 +64,9 @@ def export_weights(workdir: str, output: str, to: str, checkpoint: str) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     save_file(arrays, path, metadata=metadata)
+    if to in SETTINGS:
+        settings = SETTINGS[to](config, info.class_names)
+        settings_path.write_text(json.dumps(settings, indent=2) + "\n")
     return f"{len(arrays)} arrays in {output}"
 
 

@@ -9,7 +9,7 @@ import re
 import ml_collections
 import numpy as np
 
-from mlseg_jax.models.layers.resize import POSITION_RESIZES
+from mlseg_jax.models.layers.resize import POSITION_RESIZES, bicubic_matrix
 
 CLASS_ROWS = re.compile(
     r"(multilabel_head/)?class_embeddings|class_biases"
@@ -18,6 +18,7 @@ CLASS_ROWS = re.compile(
 )
 """Our arrays that have an entry for every class (on their first or last axis)."""
 
+PATCHES = re.compile(r"backbone/patch_projection/kernel")
 POSITIONS = re.compile(r"backbone/position_table")
 RELATIVE = re.compile(r"backbone/.*relative_position_bias_table")
 RANKS = re.compile(r"rank_norm/\w+")
@@ -43,7 +44,10 @@ class Fitter:
         if len(shape) != len(wanted):
             return False
         if POSITIONS.fullmatch(path):
-            return shape[1] == wanted[1] and _side(shape[0] - 1) is not None
+            return shape[1] == wanted[1] and self._positions(shape[0]) is not None
+        if PATCHES.fullmatch(path):
+            sides = _side(shape[0] // 3), _side(wanted[0] // 3)
+            return shape[1] == wanted[1] and None not in sides
         if RELATIVE.fullmatch(path):
             return shape[1] == wanted[1] and _window(shape[0]) is not None
         if self._has_class_rows(path):
@@ -71,10 +75,13 @@ class Fitter:
                 fitted[path] = array
             elif POSITIONS.fullmatch(path):
                 fitted[path] = self._resize_positions(array)
+            elif PATCHES.fullmatch(path):
+                fitted[path] = self._resample_patches(path, array)
             elif RELATIVE.fullmatch(path):
                 fitted[path] = self._resize_relative(path, array)
             else:
                 fitted[path] = self._fit_ranks(path, array)
+        self._move_class_position(arrays, fitted)
         return fitted
 
     def _has_class_rows(self, path: str) -> bool:
@@ -84,20 +91,54 @@ class Fitter:
             return is_baseline and self.config.model.rank_norm.kind == "affine"
         return CLASS_ROWS.fullmatch(path) is not None
 
+    def _positions(self, count: int) -> tuple[int, int] | None:
+        """Rows of a square table of patches, and of a class token before them."""
+        is_alone = self.config.model.backbone.get("positions", "table") == "patches"
+        for before in (0, 1) if is_alone else (1,):
+            side = _side(count - before)
+            if side is not None:
+                return side, before
+        return None
+
     def _resize_positions(self, table: np.ndarray) -> np.ndarray:
         backbone = self.config.model.backbone
         grid = [-(-side // backbone.patch_size) for side in backbone.image_size]
-        side = _side(table.shape[0] - 1)
+        side, before = self._positions(table.shape[0])
         kind = backbone.position_resize
         rows, columns = (POSITION_RESIZES[kind](n, side) for n in grid)
-        old = table[1:].astype(np.float32).reshape(side, side, -1)
+        old = table[before:].astype(np.float32).reshape(side, side, -1)
         new = np.einsum("Hh,Ww,hwd->HWd", rows, columns, old)
         self.notes.append(
             f"the position table is resized from {side}x{side} to {grid[0]}x{grid[1]} "
             f"({kind})"
         )
         new = new.reshape(-1, table.shape[1])
-        return np.concatenate([table[:1], new]).astype(np.float32)
+        is_alone = backbone.get("positions", "table") == "patches"
+        first = table[:0] if is_alone else table[:1]
+        return np.concatenate([first, new]).astype(np.float32)
+
+    def _move_class_position(self, arrays: dict, fitted: dict) -> None:
+        """Where patches alone have positions, the class token keeps its own."""
+        table = arrays.get("backbone/position_table")
+        if table is None or "backbone/class_token" not in fitted:
+            return
+        is_alone = self.config.model.backbone.get("positions", "table") == "patches"
+        if is_alone and self._positions(table.shape[0])[1]:
+            fitted["backbone/class_token"] = fitted["backbone/class_token"] + table[0]
+
+    def _resample_patches(self, path: str, kernel: np.ndarray) -> np.ndarray:
+        """Kernels of patches of another size, so that enlarged patches give what those
+        of the old size gave (Beyer et al. 2023, "FlexiViT"; as timm does it).
+        """
+        old, new = _side(kernel.shape[0] // 3), _side(self.shapes[path][0] // 3)
+        enlarge = bicubic_matrix(new, old, antialias=True)
+        change = np.linalg.pinv(np.asarray(enlarge, np.float64).T)
+        kernels = kernel.reshape(old, old, 3, -1)
+        made = np.einsum("Yy,Xx,yxcd->YXcd", change, change, kernels)
+        self.notes.append(
+            f"kernels of patches are resampled from {old} to {new} pixels"
+        )
+        return made.reshape(-1, kernel.shape[1]).astype(np.float32)
 
     def _resize_relative(self, path: str, table: np.ndarray) -> np.ndarray:
         """Swin's windows as the release does it, BEiT's grids as its run time."""

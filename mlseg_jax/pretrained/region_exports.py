@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.pretrained import regions, resnet
+from mlseg_jax.pretrained import eomt, regions, resnet
 from mlseg_jax.pretrained.mapping import to_theirs
 
 Arrays = dict[str, np.ndarray]
@@ -101,11 +101,14 @@ def to_hugging_face(config: ml_collections.ConfigDict, arrays: Arrays) -> Arrays
     Raises:
       UserError: transformers has no such model.
     """
+    if config.model.decoder.name == "eomt":
+        return eomt.to_hugging_face(config, arrays)
     pixel_decoders = {"mask2former": "deformable", "maskformer": "fpn"}
     wanted = {
         "model.backbone.name": ("swin",),
         "model.pixel_decoder.name": (pixel_decoders.get(config.model.decoder.name),),
         "model.multilabel_head.name": ("none",),
+        "model.rank_norm.kind": ("none",),
     }
     return _export(config, arrays, _HUGGING_FACE_ROWS, HUGGING_FACE, wanted)
 
@@ -143,6 +146,8 @@ def _export(
             f"These names are those of {' and '.join(rows)}, but model.decoder.name is "
             f"{kind!r}; choose --to=safetensors."
         )
+    # Theirs have it in their code, so that it would be lost without a word.
+    wanted = wanted | {"model.pixel_decoder.num_groups": (32,)}
     for key, values in wanted.items():
         value = operator.attrgetter(key)(config)
         if value not in values:

@@ -220,10 +220,10 @@ def hugging_face_names(arrays: Arrays) -> Arrays:
         renamed[name] = array
     backbone = swin.hugging_face_names(backbone)
     renamed |= {f"backbone.{name}": array for name, array in backbone.items()}
-    return _without_no_object(renamed)
+    return without_no_object(renamed)
 
 
-def _without_no_object(arrays: Arrays) -> Arrays:
+def without_no_object(arrays: Arrays) -> Arrays:
     """The last row of the classifier is no class of the data's."""
     for leaf in ("weight", "bias"):
         rows = arrays.pop(f"classes.{leaf}", None)
@@ -320,7 +320,7 @@ def detectron2_names(arrays: Arrays) -> Arrays:
         if name == "ml_head.cls_emb":
             array = array.reshape(1, *array.shape[-2:])
         renamed[name] = array
-    return _without_no_object(renamed)
+    return without_no_object(renamed)
 
 
 DROPPED = (

@@ -6,6 +6,7 @@ import operator
 import re
 import shlex
 
+from mlseg_jax.pretrained import backbone_sizes as sizes
 from mlseg_jax.pretrained.format import Arrays, Format
 from mlseg_jax.pretrained.formats import recognise
 from mlseg_jax.pretrained.query2label import BODY
@@ -114,77 +115,7 @@ def _with_flags(recipe: str, parts: dict[str, str], found: dict[str, object]) ->
     return " ".join(words)
 
 
-# --------------------------------------------------------------- other backbones
-
-
-def _count(arrays: Arrays, pattern: str) -> int:
-    """How many numbers stand for the group of ``pattern`` at the start of a name."""
-    matches = [re.match(pattern, name) for name in arrays]
-    return len({match[1] for match in matches if match})
-
-
-def _width(arrays: Arrays) -> int:
-    names = (name for name in arrays if re.fullmatch(r".*patch_embed.*weight", name))
-    return next((len(arrays[name]) for name in names if arrays[name].ndim == 4), 0)
-
-
-def _dinov2(arrays: Arrays) -> str | None:
-    size = _width(arrays), _count(arrays, r"(?:blocks|layers)\.(\d+)\.")
-    for name, row in backbones.DINOV2S.items():
-        if row[:2] == size:
-            has_registers = any(n.endswith("register_tokens") for n in arrays)
-            return f"{name}_reg" if has_registers else name
-    return None
-
-
-def _beit(arrays: Arrays) -> str | None:
-    size = _width(arrays), _count(arrays, r"(?:(?:backbone\.)?blocks|layers)\.(\d+)\.")
-    rows = backbones.BEITS.items()
-    return next((name for name, row in rows if row[:2] == size), None)
-
-
-_SWIN_TABLE = re.compile(r".*relative_position_bias_table")
-
-
-def _swin(arrays: Arrays) -> tuple[str | None, str]:
-    """The row of ``backbones.SWINS``, and its override for windows of another size."""
-    start = r"(?:(?:backbone\.0\.|encoder\.)?layers|backbone\.stages)\."
-    depths = tuple(
-        _count(arrays, rf"{start}{stage}\.blocks\.(\d+)\.") for stage in range(4)
-    )
-    table = next(x for n, x in arrays.items() if _SWIN_TABLE.fullmatch(n))
-    window = (math.isqrt(len(table)) + 1) // 2
-    for name, (embed_dim, row_depths, _, row_window, _) in backbones.SWINS.items():
-        if (embed_dim, row_depths) == (_width(arrays), depths):
-            other = window != row_window
-            flag = f" --config.model.backbone.window_size={window}" if other else ""
-            return name, flag
-    return None, ""
-
-
-def _resnet(arrays: Arrays, start: str = "") -> str | None:
-    depths = tuple(
-        _count(arrays, rf"{re.escape(start)}layer{stage}\.(\d+)\.")
-        for stage in (1, 2, 3, 4)
-    )
-    is_deep = f"{start}stem.3.weight" in arrays
-    for name, (_, row_depths, dilated) in backbones.RESNETS.items():
-        if (row_depths, dilated) == (depths, is_deep):
-            return name
-    return None
-
-
-def _tresnet(arrays: Arrays, start: str = "") -> str | None:
-    start = f"{start}body."
-    depths = tuple(
-        _count(arrays, rf"{re.escape(start)}layer{stage}\.(\d+)\.")
-        for stage in (1, 2, 3, 4)
-    )
-    width = len(arrays[f"{start}conv1.conv.weight"])
-    for name, (embed_dim, row_depths, _) in backbones.TRESNETS.items():
-        if (embed_dim, row_depths) == (width, depths):
-            return name
-    return None
+# ------------------------------------------------------------------- other files
 
 
 def _config(file: str, backbone: str | None, flags: str = "") -> str:
@@ -196,21 +127,23 @@ def _config(file: str, backbone: str | None, flags: str = "") -> str:
 def _suggest_query2label(source: Format, arrays: Arrays) -> str:
     flags = ""
     if f"{BODY}body.conv1.conv.weight" in arrays:
-        name = _tresnet(arrays, BODY)
+        name = sizes.tresnet(arrays, BODY)
     elif any(n.startswith(BODY) for n in arrays):
-        name = _resnet(arrays, BODY)
+        name = sizes.resnet(arrays, BODY)
     else:
-        name, flags = _swin(arrays)
+        name, flags = sizes.swin(arrays)
     query2label = recipes.get("query2label")
     if name not in query2label.BACKBONES:
         return ""
     dataset = _recipe(source.num_classes(arrays))
     argument = f"dataset={dataset},backbone={name}"
     transformer = query2label.get_config(argument).model.transformer
-    layers = _count(arrays, r"transformer\.encoder\.layers\.(\d+)\.")
+    layers = sizes.count(arrays, r"transformer\.encoder\.layers\.(\d+)\.")
     found = {
         "num_encoder_layers": layers,
-        "num_decoder_layers": _count(arrays, r"transformer\.decoder\.layers\.(\d+)\."),
+        "num_decoder_layers": sizes.count(
+            arrays, r"transformer\.decoder\.layers\.(\d+)\."
+        ),
         "mlp_dim": len(arrays["transformer.decoder.layers.0.linear1.weight"]),
     }
     for key, value in found.items():
@@ -245,18 +178,18 @@ def _suggest_pixel_classifier(
 
 
 def _suggest_deeplabv3(source: Format, arrays: Arrays) -> str:
-    name = _resnet(arrays, "backbone.")
+    name = sizes.resnet(arrays, "backbone.")
     return _suggest_pixel_classifier("deeplabv3", name, source, arrays, {})
 
 
 def _suggest_upernet(source: Format, arrays: Arrays) -> str:
-    tables = (x for n, x in arrays.items() if _SWIN_TABLE.fullmatch(n))
+    tables = (x for n, x in arrays.items() if sizes.SWIN_TABLE.fullmatch(n))
     entries = len(next(tables))
     if any(name.startswith("backbone.stages.") for name in arrays):
-        name, _ = _swin(arrays)
+        name, _ = sizes.swin(arrays)
         found = {"model.backbone.window_size": (math.isqrt(entries) + 1) // 2}
     else:
-        name = _beit(arrays)
+        name = sizes.beit(arrays)
         # Three entries are of the class token; a patch is 16 pixels.
         side = (math.isqrt(entries - 3) + 1) // 2 * 16
         found = {"model.backbone.image_size": (side, side)}
@@ -266,6 +199,8 @@ def _suggest_upernet(source: Format, arrays: Arrays) -> str:
 _REGION_DATA = {
     133: ("coco_panoptic", "panoptic"),
     80: ("coco_json", "instance"),
+    124: ("vspw", "video_semantic"),
+    40: ("youtube_vis_2019", "video_instance"),
     (150, 200): ("ade20k_panoptic", "panoptic"),
 }
 """Data set and task of so many labels, or of so many labels and object queries."""
@@ -279,9 +214,9 @@ def _suggest_regions(name: str, source: Format, arrays: Arrays) -> str:
     start, flags = "backbone.", ""
     parts = {n.removeprefix(start): x for n, x in arrays.items() if n.startswith(start)}
     if any(n.startswith("layer1.") for n in parts):
-        backbone = _resnet(parts)
+        backbone = sizes.resnet(parts)
     else:
-        backbone, flags = _swin(parts)
+        backbone, flags = sizes.swin(parts)
     if backbone is None:
         return ""
     num_classes, num_queries = (
@@ -297,7 +232,7 @@ def _suggest_regions(name: str, source: Format, arrays: Arrays) -> str:
     config = recipes.get(name).get_config(argument)
     found = {
         "model.decoder.num_queries": num_queries,
-        "model.decoder.depth": _count(arrays, _QUERY_LAYER),
+        "model.decoder.depth": sizes.count(arrays, _QUERY_LAYER),
     }
     if has_head:
         # No-object has a place in it as well.
@@ -306,6 +241,27 @@ def _suggest_regions(name: str, source: Format, arrays: Arrays) -> str:
         if operator.attrgetter(key)(config) != value:
             flags += f" --config.{key}={value}"
     return f"--config=configs/{name}.py:{argument}{flags}"
+
+
+def _suggest_eomt(source: Format, arrays: Arrays) -> str:
+    """Whether it finds classes, segments or instances is not in the file; how many
+    queries there are says so of what was published.
+    """
+    table = arrays.get("embeddings.position_embeddings.weight")
+    find = sizes.dinov3 if table is None else sizes.dinov2
+    backbone, (num_classes, num_queries) = (
+        find(arrays),
+        (len(arrays[key]) for key in ("classes.weight", "query.weight")),
+    )
+    if backbone is None:
+        return ""
+    default = _REGION_DATA.get(num_classes, (_recipe(num_classes), "semantic"))
+    dataset, task = _REGION_DATA.get((num_classes, num_queries), default)
+    argument = f"dataset={dataset},backbone={backbone},task={task}"
+    if table is not None:
+        # A patch is 16 pixels.
+        argument += f",side={16 * math.isqrt(len(table))}"
+    return f"--config=configs/eomt.py:{argument}"
 
 
 def _nothing(source: Format, arrays: Arrays) -> str:
@@ -322,14 +278,18 @@ SUGGESTIONS = {
     "augreg": _suggest_backbone,
     "timm_vit": _suggest_backbone,
     "hugging_face_vit": _suggest_backbone,
-    "hugging_face_dinov2": lambda _, arrays: _config("linear", _dinov2(arrays)),
-    "dinov2": lambda _, arrays: _config("linear", _dinov2(arrays)),
-    "beit": lambda _, arrays: _config("upernet", _beit(arrays)),
-    "hugging_face_beit": lambda _, arrays: _config("upernet", _beit(arrays)),
-    "hugging_face_swin": lambda _, arrays: _config("upernet", *_swin(arrays)),
-    "swin": lambda _, arrays: _config("upernet", *_swin(arrays)),
-    "resnet": lambda _, arrays: _config("deeplabv3", _resnet(arrays)),
-    "tresnet": lambda _, arrays: _config("query2label", _tresnet(arrays)),
+    "hugging_face_dinov3": lambda _, arrays: _config("linear", sizes.dinov3(arrays)),
+    "dinov3": lambda _, arrays: _config("linear", sizes.dinov3(arrays)),
+    "hugging_face_eomt": _suggest_eomt,
+    "eomt": _suggest_eomt,
+    "hugging_face_dinov2": lambda _, arrays: _config("linear", sizes.dinov2(arrays)),
+    "dinov2": lambda _, arrays: _config("linear", sizes.dinov2(arrays)),
+    "beit": lambda _, arrays: _config("upernet", sizes.beit(arrays)),
+    "hugging_face_beit": lambda _, arrays: _config("upernet", sizes.beit(arrays)),
+    "hugging_face_swin": lambda _, arrays: _config("upernet", *sizes.swin(arrays)),
+    "swin": lambda _, arrays: _config("upernet", *sizes.swin(arrays)),
+    "resnet": lambda _, arrays: _config("deeplabv3", sizes.resnet(arrays)),
+    "tresnet": lambda _, arrays: _config("query2label", sizes.tresnet(arrays)),
     "query2label": _suggest_query2label,
     "hugging_face_mask2former": functools.partial(_suggest_regions, "mask2former"),
     "hugging_face_maskformer": functools.partial(_suggest_regions, "maskformer"),

@@ -6,6 +6,7 @@ section, which then says which command writes it. Scores are fractions in 0..1.
 ``template.html`` holds the page, its style and the fragments filled in here.
 """
 
+import functools
 import json
 import os
 import shlex
@@ -17,7 +18,7 @@ from etils import epath
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.prediction import visualise
-from mlseg_jax.reporting import segment_sections
+from mlseg_jax.reporting import segment_sections, video_sections
 from mlseg_jax.reporting.charts import (
     Html,
     fill,
@@ -77,17 +78,22 @@ def write_report(workdir: str | os.PathLike) -> epath.Path:
     if (workdir / "config.json").exists():
         config = _flatten(_whole(workdir / "config.json", train, _as_dict))
     known = {f"{k}.name": v for k, v in config.items()} | config | metrics
-    has_segments = "missed_segments" in metrics
+    is_video = "frames" in metrics
+    has_segments = "missed_segments" in metrics or (is_video and "AP" in metrics)
     pictures, worst, wrong = _examples, _worst, _wrong_pixels
     if has_segments:
         pictures, worst = segment_sections.examples, segment_sections.worst
         wrong = segment_sections.missed
+    legend = "legend of segments" if has_segments else "legend of pixels"
+    if is_video:
+        pictures = functools.partial(video_sections.examples, has_tracks=has_segments)
+        legend = "legend of strips"
     page = fill(
         "page",
         title=config.get("name") or workdir.name,
         facts=_tiles(known, "fact"),
         tiles=_tiles(known, "tile"),
-        legend=fill("legend of segments" if has_segments else "legend of pixels"),
+        legend=fill(legend),
         examples=section(examples, evaluate, pictures),
         ranked=section(examples, evaluate, _ranked),
         selection=section(evaluation, evaluate, selection_charts),

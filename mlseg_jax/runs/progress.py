@@ -69,13 +69,17 @@ def _is_whole(line: str) -> bool:
         return False
 
 
-def progress_bar(total: int, start: int, what: str) -> tqdm:
-    """A bar with the time left; a line now and then where there is no terminal."""
+def progress_bar(total: int | None, start: int, what: str, unit: str = "it") -> tqdm:
+    """A bar with the time left; a line now and then where there is no terminal.
+
+    ``unit``: what is counted. A ``total`` that is not known has no time left.
+    """
     is_terminal = sys.stderr.isatty()
     return tqdm(
         total=total,
         initial=start,
         desc=what,
+        unit=unit,
         disable=jax.process_index() != 0,
         mininterval=0.5 if is_terminal else 15.0,
         dynamic_ncols=is_terminal,

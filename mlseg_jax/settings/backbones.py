@@ -27,6 +27,18 @@ DINOV2S = {
 }
 """Vision transformers of DINOv2; ``_reg`` behind a name adds its four registers."""
 
+DINOV3S = {
+    # name: width, depth, heads, hidden layer of the MLP, gated, patch
+    "dinov3_demo": (128, 4, 4, 512, False, 12),
+    "dinov3_s16": (384, 12, 6, 1536, False, 16),
+    "dinov3_s16plus": (384, 12, 6, 1536, True, 16),
+    "dinov3_b16": (768, 12, 12, 3072, False, 16),
+    "dinov3_l16": (1024, 24, 16, 4096, False, 16),
+    "dinov3_h16plus": (1280, 32, 20, 5120, True, 16),
+    "dinov3_7b16": (4096, 40, 32, 8192, True, 16),
+}
+"""Vision transformers of DINOv3, all with four registers (masks.md 7.3)."""
+
 BEITS = {
     # name: width, depth, heads, blocks whose tokens are used, layer scale, drop path
     "beit_demo": (64, 4, 2, (0, 1, 2, 3), 0.1, 0.0),
@@ -80,9 +92,15 @@ def vit(name: str, image_size: tuple[int, int]) -> ConfigDict:
             "patch_size": patch_size,
             # Size of picture whose grid the position table has.
             "image_size": image_size,
+            # table, patches (a table without the class token's row), rotary (DINOv3).
+            "positions": "table",
             # How it is brought to other grids: bicubic, antialiased_bicubic (timm),
             # bilinear (official Segmenter).
             "position_resize": "bicubic",
+            # rotary: largest random factor on coordinates in training; 1 is none.
+            "position_rescale": 1.0,
+            # False: queries and values alone have biases (DINOv3).
+            "key_bias": True,
             # 1e-5 in the official Segmenter.
             "norm_epsilon": 1e-6,
             # Blocks (from 0) whose tokens are handed on; () is the last.
@@ -117,6 +135,29 @@ def dinov2(name: str) -> ConfigDict:
         patch_size=14,
         num_registers=4 if registers_given else 0,
         position_resize="antialiased_bicubic" if registers_given else "bicubic",
+        layer_scale=1.0,
+        gated=gated,
+        drop_path_rate=0.0,
+    )
+    return config
+
+
+def dinov3(name: str) -> ConfigDict:
+    """A `vit` with DINOv3's parts (masks.md 7.3)."""
+    sizes = choose(DINOV3S, "backbone", name)
+    embed_dim, depth, num_heads, mlp_dim, gated, patch_size = sizes
+    # Positions are no table: pictures may have any size.
+    config = vit("vit_b16", (patch_size, patch_size))
+    config.update(
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_dim=mlp_dim,
+        patch_size=patch_size,
+        positions="rotary",
+        key_bias=False,
+        norm_epsilon=1e-5,
+        num_registers=4,
         layer_scale=1.0,
         gated=gated,
         drop_path_rate=0.0,

@@ -127,6 +127,9 @@ def base(name: str) -> ConfigDict:
                 # scores have noise of this deviation when labels are selected.
                 "with_present": False,
                 "noise": 0.0,
+                # Regions: of the predictions that are trained on only the last is kept
+                # to the labels that are valid, as the release trains the oracle.
+                "last_prediction_only": False,
                 # The same in evaluation; "" and 0 repeat the training's.
                 "eval_name": "",
                 "eval_k": 0,
@@ -172,6 +175,9 @@ def base(name: str) -> ConfigDict:
                 # steps: shares of the training after which the rate falls to a tenth.
                 "falls_at": (),
                 "warmup_steps": 0,
+                # Steps in which the backbone's rate rises, after those of the others;
+                # 0: with the others.
+                "backbone_warmup_steps": 0,
                 "momentum": 0.9,
                 "weight_decay": 0.0,
                 # (regular expression on the parameter's path, factor); the first match
@@ -182,6 +188,9 @@ def base(name: str) -> ConfigDict:
                 # Factor of the learning rate from each block of the backbone to the one
                 # before it (optimizer.depth_factors); 1 is none.
                 "layer_decay": 1.0,
+                # beit: the last block has the factor once. joint: it has none, nor have
+                # those that the decoder runs (EoMT).
+                "layer_decay_rule": "beit",
                 # Regular expressions: parameters whose path has one are not trained.
                 "frozen": (),
                 # Largest norm of the whole gradient; 0 is no limit.
@@ -220,8 +229,19 @@ def base(name: str) -> ConfigDict:
                 # Factors on data.base_size, each also mirrored with `flip`.
                 "scales": (1.0,),
                 "flip": False,
-                # per_window as in the paper, or per_image: one selection for all views.
+                # per_window as in the paper, per_image: one selection for all views, or
+                # per_clip: one for the frames of a clip of a video (clips.py).
                 "selection_scope": "per_window",
+                # Most frames of a clip, also those that are held at a time.
+                "clip_length": 16,
+                # By which scores: the maximum or mean of the clip's, or the running
+                # mean of those so far.
+                "clip_scores": "mean",
+                # Share of the best labels' probability, from 0 to 1, whose change
+                # begins a new clip.
+                "clip_change": 0.6,
+                # Segments of a video with at least this score are followed (tracks.py).
+                "track_score": 0.5,
                 "batch_size": 8,
                 # average (of the steps, where there is one), latest, or better: both
                 # are evaluated and the better one is kept.

@@ -16,6 +16,7 @@ from mlseg_jax.settings import kinds
 from mlseg_jax.settings.arguments import did_you_mean
 from mlseg_jax.settings.kinds import (
     ABOVE_0,
+    AXIS,
     COUNT,
     COUNT_OR_NONE,
     COUNTS,
@@ -31,9 +32,11 @@ from mlseg_jax.settings.kinds import (
     RATE,
     ROW,
     SHARE,
+    SHARES,
     SIDES,
     SPREAD,
     TEXT,
+    WEIGHT,
     Kind,
     also,
     choice,
@@ -42,22 +45,6 @@ from mlseg_jax.settings.kinds import (
     tuple_of,
     whole,
 )
-from mlseg_jax.settings.resolve import AUTO
-
-
-def _is_weight(value) -> bool:
-    if not isinstance(value, str):
-        return FROM_0.fits(value)
-    try:
-        return value == AUTO or FROM_0.fits(float(value))
-    except ValueError:
-        return False
-
-
-_WEIGHT = Kind(
-    "a number from 0, or auto for one in proportion to the classes", _is_weight
-)
-_AXIS = also(COUNT, -1, "a whole number from 1, or -1 for all devices that are left")
 
 KEYS = {
     "name": TEXT,
@@ -90,7 +77,7 @@ KEYS = {
         SIDES, (0, 0), "two whole numbers from 1, such as (2048, 512), or (0, 0)"
     ),
     "data.augmentation": choice(
-        "crop", "whole", "short_side", "large_scale_jitter", "detr"
+        "crop", "whole", "short_side", "large_scale_jitter", "detr", "clip"
     ),
     "data.short_sides": COUNTS,
     "data.max_side": COUNT,
@@ -110,6 +97,9 @@ KEYS = {
     "data.pixel_std": SPREAD,
     "data.segments": choice("none", "classes", "panoptic", "instances"),
     "data.max_segments": COUNT,
+    "data.num_frames": COUNT,
+    "data.frame_window": COUNT_OR_NONE,
+    "data.video_length": COUNT,
     "data.repeat_factor": SHARE,
     "data.rare_crop_rate": PROBABILITY,
     "data.on_bad_example": choice("fail", "skip"),
@@ -123,6 +113,7 @@ KEYS = {
     "selection.cumulative": PROBABILITY,
     "selection.with_present": FLAG,
     "selection.noise": FROM_0,
+    "selection.last_prediction_only": FLAG,
     "selection.eval_name": choice(*SELECTIONS, ""),
     "selection.eval_k": COUNT_OR_NONE,
     "selection.classifier": TEXT,
@@ -134,7 +125,7 @@ KEYS = {
     "loss.class_weighting": choice("none", "inverse_sqrt"),
     "loss.logit_adjustment": FROM_0,
     "loss.multilabel": choice("asymmetric", "binary_cross_entropy"),
-    "loss.multilabel_weight": _WEIGHT,
+    "loss.multilabel_weight": WEIGHT,
     "loss.missed_weight": FROM_0,
     "loss.regions.class_weight": FROM_0,
     "loss.regions.dice_weight": FROM_0,
@@ -159,11 +150,13 @@ KEYS = {
         tuple_of(SHARE, "shares of the steps, smaller ones first, such as (0.89, 0.96)")
     ),
     "optimizer.warmup_steps": COUNT_OR_NONE,
+    "optimizer.backbone_warmup_steps": COUNT_OR_NONE,
     "optimizer.momentum": number(0, below=1),
     "optimizer.weight_decay": FROM_0,
     "optimizer.weight_decay_factors": FACTORS,
     "optimizer.learning_rate_factors": FACTORS,
     "optimizer.layer_decay": number(above=0, most=1),
+    "optimizer.layer_decay_rule": choice("beit", "joint"),
     "optimizer.frozen": PATTERNS,
     "optimizer.clip_norm": FROM_0,
     "optimizer.ema_decay": number(0, below=1),
@@ -189,7 +182,11 @@ KEYS = {
         ABOVE_0, "a tuple of numbers above 0, such as (0.75, 1.0, 1.25)", least=1
     ),
     "eval.flip": FLAG,
-    "eval.selection_scope": choice("per_window", "per_image"),
+    "eval.selection_scope": choice("per_window", "per_image", "per_clip"),
+    "eval.clip_length": COUNT,
+    "eval.clip_scores": choice("maximum", "mean", "running"),
+    "eval.clip_change": SHARE,
+    "eval.track_score": SHARE,
     "eval.batch_size": COUNT,
     "eval.weights": choice("average", "latest", "better"),
     "eval.oracle_k": COUNT,
@@ -198,10 +195,11 @@ KEYS = {
     "eval.overlap_threshold": SHARE,
     "eval.inside_mask": FLAG,
     "eval.max_instances": COUNT,
+    "eval.num_frames": COUNT_OR_NONE,
     "eval.font": TEXT,
     # ------------------------------------------------------------------------- mesh
-    "mesh.data": _AXIS,
-    "mesh.fsdp": _AXIS,
+    "mesh.data": AXIS,
+    "mesh.fsdp": AXIS,
     # ------------------------------------------------------------------------ model
     "model.dtype": ROW,
     "model.rank_norm.kind": ROW,
@@ -222,6 +220,7 @@ KEYS = {
     "model.backbone.freeze_norms": FLAG,
     "model.backbone.gated": FLAG,
     "model.backbone.image_size": SIDES,
+    "model.backbone.key_bias": FLAG,
     "model.backbone.layer_scale": FROM_0,
     "model.backbone.mlp_dim": COUNT,
     "model.backbone.mlp_ratio": COUNT,
@@ -230,7 +229,9 @@ KEYS = {
     "model.backbone.num_norms": COUNT_OR_NONE,
     "model.backbone.num_registers": COUNT_OR_NONE,
     "model.backbone.patch_size": COUNT,
+    "model.backbone.position_rescale": number(least=1),
     "model.backbone.position_resize": ROW,
+    "model.backbone.positions": ROW,
     "model.backbone.pyramid": FLAG,
     "model.backbone.remat": ROW,
     "model.backbone.scan": FLAG,
@@ -248,6 +249,8 @@ KEYS = {
     "model.decoder.embed_dim": COUNT,
     "model.decoder.image": ROW,
     "model.decoder.image_layer": COUNT_OR_NONE,
+    "model.decoder.mask_ends": SHARES,
+    "model.decoder.mask_starts": SHARES,
     "model.decoder.mlp_dim": COUNT,
     "model.decoder.num_codes": COUNT,
     "model.decoder.num_heads": COUNT,

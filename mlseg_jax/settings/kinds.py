@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 from mlseg_jax.errors import UserError
+from mlseg_jax.settings.resolve import AUTO
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,3 +161,19 @@ FACTORS = tuple_of(
     'a tuple of pairs of a regular expression and a factor from 0, such as (("norm", '
     "0.0),)",
 )
+SHARES = tuple_of(SHARE, "a tuple of shares of the training, such as (0.2, 0.6)")
+
+
+def _is_weight(value) -> bool:
+    if not isinstance(value, str):
+        return FROM_0.fits(value)
+    try:
+        return value == AUTO or FROM_0.fits(float(value))
+    except ValueError:
+        return False
+
+
+WEIGHT = Kind(
+    "a number from 0, or auto for one in proportion to the classes", _is_weight
+)
+AXIS = also(COUNT, -1, "a whole number from 1, or -1 for all devices that are left")

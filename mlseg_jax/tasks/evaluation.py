@@ -29,12 +29,15 @@ class AbstractEvaluation(abc.ABC):
       states: names of attributes that ``merge`` with those of other processes, and
         that ``to_host`` gives as arrays of the host.
       counts: names of attributes that are added to those of other processes.
+      per_clip: whether neighbouring examples are frames of a video that belong
+        together.
     """
 
     info: DatasetInfo
     num_examples: int
     states: tuple[str, ...]
     counts: tuple[str, ...]
+    per_clip: bool = False
 
     @abc.abstractmethod
     def groups(self, engine, examples: Iterator[dict]) -> Iterator[list[dict]]:
@@ -89,6 +92,7 @@ def evaluate(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_threads=config.data.num_threads,
+        side_by_side=evaluation.per_clip,
     )
     begin = time.perf_counter()
     for group in evaluation.groups(engine, examples):
@@ -139,6 +143,27 @@ def groups_by_shape(examples: Iterator[dict], size: int) -> Iterator[list[dict]]
     long.
     """
     for _, run in itertools.groupby(examples, key=lambda e: e["image"].shape):
+        yield from groups_of(run, size)
+
+
+def groups_by_clip(examples: Iterator[dict], size: int) -> Iterator[list[dict]]:
+    """As `groups_by_shape`, of frames of one video each: ``street/0001`` is of the
+    video ``street``.
+
+    Raises:
+      UserError: an example is no frame of a video.
+    """
+
+    def video_and_shape(example: dict) -> tuple:
+        video = example["name"].rpartition("/")[0]
+        if not video:
+            raise UserError(
+                f"Example {example['name']} is no frame of a video, so it has no clip; "
+                f"set eval.selection_scope to per_image."
+            )
+        return video, example["image"].shape
+
+    for _, run in itertools.groupby(examples, key=video_and_shape):
         yield from groups_of(run, size)
 
 

@@ -17,11 +17,8 @@ from mlseg_jax.metrics.instance_precision import (
 from mlseg_jax.metrics.missed_segments import missed_instances, no_counts, shares
 from mlseg_jax.models.mlseg import MLSeg
 from mlseg_jax.tasks.segment_pictures import SegmentPictures
-from mlseg_jax.tasks.segmentation_evaluation import (
-    LABEL_COUNTS,
-    LABEL_STATES,
-    AbstractSegmentationEvaluation,
-)
+from mlseg_jax.tasks.segmentation_evaluation import AbstractSegmentationEvaluation
+from mlseg_jax.tasks.selection_evaluation import LABEL_COUNTS, LABEL_STATES
 from mlseg_jax.typing import Int
 
 

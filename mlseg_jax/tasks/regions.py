@@ -30,8 +30,17 @@ from mlseg_jax.tasks.semantic import (
 )
 from mlseg_jax.typing import Array, Float, PRNGKeyArray
 
-SEGMENTS = {"semantic": "classes", "panoptic": "panoptic", "instance": "instances"}
+SEGMENTS = {
+    "semantic": "classes",
+    "panoptic": "panoptic",
+    "instance": "instances",
+    "video_semantic": "classes",
+    "video_instance": "instances",
+}
 """What the segments of each task are: its ``data.segments``."""
+
+VIDEO_DECODERS = ("mask2former",)
+"""Decoders whose queries look at all frames of a clip."""
 
 BAD_COSTS, BAD_PLACES = "train/bad_costs", "train/bad_places"
 """Share of the pictures some of whose matching costs were not a finite number, and the
@@ -67,6 +76,29 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"The task {config.task!r} is trained on data.segments={wanted}, not "
             f"{config.data.segments}; start from a recipe with task={config.task}."
+        )
+    is_video = config.task.startswith("video_")
+    if is_video != bool(config.data.get("num_frames", 0)):
+        what = "clips" if is_video else "pictures, without data.num_frames"
+        raise UserError(
+            f"The task {config.task!r} is trained on {what}; start from a recipe with "
+            f"task={config.task}."
+        )
+    if is_video and (
+        config.data.repeat_factor
+        or config.data.rare_crop_rate
+        or config.selection.name == "given"
+    ):
+        raise UserError(
+            "data.repeat_factor, data.rare_crop_rate and selection.name=given are of "
+            "pictures, and clips have frames drawn at random; set the first two to 0, "
+            "and the selection to top_k, complete or oracle."
+        )
+    if is_video and config.model.decoder.name not in VIDEO_DECODERS:
+        raise UserError(
+            f"The task {config.task!r} needs a decoder that looks at clips, one of "
+            f"{', '.join(VIDEO_DECODERS)}; model.decoder.name is "
+            f"{config.model.decoder.name!r}."
         )
     loss = config.loss
     if loss.class_weighting != "none" or loss.logit_adjustment:
@@ -104,20 +136,22 @@ def means(
 ) -> dict[str, Mean]:
     """All losses of a batch and what else to log of it, as sums and counts.
 
-    ``batch``: ``image`` uint8 [B H W 3], ``masks`` (`targets.BatchMasks`) and
+    ``batch``: ``image`` uint8 [B *T H W 3], ``masks`` (`targets.BatchMasks`) and
     ``segment_classes`` int32 [B M], ``IGNORE`` where there is no segment. A label is
     present if it is that of a segment in the crop. ``rng`` draws the points at which
     masks are compared, too. ``priors`` are of pixels, which `check_config` says.
     """
     del priors
     class_ids, masks = batch["segment_classes"], batch["masks"]
-    size, num_classes = batch["image"].shape[1:3], model.class_embeddings.shape[0]
+    size, num_classes = batch["image"].shape[-3:-1], model.class_embeddings.shape[0]
     areas = segment_areas(masks, class_ids.shape[1])
     histogram = class_areas(class_ids, areas, num_classes)
     model_rng, points_rng = jax.random.split(rng)
     # The padding of a canvas is part of the picture, as released.
     select = training_select(config, batch, histogram, model_rng)
-    output = model(batch["image"], select, rng=model_rng)
+    # Of each example alike: the step of the training.
+    step = batch["step"][0] if "step" in batch else None
+    output = model(batch["image"], select, rng=model_rng, step=step)
     targets = make_targets(
         class_ids,
         areas,
@@ -131,7 +165,7 @@ def means(
         settings,
         output.class_logits,
         output.regions.mask_embeddings,
-        output.regions.features.grid,
+        output.regions.grids,
         targets,
         random_points(points_rng),
     )

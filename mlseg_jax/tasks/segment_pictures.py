@@ -8,11 +8,11 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline.files import coco_masks
 from input_pipeline.info import DatasetInfo
-from mlseg_jax.inference.segments import VOID, Panoptic, Segment
+from mlseg_jax.inference.segments import Panoptic, Segment
 from mlseg_jax.metrics.instance_precision import TrueInstance
 from mlseg_jax.metrics.panoptic_quality import SegmentMatches, TrueSegments
 from mlseg_jax.tasks.segmentation_evaluation import NUM_REPORT_EXAMPLES
-from mlseg_jax.typing import Float, Int
+from mlseg_jax.typing import VOID, Float, Int
 
 FOUND, WRONG, IGNORED = range(3)
 """What a segment is: matched; missed, or there where nothing is; counted nowhere."""

@@ -12,11 +12,10 @@ from mlseg_jax.metrics.mean_iou import MeanIoU
 from mlseg_jax.models.mlseg import MLSeg
 from mlseg_jax.tasks.engines import evaluation_settings
 from mlseg_jax.tasks.segmentation_evaluation import (
-    LABEL_COUNTS,
-    LABEL_STATES,
     NUM_REPORT_EXAMPLES,
     AbstractSegmentationEvaluation,
 )
+from mlseg_jax.tasks.selection_evaluation import LABEL_COUNTS, LABEL_STATES
 from mlseg_jax.typing import Int
 
 

@@ -8,11 +8,20 @@ import ml_collections
 from mlseg_jax.errors import UserError
 from mlseg_jax.inference.label_scores import LabelScorer
 from mlseg_jax.models.parts import REGION_DECODERS
-from mlseg_jax.tasks import instance, multilabel, panoptic, regions, semantic
+from mlseg_jax.tasks import (
+    instance,
+    multilabel,
+    panoptic,
+    regions,
+    semantic,
+    video_instance,
+    video_semantic,
+)
 from mlseg_jax.tasks.engines import make_engine
 from mlseg_jax.tasks.evaluation import AbstractEvaluation
 from mlseg_jax.tasks.multilabel_evaluation import LabelEvaluation
 from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation
+from mlseg_jax.tasks.video_evaluation import make_clip_engine
 
 
 class Task(NamedTuple):
@@ -57,6 +66,19 @@ REGION_TASKS = {
         "AP",
         instance.find_segments,
     ),
+    "video_semantic": Task(
+        regions.means,
+        make_clip_engine,
+        video_semantic.VideoSemanticEvaluation,
+        "mIoU",
+    ),
+    "video_instance": Task(
+        regions.means,
+        make_clip_engine,
+        video_instance.VideoInstanceEvaluation,
+        "AP",
+        instance.find_segments,
+    ),
 }
 """Of models that classify regions."""
 
@@ -74,6 +96,12 @@ def find_task(config: ml_collections.ConfigDict) -> Task:
                 f"The task {config.task!r} needs regions, and model.decoder.name="
                 f"{config.model.decoder.name} classifies pixels; choose one of "
                 f"{', '.join(REGION_DECODERS)}, as configs/mask2former.py does."
+            )
+        if config.data.segments != "none":
+            raise UserError(
+                f"data.segments={config.data.segments} is what regions are trained to "
+                f"find, and model.decoder.name={config.model.decoder.name} classifies "
+                "pixels; set data.segments to none."
             )
         return TASKS[config.task]
     regions.check_config(config)

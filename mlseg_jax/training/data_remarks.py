@@ -7,6 +7,7 @@ import numpy as np
 
 from input_pipeline.findings import check_readings
 from input_pipeline.survey import survey
+from mlseg_jax.settings.advice import CHOSEN_BY_SCORES, selection_advice
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,13 @@ def say_oddities(config: ml_collections.ConfigDict, source) -> None:
     settings = config.data
     readings = survey(source, indices, settings.num_threads, segments=settings.segments)
     good = [reading for reading in readings if reading.fault is None]
+    if good and config.selection.name in CHOSEN_BY_SCORES:
+        num_labels = np.array([len(reading.class_ids) for reading in good])
+        logger.info(
+            "of %d examples looked at: %s",
+            count,
+            selection_advice(config, source.info.num_classes, num_labels),
+        )
     name = settings.train_split
     for finding in check_readings(
         name, source, source.info, good, settings.max_segments

@@ -9,6 +9,7 @@ import optax
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import Parameters
+from mlseg_jax.models.encoder_only import held_back
 from mlseg_jax.training.schedule import make_schedule, one_cycle
 from mlseg_jax.typing import Array, Float, Int
 
@@ -61,11 +62,42 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
     else:
         steps += [_scale_by_adam(config), decay]
     factors = tuple(map(tuple, optimizer.learning_rate_factors))
+    joint = _joint(config)
     if factors or optimizer.layer_decay != 1.0:
-        steps.append(_scale_by_path(factors, optimizer.layer_decay))
-    steps.append(optax.scale_by_learning_rate(make_schedule(config)))
+        steps.append(_scale_by_path(factors, optimizer.layer_decay, joint))
+    if optimizer.backbone_warmup_steps:
+        steps.append(_scale_by_two_rates(config))
+    else:
+        steps.append(optax.scale_by_learning_rate(make_schedule(config)))
     update_rule = optax.chain(*steps)
     return _train_the_rest(config, update_rule) if optimizer.frozen else update_rule
+
+
+def _joint(config: ml_collections.ConfigDict) -> int | None:
+    """Blocks at the full rate by the rule ``joint``; None by BEiT's."""
+    if config.optimizer.layer_decay_rule == "beit":
+        return None
+    return held_back(config).get("held_back", 0)
+
+
+def _scale_by_two_rates(
+    config: ml_collections.ConfigDict,
+) -> optax.GradientTransformation:
+    """One learning rate for the backbone, one for what follows it."""
+    rates = make_schedule(config), make_schedule(config, of_backbone=True)
+
+    def update(updates: Parameters, state, parameters: Parameters):
+        del parameters
+        now = [rate(state.count) for rate in rates]
+        scaled = {
+            path: -now[path.startswith("backbone/")] * x for path, x in updates.items()
+        }
+        return scaled, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    def init(parameters: Parameters) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    return optax.GradientTransformation(init, update)
 
 
 def _train_the_rest(
@@ -124,12 +156,12 @@ def _first(factors: tuple[tuple[str, float], ...], path: str) -> float:
 
 
 def _scale_by_path(
-    factors: tuple[tuple[str, float], ...], layer_decay: float
+    factors: tuple[tuple[str, float], ...], layer_decay: float, joint: int | None
 ) -> optax.GradientTransformation:
     """Learning rates that differ: by pattern, times by depth in the backbone."""
 
     def scale(updates: Parameters, parameters: Parameters) -> Parameters:
-        by_depth = depth_factors(updates, layer_decay)
+        by_depth = depth_factors(updates, layer_decay, joint)
         return {
             path: update * _first(factors, path) * by_depth.get(path, 1.0)
             for path, update in updates.items()
@@ -138,12 +170,17 @@ def _scale_by_path(
     return optax.stateless(scale)
 
 
-def depth_factors(parameters: Parameters, decay: float) -> dict[str, float | Array]:
+def depth_factors(
+    parameters: Parameters, decay: float, joint: int | None = None
+) -> dict[str, float | Array]:
     """Layer-wise decay of the learning rate, BEiT's rule (method.md section 12.1).
 
     Of n blocks, block i has decay^(n - i), what comes before them decay^(n + 1), and
     everything else, which is not named here, 1. Blocks under a scan are one array with
     a factor for each entry of its first axis.
+
+    EoMT's rule (masks.md section 7.2), where the last ``joint`` blocks are the
+    decoder's: those have 1, block i decay^(n - 1 - i), what comes before decay^(n - 1).
     """
     if decay == 1.0:
         return {}
@@ -159,13 +196,19 @@ def depth_factors(parameters: Parameters, decay: float) -> dict[str, float | Arr
     ]
     depth = max(depths, default=0)
 
+    def of_block(i: int) -> float:
+        if joint is None:
+            return decay ** (depth - i)
+        return 1.0 if i >= depth - joint else decay ** (depth - 1 - i)
+
     def factor(path: str) -> float | Array:
         if path not in blocks:
-            return decay ** (depth + 1)
+            return decay ** (depth + 1 if joint is None else depth - 1)
         if blocks[path] is not None:
-            return decay ** (depth - int(blocks[path]))
+            return of_block(int(blocks[path]))
         shape = (-1,) + (1,) * (parameters[path].ndim - 1)
-        return (decay ** (depth - jnp.arange(depth, dtype=jnp.float32))).reshape(shape)
+        each = [of_block(i) for i in range(depth)]
+        return jnp.asarray(each, jnp.float32).reshape(shape)
 
     before = [path for path in parameters if re.match(BEFORE_BLOCKS, path)]
     return {path: factor(path) for path in [*before, *blocks]}

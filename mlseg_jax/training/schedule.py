@@ -10,8 +10,13 @@ FALL = 0.1
 """Factor of the learning rate where ``steps`` falls."""
 
 
-def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+def make_schedule(
+    config: ml_collections.ConfigDict, *, of_backbone: bool = False
+) -> optax.Schedule:
     """Learning rate by step: a linear warm-up, then ``poly``, ``cosine``, others.
+
+    That ``of_backbone`` may stand still in the warm-up of the others and have its own
+    after that (``backbone_warmup_steps``; masks.md section 7.2).
 
     poly: (start - end) (1 - step / steps)^power + end (method.md section 12.1).
     ``one_cycle`` has its own warm-up (method.md section 8.2): half a cosine from a 25th
@@ -23,21 +28,24 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
         peak = optimizer.learning_rate
         return one_cycle(config.train.steps, peak / 25, peak, peak / 25e4)
     start, end = optimizer.learning_rate, optimizer.end_learning_rate
-    steps = max(1, config.train.steps - optimizer.warmup_steps)
+    still = optimizer.warmup_steps if of_backbone else 0
+    warm = optimizer.backbone_warmup_steps if of_backbone else optimizer.warmup_steps
+    before = still + warm
+    steps = max(1, config.train.steps - before)
     if optimizer.schedule == "poly":
         decay = optax.polynomial_schedule(start, end, optimizer.poly_power, steps)
     elif optimizer.schedule == "cosine":
         decay = optax.cosine_decay_schedule(start, steps, alpha=end / start)
     elif optimizer.schedule == "steps":
         falls = [round(share * config.train.steps) for share in optimizer.falls_at]
-        falls = {step - optimizer.warmup_steps: FALL for step in falls}
+        falls = {step - before: FALL for step in falls}
         decay = optax.piecewise_constant_schedule(start, falls)
     else:
         decay = optax.constant_schedule(start)
-    if optimizer.warmup_steps == 0:
+    if before == 0:
         return decay
-    warmup = optax.linear_schedule(0.0, start, optimizer.warmup_steps)
-    return optax.join_schedules([warmup, decay], [optimizer.warmup_steps])
+    warmup = optax.linear_schedule(0.0, start, warm, transition_begin=still)
+    return optax.join_schedules([warmup, decay], [before])
 
 
 def one_cycle(steps: int, start: float, peak: float, end: float) -> optax.Schedule:

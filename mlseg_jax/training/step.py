@@ -1,6 +1,7 @@
 """One step of training: gradients of a batch, one update of the state."""
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -25,6 +26,8 @@ def example_shapes(
 ) -> dict[str, tuple[tuple[int, ...], type]]:
     """Shape and type of everything that a training batch holds of an example."""
     data, crop = config.data, tuple(config.data.crop_size)
+    if data.get("num_frames", 0):
+        crop = (data.num_frames, *crop)
     shapes = {"image": ((*crop, 3), np.uint8)}
     if config.task == "multilabel":
         return shapes | {"presence": ((num_classes,), np.bool_)}
@@ -65,6 +68,9 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: dict[str, Array]):
         rng = jax.random.fold_in(dropout_key, state["step"])
+        # An example each, so that a batch can be split.
+        steps = jnp.full(len(batch["image"]), state["step"], jnp.int32)
+        batch = batch | {"step": steps}
         with within(mesh):
             grads, metrics, stats = accumulated_gradients(
                 forward, num_parts, state["params"], state["stats"], batch, rng

@@ -34,7 +34,8 @@ def run_here(capsys, monkeypatch, *arguments) -> Result:
         if name.startswith("config."):
             delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
-    for name in ("config", "workdir", "images", "output", "checkpoint", "json"):
+    names = ("config", "workdir", "images", "video", "output", "checkpoint", "json")
+    for name in (*names, "frame_rate"):
         flags.FLAGS[name].unparse()
     monkeypatch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
     status = 0

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from main_program import read_metrics
 from PIL import Image
+from tiny_videos import cut_off, frames, write_clip
 
 SCORES = (
     "mIoU", "mAP", "pixel_recall_at_k", "image_recall_at_k", "oracle_mIoU",
@@ -125,6 +126,34 @@ def make_pictures(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
         "colour": full, "grey": full, "alpha": full, "palette": full, "deep": full,
         "turned": (56, 40), "tiny": (3, 2), "flat": (5, 56),
     }  # fmt: skip
+
+
+def test_predicting_a_video(program, workdir, tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", frames())
+    command = ("predict", f"--workdir={workdir}", "--config.eval.clip_length=3")
+
+    def predict(video, folder, *more):
+        place = f"--video={video}", f"--output={tmp_path / folder}"
+        return program(*command, *place, *more)
+
+    result = predict(clip, "out", "--config.eval.selection_scope=per_clip")
+    assert result.status == 0, result.err
+    assert result.out == f"8 frames in {tmp_path / 'out'}\n"
+    lines = (tmp_path / "out" / "labels.jsonl").read_text().splitlines()
+    assert [json.loads(line)["frame"] for line in lines] == list(range(8))
+    assert (tmp_path / "out" / "overlay.mp4").stat().st_size > 1000
+    # What can be read is done; what cannot be is said.
+    error = predict(cut_off(clip, 0.7), "short").error
+    assert "is damaged" in error and "frames in" in error
+    wrong = {
+        "does not go with --images": (clip, "--images=a.png"),
+        "frame_rate": (clip, "--frame_rate=0"),
+        "There is no video": (tmp_path / "none.mp4",),
+        "no video that can be read": (__file__,),
+    }
+    for sentence, (video, *more) in wrong.items():
+        assert sentence in predict(video, "wrong", *more).error
+    assert "(other settings)" in predict(clip, "out").error
 
 
 def test_predicting_pictures_of_all_kinds(program, workdir, tmp_path):

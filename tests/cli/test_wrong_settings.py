@@ -18,7 +18,7 @@ COMMANDS = (
 @pytest.mark.parametrize(
     "flags, sentence",
     [
-        (["eval.selection_scope=nonsense"], "give per_window or per_image"),
+        (["eval.selection_scope=nonsense"], "give per_window, per_image or per_clip"),
         (["optimizer.ema_decay=1.5"], "optimizer.ema_decay is 1.5; give a number"),
         (["optimizer.learning_rate=-1"], "optimizer.learning_rate is -1.0; give"),
         (["optimizer.clip_norm=-1"], "optimizer.clip_norm is -1.0; give"),
@@ -36,8 +36,9 @@ COMMANDS = (
         (["eval.window=(32,32,32)"], "eval.window is (32, 32, 32); give height"),
         (["eval.window=a"], "eval.window is ('a',); give height and width"),
         (["eval.window=(32,"], "config.eval.window"),
-        (["train.steps=1.5"], "config.train.steps"),
-        (["train.steps=many"], "config.train.steps"),
+        (["train.steps=1.5"], "config.train.steps=1.5: '1.5' is no whole number."),
+        (["train.steps=many"], "config.train.steps=many: 'many' is no whole"),
+        (["optimizer.clip_norm=big"], "config.optimizer.clip_norm=big: 'big' is no"),
         (["eval.flip=maybe"], "config.eval.flip"),
         (["seed=-1"], "seed is -1; give"),
         (["model.decoder.name=segmentor"], "Unknown model.decoder.name 'segmentor'"),
@@ -66,9 +67,10 @@ def test_every_command_checks_first(program, tmp_path, command):
 
 
 def test_as_a_process(tmp_path):
-    """With values that stand by themselves, as in a shell."""
+    """With values that stand by themselves, as in a shell, before the configuration."""
     overrides = ["--config.eval.window", "(64, 64)", "--config.eval.window", "(8, 8)"]
-    result = as_process("summary", *tiny_flags(), *overrides)
+    configuration, *keys = tiny_flags()
+    result = as_process("summary", *keys, *overrides, configuration)
     assert "eval.stride is (32, 32), but eval.window only (8, 8)" in result.error
 
 
@@ -77,11 +79,12 @@ def test_as_a_process(tmp_path):
     [
         ("--config=a.py --config.x=1 --config.x=2", "--config=a.py --config.x=2"),
         ("--config.x 1 --config.y.z 5 -config.x 2", "--config.y.z 5 -config.x 2"),
-        ("--config.x=1 --config.x 2 --workdir w", "--config.x 2 --workdir w"),
+        ("--config.x=1 --config.x 2 --workdir w", "--workdir w --config.x 2"),
         ("--config.f --noconfig.f --config.x=-1", "--noconfig.f --config.x=-1"),
         ("--config.m -1 --config.m -2", "--config.m -2"),
         ("--config.xy=1 --config.x=2", "--config.xy=1 --config.x=2"),
         ("--config.x", "--config.x"),
+        ("--config.x=1 --config=a.py", "--config=a.py --config.x=1"),
     ],
 )
 def test_the_last_of_each_flag(given, kept):

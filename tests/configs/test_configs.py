@@ -186,6 +186,7 @@ def test_a_saved_configuration_is_the_one_that_was_saved(tmp_path):
 # Leaves that nobody has to read, each with its reason.
 UNREAD = {
     "name": "says in a saved configuration which file it came from",
+    "eval.track_score": "of videos of regions",
     "optimizer.falls_at": "of the schedule `steps` alone",
     "model.presence_prior.initial": "of a prior that there is",
     "model.presence_prior.detach": "of a prior that there is",
@@ -256,7 +257,9 @@ def test_every_key_is_read(tmp_path, monkeypatch):
     metrics = train(config, str(tmp_path))
     assert {"mIoU_frequent", "mIoU_common", "mIoU_rare"} <= metrics.keys()
     assert load_config(str(tmp_path)).train.steps == 2
-    mlseg_jax.load(str(tmp_path))(np.zeros((32, 32, 3), np.uint8))
+    segmenter, picture = mlseg_jax.load(str(tmp_path)), np.zeros((32, 32, 3), np.uint8)
+    segmenter(picture)
+    list(segmenter.video([picture] * 2, selection_scope="per_clip"))
     model = FunctionalModel.build(config, config.data.num_classes)
     # What only another optimiser, multi-label head, schedule or data set reads.
     make_optimizer(tiny_config({"optimizer.name": "sgd", "optimizer.schedule": "poly"}))

@@ -57,7 +57,12 @@ def test_recipes(name):
 
 
 # Traced and counted by tests/models/test_region_models.py.
-REGIONS = [n for n, row in paper.EXPERIMENTS.items() if row[0].startswith("mask")]
+VIDEOS = [n for n, row in paper.EXPERIMENTS.items() if "task=video" in row[0]]
+REGIONS = [
+    n
+    for n, row in paper.EXPERIMENTS.items()
+    if row[0].startswith("mask") and n not in VIDEOS
+]
 
 
 @pytest.mark.parametrize("name", REGIONS)
@@ -66,7 +71,8 @@ def test_recipes_of_regions(name):
     config = paper.get_config(name)
     assert config.is_locked and config.name == name
     assert config.task == ("panoptic" if "panoptic" in name else "semantic")
-    assert config.selection.k == 64 if "oracle" in name else 150
+    assert config.selection.k == 150
+    assert config.selection.last_prediction_only == ("oracle" in name)
     assert config.data.num_classes == 150
     has_head = name.endswith(("mlseg", "mt", "mt_ls"))
     assert config.loss.multilabel_weight == 10.0 * has_head
@@ -89,7 +95,35 @@ def test_recipes_of_regions(name):
         assert (optimizer.warmup_steps, config.train.steps) == (1500, 160_000)
 
 
-@pytest.mark.parametrize("name", [n for n in paper.EXPERIMENTS if n not in REGIONS])
+@pytest.mark.parametrize("name", VIDEOS)
+def test_recipes_of_videos(name):
+    """method.md 11.1, 11.2 and 12.4; counted by tests/models/test_video_models.py."""
+    config = paper.get_config(name)
+    is_vspw = name.startswith("vspw")
+    assert config.task == ("video_semantic" if is_vspw else "video_instance")
+    assert (config.train.steps, config.train.batch_size) == (6000, 16)
+    optimizer, data = config.optimizer, config.data
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (1e-4, 0.05)
+    assert optimizer.schedule == "steps" and optimizer.falls_at == (4000 / 6000,)
+    assert (data.num_frames, data.frame_window) == (2, 20)
+    assert data.short_sides == ((480,) if is_vspw else (360, 480))
+    assert data.base_size[1] == (360 if "youtube_vis_resnet" in name else 480)
+    assert config.eval.num_frames == (20 if is_vspw else 0)
+    large = config.model.backbone.get("embed_dim") == 192 and not is_vspw
+    assert config.model.decoder.num_queries == 100 * (1 + large)
+    assert data.num_classes == (124 if is_vspw else 40)
+    if not is_vspw:
+        assert config.eval.max_instances == 10
+    rates = dict(optimizer.learning_rate_factors)
+    expected = 1.0 if not is_vspw else 2.0 if "resnet101" in name else 5.0
+    assert rates["^multilabel_head/"] == expected
+    has_head = name.endswith(("mlseg", "mt", "mt_ls"))
+    assert config.loss.multilabel_weight == 10.0 * has_head
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in paper.EXPERIMENTS if n not in REGIONS + VIDEOS]
+)
 def test_every_row_traces(name):
     config = paper.get_config(name)
     assert config.is_locked

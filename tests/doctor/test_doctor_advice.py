@@ -170,3 +170,18 @@ def test_splits_of_json_files_with_other_categories(tmp_path):
     assert "only train has 'c'" in message and "classes.json" in message
     (tmp_path / "classes.json").write_text('{"0": "a", "1": "b", "2": "c"}')
     assert "classes_differ" not in found(config)[0]
+
+
+def test_the_selection_that_fits_is_said(tmp_path, caplog):
+    names = [f"thing {i}" for i in range(40)]
+    root = write_folder(tmp_path, range(7), names)
+    config = configuration(root)
+    advice = "pictures hold 7.0 of 40 classes on average and 7 at most; selection.name"
+    _, report = found(config)
+    assert advice in report.as_text() and advice in report.as_json()["advice"]
+    assert "selection.k=14 and loss.multilabel_weight=2.8" in report.advice
+    with caplog.at_level(logging.INFO):
+        say_oddities(config, open_dataset(config.data, train=True))
+    assert f"of 6 examples looked at: {advice}" in caplog.text
+    config.selection.name = "oracle"
+    assert not examine(config).advice

@@ -119,7 +119,7 @@ def test_against_plain_autodiff(settings):
         np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("data, fsdp, chunk", [(8, 1, 1), (2, 4, 4), (4, 2, 3)])
+@pytest.mark.parametrize("data, fsdp, chunk", [(8, 1, 3), (2, 4, 4)])
 def test_every_mesh_gives_the_same(monkeypatch, data, fsdp, chunk):
     """And every size of chunks; gradients on one of them."""
     monkeypatch.setattr(matched_masks, "CHUNK", chunk)
@@ -230,11 +230,11 @@ def test_bfloat16_leaves_get_gradients_of_their_type():
 
 def test_parts_of_a_batch_add_up():
     """Pictures with unlike numbers of targets, one of them with none."""
-    leaves, targets = make_batch(3)
+    leaves, targets = make_batch()
     (whole, (parts, losses)), _ = run(POINTS, leaves, targets, jax.random.key(0))
     split = jax.tree.map(lambda x: x[:, None], losses)
     pictures = [
-        region_means(POINTS, jax.tree.map(lambda x, i=i: x[i], split)) for i in range(3)
+        region_means(POINTS, jax.tree.map(lambda x, i=i: x[i], split)) for i in range(8)
     ]
     assert len({float(means["loss/masks"].count) for means in pictures}) > 1
     counts = jax.tree.map(lambda *x: sum(x), *map(counts_of, pictures))

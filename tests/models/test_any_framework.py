@@ -36,6 +36,7 @@ from mlseg_jax.models.build import (
     PIXEL_DECODERS,
     FunctionalModel,
 )
+from mlseg_jax.models.encoder_only import ENCODER_ONLY
 from mlseg_jax.models.interfaces import RegionOutput
 from mlseg_jax.models.rank_adaptive import RANK_NORMS
 
@@ -110,6 +111,7 @@ def check_permutation(config):
 
 
 REGIONS = [
+    ("eomt", "projected_encoder"),
     ("mask2former", "projected_encoder"),
     ("mask2former", "segmentation_logits"),
     ("maskformer", "transformer_encoder"),
@@ -118,6 +120,7 @@ PIXELS = [
     (decoder, head)
     for decoder in DECODERS.keys() - dict(REGIONS).keys()
     for head in MULTILABEL_HEADS
+    if decoder != "encoder_only" or head in ("projected_encoder", "none")
 ]
 
 
@@ -153,9 +156,12 @@ def test_permuted_classes_out_of_the_backbone(head):
 COMBINATIONS = dict.fromkeys(
     (
         *((name, decoder, "none", "complete")
-          for name in BACKBONES for decoder in DECODERS),
+          for name in BACKBONES for decoder in DECODERS
+          if name == "vit" or decoder not in ENCODER_ONLY),
         *(("vit", decoder, head, "top_k")
-          for decoder in DECODERS for head in MULTILABEL_HEADS),
+          for decoder in sorted(DECODERS.keys() - {*ENCODER_ONLY})
+          for head in MULTILABEL_HEADS),
+        *(("vit", decoder, "projected_encoder", "top_k") for decoder in ENCODER_ONLY),
         *(("vit", "segmenter", "transformer_encoder", name) for name in SELECTIONS),
     )
 )  # fmt: skip
@@ -189,7 +195,7 @@ def test_every_combination_traces(combination):
         if isinstance(output, RegionOutput):
             masks = jax.eval_shape(lambda x: x.mask_logits(), output.regions)
             assert masks.shape == (2, 5, rows, columns)
-            predictions = {"mask2former": 3, "maskformer": 2}[decoder]
+            predictions = {"eomt": 2, "mask2former": 3, "maskformer": 2}[decoder]
             shape = (2, predictions, 5, num_ranks + 1)
         else:
             shape = (2, rows, columns, num_ranks)

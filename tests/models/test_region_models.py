@@ -114,11 +114,18 @@ def test_selections(recipe, image):
         trained = bound(
             images, lambda scores: select_given(ids, None, C), rng=jax.random.key(0)
         )
+        # The release's oracle: the last prediction alone is kept to valid labels.
+        bound.last_prediction_only = True
+        told = bound(
+            images,
+            lambda scores: select_given(padded, valid, C),
+            rng=jax.random.key(0),
+        ).class_logits
         masks = [each.regions.mask_logits() for each in (*outputs, trained)]
         some = trained.regions.mask_logits_of(jnp.asarray([[4, 1], [0, 0]]))
-        return [each.class_logits for each in (*outputs, trained)], masks, some
+        return [each.class_logits for each in (*outputs, trained)], told, masks, some
 
-    logits, masks, some = run(parameters, make_images())
+    logits, told, masks, some = run(parameters, make_images())
     few, with_padding, complete, trained = map(np.asarray, logits)
     assert few.shape == (2, 1, 5, 4) and complete.shape == (2, 1, 5, C + 1)
     np.testing.assert_array_equal(with_padding[..., 3:5], UNSELECTED_LOGIT)
@@ -128,6 +135,9 @@ def test_selections(recipe, image):
     supervised = 3 if recipe is M2F else 2
     assert trained.shape == (2, supervised, 5, 4)
     np.testing.assert_allclose(trained[:, -1:], few, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(told[:, -1, :, 3:5], UNSELECTED_LOGIT)
+    assert np.min(told[:, :-1]) > UNSELECTED_LOGIT
+    np.testing.assert_allclose(told[:, -1:], with_padding, rtol=1e-4, atol=1e-4)
     for mask in masks[1:]:
         np.testing.assert_allclose(mask, masks[0], rtol=1e-4, atol=1e-4)
     expected = np.stack([masks[3][0, [4, 1]], masks[3][1, [0, 0]]])
@@ -187,8 +197,9 @@ def test_parts_that_do_not_fit(changes, sentence):
         FunctionalModel.build(config, C)
 
 
-@pytest.mark.parametrize("recipe", [M2F, MF])
-@pytest.mark.parametrize("backbone", ["vit_demo", "dinov2_demo", "beit_demo"])
+@pytest.mark.parametrize(
+    "recipe, backbone", [(M2F, "vit_demo"), (MF, "dinov2_demo"), (M2F, "beit_demo")]
+)
 def test_backbones_of_one_map_get_a_pyramid(recipe, backbone):
     config = recipe.get_config(f"dataset=sign_scenes,backbone={backbone},task=panoptic")
     config.model.decoder.update(depth=1, image_layer=0)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
+from limits import BLOCK_LIMIT, WHOLE_LIMIT, difference
 from live_models import CASES, Case
 from ml_collections import ConfigDict
 
@@ -23,8 +24,6 @@ from mlseg_jax.pretrained.fit import Fitter
 from mlseg_jax.pretrained.formats import recognise
 from mlseg_jax.pretrained.mapping import to_ours
 from mlseg_jax.pretrained.read import WeightFile
-
-BLOCK_LIMIT, WHOLE_LIMIT = 1e-5, 1e-4
 
 
 def randomise(model: torch.nn.Module) -> None:
@@ -85,13 +84,6 @@ class Functional:
             for path, variable in nnx.to_flat_state(self.abstract)
         ]
         return nnx.merge(self.graph, nnx.from_flat_state(state))
-
-
-def difference(ours, theirs) -> float:
-    """Largest, relative to the largest of theirs."""
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
-    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
-    return float(np.max(np.abs(ours - theirs)) / (np.max(np.abs(theirs)) + 1e-9))
 
 
 def compare(case: Case) -> tuple[float, float, float]:

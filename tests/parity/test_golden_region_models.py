@@ -99,8 +99,8 @@ def test_all_predictions_and_gradients(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_picture_and_canvases(case):
-    """The last prediction of one picture, alone and in a corner of a larger canvas."""
+def test_canvases(case):
+    """The last prediction of one picture, in a corner of a larger canvas."""
     model, golden, params, _ = converted(case)
     images = nhwc(golden["input:small_image"])
     height, width = images.shape[1:3]
@@ -109,13 +109,12 @@ def test_one_picture_and_canvases(case):
     sizes = np.asarray([(height, width), canvas.shape[1:3]], np.int32)
 
     @jax.jit
-    def run(params, images, sizes=None):
+    def run(params, images, sizes):
         output = model.bind(params)(images, select_complete, image_size=sizes)
         return output.class_logits[:, 0], output.regions.mask_logits()
 
-    for inputs, real in ((images, None), (canvas, sizes)):
-        classes, masks = run(params, inputs, real)
-        close(classes[:1], golden["output:small_classes"][:, -1], 5e-5)
-        expected = golden["output:small_masks"][:, -1]
-        rows, columns = expected.shape[2:]
-        close(masks[:1, :, :rows, :columns], expected, 5e-5)
+    classes, masks = run(params, canvas, sizes)
+    close(classes[:1], golden["output:small_classes"][:, -1], 5e-5)
+    expected = golden["output:small_masks"][:, -1]
+    rows, columns = expected.shape[2:]
+    close(masks[:1, :, :rows, :columns], expected, 5e-5)

@@ -88,7 +88,9 @@ def test_any_size_and_number_of_segments(size):
     assert drawn.dtype == np.uint8 and drawn.shape[0] >= height
     nothing = draw_segments(image, Panoptic(np.zeros(size, np.int32), ()), NAMES)
     assert nothing.shape[1] >= width
-    draw_segments(image, (), NAMES)
+    few = draw_segments(image, (), NAMES)
+    unlikely = draw_segments(image, (), NAMES, if_none="3, all below 50%")
+    assert few.shape != unlikely.shape or (few != unlikely).any()
 
 
 def test_table_is_short_and_sizes_must_agree():

@@ -254,11 +254,11 @@ def test_dynamic_k_of_a_configuration():
     histogram[0, 4] = histogram[1, 5] = 10
     selection = policy.select()(jnp.asarray(scores))
     segmented = Segmented((4, 4), (), (), (), selection, scores, 2)
-    evaluation._add_labels(segmented, histogram, None)
+    evaluation.add_labels(segmented.scores, histogram, None)
     # The first picture's label is kept; of the second, only class 0 is.
     recall = evaluation.recall.compute()
     assert recall["pixel_recall_at_k"] == 0.5
-    class_ids, valid = evaluation.ranked(segmented)
+    class_ids, valid = evaluation._ranked(segmented.scores)
     np.testing.assert_array_equal(np.sum(valid, axis=1), [3, 1])
     np.testing.assert_array_equal(class_ids[0][:3], [4, 2, 7])
 

@@ -111,6 +111,7 @@ def test_the_command(tmp_path, monkeypatch, capsys, raw_values):
         images=[str(tmp_path / "a.png")],
         checkpoint="latest",
         raw_values=raw_values,
+        video=None,
     )
     predict.run(flags)
     expected = np.take((7, 300, 255), LABEL_MAP) if raw_values else LABEL_MAP

@@ -1,10 +1,12 @@
 """Mask2Former and MaskFormer of others: their names become the tables' (masks.md 8)."""
 
+import json
 import pickle
 import re
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from weight_files import config_of, random_arrays
 
 from configs import mask2former, maskformer
@@ -110,6 +112,7 @@ def test_names_of_files(case):
         config.data.num_classes = config.selection.k = 11
         config.model.decoder.image_layer = 0
         config.model.decoder.depth = config.model.pixel_decoder.depth = 1
+        config.model.pixel_decoder.num_groups = 32
         if backbone == "swin_demo":
             config.model.backbone.update(embed_dim=4, num_heads=(1, 1, 2, 2))
         else:
@@ -152,6 +155,9 @@ FIT = (
      "pixel_decoder=encoder_fpn"),
     ("hugging_face", mask2former,
      "dataset=coco_json,backbone=swin_t,task=instance,selection=complete"),
+    # Names of the video models are those of the image models.
+    ("detectron2", mask2former,
+     "dataset=vspw,backbone=swin_t,task=video_semantic,selection=top_k"),
 )  # fmt: skip
 
 
@@ -172,8 +178,8 @@ def test_a_pickle_becomes_a_run_and_a_file_again(tmp_path):
     """Of numpy's arrays, under the names of the authors' release."""
     config = mask2former.get_config("dataset=sign_scenes,backbone=swin_demo")
     with config.unlocked():
-        config.model.decoder.update(image_layer=0, depth=1, embed_dim=16, num_heads=2)
-        config.model.pixel_decoder.update(depth=1, embed_dim=16, num_groups=4)
+        config.model.decoder.update(image_layer=0, depth=1, embed_dim=32, num_heads=2)
+        config.model.pixel_decoder.update(depth=1, embed_dim=32, num_groups=32)
         config.model.multilabel_head.update(embed_dim=8, num_heads=2)
         config.model.backbone.update(embed_dim=4, num_heads=(1, 1, 2, 2))
     ours, _ = random_arrays(config, FORMATS["mask2former"].rows, 40)
@@ -190,8 +196,34 @@ def test_a_pickle_becomes_a_run_and_a_file_again(tmp_path):
         np.testing.assert_array_equal(back[name], array)
     with pytest.raises(UserError, match="multilabel_head.name is 'projected_encoder'"):
         STATE_DICTS["hugging_face"](config, ours)
+    with pytest.raises(UserError, match="num_groups is 8"):
+        config.model.pixel_decoder.num_groups = 8
+        STATE_DICTS["detectron2"](config, ours)
     with pytest.raises(UserError, match="model.decoder.name is 'segmenter'"):
         STATE_DICTS["detectron2"](config_of(), {})
+
+
+def test_a_folder_for_transformers(tmp_path):
+    """Weights and ``config.json``; tests/parity/live_region_exports.py loads one."""
+    config = maskformer.get_config("dataset=sign_scenes,selection=complete")
+    with config.unlocked():
+        config.model.decoder.update(depth=1, embed_dim=32, num_heads=2, image_layer=0)
+        config.model.pixel_decoder.update(embed_dim=32, num_groups=32)
+        config.model.backbone.update(embed_dim=4, num_heads=(1, 1, 2, 2))
+    rows = FORMATS["hugging_face_maskformer"].rows
+    ours, _ = random_arrays(config, rows, 40)
+    save_file(ours, tmp_path / "x.safetensors", metadata={"format": "mlseg_jax"})
+    workdir, folder = str(tmp_path / "run"), tmp_path / "theirs"
+    convert(config, str(tmp_path / "x.safetensors"), workdir)
+    output = str(folder / "model.safetensors")
+    export_weights(workdir, output, "hugging_face", "latest")
+    settings = json.loads((folder / "config.json").read_text())
+    assert settings["decoder_config"]["decoder_layers"] == 1
+    assert settings["backbone_config"]["window_size"] == 6
+    assert len(settings["id2label"]) == 40
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="config.json exists already"):
+        export_weights(workdir, output, "hugging_face", "latest")
 
 
 def test_first_generation_of_transformers():

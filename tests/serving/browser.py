@@ -7,6 +7,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -24,19 +25,20 @@ class Browser:
         # Chromium reads from 3 and writes to 4.
         moved = [os.dup(down[0]), os.dup(up[1])]
 
-        def place():
-            os.dup2(moved[0], 3)
-            os.dup2(moved[1], 4)
-
+        # A process of its own puts them there: a fork of this one JAX forbids.
+        place = (
+            f"import os, sys; os.dup2({moved[0]}, 3); os.dup2({moved[1]}, 4); "
+            "os.execv(sys.argv[1], sys.argv[1:])"
+        )
         self._process = subprocess.Popen(
             [
+                *(sys.executable, "-c", place),
                 *(find_chromium(), "--headless=new", "--no-sandbox", "--disable-gpu"),
                 *("--remote-debugging-pipe", "--no-first-run", "--hide-scrollbars"),
                 f"--user-data-dir={folder}",
                 f"--window-size={size[0]},{size[1]}",
             ],
-            preexec_fn=place,
-            close_fds=False,
+            pass_fds=moved,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -5,6 +5,8 @@ from ml_collections import ConfigDict
 
 from configs import (
     deeplabv3,
+    encoder_only,
+    eomt,
     linear,
     mask2former,
     maskformer,
@@ -39,6 +41,9 @@ RECIPES = (
     *((mask2former, f"backbone={b}") for b in ("swin_t", "resnet50", "vit_b16")),
     (maskformer, "task=panoptic,backbone=resnet50"),
     (mask2former, "task=instance,dataset=sign_scenes"),
+    (mask2former, "task=video_instance,dataset=sign_scenes"),
+    (eomt, ""),
+    (encoder_only, ""),
     *((paper, name) for name in paper.EXPERIMENTS),
     *((study, f"row={row},size={size}") for row in study.ROWS for size in study.SIZES),
     (study, f"row={study.PRETRAINED}"),
@@ -62,6 +67,7 @@ ANY_NUMBER = {"model.auxiliary_head.level", "data.pixel_mean"}
 TUPLES_MAY_BE_EMPTY = {
     *("optimizer.weight_decay_factors", "optimizer.learning_rate_factors"),
     *("optimizer.frozen", "optimizer.falls_at", "model.backbone.taps"),
+    *("model.decoder.mask_starts", "model.decoder.mask_ends"),
 }
 NUMBER_OR_AUTO = {"loss.multilabel_weight"}
 NAN, INFINITE = float("nan"), float("inf")
@@ -155,7 +161,7 @@ def test_every_key_refuses_what_nobody_can_mean(shapes):
 @pytest.mark.parametrize(
     "key, value, sentence",
     [
-        ("eval.selection_scope", "nonsense", "give per_window or per_image"),
+        ("eval.selection_scope", "nonsense", "give per_window, per_image or per_clip"),
         ("optimizer.ema_decay", 1.5, "is 1.5; give a number from 0 to below 1"),
         ("optimizer.learning_rate", -1.0, "is -1.0; give a number above 0"),
         ("optimizer.learning_rate", 0.0, "is 0.0; give a number above 0"),

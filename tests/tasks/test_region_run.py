@@ -129,7 +129,7 @@ def test_predict_writes_panoptic_files(run, data, tmp_path):
     images = data / "images" / "val"
     flags = types.SimpleNamespace(
         workdir=str(workdir), config=config, checkpoint="latest", output=str(tmp_path),
-        images=[str(images)], scores="", raw_values=False,
+        images=[str(images)], scores="", raw_values=False, video=None,
     )  # fmt: skip
     for _ in range(2):  # the second time over the first
         predict.run(flags)

@@ -201,7 +201,10 @@ def test_keys_that_do_not_go_together(overrides, words):
 def test_a_decoder_of_pixels_finds_no_segments():
     config = region_config()
     config.model.decoder.name = "linear"
-    with pytest.raises(UserError, match="choose one of mask2former, maskformer"):
+    with pytest.raises(UserError, match="choose one of eomt, mask2former"):
+        find_task(config)
+    config.task = "semantic"
+    with pytest.raises(UserError, match="set data.segments to none"):
         find_task(config)
 
 

@@ -23,5 +23,5 @@ def run(flags) -> None:
         return
     workdir = required(flags, "workdir")
     convert.print_converted(
-        convert.convert(flags.config, weights, workdir, flags.classes)
+        convert.convert(flags.config, weights, workdir, flags.classes, flags.base)
     )

@@ -1,12 +1,15 @@
-"""``predict``: label maps, overlays and labels of pictures."""
+"""``predict``: label maps, overlays and labels of pictures, or of a video."""
 
 import functools
 import json
+import os
+from fractions import Fraction
 
 from etils import epath
 
 from input_pipeline.datasets.open import read_options
 from input_pipeline.files.images import write_label_map
+from input_pipeline.files.video import open_video
 from mlseg_jax.cli.flags import required
 from mlseg_jax.errors import UserError
 from mlseg_jax.prediction.batches import check_done, predictions
@@ -21,8 +24,9 @@ from mlseg_jax.prediction.files import (
     write_drawing,
 )
 from mlseg_jax.prediction.labels import write_label_scores, write_labels
+from mlseg_jax.prediction.load import load_with_config
 from mlseg_jax.prediction.raw_values import raw_value_writer
-from mlseg_jax.prediction.segmenter import load_with_config
+from mlseg_jax.prediction.video import write_video
 from mlseg_jax.runs.progress import progress_bar
 from mlseg_jax.tasks.table import find_task
 
@@ -35,6 +39,9 @@ def run(flags) -> None:
         print(flags.scores)
         return
     output = epath.Path(required(flags, "output")).expanduser()
+    if flags.video is not None:
+        _predict_video(flags, config, workdir, output)
+        return
     paths, problems = picture_paths(flags.images)
     if config.task == "multilabel":
         if flags.raw_values:
@@ -52,6 +59,41 @@ def run(flags) -> None:
     check_done(done, problems, output)
     what = "labels of " if config.task == "multilabel" else ""
     print(f"{what}{done} pictures in {output}")
+
+
+def _predict_video(flags, config, workdir: str, output: epath.Path) -> None:
+    """Results of a video; see `video.write_video`.
+
+    Raises:
+      UserError: flags do not go together, or not all could be read, when the rest is
+        written.
+    """
+    if flags.images or flags.raw_values or config.task == "multilabel":
+        wrong = "--images" if flags.images else "a classifier"
+        wrong = "--raw_values" if flags.raw_values else wrong
+        raise UserError(f"--video does not go with {wrong}; leave one of them out.")
+    if not 0 < flags.frame_rate < 1e4:
+        raise UserError(
+            f"--frame_rate is {flags.frame_rate}; give frames a second above 0."
+        )
+    rate = Fraction(flags.frame_rate).limit_denominator(1001)
+    video = open_video(flags.video, read_options(config.data), rate)
+    segmenter = load_with_config(workdir, config, flags.checkpoint)
+    settings = config.eval.to_dict() | {"base_size": config.data.base_size}
+    # Neither changes what is found.
+    del settings["batch_size"], settings["font"]
+    job = {
+        "model": {"workdir": os.path.realpath(workdir), "step": segmenter.step},
+        "settings": settings | {"selection": config.selection.to_dict()},
+        "frame_rate": str(video.frame_rate),
+    }
+    record = write_video(segmenter, video, output, job, config.eval.font)
+    done = f"{record.num_frames:,} frames in {output}"
+    if record.problems:
+        more = len(record.problems) - 1
+        others = f" (and {more:,} more, said above)" if more else ""
+        raise UserError(f"{record.problems[0].rstrip('.')}{others}; {done}.")
+    print(done)
 
 
 def _write_segmented(segmenter, config, paths, output, problems, write) -> int:

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.models.decoders.regions import AbstractRegionDecoder
-from mlseg_jax.models.interfaces import AbstractPixelDecoder, Embeddings, FeatureMap
+from mlseg_jax.models.decoders.queries import AbstractQueryDecoder
+from mlseg_jax.models.interfaces import Embeddings, FeatureMap
 from mlseg_jax.models.layers.block_stack import run_layers
 from mlseg_jax.models.layers.conv import Conv
 from mlseg_jax.models.layers.group_norm import xavier_fill
@@ -12,10 +12,11 @@ from mlseg_jax.models.layers.position_embedding import map_positions
 from mlseg_jax.models.layers.query_layer import QueryLayer
 from mlseg_jax.models.layers.transformer import split_rng
 from mlseg_jax.models.macs import Macs, in_full, product
+from mlseg_jax.models.pixel_decoders.abstract import AbstractPixelDecoder
 from mlseg_jax.typing import DTypeLike, PRNGKeyArray
 
 
-class MaskFormerDecoder(AbstractRegionDecoder):
+class MaskFormerDecoder(AbstractQueryDecoder):
     """Queries that look at each other and then at one coarse map; they start at zero,
     and there is a prediction after each layer.
     """

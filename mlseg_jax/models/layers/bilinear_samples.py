@@ -6,7 +6,6 @@ gathers them again and adds its own to a table of the same kind. Only the table 
 heads exists at a time, and of the samples one for each query.
 """
 
-
 import jax
 import jax.numpy as jnp
 

@@ -51,6 +51,15 @@ def map_positions(features: FeatureMap, embed_dim: int) -> Float[Array, "#B h w 
     return jnp.concatenate([rows, columns], axis=-1)
 
 
+def time_positions(num_frames: int, embed_dim: int) -> Float[np.ndarray, "T D"]:
+    """What `map_positions` gets added in each frame of a clip (masks.md 6.1).
+
+    All channels are of the one axis, whose last frame is at (almost) 2 pi whatever the
+    number of frames.
+    """
+    return _along(num_frames, embed_dim).astype(np.float32)
+
+
 def _along(length: int, half: int, size: Array | int | None = None):
     """``[length half]``: in float64 where all is known, else in float32."""
     xp = np if size is None else jnp

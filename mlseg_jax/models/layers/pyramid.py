@@ -62,11 +62,16 @@ class DoubleSize(nnx.Module):
     """A transposed convolution of stride 2 whose 2x2 kernels do not overlap."""
 
     def __init__(
-        self, in_features: int, out_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        kernel_init: nnx.Initializer = linear_init,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ):
-        self.kernel = nnx.Param(
-            linear_init(rngs.params(), (2, 2, in_features, out_features))
-        )
+        shape = (2, 2, in_features, out_features)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(out_features))
         self.dtype = dtype
 

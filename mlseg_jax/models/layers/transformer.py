@@ -1,6 +1,5 @@
 """The pre-norm transformer block."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -10,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.models.layers.attention import attention, attention_with_own
+from mlseg_jax.models.layers.attention import attention
+from mlseg_jax.models.layers.contexts import ClassesApart, PlacedTokens
 from mlseg_jax.models.layers.dropout import drop_path, dropout
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.macs import Macs, norm, product
@@ -30,23 +30,8 @@ def torch_uniform(fan_in: int) -> nnx.Initializer:
     return initial
 
 
-@dataclasses.dataclass(frozen=True)
-class ClassesApart:
-    """Tokens are [image ; classes], and no class is seen by another token.
-
-    Attributes:
-      num_image: tokens of the image; they see one another.
-      image_mask: which of them are real; None when all are.
-    """
-
-    # Leaves may be anything while JAX transforms it.
-    __no_type_check__ = True
-
-    num_image: int
-    image_mask: Bool[Array, "B L"] | None
-
-
-Context = Bool[Array, "B L"] | Int[Array, "B 2"] | tuple[int, int] | ClassesApart | None
+Whom = ClassesApart | PlacedTokens
+Context = Bool[Array, "B L"] | Int[Array, "B 2"] | tuple[int, int] | Whom | None
 """What an attention is told of its tokens: which are real, who sees whom, or the size
 of grids.
 """
@@ -99,7 +84,10 @@ def over_rows(
 
 
 class MultiHeadAttention(nnx.Module):
-    """Self-attention with one fused projection to queries, keys and values."""
+    """Self-attention with one fused projection to queries, keys and values.
+
+    Without ``key_bias`` only queries and values have one.
+    """
 
     def __init__(
         self,
@@ -107,13 +95,16 @@ class MultiHeadAttention(nnx.Module):
         num_heads: int,
         *,
         dropout_rate: float = 0.0,
+        key_bias: bool = True,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         linear = functools.partial(
             nnx.Linear, kernel_init=linear_init, dtype=dtype, rngs=rngs
         )
-        self.query_key_value = linear(embed_dim, 3 * embed_dim)
+        self.query_key_value = linear(embed_dim, 3 * embed_dim, use_bias=key_bias)
+        self.query_bias = None if key_bias else nnx.Param(jnp.zeros(embed_dim))
+        self.value_bias = None if key_bias else nnx.Param(jnp.zeros(embed_dim))
         self.out = linear(embed_dim, embed_dim)
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate
@@ -121,29 +112,39 @@ class MultiHeadAttention(nnx.Module):
     def __call__(
         self,
         tokens: Float[Array, "B L D"],
-        context: Bool[Array, "B L"] | ClassesApart | None = None,
+        context: Bool[Array, "B L"] | Whom | None = None,
         rng: PRNGKeyArray | None = None,
     ) -> Float[Array, "B L D"]:
         batch, length, width = tokens.shape
         weight_rng, out_rng = split_rng(rng, 2)
         # Not sliced: the gradient is one concatenation, not a sum of padded ones.
+        projected = self.query_key_value(tokens)
+        if self.query_bias is not None:
+            projected = projected + self._biases()[None, None].astype(projected.dtype)
         query, key, value = (
             part.reshape(batch, length, self.num_heads, -1)
-            for part in jnp.split(self.query_key_value(tokens), 3, axis=-1)
+            for part in jnp.split(projected, 3, axis=-1)
         )
         drop = {"dropout_rate": self.dropout_rate, "rng": weight_rng}
-        if isinstance(context, ClassesApart):
-            out = _apart(query, key, value, context, drop)
+        if isinstance(context, Whom):
+            out = context.attend(query, key, value, **drop)
         else:
             out = attention(query, key, value, context, **drop)
         out = self.out(out.reshape(batch, length, width))
         return dropout(out, self.dropout_rate, out_rng)
 
+    def _biases(self) -> Float[Array, "three_D"]:
+        """Of queries, keys and values side by side."""
+        if self.query_bias is None:
+            return self.query_key_value.bias[...]
+        query, value = self.query_bias[...], self.value_bias[...]
+        return jnp.concatenate([query, jnp.zeros_like(query), value])
+
     def add_head_by_head(
         self,
         residual: Float[Array, "B L D"],
         tokens: Float[Array, "B L D"],
-        token_mask: Bool[Array, "B L"] | None,
+        context: Bool[Array, "B L"] | PlacedTokens | None,
         scale: Float[Array, "D"] | None = None,
     ) -> Float[Array, "B L D"]:
         """Residual + attention of the tokens, with one head in memory at a time.
@@ -154,7 +155,7 @@ class MultiHeadAttention(nnx.Module):
         dtype = tokens.dtype
 
         kernel = self.query_key_value.kernel[...].reshape(width, 3, heads, -1)
-        bias = self.query_key_value.bias[...].reshape(3, heads, -1)
+        bias = self._biases().reshape(3, heads, -1)
         out_kernel, out_bias = self.out.kernel[...], self.out.bias[...]
         if scale is not None:
             out_kernel, out_bias = out_kernel * scale[None], out_bias * scale
@@ -169,27 +170,15 @@ class MultiHeadAttention(nnx.Module):
                 (tokens @ kernels[:, i] + biases[None, None, i])[:, :, None]
                 for i in range(3)
             )
-            out = attention(query, key, value, token_mask)[:, :, 0]
+            if isinstance(context, PlacedTokens):
+                out = context.attend(query, key, value, 0.0, None)[:, :, 0]
+            else:
+                out = attention(query, key, value, context)[:, :, 0]
             part = take(out_kernel, head, 0)
             return over_rows(lambda rows, out: rows + out @ part, total, out)
 
         total = jax.lax.fori_loop(0, heads, add_head, residual)
         return total + out_bias.astype(dtype)[None, None]
-
-
-def _apart(query, key, value, context: ClassesApart, drop: dict) -> Array:
-    """All tokens see those of the image; each class also sees itself."""
-    image_rng, class_rng = split_rng(drop["rng"], 2)
-    (image, classes), (keys, own_keys), (values, own_values) = (
-        jnp.split(x, [context.num_image], axis=1) for x in (query, key, value)
-    )
-    mask = context.image_mask
-    image = attention(image, keys, values, mask, **drop | {"rng": image_rng})
-    classes = attention_with_own(
-        *(classes, keys, values, own_keys, own_values, mask),
-        **drop | {"rng": class_rng},
-    )
-    return jnp.concatenate([image, classes], axis=1)
 
 
 class TransformerBlock(nnx.Module):

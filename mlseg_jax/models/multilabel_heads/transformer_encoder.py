@@ -11,10 +11,10 @@ from mlseg_jax.models.interfaces import (
     LabelPrediction,
 )
 from mlseg_jax.models.layers.block_stack import BlockStack
+from mlseg_jax.models.layers.contexts import ClassesApart
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.resize import adaptive_pool
 from mlseg_jax.models.layers.transformer import (
-    ClassesApart,
     TransformerBlock,
     join_masks,
     over_rows,

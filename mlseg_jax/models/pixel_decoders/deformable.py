@@ -7,13 +7,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlseg_jax.distributed.sharding import pin_examples
-from mlseg_jax.models.interfaces import AbstractPixelDecoder, FeatureMap, PixelFeatures
+from mlseg_jax.models.interfaces import FeatureMap
 from mlseg_jax.models.layers.block_stack import run_layers
 from mlseg_jax.models.layers.conv import Conv, resize_like
 from mlseg_jax.models.layers.deformable_attention import DeformableLayer, Grids
 from mlseg_jax.models.layers.group_norm import GroupNormUnit, xavier_fill
 from mlseg_jax.models.layers.position_embedding import map_positions
 from mlseg_jax.models.macs import Macs
+from mlseg_jax.models.pixel_decoders.abstract import AbstractPixelDecoder, PixelFeatures
 from mlseg_jax.models.pixel_decoders.fpn import map_levels
 from mlseg_jax.typing import DTypeLike, PRNGKeyArray
 

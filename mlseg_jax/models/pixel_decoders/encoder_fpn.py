@@ -3,13 +3,14 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.models.interfaces import AbstractPixelDecoder, FeatureMap, PixelFeatures
+from mlseg_jax.models.interfaces import FeatureMap
 from mlseg_jax.models.layers.conv import Conv
 from mlseg_jax.models.layers.group_norm import xavier_fill
 from mlseg_jax.models.layers.position_embedding import map_positions
 from mlseg_jax.models.layers.post_norm import PostNormLayer, encode
 from mlseg_jax.models.layers.transformer import torch_uniform
 from mlseg_jax.models.macs import Macs
+from mlseg_jax.models.pixel_decoders.abstract import AbstractPixelDecoder, PixelFeatures
 from mlseg_jax.models.pixel_decoders.fpn import NUM_MAPS, FeaturePyramid, map_levels
 from mlseg_jax.typing import DTypeLike, PRNGKeyArray
 

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlseg_jax.distributed.sharding import pin_examples
-from mlseg_jax.models.interfaces import AbstractPixelDecoder, FeatureMap, PixelFeatures
+from mlseg_jax.models.interfaces import FeatureMap
 from mlseg_jax.models.layers.conv import Conv, nearest_like
 from mlseg_jax.models.layers.group_norm import GroupNormUnit, xavier_fill
 from mlseg_jax.models.macs import Macs
+from mlseg_jax.models.pixel_decoders.abstract import AbstractPixelDecoder, PixelFeatures
 from mlseg_jax.typing import DTypeLike, PRNGKeyArray
 
 NUM_MAPS = 3

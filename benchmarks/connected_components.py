@@ -1,0 +1,104 @@
+"""Panoptic quality of a classifier of pixels: what connected components reach.
+
+    python benchmarks/connected_components.py --workdir=runs/segmenter \
+        --split=val --least-areas=0,20,40 --json=FILE
+
+The opponent of regions (docs/results.md): the label map of any run of `semantic` with
+a decoder of pixels is cut up into segments. A class of stuff is one segment; of a class
+of things each piece that hangs together (8 neighbours) is one. Pieces of fewer pixels
+than ``--least-areas`` are void, for speckles would count as wrong segments; choose this
+on another split than the one that is reported. Two touching signs of one class are one
+piece: that is what the method cannot do. The quality is that of `evaluate`.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+import measure  # noqa: E402
+
+measure.use_repository()
+
+from input_pipeline.datasets.open import open_dataset  # noqa: E402
+from input_pipeline.pipeline import evaluation_examples  # noqa: E402
+from mlseg_jax.distributed.sharding import own_mesh  # noqa: E402
+from mlseg_jax.metrics.panoptic_quality import (  # noqa: E402
+    PanopticQuality,
+    TrueSegments,
+)
+from mlseg_jax.runs.workdir import load_config, load_parameters  # noqa: E402
+from mlseg_jax.tasks.engines import evaluation_policy, make_engine  # noqa: E402
+from mlseg_jax.tasks.evaluation import groups_by_shape  # noqa: E402
+
+
+def connected_segments(
+    label_map: np.ndarray, is_thing: np.ndarray, least_area: int = 0
+) -> tuple[np.ndarray, dict[int, int]]:
+    """Segments of a label map: ids int32 [H W], 0 for void, and the class of each."""
+    segment_map = np.zeros(label_map.shape, np.int32)
+    classes = {}
+    for class_id in np.unique(label_map[label_map >= 0]).tolist():
+        pieces = (label_map == class_id).astype(np.uint8)
+        if is_thing[class_id]:
+            _, pieces = cv2.connectedComponents(pieces, connectivity=8)
+        areas = np.bincount(pieces.ravel())
+        for piece in range(1, len(areas)):
+            if areas[piece] >= max(least_area, 1):
+                classes[len(classes) + 1] = class_id
+                segment_map[pieces == piece] = len(classes)
+    return segment_map, classes
+
+
+def evaluate(
+    workdir: str, split: str, num_examples: int, least_areas: Sequence[int]
+) -> list[dict]:
+    """A row for each least area, all of one pass over the split."""
+    config = load_config(workdir)
+    config.mesh.update(data=-1, fsdp=1)
+    model, parameters, _ = load_parameters(workdir, config, "latest")
+    config.data.update(eval_split=split, eval_examples=num_examples)
+    config.data.segments = "panoptic"  # what the truth is; the model finds pixels
+    source = open_dataset(config.data, train=False)
+    policy = evaluation_policy(config, source.info.num_classes)
+    engine = make_engine(config, model, parameters, own_mesh(config))
+    is_thing = np.asarray(source.info.is_thing, bool)
+    states = {area: PanopticQuality.empty(is_thing) for area in least_areas}
+    examples = evaluation_examples(
+        source, process_index=0, process_count=1, num_threads=config.data.num_threads
+    )
+    for group in groups_by_shape(examples, engine.batch_sizes[0]):
+        images = [example["image"] for example in group]
+        (results,) = engine.segment(images, [(policy, None)])
+        label_maps = [m for part in results for m in part.label_maps()]
+        for example, label_map in zip(group, label_maps, strict=True):
+            truth = TrueSegments.from_maps(
+                example["label_map"], example["instance_map"], is_thing
+            )
+            for area, state in states.items():
+                found = connected_segments(label_map, is_thing, area)
+                states[area], _ = state.update(truth, *found)
+    return [{"least area": area} | s.compute() for area, s in states.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--examples", type=int, default=200)
+    parser.add_argument("--least-areas", default="0,20,40,80", help="pixels")
+    parser.add_argument("--json")
+    flags = parser.parse_args()
+    areas = [int(area) for area in flags.least_areas.split(",")]
+    rows = evaluate(flags.workdir, flags.split, flags.examples, areas)
+    measure.print_table(rows)
+    measure.write_json(flags.json, {"rows": rows} | vars(flags))
+
+
+if __name__ == "__main__":
+    main()

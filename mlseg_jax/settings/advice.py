@@ -1,0 +1,52 @@
+"""Which selection fits the data: said by `doctor`, and by `train` before its loop."""
+
+import ml_collections
+import numpy as np
+
+from mlseg_jax.settings.resolve import LABEL_WEIGHT_PER_CLASS
+from mlseg_jax.typing import Int
+
+CHOSEN_BY_SCORES = ("complete", "top_k")
+"""Values of `selection.name` between which there is something to choose."""
+
+NEARLY_ALL = 0.5
+"""Share of the classes that pictures hold on average from which a selection has little
+to leave out: on CamVid, whose pictures hold nearly all 11, it cost points.
+"""
+
+SPARE = 2
+"""K over the labels that 99 % of the pictures do not exceed. The paper's values follow
+it: 25 of 60 labels, 50 of 150 and 171, 100 of 1,284 (method.md section 1).
+"""
+
+
+def selection_advice(
+    config: ml_collections.ConfigDict,
+    num_classes: int,
+    num_labels: Int[np.ndarray, "n"],
+) -> str:
+    """One sentence: the selection, K and weight of the label loss to take.
+
+    Args:
+      config: of the run, for what is set now.
+      num_classes: C.
+      num_labels: how many classes each picture looked at holds; not empty.
+    """
+    average = num_labels.mean()
+    k = SPARE * int(np.ceil(np.quantile(num_labels, 0.99)))
+    weight = round(LABEL_WEIGHT_PER_CLASS * num_classes, 2)
+    held = (
+        f"pictures hold {average:.1f} of {num_classes} classes on average and "
+        f"{num_labels.max()} at most"
+    )
+    if average >= NEARLY_ALL * num_classes or k >= num_classes:
+        advice = "selection.name=complete, for a selection has little to leave out"
+    else:
+        advice = (
+            f"selection.name=top_k, selection.k={max(k, 1)} and "
+            f"loss.multilabel_weight={weight:g}"
+        )
+    now = config.selection.name
+    if now == "top_k":
+        now += f", K = {config.selection.k}, {config.loss.multilabel_weight}"
+    return f"{held}; {advice}, would fit (set: {now})."

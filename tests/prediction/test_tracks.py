@@ -1,0 +1,78 @@
+"""Tracks: which segment of a frame is which of those before."""
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from mlseg_jax.inference.segments import Segment
+from mlseg_jax.prediction.tracks import MAX_GAP, Tracker
+
+SIZE = (24, 60)
+SIGN, CAR, SKY = range(3)
+IS_THING = (True, True, False)
+
+
+def segment(class_id, left, score=0.9, size=SIZE):
+    mask = np.zeros(size, np.uint8, order="F")
+    mask[4:16, left : left + 10] = 1
+    runs = coco_mask.encode(mask)
+    area, box = int(mask.sum()), (left, 4, 10, 12)
+    return Segment(1, class_id, "name", score, area, box, 0, runs)
+
+
+def entry(segment, track):
+    runs = segment.run_lengths
+    runs = {"size": runs["size"], "counts": runs["counts"].decode()}
+    return {"track": track, "class_id": segment.class_id, "segmentation": runs}
+
+
+def test_one_number_for_what_moves_and_crosses():
+    tracker = Tracker(IS_THING, 0.5)
+    numbers = set()
+    for time in range(10):
+        right, left = segment(SIGN, 2 * time), segment(CAR, 20 - 2 * time)
+        unlikely = segment(SIGN, 45, score=0.4)
+        # The order within a frame means nothing.
+        order = [0, 1, 2] if time % 2 else [1, 2, 0]
+        found = tracker.add([(right, left, unlikely)[i] for i in order])
+        numbers.add(tuple(found[order.index(i)] for i in range(3)))
+    ((sign, car, unlikely),) = numbers
+    assert sign != car and unlikely is None
+
+
+def test_stuff_is_one_track_and_gaps_are_bridged():
+    tracker = Tracker(IS_THING, 0.5)
+    seen = {}
+    for time in range(4 + MAX_GAP + 4 + MAX_GAP + 3):
+        found = [segment(SKY, time)]
+        here = time < 3 or 3 + MAX_GAP <= time < 6 + MAX_GAP or time == 6 + 2 * MAX_GAP
+        if here:
+            found.append(segment(SIGN, 20))
+        seen[time] = tracker.add(found)
+    skies = {numbers[0] for numbers in seen.values()}
+    assert skies == {seen[0][0]}
+    signs = [numbers[1] for numbers in seen.values() if len(numbers) > 1]
+    assert len(signs) == 7 and len(set(signs[:6])) == 1
+    assert seen[6 + 2 * MAX_GAP][1] == signs[0]
+    # Once it is missing for longer, it is another one.
+    for _ in range(MAX_GAP + 1):
+        tracker.add([])
+    assert tracker.add([segment(SIGN, 20)])[0] not in (*signs, *skies)
+    # And what is of another class, far away or of another size.
+    assert tracker.add([segment(CAR, 20)])[0] > signs[0]
+    last = tracker.add([segment(CAR, 45), segment(CAR, 20, size=(30, 60))])
+    assert len(set(last)) == 2
+
+
+def test_taken_up_where_it_was_left():
+    rng = np.random.default_rng(0)
+    film = [
+        [segment(int(rng.integers(3)), int(rng.integers(50))) for _ in range(3)]
+        for _ in range(12)
+    ]
+    whole = Tracker(IS_THING, 0.5)
+    expected = [whole.add(found) for found in film]
+    for start in (1, 4, 9):
+        again = Tracker(IS_THING, 0.5)
+        for found, numbers in zip(film[:start], expected, strict=False):
+            again.repeat([entry(s, n) for s, n in zip(found, numbers, strict=True)])
+        assert [again.add(found) for found in film[start:]] == expected[start:]

@@ -1,0 +1,169 @@
+"""Evaluations of videos: perfect and imperfect answers, whole and in chunks."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+from tiny_regions import CLASSES, SIDE, region_config
+
+from input_pipeline.datasets.open import open_dataset
+from mlseg_jax.inference.clip_engine import ClipEngine, SegmentedClip
+from mlseg_jax.inference.mask_tiles import Masks
+from mlseg_jax.inference.regions import regions_of_views
+from mlseg_jax.inference.tracks import same_queries
+from mlseg_jax.inference.views import make_views
+from mlseg_jax.label_selection import Selection
+from mlseg_jax.prediction.video_files import LabelMapFiles, TrackFiles
+from mlseg_jax.reporting.report import write_report
+from mlseg_jax.runs.checkpoint import without_nan
+from mlseg_jax.tasks.engines import evaluation_settings
+from mlseg_jax.tasks.evaluation import evaluate
+from mlseg_jax.tasks.table import find_task
+from mlseg_jax.tasks.video_evaluation import chunks
+
+LENGTH, QUERIES = 10, 12
+
+
+def config_of(task, num_frames):
+    config = region_config(task=task)
+    with config.unlocked():
+        config.data.update(
+            short_sides=(SIDE,), video_length=LENGTH, eval_examples=4, num_classes=20
+        )
+        config.eval.num_frames = num_frames
+    return config
+
+
+class OracleEngine(ClipEngine):
+    """Knows the truth of every frame; the queries of each chunk are in another order.
+
+    Query 1 + i is of track (or class) i, the others are of nothing.
+    """
+
+    def __init__(self, config, source, wrong=()):
+        self.num_frames = config.eval.num_frames
+        self._settings = evaluation_settings(config)
+        self._by_class = config.task == "video_semantic"
+        self._wrong = wrong
+        self._rng = np.random.default_rng(0)
+        self._truth = {}
+        for index in range(len(source)):
+            frames = source[index]["frames"]
+            clip = frames.read(range(len(frames)))
+            for i, image in enumerate(clip["image"]):
+                own = {name: clip[name][i] for name in ("label_map", "instance_map")}
+                self._truth[image.tobytes()] = own
+
+    def begin(self):
+        self._names = {}
+
+    def segment(self, images, policies):
+        truths = [self._truth[image.tobytes()] for image in images]
+        order = self._rng.permutation(QUERIES)
+        logits = np.full((QUERIES, CLASSES + 1), -20.0, np.float32)
+        logits[:, -1] = 0.0
+        masks = np.full((len(images), SIDE, SIDE, QUERIES), -9.0, np.float32)
+        for frame, truth in enumerate(truths):
+            what = truth["label_map"] if self._by_class else truth["instance_map"]
+            for number in np.unique(what).tolist():
+                if not self._by_class and not number:
+                    continue
+                query = order[self._names.setdefault(number, len(self._names))]
+                masks[frame, ..., query] = np.where(what == number, 9.0, -9.0)
+                (class_id,) = np.unique(truth["label_map"][what == number])
+                logits[query, (class_id + (number in self._wrong)) % CLASSES] = 20.0
+        selection = Selection(np.arange(CLASSES, dtype=np.int32)[None], None, CLASSES)
+        scores = np.zeros((1, CLASSES), np.float32)
+        frames = []
+        for row, image in enumerate(images):
+            views = make_views(image, self._settings, lambda n: n, False, 1)
+            window = logits, Masks(masks, None, row)
+            frames.append(
+                regions_of_views(image.shape[:2], views, [window], selection, scores)
+            )
+        queries = np.eye(QUERIES)[np.argsort(order)]
+        queries += 0.1 * self._rng.normal(size=queries.shape)
+        clip = SegmentedClip(tuple(frames), queries)
+        return [clip] * len(policies)
+
+
+def run(task, num_frames, wrong=(), on_segments=None, **more):
+    config = config_of(task, num_frames)
+    source = open_dataset(config.data, train=False)
+    evaluation = find_task(config).make_evaluation(config, source.info, **more)
+    evaluation.on_segments = on_segments
+    engine = OracleEngine(config, source, wrong)
+    return evaluation, evaluate(evaluation, engine, source, config), source
+
+
+@pytest.mark.parametrize("num_frames", [0, 3])
+def test_right_tracks_have_full_precision(num_frames, tmp_path):
+    """Also where the queries of every chunk must be found again by their cosines."""
+    files = []
+
+    def keep(example, tracks):
+        if not files:
+            files.append(TrackFiles(tmp_path, source_info))
+        files[0].add(example, tracks)
+
+    source_info = open_dataset(config_of("video_instance", 0).data, train=False).info
+    evaluation, metrics, source = run(
+        "video_instance", num_frames, on_segments=keep, with_oracle=True
+    )
+    assert metrics["AP"] == metrics["AR10"] == metrics["oracle_AP"] == 1.0
+    assert metrics["examples"] == 4 and metrics["frames"] == 4 * LENGTH
+    files[0].close()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {entry["video_id"] for entry in results} == {
+        source[i]["name"] for i in range(4)
+    }
+    for entry in results:
+        assert len(entry["segmentations"]) == LENGTH
+        assert 1 <= entry["category_id"] <= 20
+        # The mean over all frames, also over chunks that do not show it.
+        assert (0.1 if num_frames else 0.9) < entry["score"] <= 1
+    # A track that appears late or leaves is null where it is not there.
+    assert any(None in entry["segmentations"] for entry in results)
+
+
+def test_tracks_of_wrong_classes():
+    _, metrics, _ = run("video_instance", 0, wrong=(1,))
+    assert 0.0 < metrics["AP"] < 1.0
+
+
+@pytest.mark.parametrize("num_frames", [0, 4])
+def test_right_labels_of_videos(num_frames, tmp_path):
+    files = []
+
+    def keep(example, label_map):
+        if not files:
+            files.append(LabelMapFiles(tmp_path / "maps", evaluation_info))
+        files[0].add(example, label_map)
+
+    evaluation_info = open_dataset(
+        config_of("video_semantic", 0).data, train=False
+    ).info
+    evaluation, metrics, source = run(
+        "video_semantic", num_frames, on_segments=keep, with_oracle=True
+    )
+    assert metrics["mIoU"] == metrics["mIoU_present"] == metrics["oracle_mIoU"] == 1.0
+    # Where the truth stands still, so does what equals it; there are too few frames.
+    assert metrics["VC8"] == 1.0 and np.isnan(metrics["VC16"])
+    assert metrics["frames"] == 4 * LENGTH
+    paths = sorted((tmp_path / "maps").rglob("*.png"))
+    assert len(paths) == 4 * LENGTH and paths[3].name == "00000003.png"
+    if num_frames:
+        (tmp_path / "metrics.json").write_text(json.dumps(without_nan(metrics)))
+        evaluation.save_pictures(epath.Path(tmp_path / "evaluation_examples.npz"))
+        page = write_report(tmp_path).read_text()
+        assert "Video 4" in page and "VC8" in page
+
+
+def test_chunks_and_the_same_queries():
+    assert list(chunks(7, 3)) == [range(3), range(3, 6), range(6, 7)]
+    assert list(chunks(5, 0)) == [range(5)]
+    rng = np.random.default_rng(0)
+    before, order = rng.normal(size=(6, 8)), rng.permutation(6)
+    after = 3.0 * before[order] + 0.2 * rng.normal(size=(6, 8))
+    np.testing.assert_array_equal(order[same_queries(before, after)], np.arange(6))
