@@ -1,6 +1,7 @@
 """Every kind of framework in ONNX Runtime, against the model itself."""
 
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 import shrink
@@ -27,14 +28,37 @@ CONFIGS = {
     "linear": shrink.linear_config,
     "mask2former": lambda: mask2former(),
     "maskformer": lambda: tiny_regions.region_config("maskformer"),
+    "encoder_only": lambda: last_blocks("encoder_only"),
+    "eomt": lambda: last_blocks("eomt", mask_starts=(0.0, 0.5), mask_ends=(0.5, 1.0)),
 }
 
-IN_THE_SUITE = ("mask2former", "upernet")
+IN_THE_SUITE = ("mask2former", "encoder_only")
 
 
 def mask2former():
     config = tiny_regions.region_config()
     shrink.use_tiny_pixel_decoder(config, "deformable")
+    return config
+
+
+PROJECTED = dict(
+    name="projected_encoder",
+    downsample=4,
+    dropout_rate=0.0,
+    share_embeddings=False,
+    class_projection=True,
+)
+
+
+def last_blocks(decoder, **more):
+    config = shrink.segmenter_config()
+    with config.unlocked():
+        config.model.multilabel_head = ml_collections.ConfigDict(
+            config.model.multilabel_head.to_dict() | PROJECTED
+        )
+    backbone = dict(positions="rotary", key_bias=False, num_registers=2, depth=3)
+    shrink.use_tiny_backbone(config, "vit", layer_scale=1.0, **backbone)
+    shrink.use_tiny_decoder(config, decoder, depth=2, **more)
     return config
 
 
