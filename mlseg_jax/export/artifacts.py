@@ -78,35 +78,27 @@ def export_run(
     calls = arguments(functions, symbol or batch)
     with replaced_when_complete(epath.Path(output).expanduser()) as folder:
         folder = pathlib.Path(folder)
+        signatures = {
+            name: {
+                "file": file_name(name, kind),
+                "inputs": signature(_flat(inputs)),
+                "results": signature(_results(functions, name, inputs)),
+            }
+            for name, inputs in calls.items()
+        }
         description = describe(
-            config,
-            info,
-            functions,
-            kind=kind,
-            step=step,
-            arguments={
-                name: {
-                    "file": file_name(name, kind),
-                    "inputs": signature(_flat(inputs)),
-                    "results": signature(_results(functions, name, inputs)),
-                }
-                for name, inputs in calls.items()
-            },
+            config, info, functions, kind=kind, step=step, arguments=signatures
         )
         if kind == "onnx":
-            description["opset"] = opset
-            description["quantize"] = quantize
+            description |= {"opset": opset, "quantize": quantize}
             write_onnx_files(folder, functions, calls, opset, symbol, quantize)
             write_predictor(folder)
         else:
             write_stablehlo(folder, functions, calls)
-        description["parity"] = parity.measure(
-            config, functions, folder, kind, batch or 1
-        )
+        found = parity.measure(config, functions, folder, kind, batch or 1)
         if quantize is not None:
-            description["parity"] |= parity.mean_iou(
-                config, functions, description, folder
-            )
+            found |= parity.mean_iou(config, functions, description, folder)
+        description["parity"] = found
         text = json.dumps(description, indent=1, ensure_ascii=False)
         (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
     return description

@@ -207,6 +207,9 @@ def base(name: str) -> ConfigDict:
                 # Equal parts a batch is worked through in, one after the other.
                 "accumulate": 1,
                 "log_every": 50,
+                # Who is told of the curves beside the run's own files: tensorboard
+                # alone, or wandb, mlflow as well (runs/trackers.py).
+                "logger": "tensorboard",
                 "eval_every": 1000,
                 "checkpoint_every": 1000,
                 # Checkpoints with the highest mIoU to keep, beside the two newest.
