@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | parity. Nothing else is needed than Python >= 3.11.
+# make setup | demo | test | lint | dist | parity. Nothing else is needed than Python >= 3.11.
 PY ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ DEMO := runs/demo
 PARITY ?= .venv-parity
 TPU := .tpu-compiler
 
-.PHONY: setup demo test lint parity
+.PHONY: setup demo test lint dist parity
 
 setup: $(VENV)/.installed
 
@@ -57,3 +57,10 @@ $(PARITY)/.installed: requirements.txt requirements-parity.txt
 
 lint: setup
 	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check .
+
+# An sdist and a wheel in dist/, for a package index or for a machine without one.
+dist: setup
+	rm -rf dist
+	$(BIN)/python -c "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
+	rm -rf build
+	@ls dist

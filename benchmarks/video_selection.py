@@ -99,6 +99,7 @@ def main() -> None:
 
     config = load_config(args.workdir)
     config.data.base_size = (0, 0)
+    config.eval.batch_size = 8  # clips are whole batches
     args.num_classes = config.data.num_classes
     videos = make_videos(args)
     print(f"{args.videos} videos of {args.frames} frames of {args.side}x{args.side}")

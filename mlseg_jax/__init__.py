@@ -4,6 +4,9 @@ import mlseg_jax
 segmenter = mlseg_jax.load("runs/demo")
 result = segmenter("picture.jpg")
 result.label_map, result.labels, result.overlay()
+
+mlseg_jax.train("configs/demo.py", "runs/mine", overrides={"train.steps": 300})
+mlseg_jax.evaluate("runs/mine", overrides={"selection.eval_k": 20})["mIoU"]
 """
 
 
@@ -18,4 +21,56 @@ def load(workdir, checkpoint="latest"):
     return loading.load(workdir, checkpoint)
 
 
-__all__ = ["load"]
+def train(config, workdir, *, overrides=None):
+    """Trains, or takes up a run, as the command ``train`` does.
+
+    Args:
+      config: ``FILE.py`` or ``FILE.py:ARGS`` (``configs/...`` are ours everywhere), or
+        a ``ConfigDict``.
+      workdir: directory of the run.
+      overrides: values by dotted key.
+
+    Returns:
+      What the command writes to ``metrics.json``.
+
+    Raises:
+      UserError: one sentence that says what is wrong.
+    """
+    from mlseg_jax.errors import refuse_foreign_pipeline
+
+    refuse_foreign_pipeline()
+    from mlseg_jax.models.build import check_config
+    from mlseg_jax.settings import recipes
+    from mlseg_jax.training import loop
+
+    if isinstance(config, str):
+        config = recipes.load(config, overrides)
+    else:
+        config = config.copy_and_resolve_references()
+        recipes.change(config, overrides)
+    check_config(config)
+    return loop.train(config, str(workdir))
+
+
+def evaluate(workdir, *, overrides=None, checkpoint="latest", output=None):
+    """The scores of a run, as the command ``evaluate`` writes them; see `train`.
+
+    ``output`` is where they are written, if not to ``workdir``.
+    """
+    from mlseg_jax.errors import refuse_foreign_pipeline
+
+    refuse_foreign_pipeline()
+    from mlseg_jax.models.build import check_config
+    from mlseg_jax.prediction.evaluate_run import evaluate_run
+    from mlseg_jax.runs.workdir import load_config
+    from mlseg_jax.settings import recipes
+
+    config = load_config(str(workdir))
+    # The devices of the training need not be here.
+    config.mesh.update(data=-1, fsdp=1)
+    recipes.change(config, overrides)
+    check_config(config)
+    return evaluate_run(config, str(workdir), str(checkpoint), output)
+
+
+__all__ = ["evaluate", "load", "train"]

@@ -66,7 +66,7 @@ def _open_sign_scenes(data: ml_collections.ConfigDict, split: str, report):
         num_examples=count,
     )
     if data.get("num_frames", 0):
-        return SignVideos(scenes=scenes, length=data.video_length)
+        return SignVideos(scenes=scenes, length=data.get("video_length", 8))
     return scenes
 
 

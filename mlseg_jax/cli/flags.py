@@ -25,7 +25,10 @@ flags.DEFINE_string(
     "same, where the scores are not to replace those in --workdir; convert --to: file; "
     "export: folder.",
 )
-flags.DEFINE_string("weights", None, "convert: file of weights to take.")
+flags.DEFINE_string(
+    "weights", None, "convert: file of weights to take, or a name of --list."
+)
+flags.DEFINE_bool("list", False, "convert: published weights by name.")
 flags.DEFINE_string(
     "base",
     None,
@@ -47,6 +50,9 @@ flags.DEFINE_string(
 flags.DEFINE_integer("port", 8000, "serve: port to listen at; 0 takes a free one.")
 flags.DEFINE_integer("max_megabytes", 32, "serve: largest file of a picture.")
 flags.DEFINE_integer("max_megapixels", 32, "serve: largest picture.")
+flags.DEFINE_enum(
+    "quantize", None, ["float16", "int8"], "export --to=onnx: how weights are stored."
+)
 flags.DEFINE_integer("opset", 17, "export --to=onnx: version of its operators.")
 flags.DEFINE_string(
     "scores", None, "predict: folder for label scores of both splits of the data set."
@@ -93,6 +99,9 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
 flags.DEFINE_integer("process_id", None, "Several processes: which this is, from 0.")
+flags.DEFINE_integer(
+    "start_seconds", 600, "Several processes: how long they wait for each other."
+)
 flags.DEFINE_integer(
     "heartbeat_seconds", 60, "Several processes: silence after which one is gone."
 )

@@ -179,20 +179,11 @@ def _complete(argv: list[str]) -> list[str]:
 
 def _find_config(value: str) -> str:
     path, colon, arguments = value.partition(":")
-    # `configs/segmenter.py` means ours from everywhere.
-    shipped = recipes.folder().parent / path
-    if pathlib.PurePath(path).parent == pathlib.PurePath(recipes.NAME):
-        shipped = recipes.folder() / pathlib.PurePath(path).name
-    if not os.path.exists(path):
-        if not shipped.exists():
-            known = sorted(p.name for p in shipped.parent.glob("*.py"))
-            _fail(f"There is no configuration {path}{_nearest(shipped.name, known)}")
-        path = str(shipped)
-    return f"{path}{colon}{arguments}"
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    return did_you_mean(name, known) if known else "; give the path of a .py file."
+    try:
+        # `configs/segmenter.py` means ours from everywhere.
+        return f"{recipes.find(path)}{colon}{arguments}"
+    except UserError as error:
+        _fail(str(error))
 
 
 def _explain_config_error(error: Exception) -> str:
@@ -266,6 +257,7 @@ def _main(argv: list[str]) -> None:
                 FLAGS.coordinator,
                 FLAGS.num_processes,
                 FLAGS.process_id,
+                start_seconds=FLAGS.start_seconds,
                 heartbeat_seconds=FLAGS.heartbeat_seconds,
             )
         if command != "plan":  # which sets JAX up for devices that are not there

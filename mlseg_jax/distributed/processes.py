@@ -24,8 +24,16 @@ from jax.experimental import multihost_utils
 
 from mlseg_jax.errors import UserError
 
-START_SECONDS = 60.0
-"""How long the processes of a run wait for each other when it starts."""
+START_SECONDS = 600
+"""How long the processes of a run wait for each other when it starts, unless told:
+machines of a pod come up, and download what they need, minutes apart.
+"""
+
+ANSWER_SECONDS = 60.0
+"""How long a process that is there may take to answer."""
+
+REPORT_SECONDS = 30.0
+"""How often who waits says for whom."""
 
 LONGEST_BEAT_SECONDS = 5.0
 """How often a process says that it lives, and listens whether the others do."""
@@ -38,9 +46,17 @@ def connect(
     num_processes: int | None = None,
     process_id: int | None = None,
     *,
+    start_seconds: int = START_SECONDS,
     heartbeat_seconds: int = 60,
 ) -> None:
     """Joins the other processes where there are any; before JAX looks for devices.
+
+    Args:
+      coordinator: host and port of process 0.
+      num_processes: of the run.
+      process_id: of this one, from 0.
+      start_seconds: how long they wait for each other.
+      heartbeat_seconds: silence after which a process counts as gone.
 
     Raises:
       UserError: half of what is needed is given, or the others do not come.
@@ -68,24 +84,30 @@ def connect(
         raise UserError(
             f"--process_id={given[2]} is none of {given[1]} processes; count from 0."
         )
+    who = "" if given[2] is None else f"Process {given[2]} of {given[1]}: "
+    apart = f"{who}not all processes of the run came together within {start_seconds} s"
+    advice = (
+        "start all of them, with the same coordinator address, or let them wait longer "
+        "(--start_seconds)."
+    )
     try:
-        jax.distributed.initialize(
-            *given,
-            initialization_timeout=int(START_SECONDS),
-            # Later than this module's own, which says it in plain words.
-            heartbeat_timeout_seconds=2 * heartbeat_seconds + 10,
-            shutdown_timeout_seconds=heartbeat_seconds,
-        )
+        # JAX aborts when its time is up, so it has more than this module's own.
+        with (
+            Deadline(float(start_seconds), f"{apart}; {advice}"),
+            _Reports(lambda: f"the other processes (at most {start_seconds} s)"),
+        ):
+            jax.distributed.initialize(
+                *given,
+                initialization_timeout=start_seconds + 60,
+                # Also later than this module's own, which says it in plain words.
+                heartbeat_timeout_seconds=2 * heartbeat_seconds + 10,
+                shutdown_timeout_seconds=heartbeat_seconds,
+            )
     except (RuntimeError, ValueError) as error:
         if given[0] is None and "should be defined" in str(error):
             return  # a machine with TPUs, but none of a pod
         reason = str(error).strip().splitlines()[0][:300]
-        who = "" if given[2] is None else f"Process {given[2]} of {given[1]}: "
-        raise UserError(
-            f"{who}not all processes of the run came together within "
-            f"{START_SECONDS:.0f} s ({reason}); start all of them, with the same "
-            f"coordinator address."
-        ) from error
+        raise UserError(f"{apart} ({reason}); {advice}") from error
 
     if are_connected():
         _begin_to_listen(heartbeat_seconds)
@@ -198,13 +220,58 @@ def own_index() -> int:
     return distributed.global_state.process_id or 0
 
 
+class _Reports:
+    """While something is waited for, a line on stderr now and then says what.
+
+    ``what`` gives its words, or none where there is nothing to say.
+    """
+
+    def __init__(self, what: Callable[[], str]):
+        self._what = what
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+
+    def __exit__(self, *_):
+        self._over.set()
+
+    def _run(self):
+        begin = time.monotonic()
+        while not self._over.wait(REPORT_SECONDS):
+            if what := self._what():
+                seconds = time.monotonic() - begin
+                line = f"waiting for {what} since {seconds:.0f} s"
+                print(line, file=sys.stderr, flush=True)
+
+
 def barrier(name: str, seconds: float) -> None:
-    """Until all processes are here. Every call needs a name of its own."""
-    if jax.process_count() > 1:
-        distributed.global_state.client.wait_at_barrier(name, int(1000 * seconds))
+    """Until all processes are here. Every call needs a name of its own.
+
+    The first of those that are here says now and then who is missing.
+    """
+    if not are_connected():
+        return
+    client, place = distributed.global_state.client, f"arrived/{name}/"
+    client.key_value_set(f"{place}{own_index()}", "")
+
+    def missing() -> str:
+        try:
+            here = {key for key, _ in client.key_value_dir_get(place)}
+        except RuntimeError:  # `_listen` will say who is gone.
+            return ""
+        there = {int(key.rpartition("/")[2]) for key in here}
+        absent = sorted(set(range(distributed.global_state.num_processes)) - there)
+        if not absent or own_index() != min(there):
+            return ""
+        return f"process {', '.join(map(str, absent))} ({name})"
+
+    with _Reports(missing):
+        client.wait_at_barrier(name, int(1000 * seconds))
 
 
-def tell_all(name: str, value: str, seconds: float = START_SECONDS) -> list[str]:
+def tell_all(name: str, value: str, seconds: float = ANSWER_SECONDS) -> list[str]:
     """What every process says under a name, without a device; for short words.
 
     Raises:

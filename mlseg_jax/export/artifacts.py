@@ -33,6 +33,9 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 OPSETS = (17, 23)
 """First and last version of ONNX's operators that can be written."""
 
+QUANTIZE = ("float16", "int8")
+"""How the weights of ONNX files may be stored; they compute in float32."""
+
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
@@ -46,6 +49,7 @@ def export_run(
     size: tuple[int, int] | None = None,
     batch: int | None = None,
     opset: int = OPSETS[0],
+    quantize: str | None = None,
 ) -> dict:
     """Writes a run's model as files that need none of this code.
 
@@ -58,6 +62,8 @@ def export_run(
       size: height and width of pictures; None takes those of the windows.
       batch: how many pictures at a time; None for any number.
       opset: version of ONNX's operators.
+      quantize: how weights are stored, one of `QUANTIZE`; None for float32. Then the
+        mean IoU of both is measured, too.
 
     Returns:
       What ``export.json`` says.
@@ -65,43 +71,40 @@ def export_run(
     Raises:
       UserError: the model cannot be exported, or a package is missing.
     """
-    check(kind, opset)
+    check(kind, opset, quantize)
     functions, step = load_functions(config, workdir, checkpoint, size)
     info = load_info(workdir)
     symbol = any_batch() if batch is None else None
     calls = arguments(functions, symbol or batch)
     with replaced_when_complete(epath.Path(output).expanduser()) as folder:
         folder = pathlib.Path(folder)
+        signatures = {
+            name: {
+                "file": file_name(name, kind),
+                "inputs": signature(_flat(inputs)),
+                "results": signature(_results(functions, name, inputs)),
+            }
+            for name, inputs in calls.items()
+        }
         description = describe(
-            config,
-            info,
-            functions,
-            kind=kind,
-            step=step,
-            arguments={
-                name: {
-                    "file": file_name(name, kind),
-                    "inputs": signature(_flat(inputs)),
-                    "results": signature(_results(functions, name, inputs)),
-                }
-                for name, inputs in calls.items()
-            },
+            config, info, functions, kind=kind, step=step, arguments=signatures
         )
         if kind == "onnx":
-            description["opset"] = opset
-            write_onnx_files(folder, functions, calls, opset, symbol)
+            description |= {"opset": opset, "quantize": quantize}
+            write_onnx_files(folder, functions, calls, opset, symbol, quantize)
             write_predictor(folder)
         else:
             write_stablehlo(folder, functions, calls)
-        description["parity"] = parity.measure(
-            config, functions, folder, kind, batch or 1
-        )
+        found = parity.measure(config, functions, folder, kind, batch or 1)
+        if quantize is not None:
+            found |= parity.mean_iou(config, functions, description, folder)
+        description["parity"] = found
         text = json.dumps(description, indent=1, ensure_ascii=False)
         (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
     return description
 
 
-def check(kind: str, opset: int) -> None:
+def check(kind: str, opset: int, quantize: str | None = None) -> None:
     """Before anything is loaded.
 
     Raises:
@@ -122,7 +125,10 @@ def check(kind: str, opset: int) -> None:
             raise UserError(
                 f"--opset={opset} cannot be written; choose {OPSETS[0]} to {OPSETS[1]}."
             )
-    elif importlib.util.find_spec("flatbuffers") is None:
+        return
+    if quantize is not None:
+        raise UserError("--quantize goes with --to=onnx alone; leave it out.")
+    if importlib.util.find_spec("flatbuffers") is None:
         raise UserError(
             "--to=stablehlo needs flatbuffers; run `pip install flatbuffers`."
         )
@@ -206,13 +212,19 @@ def write_stablehlo(folder, functions: Functions, calls: dict) -> None:
 
 
 def write_onnx_files(
-    folder: pathlib.Path, functions: Functions, calls: dict, opset: int, symbol
+    folder: pathlib.Path,
+    functions: Functions,
+    calls: dict,
+    opset: int,
+    symbol,
+    quantize: str | None = None,
 ) -> None:
     """``symbol``: the length in ``calls`` that is any batch; None for a fixed one."""
     # Here, because the package need not be installed.
-    from mlseg_jax.export.onnx_files import Weights, write_onnx
+    from mlseg_jax.export.onnx_files import write_onnx
+    from mlseg_jax.export.onnx_weights import Weights
 
-    weights = Weights(folder)
+    weights = Weights(folder, quantize)
     try:
         for name, inputs in calls.items():
             write_onnx(

@@ -34,9 +34,7 @@ def describe(
       step: of the weights.
       arguments: of each function, inputs and results by name: shapes and types.
     """
-    policy, settings = functions.policy, config.eval
-    grid = [functions.model.grid_length(side) for side in functions.size]
-    colours = class_colours(info.class_names)
+    policy, num_classes = functions.policy, functions.model.num_classes
     return {
         "format": FORMAT,
         "kind": kind,
@@ -46,43 +44,55 @@ def describe(
             "task": config.task,
             "data": info.name,
             "step": step,
-            "num_classes": functions.model.num_classes,
+            "num_classes": num_classes,
             "num_queries": functions.model.num_queries,
         },
-        "input": {
-            "size": list(functions.size),
-            "grid": grid,
-            "sized": functions.sized,
-            "multiple": functions.model.multiple,
-            "cells": [
-                [functions.model.grid_length(n) for n in range(side + 1)]
-                for side in functions.size
-            ]
-            if functions.sized
-            else None,
-            "values": "uint8 RGB; normalised inside",
-            "mean": list(config.data.pixel_mean),
-            "deviation": list(config.data.pixel_std),
-        },
+        "input": _input(config, functions),
         "selection": {
             "name": policy.name,
             "num_ranks": functions.num_ranks,
             "minimum_score": policy.minimum_score,
             "cumulative": policy.cumulative,
-            "scope": settings.selection_scope,
+            "scope": config.eval.selection_scope,
         },
-        "views": {
-            "mode": settings.mode,
-            "stride": list(settings.stride),
-            "scales": list(settings.scales),
-            "flip": settings.flip,
-            "base_size": list(config.data.base_size),
-            "max_pixels": config.data.max_pixels,
-            "exif": config.data.exif,
-        },
+        "views": _views(config),
         "functions": arguments,
         "class_names": list(info.class_names),
-        "colours": [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colours.tolist()],
+        "colours": [
+            f"#{r:02x}{g:02x}{b:02x}" for r, g, b in class_colours(info.class_names)
+        ],
+    }
+
+
+def _input(config: ml_collections.ConfigDict, functions: Functions) -> dict:
+    """What pictures are to the network."""
+    length, cells = functions.model.grid_length, None
+    if functions.sized:
+        cells = [[length(n) for n in range(side + 1)] for side in functions.size]
+    return {
+        "size": list(functions.size),
+        "grid": [length(side) for side in functions.size],
+        "sized": functions.sized,
+        "multiple": functions.model.multiple,
+        # Of the grid, for so many pixels.
+        "cells": cells,
+        "values": "uint8 RGB; normalised inside",
+        "mean": list(config.data.pixel_mean),
+        "deviation": list(config.data.pixel_std),
+    }
+
+
+def _views(config: ml_collections.ConfigDict) -> dict:
+    """How pictures of any size are looked at, and which are read."""
+    settings = config.eval
+    return {
+        "mode": settings.mode,
+        "stride": list(settings.stride),
+        "scales": list(settings.scales),
+        "flip": settings.flip,
+        "base_size": list(config.data.base_size),
+        "max_pixels": config.data.max_pixels,
+        "exif": config.data.exif,
     }
 
 

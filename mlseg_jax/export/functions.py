@@ -19,7 +19,12 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.inference.rank_space import best_rank, upsampled_tile
 from mlseg_jax.label_selection import Selection, SelectionPolicy, ranks_to_labels
 from mlseg_jax.models.build import FunctionalModel, Parameters
-from mlseg_jax.models.interfaces import FeatureMap, LabelPrediction, Regions
+from mlseg_jax.models.interfaces import (
+    FeatureMap,
+    LabelPrediction,
+    Regions,
+    TokenMap,
+)
 from mlseg_jax.models.layers.resize import bilinear_matrix
 from mlseg_jax.models.mlseg import clear_padding
 from mlseg_jax.tasks.engines import evaluation_policy
@@ -92,8 +97,10 @@ class Functions:
         self, image: UInt8[Array, "B H W 3"], size: Int[Array, "B 2"] | None = None
     ) -> Arrays:
         """Label scores before the sigmoid [B C], and what ``classify`` needs of the
-        pictures: features [B h w D], or object queries [B N D] and their masks before
-        the sigmoid [B N h w]; and class queries [B C D], where pictures have their own.
+        pictures: features [B h w D] (and ``others``, further tokens [B O D], where
+        the last blocks of the backbone classify), or object queries [B N D] and their
+        masks before the sigmoid [B N h w]; and class queries [B C D], where pictures
+        have their own.
 
         ``size``: real rows and columns of pictures that fill the upper left alone; then
         ``grid_size`` [B 2] is that of the features.
@@ -111,6 +118,8 @@ class Functions:
             result["mask_logits"] = elements.mask_logits()
         else:
             result["features"] = elements.grid
+            if isinstance(elements, TokenMap):
+                result["others"] = elements.others
             if elements.grid_size is not None:
                 result["grid_size"] = elements.grid_size.astype(jnp.int32)
         if self.fixed_queries is None:
@@ -124,7 +133,10 @@ class Functions:
         last is no-object. Ranks that are not valid get -100.
         """
         if "features" in encoded:
-            elements = FeatureMap(encoded["features"], encoded.get("grid_size"))
+            grid, size = encoded["features"], encoded.get("grid_size")
+            elements = FeatureMap(grid, size)
+            if "others" in encoded:
+                elements = TokenMap(grid, size, encoded["others"])
         else:
             nothing = jnp.zeros((1, 1, 1))
             queries = encoded["queries"][:, None]

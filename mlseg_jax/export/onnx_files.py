@@ -9,49 +9,10 @@ import onnx
 from onnx import helper
 
 from mlseg_jax.distributed.sharding import for_any_platform
-from mlseg_jax.export.onnx_graph import (
-    Graph,
-    Value,
-    tensor,
-    used_nodes,
-    value_info,
-)
+from mlseg_jax.export.onnx_graph import Graph, Value, used_nodes, value_info
 from mlseg_jax.export.onnx_lowering import lower
+from mlseg_jax.export.onnx_weights import Weights
 from mlseg_jax.typing import Array
-
-INLINE = 1024
-"""Bytes from which constants are in the file of weights."""
-
-
-class Weights:
-    """One file of arrays, each of which is stored once."""
-
-    def __init__(self, folder: pathlib.Path, name: str = "weights.bin"):
-        self.name = name
-        self._file = (folder / name).open("wb")
-        self._places: dict[str, tuple[int, int]] = {}
-
-    def place(self, name: str, array: np.ndarray) -> onnx.TensorProto:
-        """A tensor that points into the file."""
-        if name not in self._places:
-            self._file.write(b"\0" * (-self._file.tell() % 64))
-            start = self._file.tell()
-            self._file.write(np.ascontiguousarray(array).tobytes())
-            self._places[name] = start, array.nbytes
-        result = onnx.TensorProto(name=name, dims=array.shape)
-        result.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-        result.data_location = onnx.TensorProto.EXTERNAL
-        start, length = self._places[name]
-        for key, value in (
-            ("location", self.name),
-            ("offset", start),
-            ("length", length),
-        ):
-            result.external_data.add(key=key, value=str(value))
-        return result
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def write_onnx(
@@ -89,11 +50,9 @@ def write_onnx(
     for name, value in zip(names, results, strict=True):
         graph.nodes.append(helper.make_node("Identity", [graph.name_of(value)], [name]))
     nodes, used = used_nodes(graph.nodes, names)
-    tensors = [
-        tensor(key, x) if x.nbytes < INLINE else weights.place(key, x)
-        for key, x in graph.constants.items()
-        if key in used
-    ]
+    constants = {key: x for key, x in graph.constants.items() if key in used}
+    tensors, unpacking = weights.tensors(constants)
+    nodes = [*unpacking, *nodes]
     model = helper.make_model(
         helper.make_graph(
             nodes,

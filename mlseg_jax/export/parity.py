@@ -15,10 +15,14 @@ from input_pipeline.datasets.open import open_dataset
 from input_pipeline.info import DataError
 from mlseg_jax.errors import UserError
 from mlseg_jax.export.functions import Arrays, Functions
-from mlseg_jax.export.predictor import Model
+from mlseg_jax.export.predictor import Model, Predictor
+from mlseg_jax.metrics.mean_iou import MeanIoU
 from mlseg_jax.typing import UInt8
 
 NUM_PICTURES = 3
+MOST_SCORED = 200
+"""Pictures that a mean IoU is of."""
+
 NUM_TIMED = 3
 
 Call = Callable[[str, dict], dict[str, np.ndarray]]
@@ -57,15 +61,70 @@ def measure(
     }
 
 
+def mean_iou(
+    config: ml_collections.ConfigDict,
+    functions: Functions,
+    description: dict,
+    folder: pathlib.Path,
+) -> dict:
+    """Mean IoU of both on the first pictures of the evaluation split, seen as in
+    evaluation; nothing where the split is not at hand.
+    """
+    try:
+        source = open_dataset(config.data, train=False)
+    except (UserError, DataError, OSError):
+        return {}
+    calls, scores = calls_of(functions), {}
+    models = {
+        "mean_iou_here": _Here(description, calls),
+        "mean_iou_exported": Model(folder, description=description),
+    }
+    count = min(MOST_SCORED, len(source))
+    for name, model in models.items():
+        predictor, total = Predictor(model), MeanIoU.empty(functions.model.num_classes)
+        for i in range(count):
+            example = source[i]
+            maps = predictor(example["image"]).label_map, example["label_map"]
+            predicted, truth = (jnp.asarray(x, jnp.int32) for x in maps)
+            selected = jnp.ones(truth.shape, bool)  # is not looked at
+            counts = MeanIoU.from_maps(
+                predicted, truth, selected, functions.model.num_classes
+            )
+            total = total.merge(counts)
+        scores[name] = round(float(total.compute()["mIoU"]), 6)
+    return scores | {"mean_iou_pictures": count}
+
+
+class _Here:
+    """The model itself, as a predictor takes it."""
+
+    def __init__(self, description: dict, call: Call):
+        self.description = description
+        self._call = call
+
+    def encode(self, inputs: dict) -> dict:
+        return self._call("encode", inputs)
+
+    def classify(self, inputs: dict) -> np.ndarray:
+        return self._call("classify", inputs)["logits"]
+
+
 def line(parity: dict) -> str:
     """The same for people."""
+    scores = ""
+    if "mean_iou_here" in parity:
+        scores = (
+            f"; mIoU {parity['mean_iou_exported']:.4f} exported, "
+            f"{parity['mean_iou_here']:.4f} here "
+            f"({parity['mean_iou_pictures']} pictures)"
+        )
     return (
         f"parity on {parity['pictures']}: scores differ by at most "
         f"{parity['largest_difference_of_scores']:.1e}, logits by "
         f"{parity['largest_difference_of_logits']:.1e}, "
         f"{parity['different_pixels']:,} of {parity['pixels']:,} pixels differ; "
         f"{parity['milliseconds_exported']:.0f} ms exported, "
-        f"{parity['milliseconds_here']:.0f} ms here"
+        f"{parity['milliseconds_here']:.0f} ms here{scores}"
     )
 
 

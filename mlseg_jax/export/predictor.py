@@ -1,8 +1,8 @@
 """Pictures of any size through an exported model, with NumPy and Pillow alone.
 
-Copied into every folder that ``export --to=onnx`` writes. Pictures are cut into windows
-at scales and mirrored as in evaluation, and what the model says of these is joined over
-the labels that were selected: nothing here has C channels per pixel.
+Copied into every folder that ``export --to=onnx`` writes. Pictures are cut into
+windows, at scales and mirrored as in evaluation, and what the model says of these is
+joined over the labels that were selected: nothing here has C channels per pixel.
 
     model = predictor.load("folder")
     result = model(numpy_picture, k=20, allowed=["cat", "dog"])

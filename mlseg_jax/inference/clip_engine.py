@@ -7,6 +7,7 @@ so label maps and run lengths are made of them in tiles, whatever their number.
 """
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 import jax
@@ -23,6 +24,8 @@ from mlseg_jax.label_selection import Selection, SelectionPolicy
 from mlseg_jax.models.build import FunctionalModel, Parameters
 from mlseg_jax.models.interfaces import LabelPrediction, inside_mask
 from mlseg_jax.typing import Bool, Float
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,8 @@ class ClipEngine:
         self.num_frames = settings.num_frames
         """Frames of a chunk; 0 is the whole video."""
         self._plan = model.grid_length, False, model.multiple
-        self._best = None
+        self._mask_dim = model.mask_dim
+        self._best, self._said = None, set()
 
         def encode(parameters, frames, real, allowed) -> LabelPrediction:
             bound = model.bind(parameters)
@@ -105,6 +109,7 @@ class ClipEngine:
         -inf.
         """
         views = [self._view(image) for image in images]
+        self._say_size(views)
         frames = np.stack([next(view.windows()) for view in views])[None]
         real = np.asarray([views[0].window_size], np.int32)
         labels = self._encode(self.parameters, frames, real, allowed)
@@ -122,6 +127,19 @@ class ClipEngine:
             )
             for policy, given in policies
         ]
+
+    def _say_size(self, views: Sequence[View]) -> None:
+        """What stays on the devices of a chunk, before it is compiled for."""
+        rows, columns = views[0].rows.canvas_cells, views[0].columns.canvas_cells
+        size = len(views), rows, columns
+        if size in self._said:
+            return
+        self._said.add(size)
+        logger.info(
+            "%d frames are seen together: their mask features take %.1f MB",
+            len(views),
+            4 * self._mask_dim * len(views) * rows * columns / 1e6,
+        )
 
     def _view(self, image: np.ndarray) -> View:
         (view,) = make_views(image, self.settings, *self._plan)

@@ -9,6 +9,7 @@ from etils import epath
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.pretrained.convert import describe_rest
+from mlseg_jax.pretrained.download import weight_file
 from mlseg_jax.pretrained.export import apart
 from mlseg_jax.pretrained.format import Arrays, Format
 from mlseg_jax.pretrained.formats import own_format, recognise
@@ -53,9 +54,9 @@ def start_from(config: ml_collections.ConfigDict, num_classes: int, state):
 
 
 def _read(init: str) -> tuple[Format, Arrays]:
-    """A weight file by its names; a work directory by ours."""
+    """A weight file, or published weights, by its names; a work directory by ours."""
     if not epath.Path(init).is_dir():
-        _, source, arrays = recognise(read_weights(init))
+        _, source, arrays = recognise(read_weights(weight_file(init)))
         return source, arrays
     config = load_config(init)
     config.mesh.update(data=-1, fsdp=1)

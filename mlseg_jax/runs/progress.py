@@ -9,21 +9,30 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
+import ml_collections
 from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from mlseg_jax.runs.trackers import open_tracker
 
 logger = logging.getLogger(__name__)
 
 
 class MetricWriter:
-    """Scalars to ``metrics.jsonl`` and to TensorBoard; of one process only."""
+    """Scalars to ``metrics.jsonl``, to TensorBoard and where ``train.logger`` says; of
+    one process only.
+    """
 
-    def __init__(self, workdir: str, start: int):
+    def __init__(
+        self, workdir: str, start: int, config: ml_collections.ConfigDict | None = None
+    ):
         """``start``: the step a run begins at; what was written after it is dropped."""
         self._path = epath.Path(workdir) / "metrics.jsonl"
         self._active = jax.process_index() == 0
-        self._events = None
+        self._events = self._tracker = None
+        if self._active and config is not None:
+            self._tracker = open_tracker(workdir, config)
         if self._active:
             events = str(epath.Path(workdir) / "events")
             self._events = SummaryWriter(events, purge_step=start + 1)
@@ -34,6 +43,8 @@ class MetricWriter:
             return
         for key, value in scalars.items():
             self._events.add_scalar(key, value, step)
+        if self._tracker is not None:
+            self._tracker.add(step, scalars)
         line = json.dumps({"step": step, **scalars}) + "\n"
         if "://" in str(self._path):  # objects cannot be added to
             before = self._path.read_text() if self._path.exists() else ""
@@ -59,6 +70,8 @@ class MetricWriter:
     def close(self) -> None:
         if self._active:
             self._events.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 def _is_whole(line: str) -> bool:

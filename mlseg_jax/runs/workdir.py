@@ -24,6 +24,7 @@ FREE_TO_CHANGE = (
     "eval",
     "mesh",
     "train.log_every",
+    "train.logger",
     "train.stop_after",
     "train.keep_best",
     "train.hang_minutes",

@@ -109,8 +109,8 @@ def base(name: str) -> ConfigDict:
             # What is trained: semantic, multilabel (tasks/table.py).
             "task": "semantic",
             "seed": 0,
-            # Weights to start training from: a work directory, or a weight file of
-            # others (docs/weights.md); "" starts from random ones.
+            # Weights to start training from: a work directory, a weight file of others
+            # or a name of weights.py (docs/weights.md); "" starts from random ones.
             "init": "",
             # Beginning of the parameters' paths to take from there, such as backbone;
             # "" takes all that it has.
@@ -207,6 +207,9 @@ def base(name: str) -> ConfigDict:
                 # Equal parts a batch is worked through in, one after the other.
                 "accumulate": 1,
                 "log_every": 50,
+                # Who is told of the curves beside the run's own files: tensorboard
+                # alone, or wandb, mlflow as well (runs/trackers.py).
+                "logger": "tensorboard",
                 "eval_every": 1000,
                 "checkpoint_every": 1000,
                 # Checkpoints with the highest mIoU to keep, beside the two newest.
@@ -239,7 +242,7 @@ def base(name: str) -> ConfigDict:
                 "clip_scores": "mean",
                 # Share of the best labels' probability, from 0 to 1, whose change
                 # begins a new clip.
-                "clip_change": 0.6,
+                "clip_change": 0.4,
                 # Segments of a video with at least this score are followed (tracks.py).
                 "track_score": 0.5,
                 "batch_size": 8,

@@ -169,6 +169,7 @@ KEYS = {
     "train.eval_every": COUNT_OR_NONE,
     "train.checkpoint_every": COUNT_OR_NONE,
     "train.keep_best": COUNT_OR_NONE,
+    "train.logger": choice("tensorboard", "wandb", "mlflow"),
     "train.patience": COUNT_OR_NONE,
     "train.stop_after": COUNT_OR_NONE,
     "train.hang_minutes": FROM_0,

@@ -7,10 +7,17 @@ have a package of that name itself, so the name is theirs only while a recipe is
 
 import contextlib
 import importlib
+import importlib.util
 import pathlib
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mlseg_jax.errors import UserError
+from mlseg_jax.settings.arguments import did_you_mean
 
 PACKAGE = pathlib.Path(__file__).parents[1]
 NAME = "configs"
@@ -26,6 +33,64 @@ def get(name: str) -> types.ModuleType:
     """The module of a recipe that comes with the library, such as ``segmenter``."""
     with bound():
         return importlib.import_module(f"{NAME}.{name}")
+
+
+def find(path: str) -> pathlib.Path:
+    """The file of a recipe: that path, or ours where it says ``configs/NAME.py``.
+
+    Raises:
+      UserError: there is neither.
+    """
+    given = pathlib.Path(path)
+    if given.exists():
+        return given
+    shipped = folder().parent / given
+    if given.parent == pathlib.PurePath(NAME):
+        shipped = folder() / given.name
+    if shipped.exists():
+        return shipped
+    known = sorted(each.name for each in shipped.parent.glob("*.py"))
+    hint = "; give the path of a .py file."
+    if known:
+        hint = did_you_mean(given.name, known)
+    raise UserError(f"There is no configuration {path}{hint}")
+
+
+def load(recipe: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """The configuration of ``FILE.py`` or ``FILE.py:ARGS``, with changes by dotted key.
+
+    Raises:
+      UserError: there is no such file or key, or a value is of another type.
+    """
+    name, _, argument = recipe.partition(":")
+    path = find(name)
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    with bound():
+        spec.loader.exec_module(module)
+        config = module.get_config(argument or None)
+    change(config, overrides)
+    return config
+
+
+def change(config: ConfigDict, overrides: Mapping[str, Any] | None) -> None:
+    """Sets values by dotted key, such as ``{"train.steps": 100}``.
+
+    Raises:
+      UserError: there is no such key, or a value is of another type.
+    """
+    for key, value in (overrides or {}).items():
+        section, *inner = config, *key.split(".")
+        for part in inner[:-1]:
+            section = section[part] if part in section else ConfigDict()
+        if inner[-1] not in section:
+            raise UserError(f"The configuration has no key {key!r}.")
+        try:
+            section[inner[-1]] = value
+        except TypeError as error:
+            raise UserError(
+                f"{key} is {value!r}, but must be like {section[inner[-1]]!r}."
+            ) from error
 
 
 @contextlib.contextmanager

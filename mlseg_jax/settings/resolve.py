@@ -4,6 +4,8 @@ import os
 
 import ml_collections
 
+from mlseg_jax.settings.weights import PUBLISHED
+
 AUTO = "auto"
 
 LABEL_WEIGHT_PER_CLASS = 0.07
@@ -24,7 +26,7 @@ def resolve(
     config: ml_collections.ConfigDict, num_classes: int
 ) -> ml_collections.ConfigDict:
     """A copy that means the same everywhere: nothing in it is ``auto``, numbers given
-    as text are numbers, paths are absolute.
+    as text are numbers, paths are absolute (names of weights are none).
     """
     weight = config.loss.multilabel_weight
     resolved = config.copy_and_resolve_references()
@@ -35,7 +37,8 @@ def resolve(
     for key in PATHS:
         section, _, name = key.rpartition(".")
         part = resolved[section] if section else resolved
-        part[name] = absolute(part[name])
+        if part[name] not in PUBLISHED or os.path.exists(part[name]):
+            part[name] = absolute(part[name])
     return resolved
 
 

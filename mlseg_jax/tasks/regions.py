@@ -13,15 +13,15 @@ import ml_collections
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
-from mlseg_jax.losses.mask import RegionLoss
 from mlseg_jax.losses.reduce import (
     Mean,
     mean_over_examples,
     mean_over_labels,
     total_loss,
 )
-from mlseg_jax.losses.regions import random_points, region_losses, region_means
-from mlseg_jax.losses.targets import class_areas, make_targets, segment_areas
+from mlseg_jax.losses.regions.loss import random_points, region_losses, region_means
+from mlseg_jax.losses.regions.mask import RegionLoss
+from mlseg_jax.losses.regions.targets import class_areas, make_targets, segment_areas
 from mlseg_jax.models.mlseg import MLSeg
 from mlseg_jax.tasks.semantic import (
     multilabel_losses,

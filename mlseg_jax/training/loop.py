@@ -106,7 +106,7 @@ def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
     model = FunctionalModel.build(config, num_classes)
     checkpoints = Checkpoints(workdir, keep_best=config.train.keep_best)
     state = _start(config, num_classes, mesh, checkpoints)
-    writer = MetricWriter(workdir, start=int(state["step"]))
+    writer = MetricWriter(workdir, int(state["step"]), config)
     loop = _Loop(config, model, mesh, checkpoints, writer, eval_source, presence)
     profile = ProfileWindow(
         workdir, config.train.profile_start, config.train.profile_steps

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 import input_pipeline
 from mlseg_jax.distributed import processes
-from mlseg_jax.distributed.processes import START_SECONDS, tell_all
+from mlseg_jax.distributed.processes import ANSWER_SECONDS, tell_all
 from mlseg_jax.errors import UserError
 from mlseg_jax.settings import recipes
 
@@ -38,10 +38,10 @@ def check(config: ml_collections.ConfigDict, workdir: str) -> None:
         return
     sentence = (
         f"Process {jax.process_index()} of {jax.process_count()} got no further in its "
-        f"checks before training within {START_SECONDS:.0f} s; see what the others say."
+        f"checks before training within {ANSWER_SECONDS:.0f} s; see what others say."
     )
-    with processes.Deadline(START_SECONDS, sentence):
-        processes.barrier("preflight", START_SECONDS)
+    with processes.Deadline(ANSWER_SECONDS, sentence):
+        processes.barrier("preflight", ANSWER_SECONDS)
         facts = _exchange(config)
         _compare(facts)
         _share_directory(epath.Path(workdir))

@@ -18,6 +18,8 @@ from input_pipeline.files.images import read_image
 from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
 from mlseg_jax.export import artifacts, parity, predictor
+from mlseg_jax.export.onnx_files import write_onnx
+from mlseg_jax.export.onnx_weights import Weights
 from mlseg_jax.export.resampling import resize
 from mlseg_jax.runs.checkpoint import Checkpoints
 from mlseg_jax.runs.workdir import claim_workdir, load_config
@@ -168,3 +170,41 @@ def test_pictures_are_resized_as_by_opencv(size):
         resize(image, size).astype(int) - cv2.resize(image, size[::-1]).astype(int)
     )
     assert difference.max() <= 1 and np.mean(difference > 0) < 0.01
+
+
+@pytest.mark.parametrize(
+    "quantize, most, share", [("float16", 2e-3, 0.6), ("int8", 0.1, 0.4)]
+)
+def test_weights_with_fewer_bits(tmp_path, quantize, most, share):
+    """What is unpacked is near to what went in, and the file is smaller."""
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((64, 48)).astype(np.float32)
+    kernel = rng.standard_normal((3, 3, 8, 16)).astype(np.float32)
+
+    def function(image):
+        values = jnp.einsum("bhwd,de->bhwe", image, jnp.asarray(matrix[:8, :]))
+        window = jax.lax.conv_general_dilated(
+            *(image, jnp.asarray(kernel), (1, 1), "SAME"),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return {"values": values, "window": window}
+
+    inputs = {"image": jax.ShapeDtypeStruct((1, 5, 5, 8), jnp.float32)}
+    sizes, results = [], []
+    image = rng.standard_normal((1, 5, 5, 8)).astype(np.float32)
+    for how in (None, quantize):
+        folder = tmp_path / str(how)
+        folder.mkdir()
+        weights = Weights(folder, how)
+        write_onnx(folder / "f.onnx", function, inputs, weights, opset=17)
+        weights.close()
+        sizes.append((folder / "weights.bin").stat().st_size)
+        model = predictor.Model(folder, description={})
+        results.append(model.run("f", {"image": image}))
+    assert sizes[1] < share * sizes[0]
+    for name, expected in results[0].items():
+        np.testing.assert_allclose(
+            expected, function(jnp.asarray(image))[name], atol=1e-5
+        )
+        error = np.max(np.abs(results[1][name] - expected))
+        assert 0 < error < most * np.max(np.abs(expected))

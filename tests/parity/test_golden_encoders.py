@@ -13,9 +13,9 @@ from test_golden_regions import file_points
 
 from configs import eomt
 from mlseg_jax.label_selection import select_complete
-from mlseg_jax.losses.mask import RegionLoss
-from mlseg_jax.losses.regions import reduce_region_losses, region_losses
-from mlseg_jax.losses.targets import Targets
+from mlseg_jax.losses.regions.loss import reduce_region_losses, region_losses
+from mlseg_jax.losses.regions.mask import RegionLoss
+from mlseg_jax.losses.regions.targets import Targets
 from mlseg_jax.models.backbones.vit import ViT
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.pretrained import dinov3

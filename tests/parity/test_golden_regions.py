@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_golden import close, load
 
-from mlseg_jax.losses.mask import MASK2FORMER, MASKFORMER
-from mlseg_jax.losses.regions import reduce_region_losses, region_losses
-from mlseg_jax.losses.targets import Targets
+from mlseg_jax.losses.regions.loss import reduce_region_losses, region_losses
+from mlseg_jax.losses.regions.mask import MASK2FORMER, MASKFORMER
+from mlseg_jax.losses.regions.targets import Targets
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -14,10 +14,13 @@ from mlseg_jax.inference.regions import regions_of_views
 from mlseg_jax.inference.tracks import same_queries
 from mlseg_jax.inference.views import make_views
 from mlseg_jax.label_selection import Selection
+from mlseg_jax.prediction.clip_pictures import ClipPictures
+from mlseg_jax.prediction.tracks import Tracker
 from mlseg_jax.prediction.video_files import LabelMapFiles, TrackFiles
 from mlseg_jax.reporting.report import write_report
 from mlseg_jax.runs.checkpoint import without_nan
-from mlseg_jax.tasks.engines import evaluation_settings
+from mlseg_jax.tasks import instance
+from mlseg_jax.tasks.engines import evaluation_policy, evaluation_settings
 from mlseg_jax.tasks.evaluation import evaluate
 from mlseg_jax.tasks.table import find_task
 from mlseg_jax.tasks.video_evaluation import chunks
@@ -43,7 +46,7 @@ class OracleEngine(ClipEngine):
 
     def __init__(self, config, source, wrong=()):
         self.num_frames = config.eval.num_frames
-        self._settings = evaluation_settings(config)
+        self.settings = evaluation_settings(config)
         self._by_class = config.task == "video_semantic"
         self._wrong = wrong
         self._rng = np.random.default_rng(0)
@@ -58,7 +61,7 @@ class OracleEngine(ClipEngine):
     def begin(self):
         self._names = {}
 
-    def segment(self, images, policies):
+    def segment(self, images, policies, allowed=None):
         truths = [self._truth[image.tobytes()] for image in images]
         order = self._rng.permutation(QUERIES)
         logits = np.full((QUERIES, CLASSES + 1), -20.0, np.float32)
@@ -77,7 +80,7 @@ class OracleEngine(ClipEngine):
         scores = np.zeros((1, CLASSES), np.float32)
         frames = []
         for row, image in enumerate(images):
-            views = make_views(image, self._settings, lambda n: n, False, 1)
+            views = make_views(image, self.settings, lambda n: n, False, 1)
             window = logits, Masks(masks, None, row)
             frames.append(
                 regions_of_views(image.shape[:2], views, [window], selection, scores)
@@ -158,6 +161,32 @@ def test_right_labels_of_videos(num_frames, tmp_path):
         evaluation.save_pictures(epath.Path(tmp_path / "evaluation_examples.npz"))
         page = write_report(tmp_path).read_text()
         assert "Video 4" in page and "VC8" in page
+
+
+def test_frames_of_a_stream_keep_their_tracks():
+    """Chunks whose queries are in other orders, through what `predict` uses."""
+    config = config_of("video_instance", 3)
+    source = open_dataset(config.data, train=False)
+    pictures = ClipPictures(OracleEngine(config, source), QUERIES)
+    info, policy = source.info, evaluation_policy(config, CLASSES)
+    clip = source[1]["frames"].read(range(LENGTH))
+    tracker = Tracker(info.is_thing, 0.5)
+    pictures.begin()
+    numbers = {}
+    for places in chunks(LENGTH, pictures.batch_sizes[0]):
+        images = list(clip["image"][places.start : places.stop])
+        (frames,) = pictures.segment(images, [(policy, None)], scope="per_window")
+        for place, frame in zip(places, frames, strict=True):
+            segments = instance.find_segments(frame, config.eval, info)
+            for segment, number in zip(segments, tracker.add(segments), strict=True):
+                (true,) = np.unique(clip["instance_map"][place][segment.mask])
+                if number is not None:
+                    numbers.setdefault(int(true), set()).add(number)
+    assert len(numbers) >= 2 and all(len(each) == 1 for each in numbers.values())
+    assert len(set.union(*numbers.values())) == len(numbers)
+    # Pictures that are no video have no queries of their own.
+    (alone,) = pictures.segment(list(clip["image"][:1]), [(policy, None)])
+    assert alone[0].slots is None
 
 
 def test_chunks_and_the_same_queries():

@@ -3,18 +3,21 @@
 from mlseg_jax.cli.flags import required
 from mlseg_jax.errors import UserError
 from mlseg_jax.export.artifacts import KINDS
-from mlseg_jax.pretrained import convert
+from mlseg_jax.pretrained import convert, download
 from mlseg_jax.pretrained.export import export_weights
 
 
 def run(flags) -> None:
+    if flags.list:
+        print(download.table())
+        return
     if flags.to in KINDS:
         raise UserError(f"convert writes weights; use export for --to={flags.to}.")
     if flags.to:
         workdir, output = required(flags, "workdir"), required(flags, "output")
         print(export_weights(workdir, output, flags.to, flags.checkpoint))
         return
-    weights = required(flags, "weights")
+    weights = download.weight_file(required(flags, "weights"))
     if flags.config is None:
         print(convert.suggestion(weights))
         return

@@ -1,72 +1,11 @@
 """``evaluate``: the scores of a trained run, perhaps with another selection."""
 
-import logging
-
-from etils import epath
-
-from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.cli.flags import required
 from mlseg_jax.cli.scores import print_scores
-from mlseg_jax.errors import UserError
-from mlseg_jax.prediction.coco_files import SegmentFiles
-from mlseg_jax.prediction.video_files import VIDEO_FILES
-from mlseg_jax.runs.workdir import load_info, load_parameters
-from mlseg_jax.tasks.given_selection import add_given_labels
-from mlseg_jax.tasks.table import find_task
-from mlseg_jax.training import long_tail
-from mlseg_jax.training.final_evaluation import evaluate_and_write
-
-MAX_COUNTED = 10_000
-"""Training examples that are read, once, to know which classes are rare."""
+from mlseg_jax.prediction.evaluate_run import evaluate_run
 
 
 def run(flags) -> None:
-    workdir, config = required(flags, "workdir"), flags.config
-    model, parameters, step = load_parameters(workdir, config, flags.checkpoint)
-    source = open_dataset(config.data, train=False)
-    if source.info.class_names != load_info(workdir).class_names:
-        raise UserError(
-            f"The data set {config.data.name!r} has other classes than {workdir} was "
-            f"trained on; evaluate on data with the same classes."
-        )
-    source = add_given_labels(config, workdir, source, train=False)
-    output = flags.output or workdir
-    epath.Path(output).mkdir(parents=True, exist_ok=True)
-    files = on_segments = None
-    if config.task in VIDEO_FILES:
-        files = VIDEO_FILES[config.task](f"{output}/predictions", source.info)
-        on_segments = files.add
-    elif find_task(config).find_segments is not None:
-        # For other tools' evaluators.
-        files = SegmentFiles(config.task, f"{output}/predictions", source.info)
-
-        def on_segments(example: dict, found) -> None:
-            name = example["name"]
-            stem = name.replace("/", "_")
-            files.add(name, stem, example["image"].shape[:2], found)
-
-    metrics, _ = evaluate_and_write(
-        config,
-        output,
-        model,
-        {flags.checkpoint: parameters},
-        step,
-        source,
-        # Only the mean IoU is told apart by it.
-        _training_presence(config, workdir) if config.task == "semantic" else None,
-        on_segments=on_segments,
-    )
-    if files is not None:
-        files.close()
-    print_scores(metrics, output)
-
-
-def _training_presence(config, workdir: str):
-    """Which classes are rare in training; None where its data is not at hand."""
-    try:
-        source = open_dataset(config.data, train=True)
-    except UserError as error:
-        logging.getLogger(__name__).warning("no mIoU of rare classes: %s", error)
-        return None
-    few = len(source) <= MAX_COUNTED
-    return long_tail.training_presence(config, source, workdir, count=few)
+    workdir = required(flags, "workdir")
+    metrics = evaluate_run(flags.config, workdir, flags.checkpoint, flags.output)
+    print_scores(metrics, flags.output or workdir)

@@ -22,6 +22,7 @@ def run(flags) -> None:
         size=_size(flags.size),
         batch=flags.batch,
         opset=flags.opset,
+        quantize=flags.quantize,
     )
     print(parity.line(description["parity"]))
     print(output)

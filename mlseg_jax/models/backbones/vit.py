@@ -169,7 +169,7 @@ class ViT(AbstractBackbone):
         num_tokens = tokens.shape[1]
         others, patches = self.apart(tokens, grid)
         classes = class_embeddings.astype(tokens.dtype)[None]
-        classes = jnp.broadcast_to(classes, (len(tokens), *classes.shape[1:]))
+        classes = jnp.broadcast_to(classes, (tokens.shape[0], *classes.shape[1:]))
         joined = TokenMap(patches.grid, patches.grid_size, others, scale)
         tokens, context = self.join(joined, classes)
         outputs += self.blocks.after((last,), tokens, context, rng, first=last)
@@ -186,7 +186,7 @@ class ViT(AbstractBackbone):
 
         Joined tokens that are not ``valid`` are seen by nobody.
         """
-        patches = tokens.grid.reshape(len(joined), -1, joined.shape[-1])
+        patches = tokens.grid.reshape(joined.shape[0], -1, joined.shape[-1])
         own = [tokens.others, patches, joined.astype(patches.dtype)]
         mask = _token_mask(tokens.mask, self.num_others, joined.shape[1])
         if valid is not None:

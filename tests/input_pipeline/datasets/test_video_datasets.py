@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.datasets import vspw, youtube_vis
+from input_pipeline.datasets.clips import Clips
 from input_pipeline.datasets.videos import PreparedVideos, Video
 from input_pipeline.preparation import builders, prepare
 from mlseg_jax.typing import IGNORE
@@ -74,6 +75,12 @@ def test_vspw(vspw_root, monkeypatch):
         source.clip(2)
     copy = pickle.loads(pickle.dumps(source))
     assert copy.videos == source.videos
+    clips = Clips(source, 3, 20)
+    assert len(clips) == 2 and clips[1]["name"] == "1_v"
+    assert clips.draw(1, np.random.default_rng(0))["image"].shape == (3, *SIZE, 3)
+    frames = clips[1]["frames"].read([3, 0])
+    assert frames["frame_names"] == ("00000004", "00000000")
+    np.testing.assert_array_equal(frames["label_map"][0], source[5]["label_map"])
 
 
 def test_skipped_frames_leave_videos_whole(vspw_root, monkeypatch):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlseg_jax.losses import points
+from mlseg_jax.losses.regions import points
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 SIZE, SEGMENTS = (5, 11), 4

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from mlseg_jax.losses.mask import MASK2FORMER
-from mlseg_jax.losses.points import uniform_points
-from mlseg_jax.losses.regions import (
+from mlseg_jax.losses.regions.loss import (
     random_points,
     reduce_region_losses,
     region_losses,
 )
-from mlseg_jax.losses.targets import Targets, segment_areas
+from mlseg_jax.losses.regions.mask import MASK2FORMER
+from mlseg_jax.losses.regions.points import uniform_points
+from mlseg_jax.losses.regions.targets import Targets, segment_areas
 from mlseg_jax.typing import IGNORE
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")

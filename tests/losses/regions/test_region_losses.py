@@ -11,17 +11,17 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from mlseg_jax.distributed.sharding import AXES, within
-from mlseg_jax.losses import mask, matched_masks, points
-from mlseg_jax.losses.mask import MASK2FORMER, MASKFORMER
 from mlseg_jax.losses.reduce import counts_of
 from mlseg_jax.losses.reduce import total_loss as weighted_sum
-from mlseg_jax.losses.regions import (
+from mlseg_jax.losses.regions import mask, matched_masks, points
+from mlseg_jax.losses.regions.loss import (
     random_points,
     reduce_region_losses,
     region_losses,
     region_means,
 )
-from mlseg_jax.losses.targets import Targets
+from mlseg_jax.losses.regions.mask import MASK2FORMER, MASKFORMER
+from mlseg_jax.losses.regions.targets import Targets
 from mlseg_jax.typing import IGNORE
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")

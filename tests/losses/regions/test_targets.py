@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlseg_jax.label_selection import Selection
-from mlseg_jax.losses.targets import (
+from mlseg_jax.losses.regions.targets import (
     class_areas,
     make_targets,
     nearest_pixels,

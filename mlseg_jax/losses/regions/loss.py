@@ -5,7 +5,7 @@ find its segment's class and mask, the others no-object. Every prediction is mat
 itself and looks at points of its own (masks.md 2.3, 2.4, 3.3).
 
 How it stays small: Mask2Former's costs come from features sampled at points
-(`region_matching`), losses from the maps of a few matched queries (`matched_masks`). So
+(`costs`), losses from the maps of a few matched queries (`matched_masks`). So
 masks of all queries never exist in training, nor those of two predictions at a time.
 """
 
@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from mlseg_jax.distributed.sharding import on_each_device
-from mlseg_jax.losses import mask
-from mlseg_jax.losses.mask import RegionLoss
-from mlseg_jax.losses.matched_masks import mask_losses
-from mlseg_jax.losses.points import uniform_points
 from mlseg_jax.losses.reduce import Mean, total_loss
-from mlseg_jax.losses.region_matching import match_regions
-from mlseg_jax.losses.targets import Targets
+from mlseg_jax.losses.regions import mask
+from mlseg_jax.losses.regions.costs import match_regions
+from mlseg_jax.losses.regions.mask import RegionLoss
+from mlseg_jax.losses.regions.matched_masks import mask_losses
+from mlseg_jax.losses.regions.points import uniform_points
+from mlseg_jax.losses.regions.targets import Targets
 from mlseg_jax.typing import Array, Bool, Float, Int, PRNGKeyArray
 
 PARTS = ("class", "mask", "dice")

@@ -10,9 +10,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mlseg_jax.losses import mask, points
-from mlseg_jax.losses.region_matching import of_prediction
-from mlseg_jax.losses.targets import segment_pixels
+from mlseg_jax.losses.regions import mask, points
+from mlseg_jax.losses.regions.costs import of_prediction
+from mlseg_jax.losses.regions.targets import segment_pixels
 from mlseg_jax.models.layers.resize import bilinear_matrix
 from mlseg_jax.typing import IGNORE
 

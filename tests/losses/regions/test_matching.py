@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from scipy.optimize import linear_sum_assignment
 
 from mlseg_jax.distributed.sharding import AXES, on_each_device, within
-from mlseg_jax.losses.matching import LARGEST_COST, match
+from mlseg_jax.losses.regions.matching import LARGEST_COST, match
 from mlseg_jax.typing import IGNORE
 
 compiled = jax.jit(match)

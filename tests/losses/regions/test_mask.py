@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.losses import mask
-from mlseg_jax.losses.mask import MASKFORMER, RegionLoss
+from mlseg_jax.losses.regions import mask
+from mlseg_jax.losses.regions.mask import MASKFORMER, RegionLoss
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

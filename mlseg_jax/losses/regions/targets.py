@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlseg_jax.label_selection import Selection, labels_to_ranks
-from mlseg_jax.losses.points import Masks
+from mlseg_jax.losses.regions.points import Masks
 from mlseg_jax.metrics.label_recall import label_histogram
 from mlseg_jax.typing import IGNORE, Array, Bool, Float, Int, UInt8
 

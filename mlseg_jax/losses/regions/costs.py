@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mlseg_jax.losses import mask, points
-from mlseg_jax.losses.matching import match
-from mlseg_jax.losses.targets import nearest_pixels
+from mlseg_jax.losses.regions import mask, points
+from mlseg_jax.losses.regions.matching import match
+from mlseg_jax.losses.regions.targets import nearest_pixels
 from mlseg_jax.typing import IGNORE
 
 

@@ -1,0 +1,1 @@
+"""Losses of regions: queries are matched with segments, and compared with those."""
