@@ -128,6 +128,30 @@ def test_killed_in_the_middle(scope, clip, tmp_path, monkeypatch):
     assert (output / "overlay.mp4").stat().st_size > 1000
 
 
+def test_killed_beside_frames_that_cannot_be_read(segmenter, tmp_path, monkeypatch):
+    """What was lost before the kill is said after it, too."""
+    folder, output = tmp_path / "frames", tmp_path / "out"
+    folder.mkdir()
+    for i, picture in enumerate(frames(7)):
+        cv2.imwrite(str(folder / f"{i}.png"), picture)
+    (folder / "1.png").write_bytes(b"no picture")
+    usual = predicting.write_label_map
+
+    def killed(path, *arguments):
+        if path.name == "000005.png":
+            raise KeyboardInterrupt
+        usual(path, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(predicting, "write_label_map", killed)
+        write(segmenter, folder, output)
+    assert json.loads((output / "video.json").read_text())["following"] > 1
+    record = write(segmenter, folder, output)
+    assert record.num_frames == 6 and len(record.problems) == 1
+    assert "1.png" in record.problems[0]
+    assert write(segmenter, folder, output).problems == record.problems
+
+
 def find_sign(segmented):
     """The most frequent label as one segment that a picture is divided into."""
     (label_map,) = segmented.label_maps()[:1]
