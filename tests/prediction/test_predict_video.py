@@ -152,6 +152,26 @@ def test_killed_beside_frames_that_cannot_be_read(segmenter, tmp_path, monkeypat
     assert write(segmenter, folder, output).problems == record.problems
 
 
+def test_killed_in_the_first_batch(segmenter, clip, tmp_path, monkeypatch):
+    """The same call goes on; another may take the place where nothing was written."""
+    usual, fail_at = predicting.write_label_map, "000000.png"
+
+    def killed(path, *arguments):
+        if path.name == fail_at:
+            raise KeyboardInterrupt
+        usual(path, *arguments)
+
+    monkeypatch.setattr(predicting, "write_label_map", killed)
+    for job, fail_at in [({"model": 1}, fail_at), ({}, "000001.png")]:
+        with pytest.raises(KeyboardInterrupt):
+            write(segmenter, clip, tmp_path, job)
+    assert [p.name for p in (tmp_path / "label_maps").iterdir()] == ["000000.png"]
+    with pytest.raises(UserError, match="other model"):
+        write(segmenter, clip, tmp_path, {"model": 1})
+    monkeypatch.setattr(predicting, "write_label_map", usual)
+    assert write(segmenter, clip, tmp_path).num_frames == 9
+
+
 def find_sign(segmented):
     """The most frequent label as one segment that a picture is divided into."""
     (label_map,) = segmented.label_maps()[:1]
@@ -211,6 +231,11 @@ def test_damaged_and_odd_files(segmenter, clip, tmp_path):
     with pytest.raises(UserError, match="other model"):
         write(segmenter, folder, tmp_path / "odd", {"model": 1})
     overlay = tmp_path / "odd" / "overlay.mp4"
+    left_out = json.loads((tmp_path / "odd" / "video.json").read_text())
+    left_out["job"]["model"] = 1
+    (tmp_path / "odd" / "video.json").write_text(json.dumps(left_out))
+    with pytest.raises(UserError, match="other model"):
+        write(segmenter, folder, tmp_path / "odd")
     with pytest.raises(UserError, match="would be written over"):
         write(segmenter, overlay, tmp_path / "odd")
     (tmp_path / "odd" / "video.json").unlink()
