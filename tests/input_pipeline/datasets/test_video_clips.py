@@ -194,6 +194,7 @@ def test_videos_with_a_json(tmp_path):
     source = open_dataset(data, train=True)
     frames = source[0]["frames"]
     assert source.info.class_names == ("dog", "cat") and frames.video_id == 7
+    assert source.info.raw_values == (4, 9)  # for results with the file's own ids
     read = frames.read([0, 1])
     assert read["label_map"][:, 0, [0, 11]].tolist() == [[1, 0], [0, 0]]
     assert read["instance_map"][:, 0, [0, 11]].tolist() == [[1, 2], [2, 2]]
