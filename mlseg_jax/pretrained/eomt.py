@@ -127,6 +127,8 @@ _OWN = (
     (r"^network\.upscale\.(\d)\.norm", r"upscale_block.block.\1.layernorm2d"),
     (r"^network\.upscale\.", "upscale_block.block."),
     (r"^network\.encoder\.backbone\.", ""),
+    # On DINOv3 the embeddings of transformers are what timm calls a patch_embed.
+    (r"^patch_embed\.(cls_token|register_tokens|patch_embeddings)", r"embeddings.\1"),
     (r"^cls_token", "embeddings.cls_token"),
     (r"^(reg_token|register_tokens)$", "embeddings.register_tokens"),
     (r"^pos_embed$", "embeddings.position_embeddings.weight"),

@@ -97,13 +97,19 @@ AUTHORS = (
     (r"^mask_head\.fc3", "network.mask_head.4"),
     (r"^upscale_block\.block\.", "network.upscale."),
     (r"(network\.upscale\.\d)\.layernorm2d", r"\1.norm"),
-    (r"^embeddings\.cls_token", "network.encoder.backbone.cls_token"),
-    (r"^embeddings\.register_tokens", "network.encoder.backbone.reg_token"),
-    (r"^embeddings\.patch_embeddings(\.projection)?",
-     "network.encoder.backbone.patch_embed.proj"),
     (r"^layers\.", "network.encoder.backbone.blocks."),
     (r"^layernorm\.", "network.encoder.backbone.norm."),
-)  # fmt: skip
+)
+AUTHORS_STEMS = {
+    "dinov2": (
+        (r"^embeddings\.cls_token", "network.encoder.backbone.cls_token"),
+        (r"^embeddings\.register_tokens", "network.encoder.backbone.reg_token"),
+        (r"^embeddings\.patch_embeddings\.projection",
+         "network.encoder.backbone.patch_embed.proj"),
+    ),
+    # timm's place for it holds the whole module of transformers.
+    "dinov3": ((r"^embeddings\.", "network.encoder.backbone.patch_embed."),),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3"])
@@ -131,7 +137,7 @@ def test_files_of_eomt(kind, tmp_path):
         arrays = fused(arrays)
         table = arrays.pop("embeddings.position_embeddings.weight")
         arrays["network.encoder.backbone.pos_embed"] = table[None]
-    arrays = renamed(arrays, AUTHORS)
+    arrays = renamed(arrays, AUTHORS + AUTHORS_STEMS[kind])
     found, source, mapped = recognise(WeightFile("x", "", arrays))
     assert found == "eomt"
     if is_dinov3:
