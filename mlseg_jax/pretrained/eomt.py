@@ -164,6 +164,30 @@ def own_names(arrays: Arrays) -> Arrays:
     return hugging_face_names(renamed)
 
 
+KINDS = ("eomt", "hugging_face_eomt")
+"""Keys of `formats.FORMATS` whose files may be differences."""
+
+LEAST_NORM = 0.1
+"""Norms' weights begin at 1 and stay well above this in the mean; differences do not."""
+
+
+def is_rotary(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether a file of `KINDS` is on DINOv3, which has no table of positions."""
+    return "embeddings.position_embeddings.weight" not in arrays
+
+
+def is_difference(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether the encoder of a file of `KINDS` is only a difference from DINOv3's."""
+    norms = [
+        np.ravel(array).astype(np.float32)
+        for name, array in arrays.items()
+        if re.match(r"(layers\.\d+\.norm[12]|layernorm)\.weight", name)
+    ]
+    if not norms or not is_rotary(arrays):
+        return False
+    return bool(np.mean(np.concatenate(norms)) < LEAST_NORM)
+
+
 def add_base(arrays: Arrays, base: Mapping[str, np.ndarray]) -> Arrays:
     """Weights on DINOv3 out of the published differences from it.
 

@@ -14,6 +14,7 @@ from mlseg_jax.pretrained import eomt as tables
 from mlseg_jax.pretrained.convert import convert
 from mlseg_jax.pretrained.export import STATE_DICTS
 from mlseg_jax.pretrained.formats import recognise
+from mlseg_jax.pretrained.initialise import start_from
 from mlseg_jax.pretrained.load import load_arrays
 from mlseg_jax.pretrained.read import WeightFile
 from mlseg_jax.pretrained.regions import without_no_object
@@ -152,6 +153,19 @@ def test_files_of_eomt(kind, tmp_path):
         base=str(tmp_path / "x.npz"),
     )  # fmt: skip
     assert "must be DINOv3's file" in sentence
+    if is_dinov3:
+        refuse_differences(config, tmp_path, arrays)
+
+
+def refuse_differences(config, tmp_path, arrays):
+    """Without a base; and with norms as trained ones are, it is one."""
+    file, workdir = str(tmp_path / "x.npz"), str(tmp_path / "w")
+    assert "with --base" in said(convert, config, file, workdir)
+    config.init = file
+    assert "convert it first" in said(start_from, config, 11, {})
+    norms = {name: 0 * x + 0.4 for name, x in arrays.items() if "norm" in name}
+    _, _, mapped = recognise(WeightFile("x", "", arrays | norms))
+    assert not tables.is_difference(mapped)
 
 
 def fused(arrays):
