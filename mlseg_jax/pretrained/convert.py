@@ -16,7 +16,7 @@ from input_pipeline.files import text
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.pretrained import eomt
+from mlseg_jax.pretrained import dinov3, eomt
 from mlseg_jax.pretrained.formats import recognise
 from mlseg_jax.pretrained.load import complete, load_arrays, stack_blocks, with_facts
 from mlseg_jax.pretrained.model_card import write_card
@@ -74,6 +74,9 @@ def convert(
             f"{weights} ({source.title}) holds differences from DINOv3's weights, not "
             f"weights; name DINOv3's file of Hugging Face with --base."
         )
+    if key in eomt.KINDS and eomt.is_rotary(arrays):
+        licence = f"{source.licence}; {dinov3.LICENCE}"
+        source = dataclasses.replace(source, licence=licence)
     config, notes = with_facts(config, source)
     there = source.num_classes(arrays)
     info, more = choose_classes(config, file, there, classes)

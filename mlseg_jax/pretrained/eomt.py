@@ -168,7 +168,7 @@ KINDS = ("eomt", "hugging_face_eomt")
 """Keys of `formats.FORMATS` whose files may be differences."""
 
 LEAST_NORM = 0.1
-"""Norms' weights begin at 1 and stay well above this in the mean; differences do not."""
+"""Weights of norms begin at 1 and stay above this in the mean; differences do not."""
 
 
 def is_rotary(arrays: Mapping[str, np.ndarray]) -> bool:

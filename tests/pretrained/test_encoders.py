@@ -153,13 +153,17 @@ def test_files_of_eomt(kind, tmp_path):
         base=str(tmp_path / "x.npz"),
     )  # fmt: skip
     assert "must be DINOv3's file" in sentence
+    base = str(tmp_path / "base.npz") if is_dinov3 else None
+    convert(config, str(tmp_path / "x.npz"), str(tmp_path / "w"), base=base)
+    card = (tmp_path / "w" / "model_card.md").read_text()
+    assert ("DINOv3 License" in card) == is_dinov3
     if is_dinov3:
         refuse_differences(config, tmp_path, arrays)
 
 
 def refuse_differences(config, tmp_path, arrays):
     """Without a base; and with norms as trained ones are, it is one."""
-    file, workdir = str(tmp_path / "x.npz"), str(tmp_path / "w")
+    file, workdir = str(tmp_path / "x.npz"), str(tmp_path / "v")
     assert "with --base" in said(convert, config, file, workdir)
     config.init = file
     assert "convert it first" in said(start_from, config, 11, {})
