@@ -243,3 +243,21 @@ def test_dinov2_for_eomt():
         x.ravel() @ kernel for x, kernel in zip((patch, large), kernels, strict=True)
     )
     np.testing.assert_allclose(same, small, atol=1e-4)
+
+
+def test_timm_dinov2_with_registers():
+    """No position for the class token; keys have a bias. It is not DINOv3."""
+    config = make_config(
+        linear, "dataset=sign_scenes", num_registers=4, layer_scale=1.0, depth=1,
+        image_size=(32, 32), patch_size=8,
+    )  # fmt: skip
+    ours, arrays = random_arrays(config, beit.dinov2_own, part="backbone/")
+    arrays["reg_token"] = arrays.pop("register_tokens")
+    arrays["pos_embed"] = arrays["pos_embed"][:, 1:]
+    found, source, arrays = recognise(WeightFile("x", "", arrays))
+    assert found == "dinov2" and "DINOv3" not in source.licence
+    loaded = load_arrays(config, 11, source, arrays)
+    assert set(loaded.arrays) == set(ours)
+    ours["backbone/position_table"][0] = 0.0
+    for path, array in ours.items():
+        np.testing.assert_array_equal(loaded.arrays[path], array)
