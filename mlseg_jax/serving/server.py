@@ -8,11 +8,12 @@ import logging
 import secrets
 import socket
 import threading
+import time
 import urllib.parse
 from http import HTTPStatus
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.serving.choice import Choice, parse_choice
+from mlseg_jax.serving.choice import Choice, parse_choice, whole_number
 from mlseg_jax.serving.problems import RequestProblem
 from mlseg_jax.serving.service import Service, label_map_png, top_arrays
 
@@ -74,13 +75,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not self.server.connections.acquire(blocking=False):
             self._problem(503, "Too many connections are open; try again later.")
             return
+        chunked = "Transfer-Encoding" in self.headers
+        self._unread = chunked or self.headers.get("Content-Length", "0") != "0"
+        # A body that nobody reads must not be taken for the next request.
+        self.close_connection |= chunked or (self._unread and self.command != "POST")
         try:
-            self._check_origin()
-            parts = urllib.parse.urlsplit(self.path)
-            query = urllib.parse.parse_qs(
-                parts.query, keep_blank_values=True, max_num_fields=20_000
-            )
-            how(urllib.parse.unquote(parts.path), query)
+            how(*self._address())
         except RequestProblem as problem:
             self._problem(problem.status, problem.sentence)
         except (ConnectionError, TimeoutError):
@@ -92,6 +92,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._problem(500, "The server could not do this; its log says why.")
         finally:
             self.server.connections.release()
+        if self._unread:
+            self.close_connection = True
+            self._discard()
+
+    def _address(self) -> tuple[str, dict]:
+        """Path and query, where the request may be answered at all."""
+        try:
+            self._check_origin()
+            parts = urllib.parse.urlsplit(self.path)
+            query = urllib.parse.parse_qs(
+                parts.query, keep_blank_values=True, max_num_fields=20_000
+            )
+        except ValueError as error:  # Host: [, or very many &
+            raise RequestProblem(
+                400, "The address, Host or Origin is malformed, or has too many parts."
+            ) from error
+        return urllib.parse.unquote(parts.path), query
 
     def _check_origin(self) -> None:
         """Pages of other sites may not use a server of this machine."""
@@ -161,17 +178,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _example(self, number: str) -> None:
         examples = self.server.service.examples
-        if not (number.isascii() and number.isdigit() and int(number) < len(examples)):
+        place = whole_number(number)
+        if place is None or place >= len(examples):
             raise RequestProblem(404, "There is no such example.")
-        self._send(200, "image/jpeg", examples[int(number)])
+        self._send(200, "image/jpeg", examples[place])
 
     def _labels(self, query: dict) -> None:
         text = query.get("search", [""])[-1]
-        limit = query.get("limit", ["50"])[-1]
-        if not (limit.isascii() and limit.isdigit() and 0 < int(limit[:9]) <= 10_000):
+        limit = whole_number(query.get("limit", ["50"])[-1])
+        if limit is None or not 0 < limit <= 10_000:
             raise RequestProblem(400, "limit is a whole number from 1 to 10000.")
         service = self.server.service
-        found = service.search(text, int(limit))
+        found = service.search(text, limit)
         self._send_json({"labels": found, "num_classes": len(service.names)})
 
     def _choice(self, query: dict) -> Choice:
@@ -181,19 +199,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         """The picture; read in one go, and no more than is allowed."""
         limit = self.server.service.limits.bytes
-        length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()):
-            self.close_connection = True
+        length = whole_number(self.headers.get("Content-Length", ""))
+        if length is None:
             raise RequestProblem(411, "Say how long the picture is (Content-Length).")
-        if int(length[:18]) > limit:
-            self._discard(min(int(length[:18]), 2 * limit))
+        if length > limit:
             raise RequestProblem(
                 413, f"The picture's file is larger than {limit:,} bytes; send less."
             )
         kind = self.headers.get("Content-Type", "image/*").partition(";")[0].strip()
-        data = self.rfile.read(int(length))
-        if len(data) < int(length):
+        data = self.rfile.read(length)
+        if len(data) < length:
             raise ConnectionResetError
+        self._unread = False
         if not kind.startswith("image/") and kind != "application/octet-stream":
             raise RequestProblem(
                 415,
@@ -204,14 +221,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise RequestProblem(400, "The request is empty; send a picture's file.")
         return data
 
-    def _discard(self, length: int) -> None:
-        """Reads what is not wanted, or the sender would not see the answer."""
-        self.close_connection = True
-        while length > 0:
-            part = self.rfile.read(min(length, 2**16))
-            if not part:
-                return
-            length -= len(part)
+    def _discard(self) -> None:
+        """Reads what was not wanted, or the sender would not see the answer."""
+        left, end = 2 * self.server.service.limits.bytes, time.monotonic() + 5
+        try:
+            self.connection.shutdown(socket.SHUT_WR)
+            while left > 0 and (seconds := end - time.monotonic()) > 0:
+                self.connection.settimeout(seconds)
+                part = self.rfile.read1(2**16)
+                if not part:
+                    return
+                left -= len(part)
+        except OSError:
+            return  # Nobody is there any more, or nothing comes.
 
     # ----------------------------------------------------------------------- answers
 

@@ -116,6 +116,9 @@ def test_other_addresses(server):
         ("k=0", "from 1 to 4"),
         ("k=99", "from 1 to 4"),
         ("k=x", "from 1 to 4"),
+        ("k=0000000005", "from 1 to 4"),
+        ("k=" + "9" * 5000, "from 1 to 4"),
+        ("without=%23" + "9" * 5000, "ids end at 5"),
         ("allowed=gren", "did you mean 'green'"),
         ("allowed=%2399", "ids end at 5"),
         ("minimum_score=nan", "from 0 to 1"),
@@ -146,12 +149,17 @@ def test_hostile_bodies(server):
         (413, bomb(), {}),
         (413, png(np.zeros((200, 200, 3), np.uint8)), {}),
         (413, b"x" * 60_000, {}),
+        (413, b"", {"Content_Length": "0" * 18 + "60000"}),
+        (413, b"", {"Content_Length": "9" * 5000}),
         (415, png()[:100], {}),
         (415, b"GIF89a and nothing more", {}),
         (415, png(), {"Content_Type": "text/html"}),
         (400, b"", {}),
         (403, png(), {"Origin": "https://elsewhere.example"}),
         (403, png(), {"Host": "elsewhere.example"}),
+        (403, b"x" * 80_000, {"Host": "elsewhere.example"}),
+        (400, png(), {"Host": "["}),
+        (411, png(), {"Content_Length": "", "Transfer_Encoding": "chunked"}),
     ):
         got, answer = ask(port, "/segment", body, **headers)
         assert got == status, (status, answer)
@@ -162,6 +170,13 @@ def test_hostile_bodies(server):
     with socket.create_connection(("127.0.0.1", port)) as raw:
         raw.sendall(b"POST /segment HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b" 411 " in raw.recv(100)
+    with socket.create_connection(("127.0.0.1", port)) as raw:
+        raw.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 30")
+        raw.sendall(b"\r\n\r\nGET /health HTTP/1.1\r\nHost: [\r\n\r\n")
+        raw.shutdown(socket.SHUT_WR)
+        answer = raw.makefile("rb").read()
+        assert answer.count(b"HTTP/1.1 ") == 1 and b"Connection: close" in answer
+    assert ask(port, "/health?" + "&" * 20_001)[0] == 400
     assert ask(port, "/segment", png())[0] == 200
 
 
