@@ -16,7 +16,6 @@ import pathlib
 import numpy as np
 
 from mlseg_jax.export.resampling import (
-    Axis,
     product,
     resize,
     sigmoid,
@@ -24,6 +23,7 @@ from mlseg_jax.export.resampling import (
     softmax,
     stitched,
     tiles,
+    views_of,
 )
 
 UNSELECTED = -100.0
@@ -131,18 +131,17 @@ class Predictor:
 
     def look(self, image):
         """Runs the encoder over all windows of a picture uint8 [H W 3]."""
-        settings, views, windows, sizes = self.about["views"], [], [], []
-        for scale in settings["scales"]:
-            picture = resize(image, self._size_at(image.shape[:2], scale))
-            for flip in (False, True) if settings["flip"] else (False,):
-                shown = picture[:, ::-1] if flip else picture
-                axes = [self._axis(image, shown, 0), self._axis(image, shown, 1, flip)]
-                views.append(axes)
-                for y in axes[0].starts:
-                    for x in axes[1].starts:
-                        real = shown[y : y + axes[0].size, x : x + axes[1].size]
-                        windows.append(real)
-                        sizes.append(real.shape[:2])
+        views, windows, sizes, picture = [], [], [], image
+        for size, axes in views_of(self.about, image.shape[:2]):
+            if picture.shape[:2] != size:
+                picture = resize(image, size)
+            shown = picture[:, ::-1] if axes[1].flip else picture
+            views.append(axes)
+            for y in axes[0].starts:
+                for x in axes[1].starts:
+                    real = shown[y : y + axes[0].size, x : x + axes[1].size]
+                    windows.append(real)
+                    sizes.append(real.shape[:2])
         encoded = []
         for start in range(0, len(windows), BATCH):
             chosen = windows[start : start + BATCH]
@@ -155,35 +154,6 @@ class Predictor:
             encoded.append(self.model.encode(inputs))
         scores = np.concatenate([np.asarray(each["scores"]) for each in encoded])
         return Seen(image.shape[:2], views, encoded, scores)
-
-    def _size_at(self, size, scale):
-        base = [int(side * scale) for side in self.about["views"]["base_size"]]
-        if max(base) > 0:
-            factor = min(max(base) / max(size), min(base) / min(size))
-            fitted = tuple(max(1, int(side * factor + 0.5)) for side in size)
-        else:
-            fitted = tuple(max(1, round(side * scale)) for side in size)
-        factors = [w / n for w, n in zip(self.window, fitted, strict=True)]
-        if self.about["views"]["mode"] == "whole" and min(factors) < 1:
-            # No larger than was exported.
-            fitted = tuple(max(1, int(side * min(factors))) for side in fitted)
-        elif not self.about["input"]["sized"] and max(factors) > 1:
-            # Windows must be full.
-            grown = [int(side * max(factors) + 0.5) for side in fitted]
-            fitted = tuple(map(max, self.window, grown))
-        return fitted
-
-    def _axis(self, image, picture, axis, flip=False):
-        about, view = self.about["input"], picture.shape[axis]
-        window, stride = self.window[axis], self.about["views"]["stride"][axis]
-        size = min(window, view)
-        count = max(view - window + stride - 1, 0) // stride + 1
-        starts = [max(min(i * stride, view - size), 0) for i in range(count)]
-        seen = -(-size // about["multiple"]) * about["multiple"]
-        canvas_cells = about["grid"][axis]
-        cells = about["cells"][axis][seen] if about["sized"] else canvas_cells
-        length = image.shape[axis]
-        return Axis(length, view, tuple(starts), size, seen, cells, canvas_cells, flip)
 
     def segment(self, seen, k=None, allowed=None, minimum_score=None, top=0):
         """What a picture that was looked at is, among some labels.
@@ -261,11 +231,10 @@ class Predictor:
             part = part.reshape(*shape, *part.shape[1:]).transpose(0, 2, 1, 3, 4)
             a, h, b, w, u = part.shape
             grids.append(part.reshape(a * h, b * w, u))
-        matrices = [(stitched(rows), stitched(columns)) for rows, columns in seen.views]
         for y, x in tiles(seen.size, ranks.shape[1]):
             total = None
-            for grid, (rows, columns) in zip(grids, matrices, strict=True):
-                tile = product(grid, rows[y], columns[x])
+            for grid, (rows, columns) in zip(grids, seen.views, strict=True):
+                tile = product(grid, stitched(rows, y), stitched(columns, x))
                 if len(grids) > 1:
                     tile = softmax(tile)
                 total = tile if total is None else total + tile

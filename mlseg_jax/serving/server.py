@@ -6,6 +6,7 @@ import ipaddress
 import json
 import logging
 import secrets
+import select
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ from http import HTTPStatus
 from mlseg_jax.errors import UserError
 from mlseg_jax.serving.choice import Choice, parse_choice, whole_number
 from mlseg_jax.serving.problems import RequestProblem
-from mlseg_jax.serving.service import Service, label_map_png, top_arrays
+from mlseg_jax.serving.service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -150,30 +151,39 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path not in (PICTURES, "/segment"):
             raise RequestProblem(404, "Pictures go to /segment, or to /pictures.")
         choice = self._choice(query)
-        seen, times = service.look(self._body(), client)
-        name = service.keep(seen) if path == PICTURES else None
-        result, facts = service.segment(seen, choice, client)
-        self._result(result, facts, choice, times, name)
+        with service.place(client):
+            seen, times = service.look(self._body(), self._gone)
+            facts = service.segment(seen, choice, self._gone, self._wants_png())
+            name = service.keep(seen) if path == PICTURES else None
+        self._result(facts, times, name)
 
     def _kept(self, path: str, query: dict) -> None:
         """``/pictures/NAME``: another selection for a picture that was sent before."""
         service, client = self.server.service, self.client_address[0]
         choice = self._choice(query)
         seen = service.kept(path.removeprefix(f"{PICTURES}/"))
-        result, facts = service.segment(seen, choice, client)
-        self._result(result, facts, choice, {}, None)
+        with service.place(client):
+            facts = service.segment(seen, choice, self._gone, self._wants_png())
+        self._result(facts, {}, None)
 
-    def _result(self, result, facts: dict, choice: Choice, times: dict, name) -> None:
-        service = self.server.service
-        if "image/png" in self.headers.get("Accept", "").split(",")[0]:
-            png = label_map_png(result.label_map, len(service.names))
-            self._send(200, "image/png", png)
+    def _wants_png(self) -> bool:
+        return "image/png" in self.headers.get("Accept", "").split(",")[0]
+
+    def _gone(self) -> bool:
+        """Whether the sender has hung up."""
+        try:
+            ready = select.select([self.connection], [], [], 0)[0]
+            return bool(ready) and not self.connection.recv(1, socket.MSG_PEEK)
+        except (OSError, ValueError):
+            return True
+
+    def _result(self, facts: dict | bytes, times: dict, name: str | None) -> None:
+        if isinstance(facts, bytes):
+            self._send(200, "image/png", facts)
             return
         facts["milliseconds"] = times | facts["milliseconds"]
         if name is not None:
             facts["picture"] = name
-        if result.top is not None:
-            facts["top"] = top_arrays(result)
         self._send_json(facts)
 
     def _example(self, number: str) -> None:

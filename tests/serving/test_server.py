@@ -46,7 +46,7 @@ def ask(port, path, body=None, method=None, **headers):
 
 @pytest.fixture(scope="module")
 def server():
-    with running(Limits(bytes=50_000, pixels=10_000)) as running_server:
+    with running(Limits(bytes=50_000, pixels=10_000, windows=50)) as running_server:
         yield running_server
 
 
@@ -152,6 +152,8 @@ def test_hostile_bodies(server):
         (413, b"", {"Content_Length": "0" * 18 + "60000"}),
         (413, b"", {"Content_Length": "9" * 5000}),
         (415, png()[:100], {}),
+        (415, b"P6 2 2 255 " + bytes(12), {}),
+        (413, png(np.zeros((2, 3000, 3), np.uint8)), {}),
         (415, b"GIF89a and nothing more", {}),
         (415, png(), {"Content_Type": "text/html"}),
         (400, b"", {}),
@@ -164,6 +166,9 @@ def test_hostile_bodies(server):
         got, answer = ask(port, "/segment", body, **headers)
         assert got == status, (status, answer)
         assert answer["error"].endswith(".") and "/" not in answer["error"][:1]
+    for query in ("top=8", "longest=8192"):
+        status, answer = ask(port, f"/segment?{query}", png())
+        assert status == 413 and "smaller longest" in answer["error"]
     with socket.create_connection(("127.0.0.1", port)) as raw:  # hangs up
         raw.sendall(b"POST /segment HTTP/1.1\r\nHost: localhost\r\n")
         raw.sendall(b"Content-Length: 5000\r\n\r\nabc")
