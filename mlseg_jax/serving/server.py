@@ -1,6 +1,5 @@
 """The page and the API over HTTP, with the standard library alone."""
 
-import http.server
 import importlib.resources
 import ipaddress
 import json
@@ -8,49 +7,38 @@ import logging
 import secrets
 import select
 import socket
-import threading
-import time
 import urllib.parse
 from http import HTTPStatus
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.serving.choice import Choice, parse_choice, whole_number
+from mlseg_jax.serving.connections import LimitedServer, TimedHandler
 from mlseg_jax.serving.problems import RequestProblem
 from mlseg_jax.serving.service import Service
 
 logger = logging.getLogger(__name__)
 
-CONNECTION_SECONDS = 20
-"""Silence after which a connection is closed."""
-
-MAX_CONNECTIONS = 256
-
 PICTURES = "/pictures"
 JSON = "application/json; charset=utf-8"
 
 
-class Server(http.server.ThreadingHTTPServer):
+class Server(LimitedServer):
     """One thread for each connection; the model is shared."""
-
-    daemon_threads = True
-    request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], service: Service):
         self.service = service
-        self.connections = threading.Semaphore(MAX_CONNECTIONS)
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, Handler)
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(TimedHandler):
     """One connection."""
 
     server: Server
     server_version = "mlseg_jax"
     sys_version = ""
     protocol_version = "HTTP/1.1"
-    timeout = CONNECTION_SECONDS
 
     def do_GET(self) -> None:  # noqa: N802 (the standard library's name)
         self._answer(self._get)
@@ -73,9 +61,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, how) -> None:
         """Runs a request; whatever goes wrong becomes a sentence and a status."""
-        if not self.server.connections.acquire(blocking=False):
-            self._problem(503, "Too many connections are open; try again later.")
-            return
         chunked = "Transfer-Encoding" in self.headers
         self._unread = chunked or self.headers.get("Content-Length", "0") != "0"
         # A body that nobody reads must not be taken for the next request.
@@ -91,11 +76,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except Exception:
             logger.exception("a request could not be answered")
             self._problem(500, "The server could not do this; its log says why.")
-        finally:
-            self.server.connections.release()
         if self._unread:
             self.close_connection = True
-            self._discard()
+            self._discard(2 * self.server.service.limits.bytes)
 
     def _address(self) -> tuple[str, dict]:
         """Path and query, where the request may be answered at all."""
@@ -210,14 +193,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """The picture; read in one go, and no more than is allowed."""
         limit = self.server.service.limits.bytes
         length = whole_number(self.headers.get("Content-Length", ""))
-        if length is None:
+        if length is None or "Transfer-Encoding" in self.headers:
             raise RequestProblem(411, "Say how long the picture is (Content-Length).")
         if length > limit:
             raise RequestProblem(
                 413, f"The picture's file is larger than {limit:,} bytes; send less."
             )
         kind = self.headers.get("Content-Type", "image/*").partition(";")[0].strip()
-        data = self.rfile.read(length)
+        try:
+            data = self.rfile.read(length)
+        except TimeoutError as error:
+            raise RequestProblem(408, "The picture did not arrive in time.") from error
         if len(data) < length:
             raise ConnectionResetError
         self._unread = False
@@ -230,20 +216,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not data:
             raise RequestProblem(400, "The request is empty; send a picture's file.")
         return data
-
-    def _discard(self) -> None:
-        """Reads what was not wanted, or the sender would not see the answer."""
-        left, end = 2 * self.server.service.limits.bytes, time.monotonic() + 5
-        try:
-            self.connection.shutdown(socket.SHUT_WR)
-            while left > 0 and (seconds := end - time.monotonic()) > 0:
-                self.connection.settimeout(seconds)
-                part = self.rfile.read1(2**16)
-                if not part:
-                    return
-                left -= len(part)
-        except OSError:
-            return  # Nobody is there any more, or nothing comes.
 
     # ----------------------------------------------------------------------- answers
 

@@ -208,6 +208,26 @@ def test_a_hundred_at_a_time_and_a_full_queue():
         assert status == 503 and "try again" in answer["error"]
 
 
+def test_slow_and_too_many_connections(server, monkeypatch, caplog):
+    service, port = server
+    monkeypatch.setattr("mlseg_jax.serving.connections.REQUEST_SECONDS", 0.3)
+    head = b"POST /segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port)) as raw:
+        raw.sendall(head + b"ab")
+        assert b" 408 " in raw.recv(100)
+    with socket.create_connection(("127.0.0.1", port)) as raw:  # hangs up at once
+        raw.sendall(head)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    monkeypatch.undo()
+    assert ask(port, "/health")[0] == 200
+    assert not caplog.records
+    monkeypatch.setattr("mlseg_jax.serving.connections.MAX_CONNECTIONS", 1)
+    with running() as (_, port), socket.create_connection(("127.0.0.1", port)) as raw:
+        raw.sendall(b"GET")
+        with socket.create_connection(("127.0.0.1", port)) as other:
+            assert b" 503 " in other.recv(100)
+
+
 def test_a_port_that_is_taken_is_said(server):
     with pytest.raises(UserError, match="choose another --port"):
         open_server("127.0.0.1", server[1], server[0])
