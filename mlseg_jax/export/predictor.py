@@ -52,21 +52,47 @@ class Model:
 
     def run(self, name, inputs):
         """A function by its name: named arrays to named arrays."""
-        if name not in self._sessions:
-            path = str(self.folder / f"{name}.onnx")
-            session = self._open(path, self._options, ["CPUExecutionProvider"])
-            taken = {each.name for each in session.get_inputs()}
-            self._sessions[name] = session, taken
-        session, taken = self._sessions[name]
+        session = self.session(name)
+        taken = {each.name for each in session.get_inputs()}
         names = [each.name for each in session.get_outputs()]
         given = {key: np.asarray(x) for key, x in inputs.items() if key in taken}
         return dict(zip(names, session.run(names, given), strict=True))
 
+    def session(self, name):
+        """Opened once. Raises ValueError where the file is missing or damaged."""
+        if name not in self._sessions:
+            path = str(self.folder / f"{name}.onnx")
+            try:
+                session = self._open(path, self._options, ["CPUExecutionProvider"])
+            except Exception as error:  # ONNX Runtime has many of its own.
+                reason = " ".join(str(error).split())[:200]
+                raise ValueError(
+                    f"{path} cannot be opened ({reason}); export the model again."
+                ) from error
+            self._sessions[name] = session
+        return self._sessions[name]
+
     def encode(self, inputs):
-        return self.run("encode", inputs)
+        return self._in_batches("encode", inputs)
 
     def classify(self, inputs):
-        return self.run("classify", inputs)["logits"]
+        return self._in_batches("classify", inputs)["logits"]
+
+    def _in_batches(self, name, inputs):
+        """As `run`, of any number of windows also where the file takes a fixed one."""
+        fixed = self.session(name).get_inputs()[0].shape[0]
+        inputs = {key: np.asarray(x) for key, x in inputs.items()}
+        count = len(next(iter(inputs.values())))
+        if not isinstance(fixed, int) or fixed == count:
+            return self.run(name, inputs)
+        parts = []
+        for start in range(0, count, fixed):
+            places = np.minimum(np.arange(start, start + fixed), count - 1)
+            parts.append(self.run(name, {key: x[places] for key, x in inputs.items()}))
+        return {
+            key: np.concatenate([part[key] for part in parts])[:count].copy()
+            for key in parts[0]
+        }
 
 
 def read_description(folder):
@@ -155,12 +181,13 @@ class Predictor:
         scores = np.concatenate([np.asarray(each["scores"]) for each in encoded])
         return Seen(image.shape[:2], views, encoded, scores)
 
-    def segment(self, seen, k=None, allowed=None, minimum_score=None, top=0):
+    def segment(self, seen, k=None, allowed=None, minimum_score=None, top=0, always=()):
         """What a picture that was looked at is, among some labels.
 
         ``k``: most labels of a window; ``allowed``: names, or ids, of the only classes
         to consider; ``minimum_score``: least probability of a label; ``top``: how many
-        of the likeliest labels of each pixel to return.
+        of the likeliest labels of each pixel to return; ``always``: class ids that
+        are kept whatever their score, if they are among the best ``num_ranks``.
         """
         scores = seen.scores
         mask = None
@@ -172,7 +199,7 @@ class Predictor:
             scores = np.where(mask[None], scores, -np.inf)
         one = self.about["selection"]["scope"] == "per_image"
         chosen = scores.max(0, keepdims=True) if one else scores
-        class_ids, valid = self._select(chosen, k, minimum_score, mask)
+        class_ids, valid = self._select(chosen, k, minimum_score, mask, always)
         if one:
             class_ids = np.repeat(class_ids, len(scores), 0)
             valid = np.repeat(valid, len(scores), 0)
@@ -194,7 +221,7 @@ class Predictor:
             return self.names.index(name)
         return int(name)
 
-    def _select(self, scores, k, minimum_score, mask):
+    def _select(self, scores, k, minimum_score, mask, always=()):
         """Class ids [n K] int32 by falling score, and which of them are valid."""
         settings, ranks = self.about["selection"], self.num_ranks
         order = np.argsort(-scores, axis=1, kind="stable")
@@ -213,7 +240,7 @@ class Predictor:
             total = sigmoid(scores).sum(axis=1, keepdims=True)
             enough = (probability >= least) & (before < share * total)
             enough[:, 0] = True
-            valid &= enough
+            valid &= enough | np.isin(class_ids, list(always))
         return class_ids, valid
 
     # ------------------------------------------------------------- pixels

@@ -21,7 +21,8 @@ class Choice:
       k: most labels of a window; None for the usual number.
       allowed: class ids of the only labels to consider; None for all.
       without: class ids of labels that are not considered.
-      also: class ids that are selected beside the k best.
+      also: class ids that are selected beside the k best, whatever their score and
+        whether or not they are among ``allowed``; ``without`` goes before.
       minimum_score: least probability of a label.
       longest: longest side of maps, which may be larger than the picture's; None for
         its own size.

@@ -224,6 +224,7 @@ class Service:
                 k=k,
                 allowed=allowed,
                 minimum_score=choice.minimum_score,
+                always=choice.also,
                 top=choice.top,
             )
             # Here, because packing takes memory and time as well.
@@ -246,7 +247,7 @@ class Service:
     def _candidates(self, seen: Seen, choice: Choice):
         """Which classes are considered (bool [C]), and what the predictor is told."""
         considered = np.full(len(self.names), choice.allowed is None)
-        considered[list(choice.allowed or ())] = True
+        considered[[*(choice.allowed or ()), *choice.also]] = True
         considered[list(choice.without)] = False
         if not considered.any():
             raise RequestProblem(400, "No label is left to choose from; allow some.")

@@ -86,6 +86,10 @@ def test_another_selection_does_not_encode_again(server):
     assert names("?allowed=blue&allowed=a,%20b") == ["blue", "a, b"]
     assert names("?without=%230") == ["green", "blue", NAMES[3]]
     assert set(names("?k=2&also=grey")) == {"red", "green", "grey"}
+    least = "?k=2&also=grey&minimum_score=0.9"
+    assert names(least) == ["red", "grey"]
+    assert set(names("?allowed=blue&also=grey")) == {"blue", "grey"}
+    assert "grey" not in names("?also=grey&without=grey")
     _, small = ask(port, address + "?longest=30")
     assert (small["width"], small["height"]) == (30, 20)
     assert service.predictor.model.encodings - before == count
