@@ -72,6 +72,11 @@ def export_run(
       UserError: the model cannot be exported, or a package is missing.
     """
     check(kind, opset, quantize)
+    if batch is not None and batch < 1:
+        raise UserError(
+            f"--batch={batch} is no number of pictures; write 1 or more, or leave it "
+            f"out for any number."
+        )
     functions, step = load_functions(config, workdir, checkpoint, size)
     info = load_info(workdir)
     symbol = any_batch() if batch is None else None
