@@ -171,12 +171,13 @@ def _loop(graph: Graph, eqn, shared, carry, rows) -> list[Value]:
         Value(graph.names.new("row"), var.aval.shape, np.dtype(var.aval.dtype))
         for var in body.jaxpr.invars[len(shared) :]
     ]
-    results = [
-        x
-        if x.constant is None and x.name not in {v.name for v in own}
-        else inside.node("Identity", [x], x.shape)
-        for x in lower(inside, body, [*shared, *own])
-    ]
+    results = lower(inside, body, [*shared, *own])
+    # A result is made by a node of the body, and is the only one of its name.
+    free = {name for node in inside.nodes for name in node.output}
+    for i, x in enumerate(results):
+        if x.constant is not None or x.name not in free:
+            results[i] = inside.node("Identity", [x], x.shape)
+        free.discard(x.name)
     inner = helper.make_graph(
         inside.nodes,
         graph.names.new("body"),
