@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.export import artifacts
+from mlseg_jax.export import artifacts, parity
 from mlseg_jax.export.onnx_files import write_onnx
 from mlseg_jax.export.onnx_weights import Weights
 
@@ -164,3 +164,11 @@ def test_constants_of_loops_inside_loops_and_large_ones(tmp_path):
     assert len(run_onnx(tmp_path, nested, [x], quantize="float16")) == 1
     (found,) = run_onnx(tmp_path, lambda x: (x + masked[0],), [x], quantize="float16")
     assert found[0] == np.float32(-1e9)
+
+
+def test_files_that_say_something_else_are_an_error():
+    found = {"largest_difference_of_scores": 9e-5, "largest_difference_of_logits": 1e-6}
+    parity.judge(found, "out")
+    for wrong in (2e-4, np.inf, np.nan):
+        with pytest.raises(UserError, match="scores differ.*logits.*files are in out"):
+            parity.judge(found | {"largest_difference_of_logits": wrong}, "out")
