@@ -10,6 +10,11 @@ def parse_arg(arg: str | None, **defaults: str | int) -> ConfigDict:
     values = ConfigDict(defaults)
     for item in filter(None, (arg or "").split(",")):
         key, separator, text = item.partition("=")
+        if not defaults:
+            raise ValueError(
+                f"The configuration takes nothing after the colon, not {item!r}; "
+                "change its keys with --config.KEY=VALUE."
+            )
         if not separator or key not in defaults:
             raise ValueError(
                 f"The configuration takes {', '.join(f'{k}=...' for k in defaults)} "

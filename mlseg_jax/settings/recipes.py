@@ -43,16 +43,16 @@ def find(path: str) -> pathlib.Path:
     """
     given = pathlib.Path(path)
     if given.exists():
+        if given.is_dir() or given.suffix != ".py":
+            raise UserError(f"{path} is no configuration; give the path of a .py file.")
         return given
     shipped = folder().parent / given
     if given.parent == pathlib.PurePath(NAME):
         shipped = folder() / given.name
     if shipped.exists():
         return shipped
-    known = sorted(each.name for each in shipped.parent.glob("*.py"))
-    hint = "; give the path of a .py file."
-    if known:
-        hint = did_you_mean(given.name, known)
+    known = sorted(each.name for each in folder().glob("*.py"))
+    hint = did_you_mean(given.name, known)
     raise UserError(f"There is no configuration {path}{hint}")
 
 
