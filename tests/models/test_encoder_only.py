@@ -1,5 +1,7 @@
 """Queries and classes among the tokens of an encoder: EoMT and encoder-only."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ from configs import encoder_only, eomt, segmenter
 from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import select_given, select_top_k
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.models.decoders.eomt import mask_share
+from mlseg_jax.models.decoders.eomt import EomtDecoder, mask_share
 from mlseg_jax.models.flops import count_macs
 from mlseg_jax.models.layers.contexts import PlacedTokens
 from mlseg_jax.models.layers.rotary import grid_rotation
@@ -191,6 +193,38 @@ def test_a_scan_and_rematerialisation_change_nothing(decoder):
         np.testing.assert_allclose(
             scanned[path] / scale, grad / scale, atol=2e-4, err_msg=path
         )
+
+
+def test_blocks_cease_to_mask_one_after_the_other(monkeypatch):
+    """In the end training is as evaluation; between, only the second block masks."""
+    config = tiny("eomt")
+    config.model.decoder.update(mask_starts=(0.0, 0.5), mask_ends=(0.25, 0.75))
+    steps = config.train.steps
+    model = FunctionalModel.build(config, NUM_CLASSES)
+    arrays = random_parameters(model), make_images()
+
+    def last(parameters, images, step=None, is_training=True):
+        given = select_given(jnp.asarray([[3, 1], [0, 9]]), None, NUM_CLASSES)
+        rng = jax.random.key(1) if is_training else None
+        output = model.bind(parameters)(images, lambda _: given, rng=rng, step=step)
+        masks = output.regions.mask_logits(output.regions.num_predictions - 1)
+        return output.class_logits[:, -1], masks
+
+    train = jax.jit(last)
+    begin, between, end = (
+        train(*arrays, jnp.int32(share * steps)) for share in (0.0, 0.4, 0.8)
+    )
+    evaluated = jax.jit(functools.partial(last, is_training=False))(*arrays)
+    monkeypatch.setattr(
+        EomtDecoder, "_unmask", lambda self, seen, block, rng, step: seen | (block == 0)
+    )
+    second = jax.jit(functools.partial(last, step=jnp.int32(0)))(*arrays)
+    for i in range(2):
+        assert_close(end[i], evaluated[i], 2e-4)
+        assert_close(between[i], second[i], 2e-4)
+        for other in (end, between):
+            assert np.max(np.abs(begin[i] - other[i])) > 1e-2
+        assert np.max(np.abs(between[i] - end[i])) > 1e-2
 
 
 def stacked(arrays, paths):
