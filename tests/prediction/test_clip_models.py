@@ -66,6 +66,7 @@ def test_killed_between_chunks(clips, tmp_path, monkeypatch):
     policy = evaluation_policy(config, CLASSES)
     pictures = ClipPictures(engine, model.num_queries)
     segmenter = Segmenter(pictures, INFO, policy, find_segments=find)
+    assert "eval.num_frames" in segmenter.memory_advice
     folder, output = tmp_path / "frames", epath.Path(tmp_path / "killed")
     folder.mkdir()
     for i, picture in enumerate(PICTURES):
