@@ -69,9 +69,15 @@ def export_run(
       What ``export.json`` says.
 
     Raises:
-      UserError: the model cannot be exported, or a package is missing.
+      UserError: the model cannot be exported, a package is missing, or what was
+        written says something else than the model (`parity.judge`).
     """
     check(kind, opset, quantize)
+    if batch is not None and batch < 1:
+        raise UserError(
+            f"--batch={batch} is no number of pictures; write 1 or more, or leave it "
+            f"out for any number."
+        )
     functions, step = load_functions(config, workdir, checkpoint, size)
     info = load_info(workdir)
     symbol = any_batch() if batch is None else None
@@ -101,6 +107,8 @@ def export_run(
         description["parity"] = found
         text = json.dumps(description, indent=1, ensure_ascii=False)
         (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    if quantize is None:
+        parity.judge(found, output)
     return description
 
 

@@ -93,6 +93,7 @@ def _views(config: ml_collections.ConfigDict) -> dict:
         "base_size": list(config.data.base_size),
         "max_pixels": config.data.max_pixels,
         "exif": config.data.exif,
+        "white": config.data.white_value,
     }
 
 

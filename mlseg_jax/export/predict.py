@@ -39,7 +39,13 @@ def main():
             model.class_id(name)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    done, problems = write(model, paths_of(flags.pictures), flags.output, choice)
+    try:
+        done, problems = write(model, paths_of(flags.pictures), flags.output, choice)
+    except OSError as error:
+        sys.exit(
+            f"error: {error.filename or flags.output} cannot be read or written "
+            f"({error.strerror or error}); choose another --output."
+        )
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"{done} pictures in {flags.output}")
@@ -71,7 +77,11 @@ def write(model, paths, output, choice):
             while stem.casefold() in taken:
                 stem += "_"
             taken.add(stem.casefold())
-            result = model(image, **choice)
+            try:
+                result = model(image, **choice)
+            except ValueError as error:  # very long
+                problems.append(f"{path} is left out: {error}")
+                continue
             names = f"{stem}.png", f"{stem}_overlay.png"
             if any((output / name).resolve() == path.resolve() for name in names):
                 problems.append(f"{path} would be written over; choose an --output.")
@@ -92,9 +102,14 @@ def read(path, settings):
             raise ValueError(f"it has more than {settings['max_pixels']:,} pixels")
         if min(picture.size) < 2:
             raise ValueError("both sides must have at least 2 pixels")
-        if picture.mode.startswith("I;16"):
-            grey = (np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8)
-            picture = Image.fromarray(grey)
+        deep = picture.mode == "I" and picture.format == "PPM"
+        if deep or picture.mode.startswith("I;16"):
+            # As many levels as 8 bits have: white is 65535 unless it is said.
+            white = settings.get("white", 65535)
+            grey = np.asarray(picture).astype(np.int64) * 256 // (white + 1)
+            picture = Image.fromarray(np.minimum(grey, 255).astype(np.uint8))
+        elif picture.mode in ("I", "F"):
+            raise ValueError("its values have 32 bits and no known range")
         elif settings["exif"]:
             picture = ImageOps.exif_transpose(picture)
         if picture.mode == "P" and "transparency" in picture.info:

@@ -16,7 +16,6 @@ import pathlib
 import numpy as np
 
 from mlseg_jax.export.resampling import (
-    Axis,
     product,
     resize,
     sigmoid,
@@ -24,6 +23,7 @@ from mlseg_jax.export.resampling import (
     softmax,
     stitched,
     tiles,
+    views_of,
 )
 
 UNSELECTED = -100.0
@@ -52,21 +52,47 @@ class Model:
 
     def run(self, name, inputs):
         """A function by its name: named arrays to named arrays."""
-        if name not in self._sessions:
-            path = str(self.folder / f"{name}.onnx")
-            session = self._open(path, self._options, ["CPUExecutionProvider"])
-            taken = {each.name for each in session.get_inputs()}
-            self._sessions[name] = session, taken
-        session, taken = self._sessions[name]
+        session = self.session(name)
+        taken = {each.name for each in session.get_inputs()}
         names = [each.name for each in session.get_outputs()]
         given = {key: np.asarray(x) for key, x in inputs.items() if key in taken}
         return dict(zip(names, session.run(names, given), strict=True))
 
+    def session(self, name):
+        """Opened once. Raises ValueError where the file is missing or damaged."""
+        if name not in self._sessions:
+            path = str(self.folder / f"{name}.onnx")
+            try:
+                session = self._open(path, self._options, ["CPUExecutionProvider"])
+            except Exception as error:  # ONNX Runtime has many of its own.
+                reason = " ".join(str(error).split())[:200]
+                raise ValueError(
+                    f"{path} cannot be opened ({reason}); export the model again."
+                ) from error
+            self._sessions[name] = session
+        return self._sessions[name]
+
     def encode(self, inputs):
-        return self.run("encode", inputs)
+        return self._in_batches("encode", inputs)
 
     def classify(self, inputs):
-        return self.run("classify", inputs)["logits"]
+        return self._in_batches("classify", inputs)["logits"]
+
+    def _in_batches(self, name, inputs):
+        """As `run`, of any number of windows also where the file takes a fixed one."""
+        fixed = self.session(name).get_inputs()[0].shape[0]
+        inputs = {key: np.asarray(x) for key, x in inputs.items()}
+        count = len(next(iter(inputs.values())))
+        if not isinstance(fixed, int) or fixed == count:
+            return self.run(name, inputs)
+        parts = []
+        for start in range(0, count, fixed):
+            places = np.minimum(np.arange(start, start + fixed), count - 1)
+            parts.append(self.run(name, {key: x[places] for key, x in inputs.items()}))
+        return {
+            key: np.concatenate([part[key] for part in parts])[:count].copy()
+            for key in parts[0]
+        }
 
 
 def read_description(folder):
@@ -131,18 +157,17 @@ class Predictor:
 
     def look(self, image):
         """Runs the encoder over all windows of a picture uint8 [H W 3]."""
-        settings, views, windows, sizes = self.about["views"], [], [], []
-        for scale in settings["scales"]:
-            picture = resize(image, self._size_at(image.shape[:2], scale))
-            for flip in (False, True) if settings["flip"] else (False,):
-                shown = picture[:, ::-1] if flip else picture
-                axes = [self._axis(image, shown, 0), self._axis(image, shown, 1, flip)]
-                views.append(axes)
-                for y in axes[0].starts:
-                    for x in axes[1].starts:
-                        real = shown[y : y + axes[0].size, x : x + axes[1].size]
-                        windows.append(real)
-                        sizes.append(real.shape[:2])
+        views, windows, sizes, picture = [], [], [], image
+        for size, axes in views_of(self.about, image.shape[:2]):
+            if picture.shape[:2] != size:
+                picture = resize(image, size)
+            shown = picture[:, ::-1] if axes[1].flip else picture
+            views.append(axes)
+            for y in axes[0].starts:
+                for x in axes[1].starts:
+                    real = shown[y : y + axes[0].size, x : x + axes[1].size]
+                    windows.append(real)
+                    sizes.append(real.shape[:2])
         encoded = []
         for start in range(0, len(windows), BATCH):
             chosen = windows[start : start + BATCH]
@@ -156,41 +181,13 @@ class Predictor:
         scores = np.concatenate([np.asarray(each["scores"]) for each in encoded])
         return Seen(image.shape[:2], views, encoded, scores)
 
-    def _size_at(self, size, scale):
-        base = [int(side * scale) for side in self.about["views"]["base_size"]]
-        if max(base) > 0:
-            factor = min(max(base) / max(size), min(base) / min(size))
-            fitted = tuple(max(1, int(side * factor + 0.5)) for side in size)
-        else:
-            fitted = tuple(max(1, round(side * scale)) for side in size)
-        factors = [w / n for w, n in zip(self.window, fitted, strict=True)]
-        if self.about["views"]["mode"] == "whole" and min(factors) < 1:
-            # No larger than was exported.
-            fitted = tuple(max(1, int(side * min(factors))) for side in fitted)
-        elif not self.about["input"]["sized"] and max(factors) > 1:
-            # Windows must be full.
-            grown = [int(side * max(factors) + 0.5) for side in fitted]
-            fitted = tuple(map(max, self.window, grown))
-        return fitted
-
-    def _axis(self, image, picture, axis, flip=False):
-        about, view = self.about["input"], picture.shape[axis]
-        window, stride = self.window[axis], self.about["views"]["stride"][axis]
-        size = min(window, view)
-        count = max(view - window + stride - 1, 0) // stride + 1
-        starts = [max(min(i * stride, view - size), 0) for i in range(count)]
-        seen = -(-size // about["multiple"]) * about["multiple"]
-        canvas_cells = about["grid"][axis]
-        cells = about["cells"][axis][seen] if about["sized"] else canvas_cells
-        length = image.shape[axis]
-        return Axis(length, view, tuple(starts), size, seen, cells, canvas_cells, flip)
-
-    def segment(self, seen, k=None, allowed=None, minimum_score=None, top=0):
+    def segment(self, seen, k=None, allowed=None, minimum_score=None, top=0, always=()):
         """What a picture that was looked at is, among some labels.
 
         ``k``: most labels of a window; ``allowed``: names, or ids, of the only classes
         to consider; ``minimum_score``: least probability of a label; ``top``: how many
-        of the likeliest labels of each pixel to return.
+        of the likeliest labels of each pixel to return; ``always``: class ids that
+        are kept whatever their score, if they are among the best ``num_ranks``.
         """
         scores = seen.scores
         mask = None
@@ -202,7 +199,7 @@ class Predictor:
             scores = np.where(mask[None], scores, -np.inf)
         one = self.about["selection"]["scope"] == "per_image"
         chosen = scores.max(0, keepdims=True) if one else scores
-        class_ids, valid = self._select(chosen, k, minimum_score, mask)
+        class_ids, valid = self._select(chosen, k, minimum_score, mask, always)
         if one:
             class_ids = np.repeat(class_ids, len(scores), 0)
             valid = np.repeat(valid, len(scores), 0)
@@ -224,7 +221,7 @@ class Predictor:
             return self.names.index(name)
         return int(name)
 
-    def _select(self, scores, k, minimum_score, mask):
+    def _select(self, scores, k, minimum_score, mask, always=()):
         """Class ids [n K] int32 by falling score, and which of them are valid."""
         settings, ranks = self.about["selection"], self.num_ranks
         order = np.argsort(-scores, axis=1, kind="stable")
@@ -243,7 +240,7 @@ class Predictor:
             total = sigmoid(scores).sum(axis=1, keepdims=True)
             enough = (probability >= least) & (before < share * total)
             enough[:, 0] = True
-            valid &= enough
+            valid &= enough | np.isin(class_ids, list(always))
         return class_ids, valid
 
     # ------------------------------------------------------------- pixels
@@ -261,11 +258,10 @@ class Predictor:
             part = part.reshape(*shape, *part.shape[1:]).transpose(0, 2, 1, 3, 4)
             a, h, b, w, u = part.shape
             grids.append(part.reshape(a * h, b * w, u))
-        matrices = [(stitched(rows), stitched(columns)) for rows, columns in seen.views]
         for y, x in tiles(seen.size, ranks.shape[1]):
             total = None
-            for grid, (rows, columns) in zip(grids, matrices, strict=True):
-                tile = product(grid, rows[y], columns[x])
+            for grid, (rows, columns) in zip(grids, seen.views, strict=True):
+                tile = product(grid, stitched(rows, y), stitched(columns, x))
                 if len(grids) > 1:
                     tile = softmax(tile)
                 total = tile if total is None else total + tile

@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 
 TILE_BYTES = 2**24  # of logits at full resolution at a time
+LONGEST = 2**15  # side to which a picture is enlarged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,57 @@ class Axis:
     cells: int  # of the grid for these
     canvas_cells: int  # of the grid in all
     flip: bool
+
+
+def views_of(about, size):
+    """How a picture of this height and width is looked at: for each scale and mirror
+    image the size that it gets, and an `Axis` for rows and one for columns.
+
+    ``about``: what ``export.json`` holds. Raises ValueError for a very long picture.
+    """
+    settings, views = about["views"], []
+    for scale in settings["scales"]:
+        fitted = _fitted(about, size, scale)
+        if max(fitted) > max(LONGEST, 2 * max(size)):
+            raise ValueError(
+                f"A picture of {size[1]} x {size[0]} pixels would be seen with "
+                f"{fitted[1]:,} x {fitted[0]:,}; cut it into shorter parts."
+            )
+        for flip in (False, True) if settings["flip"] else (False,):
+            axes = [_axis(about, size, fitted, 0), _axis(about, size, fitted, 1, flip)]
+            views.append((fitted, axes))
+    return views
+
+
+def _fitted(about, size, scale):
+    window = about["input"]["size"]
+    base = [int(side * scale) for side in about["views"]["base_size"]]
+    if max(base) > 0:
+        factor = min(max(base) / max(size), min(base) / min(size))
+        fitted = tuple(max(1, int(side * factor + 0.5)) for side in size)
+    else:
+        fitted = tuple(max(1, round(side * scale)) for side in size)
+    factors = [w / n for w, n in zip(window, fitted, strict=True)]
+    if about["views"]["mode"] == "whole" and min(factors) < 1:
+        # No larger than was exported.
+        fitted = tuple(max(1, int(side * min(factors))) for side in fitted)
+    elif not about["input"]["sized"] and max(factors) > 1:
+        # Windows must be full.
+        grown = [int(side * max(factors) + 0.5) for side in fitted]
+        fitted = tuple(map(max, window, grown))
+    return fitted
+
+
+def _axis(about, size, fitted, axis, flip=False):
+    inputs, view = about["input"], fitted[axis]
+    window, stride = inputs["size"][axis], about["views"]["stride"][axis]
+    real = min(window, view)
+    count = max(view - window + stride - 1, 0) // stride + 1
+    starts = tuple(max(min(i * stride, view - real), 0) for i in range(count))
+    seen = -(-real // inputs["multiple"]) * inputs["multiple"]
+    canvas_cells = inputs["grid"][axis]
+    cells = inputs["cells"][axis][seen] if inputs["sized"] else canvas_cells
+    return Axis(size[axis], view, starts, real, seen, cells, canvas_cells, flip)
 
 
 def sigmoid(x):
@@ -71,20 +123,30 @@ def bilinear(length, size_in, canvas=None):
     return matrix
 
 
-def stitched(axis):
-    """From the grids of all windows side by side to the picture; overlaps averaged."""
-    upsample = bilinear(axis.size, axis.cells, axis.canvas_cells)
-    matrix = np.zeros((axis.view, len(axis.starts), axis.canvas_cells), np.float32)
-    covered = np.zeros((axis.view, 1, 1), np.float32)
-    for i, start in enumerate(axis.starts):
-        matrix[start : start + axis.size, i] = upsample
-        covered[start : start + axis.size] += 1
-    matrix = (matrix / covered).reshape(axis.view, -1)
+def stitched(axis, pixels):
+    """From the grids of all windows side by side to some pixels (a slice) of the
+    picture; overlaps averaged.
+    """
+    place = np.arange(axis.length)[:: -1 if axis.flip else 1][pixels]
+    low, high, fraction = place, place, None
     if axis.length != axis.view:
-        low, high, fraction = taps(axis.length, axis.view)
-        fraction = fraction[:, None]
-        matrix = matrix[low] * (1 - fraction) + matrix[high] * fraction
-    return matrix[::-1] if axis.flip else matrix
+        low, high, fraction = (x[place] for x in taps(axis.length, axis.view))
+    first, last = int(low.min()), int(high.max()) + 1
+    upsample = bilinear(axis.size, axis.cells, axis.canvas_cells)
+    matrix = np.zeros((last - first, len(axis.starts), axis.canvas_cells), np.float32)
+    covered = np.zeros((last - first, 1, 1), np.float32)
+    for i, start in enumerate(axis.starts):
+        begin, end = max(start, first), min(start + axis.size, last)
+        if begin < end:
+            matrix[begin - first : end - first, i] = upsample[
+                begin - start : end - start
+            ]
+            covered[begin - first : end - first] += 1
+    matrix = (matrix / covered).reshape(last - first, -1)
+    if fraction is None:
+        return matrix[low - first]
+    fraction = fraction[:, None]
+    return matrix[low - first] * (1 - fraction) + matrix[high - first] * fraction
 
 
 def single(axis):

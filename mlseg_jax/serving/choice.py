@@ -21,7 +21,8 @@ class Choice:
       k: most labels of a window; None for the usual number.
       allowed: class ids of the only labels to consider; None for all.
       without: class ids of labels that are not considered.
-      also: class ids that are selected beside the k best.
+      also: class ids that are selected beside the k best, whatever their score and
+        whether or not they are among ``allowed``; ``without`` goes before.
       minimum_score: least probability of a label.
       longest: longest side of maps, which may be larger than the picture's; None for
         its own size.
@@ -73,13 +74,23 @@ def _refuse(sentence: str) -> NoReturn:
     raise RequestProblem(400, sentence)
 
 
+def whole_number(text: str) -> int | None:
+    """Of ASCII digits; None of any other text. What has more than 12 of them is cut
+    short, and still larger than anything that is allowed: Python refuses thousands.
+    """
+    if not (text.isascii() and text.isdigit()):
+        return None
+    return int(text.lstrip("0")[:13] or "0")
+
+
 def _whole(given: dict[str, str], key: str, low: int, high: int) -> int | None:
     if key not in given:
         return None
-    text = given[key]
-    if not (text.isascii() and text.isdigit() and low <= int(text[:9]) <= high):
-        _refuse(f"{key} is {text[:40]!r}; give a whole number from {low} to {high}.")
-    return int(text[:9])
+    number = whole_number(given[key])
+    if number is None or not low <= number <= high:
+        text = given[key][:40]
+        _refuse(f"{key} is {text!r}; give a whole number from {low} to {high}.")
+    return number
 
 
 def _probability(text: str) -> float:
@@ -98,12 +109,12 @@ def _class_ids(key: str, values: list[str], names: Sequence[str]) -> tuple[int, 
         _refuse(f"{key} has more than {MAX_NAMES:,} names.")
     place, result = None, []
     for value in values:
-        number = value.removeprefix("#")
-        if value.startswith("#") and number.isascii() and number.isdigit():
-            if int(number[:9]) < len(names):
-                result.append(int(number[:9]))
+        number = whole_number(value[1:]) if value.startswith("#") else None
+        if number is not None:
+            if number < len(names):
+                result.append(number)
                 continue
-            _refuse(f"{key} names class {value}; ids end at {len(names) - 1}.")
+            _refuse(f"{key} names class {value[:40]}; ids end at {len(names) - 1}.")
         if place is None:
             place = {name: i for i, name in enumerate(names)}
         if value not in place:

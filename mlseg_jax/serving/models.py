@@ -11,7 +11,7 @@ import numpy as np
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.info import DataError
 from mlseg_jax.errors import UserError
-from mlseg_jax.export.artifacts import DESCRIPTION, load_functions
+from mlseg_jax.export.artifacts import load_functions
 from mlseg_jax.export.description import describe
 from mlseg_jax.export.functions import Functions
 from mlseg_jax.export.predictor import BATCH, Model, Predictor, read_description
@@ -40,7 +40,8 @@ class RunModel:
     def encode(self, inputs: dict) -> dict[str, np.ndarray]:
         count, inputs = _padded(inputs)
         results = self._encode(self._parameters, inputs)
-        return {key: np.asarray(x)[:count] for key, x in results.items()}
+        # Copies: a part would keep all of the batch.
+        return {key: np.array(x)[:count].copy() for key, x in results.items()}
 
     def classify(self, inputs: dict) -> np.ndarray:
         count, inputs = _padded(inputs)
@@ -62,6 +63,20 @@ def _padded(inputs: dict) -> tuple[int, dict]:
         key: jnp.asarray(np.concatenate([x, np.repeat(x[-1:], size - count, axis=0)]))
         for key, x in ((key, np.asarray(x)) for key, x in inputs.items())
     }
+
+
+def warm_up(predictor: Predictor) -> None:
+    """Compiles all that requests need, so that nobody waits for it later."""
+    for count in (1, BATCH):
+        inputs = {"image": np.zeros((count, *predictor.window, 3), np.uint8)}
+        if predictor.about["input"]["sized"]:
+            inputs["size"] = np.repeat(np.int32([predictor.window]), count, axis=0)
+        ranks = count, predictor.num_ranks
+        chosen = {
+            "class_ids": np.broadcast_to(np.arange(ranks[1], dtype=np.int32), ranks),
+            "valid": np.ones(ranks, bool),
+        }
+        predictor.model.classify(predictor.model.encode(inputs) | chosen)
 
 
 def of_run(
@@ -96,9 +111,12 @@ def of_export(folder: str) -> tuple[Predictor, int]:
                 f"{folder} holds {description['kind']}, which serve does not run; "
                 f"export with --to=onnx."
             )
-        predictor = Predictor(Model(folder, description=description))
+        model = Model(folder, description=description)
+        for name in ("encode", "classify"):
+            model.session(name)
+        predictor = Predictor(model)
     except (ValueError, KeyError) as error:
-        raise UserError(f"{folder}/{DESCRIPTION}: {error}") from error
+        raise UserError(f"{folder}: {error}") from error
     except ImportError as error:
         raise UserError(
             "--model needs ONNX Runtime; run `pip install onnxruntime`."

@@ -1,54 +1,44 @@
 """The page and the API over HTTP, with the standard library alone."""
 
-import http.server
 import importlib.resources
 import ipaddress
 import json
 import logging
 import secrets
+import select
 import socket
-import threading
 import urllib.parse
 from http import HTTPStatus
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.serving.choice import Choice, parse_choice
+from mlseg_jax.serving.choice import Choice, parse_choice, whole_number
+from mlseg_jax.serving.connections import LimitedServer, TimedHandler
 from mlseg_jax.serving.problems import RequestProblem
-from mlseg_jax.serving.service import Service, label_map_png, top_arrays
+from mlseg_jax.serving.service import Service
 
 logger = logging.getLogger(__name__)
-
-CONNECTION_SECONDS = 20
-"""Silence after which a connection is closed."""
-
-MAX_CONNECTIONS = 256
 
 PICTURES = "/pictures"
 JSON = "application/json; charset=utf-8"
 
 
-class Server(http.server.ThreadingHTTPServer):
+class Server(LimitedServer):
     """One thread for each connection; the model is shared."""
-
-    daemon_threads = True
-    request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], service: Service):
         self.service = service
-        self.connections = threading.Semaphore(MAX_CONNECTIONS)
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, Handler)
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(TimedHandler):
     """One connection."""
 
     server: Server
     server_version = "mlseg_jax"
     sys_version = ""
     protocol_version = "HTTP/1.1"
-    timeout = CONNECTION_SECONDS
 
     def do_GET(self) -> None:  # noqa: N802 (the standard library's name)
         self._answer(self._get)
@@ -71,16 +61,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, how) -> None:
         """Runs a request; whatever goes wrong becomes a sentence and a status."""
-        if not self.server.connections.acquire(blocking=False):
-            self._problem(503, "Too many connections are open; try again later.")
-            return
+        chunked = "Transfer-Encoding" in self.headers
+        self._unread = chunked or self.headers.get("Content-Length", "0") != "0"
+        # A body that nobody reads must not be taken for the next request.
+        self.close_connection |= chunked or (self._unread and self.command != "POST")
         try:
-            self._check_origin()
-            parts = urllib.parse.urlsplit(self.path)
-            query = urllib.parse.parse_qs(
-                parts.query, keep_blank_values=True, max_num_fields=20_000
-            )
-            how(urllib.parse.unquote(parts.path), query)
+            how(*self._address())
         except RequestProblem as problem:
             self._problem(problem.status, problem.sentence)
         except (ConnectionError, TimeoutError):
@@ -90,8 +76,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except Exception:
             logger.exception("a request could not be answered")
             self._problem(500, "The server could not do this; its log says why.")
-        finally:
-            self.server.connections.release()
+        if self._unread:
+            self.close_connection = True
+            self._discard(2 * self.server.service.limits.bytes)
+
+    def _address(self) -> tuple[str, dict]:
+        """Path and query, where the request may be answered at all."""
+        try:
+            self._check_origin()
+            parts = urllib.parse.urlsplit(self.path)
+            query = urllib.parse.parse_qs(
+                parts.query, keep_blank_values=True, max_num_fields=20_000
+            )
+        except ValueError as error:  # Host: [, or very many &
+            raise RequestProblem(
+                400, "The address, Host or Origin is malformed, or has too many parts."
+            ) from error
+        return urllib.parse.unquote(parts.path), query
 
     def _check_origin(self) -> None:
         """Pages of other sites may not use a server of this machine."""
@@ -133,45 +134,55 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path not in (PICTURES, "/segment"):
             raise RequestProblem(404, "Pictures go to /segment, or to /pictures.")
         choice = self._choice(query)
-        seen, times = service.look(self._body(), client)
-        name = service.keep(seen) if path == PICTURES else None
-        result, facts = service.segment(seen, choice, client)
-        self._result(result, facts, choice, times, name)
+        with service.place(client):
+            seen, times = service.look(self._body(), self._gone)
+            facts = service.segment(seen, choice, self._gone, self._wants_png())
+            name = service.keep(seen) if path == PICTURES else None
+        self._result(facts, times, name)
 
     def _kept(self, path: str, query: dict) -> None:
         """``/pictures/NAME``: another selection for a picture that was sent before."""
         service, client = self.server.service, self.client_address[0]
         choice = self._choice(query)
         seen = service.kept(path.removeprefix(f"{PICTURES}/"))
-        result, facts = service.segment(seen, choice, client)
-        self._result(result, facts, choice, {}, None)
+        with service.place(client):
+            facts = service.segment(seen, choice, self._gone, self._wants_png())
+        self._result(facts, {}, None)
 
-    def _result(self, result, facts: dict, choice: Choice, times: dict, name) -> None:
-        service = self.server.service
-        if "image/png" in self.headers.get("Accept", "").split(",")[0]:
-            png = label_map_png(result.label_map, len(service.names))
-            self._send(200, "image/png", png)
+    def _wants_png(self) -> bool:
+        return "image/png" in self.headers.get("Accept", "").split(",")[0]
+
+    def _gone(self) -> bool:
+        """Whether the sender has hung up."""
+        try:
+            ready = select.select([self.connection], [], [], 0)[0]
+            return bool(ready) and not self.connection.recv(1, socket.MSG_PEEK)
+        except (OSError, ValueError):
+            return True
+
+    def _result(self, facts: dict | bytes, times: dict, name: str | None) -> None:
+        if isinstance(facts, bytes):
+            self._send(200, "image/png", facts)
             return
         facts["milliseconds"] = times | facts["milliseconds"]
         if name is not None:
             facts["picture"] = name
-        if result.top is not None:
-            facts["top"] = top_arrays(result)
         self._send_json(facts)
 
     def _example(self, number: str) -> None:
         examples = self.server.service.examples
-        if not (number.isascii() and number.isdigit() and int(number) < len(examples)):
+        place = whole_number(number)
+        if place is None or place >= len(examples):
             raise RequestProblem(404, "There is no such example.")
-        self._send(200, "image/jpeg", examples[int(number)])
+        self._send(200, "image/jpeg", examples[place])
 
     def _labels(self, query: dict) -> None:
         text = query.get("search", [""])[-1]
-        limit = query.get("limit", ["50"])[-1]
-        if not (limit.isascii() and limit.isdigit() and 0 < int(limit[:9]) <= 10_000):
+        limit = whole_number(query.get("limit", ["50"])[-1])
+        if limit is None or not 0 < limit <= 10_000:
             raise RequestProblem(400, "limit is a whole number from 1 to 10000.")
         service = self.server.service
-        found = service.search(text, int(limit))
+        found = service.search(text, limit)
         self._send_json({"labels": found, "num_classes": len(service.names)})
 
     def _choice(self, query: dict) -> Choice:
@@ -181,19 +192,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         """The picture; read in one go, and no more than is allowed."""
         limit = self.server.service.limits.bytes
-        length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()):
-            self.close_connection = True
+        length = whole_number(self.headers.get("Content-Length", ""))
+        if length is None or "Transfer-Encoding" in self.headers:
             raise RequestProblem(411, "Say how long the picture is (Content-Length).")
-        if int(length[:18]) > limit:
-            self._discard(min(int(length[:18]), 2 * limit))
+        if length > limit:
             raise RequestProblem(
                 413, f"The picture's file is larger than {limit:,} bytes; send less."
             )
         kind = self.headers.get("Content-Type", "image/*").partition(";")[0].strip()
-        data = self.rfile.read(int(length))
-        if len(data) < int(length):
+        try:
+            data = self.rfile.read(length)
+        except TimeoutError as error:
+            raise RequestProblem(408, "The picture did not arrive in time.") from error
+        if len(data) < length:
             raise ConnectionResetError
+        self._unread = False
         if not kind.startswith("image/") and kind != "application/octet-stream":
             raise RequestProblem(
                 415,
@@ -203,15 +216,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not data:
             raise RequestProblem(400, "The request is empty; send a picture's file.")
         return data
-
-    def _discard(self, length: int) -> None:
-        """Reads what is not wanted, or the sender would not see the answer."""
-        self.close_connection = True
-        while length > 0:
-            part = self.rfile.read(min(length, 2**16))
-            if not part:
-                return
-            length -= len(part)
 
     # ----------------------------------------------------------------------- answers
 

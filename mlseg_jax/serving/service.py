@@ -1,29 +1,41 @@
 """What the server does with pictures, whatever brings them."""
 
-import base64
 import collections
 import contextlib
 import dataclasses
-import io
 import secrets
 import threading
 import time
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from PIL import Image
 
-from input_pipeline.files.images import ReadOptions, image_from_bytes, open_picture
+from input_pipeline.files.images import (
+    WHITE,
+    ReadOptions,
+    image_from_bytes,
+    open_picture,
+)
 from input_pipeline.info import DataError
 from mlseg_jax.export.predictor import Predictor, Result, Seen
-from mlseg_jax.export.resampling import sigmoid
+from mlseg_jax.export.resampling import sigmoid, views_of
 from mlseg_jax.serving.choice import Choice
+from mlseg_jax.serving.maps import at_size, label_map_png, top_arrays
 from mlseg_jax.serving.problems import RequestProblem
-from mlseg_jax.typing import UInt, UInt8
+from mlseg_jax.typing import UInt8
+
+Gone = Callable[[], bool]
+"""Whether nobody waits for a result any more."""
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""Pillow's names of what is read: others may start programs, as EPS does."""
 
 OTHERS = 40
 """Labels after the selected ones that a page is told of."""
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +43,8 @@ class Limits:
     """What a server takes.
 
     Attributes:
-      bytes: of a picture's file; pixels: of a picture.
+      bytes: of a picture's file; pixels: of a picture, and of all maps of a result.
+      windows: that a picture is cut into, at all scales.
       workers: requests that are computed at a time.
       queue: requests that may wait for that; each_client: of one address.
       wait: seconds that a request may wait.
@@ -46,6 +59,7 @@ class Limits:
     wait: float = 30.0
     kept_bytes: int = 2**29
     kept: int = 64
+    windows: int = 1024
 
 
 class Service:
@@ -74,12 +88,13 @@ class Service:
 
     # ------------------------------------------------------------------- pictures
 
-    def look(self, data: bytes, client: str) -> tuple[Seen, dict[str, float]]:
+    def look(self, data: bytes, gone: Gone = _never) -> tuple[Seen, dict[str, float]]:
         """A picture's encoding, and milliseconds of its parts."""
         start = time.perf_counter()
-        with self._turn(client):
+        with self._turn(gone):
             waited = time.perf_counter()
             image = self._read(data)
+            self._check_windows(image.shape[:2])
             read = time.perf_counter()
             seen = self.predictor.look(image)
         times = {
@@ -89,12 +104,16 @@ class Service:
         }
         return seen, _milliseconds(times)
 
-    def keep(self, seen: Seen) -> str:
-        """A name under which the encoding is kept until there are newer ones."""
+    def keep(self, seen: Seen) -> str | None:
+        """A name under which the encoding is kept until there are newer ones; None
+        where it alone is larger than all that is kept.
+        """
+        if seen.nbytes > self.limits.kept_bytes:
+            return None
         name = secrets.token_urlsafe(12)
         with self._lock:
             self._kept[name] = seen
-            while len(self._kept) > 1 and (
+            while (
                 len(self._kept) > self.limits.kept
                 or sum(x.nbytes for x in self._kept.values()) > self.limits.kept_bytes
             ):
@@ -114,27 +133,43 @@ class Service:
         most = self.limits.pixels
         try:
             with open_picture(data, "the picture") as header:
+                if header.format not in FORMATS:
+                    raise _unknown()
                 if header.width * header.height > most:
                     raise RequestProblem(
                         413,
                         f"The picture has {header.width} x {header.height} pixels; "
                         f"this server takes {most:,} in all.",
                     )
-            return image_from_bytes(data, "the picture", ReadOptions(max_pixels=most))
+            views = self.predictor.about["views"]
+            options = ReadOptions(most, views["exif"], views.get("white", WHITE))
+            return image_from_bytes(data, "the picture", options)
         except DataError as error:
             if "decompression bomb" in str(error):
                 raise RequestProblem(
                     413, f"The picture has too many pixels; {most:,} are taken."
                 ) from error
+            raise _unknown() from error
+
+    def _check_windows(self, size: tuple[int, int]) -> None:
+        most = self.limits.windows
+        try:
+            count = sum(
+                len(rows.starts) * len(columns.starts)
+                for _, (rows, columns) in views_of(self.predictor.about, size)
+            )
+        except ValueError as error:  # very long
+            raise RequestProblem(413, str(error)) from error
+        if count > most:
             raise RequestProblem(
-                415,
-                "This is no picture that can be read: it is damaged, or in an unknown "
-                "format; send a JPEG, PNG, WebP, BMP, GIF or TIFF file.",
-            ) from error
+                413,
+                f"The picture would be cut into {count:,} windows; this server takes "
+                f"{most:,}: send it smaller, or a part of it.",
+            )
 
     @contextlib.contextmanager
-    def _turn(self, client: str) -> Iterator[None]:
-        """Waits until a request may be computed."""
+    def place(self, client: str) -> Iterator[None]:
+        """In the queue: before anything of a request is read."""
         with self._lock:
             if self._waiting.total() >= self.limits.queue:
                 raise RequestProblem(
@@ -146,52 +181,73 @@ class Service:
                 )
             self._waiting[client] += 1
         try:
-            if not self._workers.acquire(timeout=self.limits.wait):
-                raise RequestProblem(
-                    503, f"Nothing was free within {self.limits.wait:.0f} seconds."
-                )
-            try:
-                yield
-            finally:
-                self._workers.release()
+            yield
         finally:
             with self._lock:
                 self.done += 1
                 self._waiting -= collections.Counter({client: 1})
 
+    @contextlib.contextmanager
+    def _turn(self, gone: Gone) -> Iterator[None]:
+        """Waits until a request may be computed."""
+        if not self._workers.acquire(timeout=self.limits.wait):
+            raise RequestProblem(
+                503, f"Nothing was free within {self.limits.wait:.0f} seconds."
+            )
+        try:
+            if gone():
+                raise ConnectionAbortedError
+            yield
+        finally:
+            self._workers.release()
+
     # ------------------------------------------------------------------- labels
 
-    def segment(self, seen: Seen, choice: Choice, client: str) -> tuple[Result, dict]:
-        """A result, and what a response says of it beside maps."""
+    def segment(
+        self, seen: Seen, choice: Choice, gone: Gone = _never, as_png: bool = False
+    ) -> dict | bytes:
+        """What a response says, or the label map alone as a file."""
         start = time.perf_counter()
-        with self._turn(client):
+        seen = at_size(seen, choice.longest)
+        maps = seen.size[0] * seen.size[1] * max(1, choice.top)
+        if maps > self.limits.pixels:
+            raise RequestProblem(
+                413,
+                f"The result would have {maps:,} pixels in all its maps; this server "
+                f"makes {self.limits.pixels:,}: ask for a smaller longest, or top.",
+            )
+        with self._turn(gone):
             waited = time.perf_counter()
-            seen = _at_size(seen, choice.longest)
             considered, allowed, k = self._candidates(seen, choice)
             result = self.predictor.segment(
                 seen,
                 k=k,
                 allowed=allowed,
                 minimum_score=choice.minimum_score,
+                always=choice.also,
                 top=choice.top,
             )
+            # Here, because packing takes memory and time as well.
+            if as_png:
+                return label_map_png(result.label_map, len(self.names))
+            top = {} if result.top is None else {"top": top_arrays(result)}
         times = {"waiting": waited - start, "selection": time.perf_counter() - waited}
         colours = self.predictor.about["colours"]
         labels = [x | {"colour": colours[x["class_id"]]} for x in result.labels]
         others = self._others(seen.scores.max(0), considered, result, colours)
         height, width = seen.size
-        return result, {
+        return {
             "width": width,
             "height": height,
             "labels": labels,
             "others": others,
             "milliseconds": _milliseconds(times),
-        }
+        } | top
 
     def _candidates(self, seen: Seen, choice: Choice):
         """Which classes are considered (bool [C]), and what the predictor is told."""
         considered = np.full(len(self.names), choice.allowed is None)
-        considered[list(choice.allowed or ())] = True
+        considered[[*(choice.allowed or ()), *choice.also]] = True
         considered[list(choice.without)] = False
         if not considered.any():
             raise RequestProblem(400, "No label is left to choose from; allow some.")
@@ -239,45 +295,13 @@ class Service:
         ]
 
 
-def _at_size(seen: Seen, longest: int | None) -> Seen:
-    """The same picture, whose maps have this longest side."""
-    if longest is None:
-        return seen
-    factor = longest / max(seen.size)
-    size = tuple(max(1, round(side * factor)) for side in seen.size)
-    views = [
-        [
-            dataclasses.replace(axis, length=side)
-            for axis, side in zip(view, size, strict=True)
-        ]
-        for view in seen.views
-    ]
-    return dataclasses.replace(seen, size=size, views=views)
+def _unknown() -> RequestProblem:
+    return RequestProblem(
+        415,
+        "This is no picture that can be read: it is damaged, or in an unknown format; "
+        "send a JPEG, PNG, WebP, BMP, GIF or TIFF file.",
+    )
 
 
 def _milliseconds(times: dict[str, float]) -> dict[str, float]:
     return {name: round(1000 * value, 1) for name, value in times.items()}
-
-
-def label_map_png(label_map: UInt[np.ndarray, "H W"], num_classes: int) -> bytes:
-    """A grey PNG of class ids, of 8 bits up to 255 classes, else of 16."""
-    file = io.BytesIO()
-    kind = np.uint8 if num_classes <= 255 else np.uint16
-    Image.fromarray(label_map.astype(kind)).save(file, "PNG", compress_level=3)
-    return file.getvalue()
-
-
-def top_arrays(result: Result) -> dict[str, str]:
-    """``places`` of the likeliest labels of each pixel in the list of labels, uint16
-    ``[n H W]``, and their ``percent``, uint8; packed with zlib, in base64.
-    """
-    ids, shares = result.top
-    table = np.zeros(int(max(x["class_id"] for x in result.labels)) + 1, "<u2")
-    for place, label in enumerate(result.labels):
-        table[label["class_id"]] = place
-    percent = np.rint(100 * shares.astype(np.float32)).astype(np.uint8)
-    return {"places": _packed(table[ids]), "percent": _packed(percent)}
-
-
-def _packed(array: np.ndarray) -> str:
-    return base64.b64encode(zlib.compress(array.tobytes(), 1)).decode("ascii")

@@ -162,6 +162,23 @@ def test_what_cannot_be_exported_is_said(workdir):
         artifacts.load_functions(config, str(workdir))
 
 
+def test_a_file_for_a_fixed_batch_and_one_that_is_damaged(tmp_path, workdir):
+    weights = Weights(tmp_path, None)
+    inputs = {"image": jax.ShapeDtypeStruct((3, 2), jnp.float32)}
+    double = lambda image: {"logits": 2 * image}  # noqa: E731
+    write_onnx(tmp_path / "classify.onnx", double, inputs, weights, opset=17)
+    weights.close()
+    model = predictor.Model(tmp_path, description={})
+    for count in (1, 3, 7):
+        image = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
+        np.testing.assert_array_equal(model.classify({"image": image}), 2 * image)
+    (tmp_path / "encode.onnx").write_bytes(b"no model")
+    with pytest.raises(ValueError, match="cannot be opened .*export the model again"):
+        model.encode({"image": image})
+    with pytest.raises(UserError, match="--batch=0 is no number"):
+        artifacts.export_run(None, str(workdir), "out", "onnx", batch=0)
+
+
 @pytest.mark.parametrize("size", [(37, 53), (128, 64), (64, 48)])
 def test_pictures_are_resized_as_by_opencv(size):
     rng = np.random.default_rng(0)

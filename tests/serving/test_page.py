@@ -57,6 +57,12 @@ def use(browser, port, path, service, folder):
     assert browser.run(labels) == ["green", "blue", NAMES[3], NAMES[4], "red"]
     browser.run("document.querySelector('#labels li.off input').click()")
     browser.wait_for("state.without.size === 0 && !state.running")
+    # What is off can be added, and then is not off.
+    browser.run("change('without', 5, true); change('also', 5, true)")
+    browser.wait_for("state.result.labels.some(x => x.class_id === 5) && !state.running")
+    assert browser.run("state.without.size") == 0
+    browser.run("change('also', 5, false)")
+    browser.wait_for("state.result.labels.length === 4 && !state.running")
     browser.run("document.querySelectorAll('#labels .row')[2].click()")
     assert browser.run("state.alone") == 2
     browser.run(

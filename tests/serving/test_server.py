@@ -46,7 +46,7 @@ def ask(port, path, body=None, method=None, **headers):
 
 @pytest.fixture(scope="module")
 def server():
-    with running(Limits(bytes=50_000, pixels=10_000)) as running_server:
+    with running(Limits(bytes=50_000, pixels=10_000, windows=50)) as running_server:
         yield running_server
 
 
@@ -86,6 +86,10 @@ def test_another_selection_does_not_encode_again(server):
     assert names("?allowed=blue&allowed=a,%20b") == ["blue", "a, b"]
     assert names("?without=%230") == ["green", "blue", NAMES[3]]
     assert set(names("?k=2&also=grey")) == {"red", "green", "grey"}
+    least = "?k=2&also=grey&minimum_score=0.9"
+    assert names(least) == ["red", "grey"]
+    assert set(names("?allowed=blue&also=grey")) == {"blue", "grey"}
+    assert "grey" not in names("?also=grey&without=grey")
     _, small = ask(port, address + "?longest=30")
     assert (small["width"], small["height"]) == (30, 20)
     assert service.predictor.model.encodings - before == count
@@ -116,6 +120,9 @@ def test_other_addresses(server):
         ("k=0", "from 1 to 4"),
         ("k=99", "from 1 to 4"),
         ("k=x", "from 1 to 4"),
+        ("k=0000000005", "from 1 to 4"),
+        ("k=" + "9" * 5000, "from 1 to 4"),
+        ("without=%23" + "9" * 5000, "ids end at 5"),
         ("allowed=gren", "did you mean 'green'"),
         ("allowed=%2399", "ids end at 5"),
         ("minimum_score=nan", "from 0 to 1"),
@@ -146,22 +153,39 @@ def test_hostile_bodies(server):
         (413, bomb(), {}),
         (413, png(np.zeros((200, 200, 3), np.uint8)), {}),
         (413, b"x" * 60_000, {}),
+        (413, b"", {"Content_Length": "0" * 18 + "60000"}),
+        (413, b"", {"Content_Length": "9" * 5000}),
         (415, png()[:100], {}),
+        (415, b"P6 2 2 255 " + bytes(12), {}),
+        (413, png(np.zeros((2, 3000, 3), np.uint8)), {}),
         (415, b"GIF89a and nothing more", {}),
         (415, png(), {"Content_Type": "text/html"}),
         (400, b"", {}),
         (403, png(), {"Origin": "https://elsewhere.example"}),
         (403, png(), {"Host": "elsewhere.example"}),
+        (403, b"x" * 80_000, {"Host": "elsewhere.example"}),
+        (400, png(), {"Host": "["}),
+        (411, png(), {"Content_Length": "", "Transfer_Encoding": "chunked"}),
     ):
         got, answer = ask(port, "/segment", body, **headers)
         assert got == status, (status, answer)
         assert answer["error"].endswith(".") and "/" not in answer["error"][:1]
+    for query in ("top=8", "longest=8192"):
+        status, answer = ask(port, f"/segment?{query}", png())
+        assert status == 413 and "smaller longest" in answer["error"]
     with socket.create_connection(("127.0.0.1", port)) as raw:  # hangs up
         raw.sendall(b"POST /segment HTTP/1.1\r\nHost: localhost\r\n")
         raw.sendall(b"Content-Length: 5000\r\n\r\nabc")
     with socket.create_connection(("127.0.0.1", port)) as raw:
         raw.sendall(b"POST /segment HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b" 411 " in raw.recv(100)
+    with socket.create_connection(("127.0.0.1", port)) as raw:
+        raw.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 30")
+        raw.sendall(b"\r\n\r\nGET /health HTTP/1.1\r\nHost: [\r\n\r\n")
+        raw.shutdown(socket.SHUT_WR)
+        answer = raw.makefile("rb").read()
+        assert answer.count(b"HTTP/1.1 ") == 1 and b"Connection: close" in answer
+    assert ask(port, "/health?" + "&" * 20_001)[0] == 400
     assert ask(port, "/segment", png())[0] == 200
 
 
@@ -186,6 +210,26 @@ def test_a_hundred_at_a_time_and_a_full_queue():
     with running(Limits(queue=0)) as (_, port):
         status, answer = ask(port, "/segment", png())
         assert status == 503 and "try again" in answer["error"]
+
+
+def test_slow_and_too_many_connections(server, monkeypatch, caplog):
+    service, port = server
+    monkeypatch.setattr("mlseg_jax.serving.connections.REQUEST_SECONDS", 0.3)
+    head = b"POST /segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port)) as raw:
+        raw.sendall(head + b"ab")
+        assert b" 408 " in raw.recv(100)
+    with socket.create_connection(("127.0.0.1", port)) as raw:  # hangs up at once
+        raw.sendall(head)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    monkeypatch.undo()
+    assert ask(port, "/health")[0] == 200
+    assert not caplog.records
+    monkeypatch.setattr("mlseg_jax.serving.connections.MAX_CONNECTIONS", 1)
+    with running() as (_, port), socket.create_connection(("127.0.0.1", port)) as raw:
+        raw.sendall(b"GET")
+        with socket.create_connection(("127.0.0.1", port)) as other:
+            assert b" 503 " in other.recv(100)
 
 
 def test_a_port_that_is_taken_is_said(server):

@@ -1,7 +1,5 @@
 """``serve``: a page and an API for pictures."""
 
-import numpy as np
-
 from mlseg_jax.errors import UserError
 from mlseg_jax.serving import models
 from mlseg_jax.serving.server import is_loopback, open_server
@@ -25,8 +23,7 @@ def run(flags) -> None:
     service = Service(predictor, usual, limits, examples)
     server = open_server(flags.host, flags.port, service)
     print("compiling ...", flush=True)
-    # So that nobody waits for it later.
-    predictor(np.zeros((*predictor.window, 3), np.uint8))
+    models.warm_up(predictor)
     host, port = server.server_address[:2]
     if not is_loopback(host):
         print("anybody who reaches this address can use the model", flush=True)
