@@ -8,7 +8,7 @@ so label maps and run lengths are made of them in tiles, whatever their number.
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -99,9 +99,13 @@ class ClipEngine:
         self._encode = jax.jit(on_mesh(mesh, encode))
         self._classify = jax.jit(on_mesh(mesh, classify), static_argnames="policy")
 
-    def begin(self) -> None:
-        """A new video: nothing of the one before counts."""
-        self._best = None
+    def begin(self, memory: Mapping[str, np.ndarray] | None = None) -> None:
+        """A new video, or one of whose beginning this is the `memory`."""
+        self._best = (memory or {}).get("best")
+
+    def memory(self) -> dict[str, np.ndarray]:
+        """What of the chunks before counts in the next one."""
+        return {} if self._best is None else {"best": np.asarray(self._best)}
 
     def segment(
         self,

@@ -10,7 +10,7 @@ filled with
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +84,12 @@ class Engine:
         self.encode = jax.jit(on_mesh(mesh, encode))
         self.classify = jax.jit(on_mesh(mesh, classify), static_argnames="policy")
 
-    def begin(self) -> None:
+    def begin(self, memory: Mapping[str, np.ndarray] | None = None) -> None:
         """A new video, which changes nothing: frames are pictures here."""
+
+    def memory(self) -> dict[str, np.ndarray]:
+        """Nothing of the frames before counts; see `clip_engine.ClipEngine.memory`."""
+        return {}
 
     def segment(
         self,

@@ -7,7 +7,7 @@ an object keeps its query, and by it its track (`prediction.tracks`).
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -32,10 +32,15 @@ class ClipPictures:
         self.num_queries = num_queries
         self.batch_sizes = (engine.num_frames or CHUNK, 1)
 
-    def begin(self) -> None:
-        """A new video."""
-        self._engine.begin()
-        self._queries = None
+    def begin(self, memory: Mapping[str, np.ndarray] | None = None) -> None:
+        """A new video, or one of whose beginning this is the `memory`."""
+        self._engine.begin(memory)
+        self._queries = (memory or {}).get("queries")
+
+    def memory(self) -> dict[str, np.ndarray]:
+        """As `ClipEngine.memory`."""
+        own = {} if self._queries is None else {"queries": self._queries}
+        return self._engine.memory() | own
 
     def segment(
         self,

@@ -151,9 +151,19 @@ class Segmenter:
         def predict(images, scope):
             return self._predict(images, policy, mask, top_labels, scope)
 
-        self._engine.begin()
+        self._engine.begin(state.memory)
         pictures = pictures_of(frames, self._reading)
         return stream(predict, pictures, size, scope, state.tracker)
+
+    @property
+    def memory_advice(self) -> str:
+        """What to do where frames need more memory than there is."""
+        if isinstance(self._engine, ClipPictures):
+            return "set a smaller --config.eval.num_frames, or scale the video"
+        smaller = "set a smaller --config.eval.batch_size"
+        if self._engine.num_queries and self._find_segments is not None:
+            return f"{smaller}, or scale the video"  # seen whole, always
+        return f"{smaller}, or predict in windows (--config.eval.mode=slide)"
 
     def video_state(self) -> VideoState:
         """Of a video of which nothing was seen."""
@@ -161,6 +171,13 @@ class Segmenter:
             return VideoState()
         least = self._engine.settings.track_score
         return VideoState(tracker=Tracker(self.info.is_thing, least))
+
+    def video_memory(self, state: VideoState) -> dict[str, np.ndarray]:
+        """What the next frame's result depends on, beside what results say: for
+        `VideoState.memory`, between two calls of the model.
+        """
+        own = {} if state.tracker is None else state.tracker.memory()
+        return self._engine.memory() | own
 
     @no_type_check
     def write_probabilities(self, image: Picture, path: str | os.PathLike) -> None:

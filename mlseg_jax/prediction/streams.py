@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import no_type_check
 
 import numpy as np
@@ -28,10 +28,12 @@ class VideoState:
     Attributes:
       clip: number of the next clip.
       tracker: follows segments; None where the task finds none.
+      memory: as `segmenter.Segmenter.video_memory` gave it.
     """
 
     clip: int = 0
     tracker: Tracker | None = None
+    memory: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def stream(

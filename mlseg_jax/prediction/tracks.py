@@ -8,7 +8,7 @@ segment is missing for a few frames. Nothing is learned.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -84,6 +84,17 @@ class Tracker:
             runs = {"size": runs["size"], "counts": runs["counts"].encode()}
             self._tracks = [t for t in self._lately() if t.number != number]
             self._tracks.append(_Track(number, class_id, runs, self._frame))
+
+    def memory(self) -> dict[str, np.ndarray]:
+        """What lines do not say: the queries of tracks, of models that have them."""
+        queries = [(t.number, t.query) for t in self._tracks if t.query is not None]
+        return {"track_queries": np.asarray(queries)} if queries else {}
+
+    def recall(self, memory: Mapping[str, np.ndarray]) -> None:
+        """After `repeat` of all frames: the `memory` of after the last of them."""
+        queries = dict(memory.get("track_queries", np.empty((0, 2), int)).tolist())
+        for track in self._tracks:
+            track.query = queries.get(track.number)
 
     def _lately(self) -> list[_Track]:
         return [t for t in self._tracks if self._frame - t.frame <= MAX_GAP + 1]

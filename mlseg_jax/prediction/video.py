@@ -15,6 +15,7 @@ from etils import epath
 
 from input_pipeline.files.images import write_label_map
 from input_pipeline.files.video import AbstractVideo, Frame
+from input_pipeline.info import DataError
 from mlseg_jax.errors import UserError
 from mlseg_jax.prediction.batches import is_lack_of_memory
 from mlseg_jax.prediction.files import label_entries, segment_entry
@@ -83,6 +84,9 @@ def _segment(segmenter: Segmenter, video: AbstractVideo, record: VideoRecord) ->
         state.clip = line.get("clip", -1) + 1
         if state.tracker is not None:
             state.tracker.repeat(line["segments"])
+    state.memory = record.memory
+    if state.tracker is not None:
+        state.tracker.recall(record.memory)
     waiting: collections.deque[Frame] = collections.deque()
 
     def pictures() -> Iterator:
@@ -100,15 +104,15 @@ def _segment(segmenter: Segmenter, video: AbstractVideo, record: VideoRecord) ->
                 bar.update(frame.index + 1 - bar.n)
                 del prediction
                 if not waiting:  # all that were read together are done
-                    record.add(lines, frame.index + 1)
+                    memory = segmenter.video_memory(state)
+                    record.add(lines, frame.index + 1, memory)
                     lines = []
         except Exception as error:
             if not is_lack_of_memory(error):
                 raise
             raise UserError(
-                f"Frames of {video.name} need more memory than there is; set a smaller "
-                f"--config.eval.batch_size, or predict in windows "
-                f"(--config.eval.mode=slide)."
+                f"Frames of {video.name} need more memory than there is; "
+                f"{segmenter.memory_advice}."
             ) from error
 
 
@@ -183,4 +187,9 @@ def _draw(video: AbstractVideo, record: VideoRecord, class_names, font: str) -> 
         finally:
             if writer is not None:
                 writer.close()
+    if writer is None:
+        raise DataError(
+            f"Of {video.name} no frame that was segmented can be read any more; copy "
+            f"it again."
+        )
     part.replace(record.folder / OVERLAY)

@@ -9,8 +9,10 @@ it was: lines beyond are dropped, and no frame is there twice.
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 from etils import epath
 
 from mlseg_jax.errors import UserError
@@ -29,6 +31,8 @@ class VideoRecord:
     Attributes:
       num_frames: done so far.
       following: index of the first frame in the video that was not looked at.
+      memory: what the next frames depend on beside the lines, while not all is done
+        (`segmenter.Segmenter.video_memory`).
       problems: sentences about what could not be read; filled by `finish`.
       complete: whether all was done.
 
@@ -45,6 +49,7 @@ class VideoRecord:
         self.folder, self._job = folder, json.loads(json.dumps(job))
         self.num_frames = self.following = self._bytes = 0
         self.problems: list[str] = []
+        self.memory: dict[str, np.ndarray] = {}
         self.complete = False
         (folder / LABEL_MAPS).mkdir(parents=True, exist_ok=True)
         if (folder / RECORD).exists():
@@ -62,7 +67,10 @@ class VideoRecord:
         try:
             known = json.loads(path.read_text())
             job = known["job"]
-        except (ValueError, LookupError, TypeError):
+            if memory := known.get("memory"):
+                with np.load(self.folder / memory) as arrays:
+                    self.memory = dict(arrays)
+        except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile):
             raise UserError(
                 f"{path} is damaged; choose another --output, or remove {self.folder}."
             ) from None
@@ -82,7 +90,12 @@ class VideoRecord:
         if self.num_frames:
             os.truncate(self.folder / LABELS, self._bytes)
 
-    def add(self, lines: Sequence[dict], following: int) -> None:
+    def add(
+        self,
+        lines: Sequence[dict],
+        following: int,
+        memory: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Counts frames whose files are written; ``following``: the next of all."""
         data = "".join(json.dumps(line) + "\n" for line in lines).encode()
         mode = "ab" if self.num_frames else "wb"
@@ -90,15 +103,20 @@ class VideoRecord:
             file.write(data)
         self._bytes += len(data)
         self.num_frames += len(lines)
-        self.following = following
+        self.following, self.memory = following, dict(memory or {})
         self._save()
 
     def finish(self, problems: Sequence[str]) -> None:
         """Says that all was done that can be."""
-        self.problems, self.complete = list(problems), True
+        self.problems, self.complete, self.memory = list(problems), True, {}
         self._save()
 
     def _save(self) -> None:
+        # Beside the old one, which counts until the record is replaced.
+        memory = f"memory_{self.following}.npz" if self.memory else ""
+        if memory:
+            with open(self.folder / memory, "wb") as file:
+                np.savez(file, **self.memory)
         state = {
             "job": self._job,
             "frames": self.num_frames,
@@ -106,10 +124,14 @@ class VideoRecord:
             "bytes": self._bytes,
             "complete": self.complete,
             "problems": self.problems,
+            "memory": memory,
         }
         new = self.folder / f"{RECORD}.new"
         new.write_text(json.dumps(state, indent=1) + "\n")
         new.replace(self.folder / RECORD)
+        for path in self.folder.glob("memory_*.npz"):
+            if path.name != memory:
+                path.unlink()
 
     def lines(self) -> Iterator[dict]:
         """What was written of each frame, in order."""

@@ -147,7 +147,7 @@ def test_predicting_a_video(program, workdir, tmp_path):
     assert "is damaged" in error and "frames in" in error
     wrong = {
         "does not go with --images": (clip, "--images=a.png"),
-        "frame_rate": (clip, "--frame_rate=0"),
+        "frame_rate": (clip, "--frame_rate=0.0004"),
         "There is no video": (tmp_path / "none.mp4",),
         "no video that can be read": (__file__,),
     }

@@ -150,6 +150,13 @@ def test_killed_beside_frames_that_cannot_be_read(segmenter, tmp_path, monkeypat
     assert record.num_frames == 6 and len(record.problems) == 1
     assert "1.png" in record.problems[0]
     assert write(segmenter, folder, output).problems == record.problems
+    # Nothing is left to draw upon.
+    known = json.loads((output / "video.json").read_text())
+    (output / "video.json").write_text(json.dumps(known | {"complete": False}))
+    for path in folder.iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="no frame that was segmented"):
+        write(segmenter, folder, output)
 
 
 def test_killed_in_the_first_batch(segmenter, clip, tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ class OracleEngine(ClipEngine):
                 own = {name: clip[name][i] for name in ("label_map", "instance_map")}
                 self._truth[image.tobytes()] = own
 
-    def begin(self):
+    def begin(self, memory=None):
         self._names = {}
 
     def segment(self, images, policies, allowed=None, scope=None):

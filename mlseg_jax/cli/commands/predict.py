@@ -72,9 +72,10 @@ def _predict_video(flags, config, workdir: str, output: epath.Path) -> None:
         wrong = "--images" if flags.images else "a classifier"
         wrong = "--raw_values" if flags.raw_values else wrong
         raise UserError(f"--video does not go with {wrong}; leave one of them out.")
-    if not 0 < flags.frame_rate < 1e4:
+    if not 1e-3 <= flags.frame_rate < 1e4:
         raise UserError(
-            f"--frame_rate is {flags.frame_rate}; give frames a second above 0."
+            f"--frame_rate is {flags.frame_rate}; give frames a second, from 0.001 to "
+            f"10,000."
         )
     rate = Fraction(flags.frame_rate).limit_denominator(1001)
     video = open_video(flags.video, read_options(config.data), rate)
