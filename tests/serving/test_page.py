@@ -59,7 +59,9 @@ def use(browser, port, path, service, folder):
     browser.wait_for("state.without.size === 0 && !state.running")
     # What is off can be added, and then is not off.
     browser.run("change('without', 5, true); change('also', 5, true)")
-    browser.wait_for("state.result.labels.some(x => x.class_id === 5) && !state.running")
+    browser.wait_for(
+        "state.result.labels.some(x => x.class_id === 5) && !state.running"
+    )
     assert browser.run("state.without.size") == 0
     browser.run("change('also', 5, false)")
     browser.wait_for("state.result.labels.length === 4 && !state.running")
