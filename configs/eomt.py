@@ -20,6 +20,8 @@ theirs: pictures are tested as a whole, or in windows that begin every ``eval.st
 pixels, where they pad to a square or spread the windows evenly.
 """
 
+from typing import NamedTuple
+
 from ml_collections import ConfigDict
 
 from configs import common, region_classifier
@@ -29,13 +31,40 @@ from mlseg_jax.settings.arguments import choose
 BLOCKS = {12: 3, 24: 4, 32: 4, 40: 5}
 """Blocks that queries join, by the depth of the backbone (masks.md 7.1)."""
 
-STEPS = {
-    # 12 epochs; 31 epochs.
-    "coco_panoptic": 88_715,
-    "coco_panoptic_json": 88_715,
-    "sign_scenes": 4_000,
+
+class Training(NamedTuple):
+    """How long, and what falls off towards the backbone's first blocks.
+
+    Attributes:
+      steps: at 16 pictures a batch.
+      sixth: steps in which one block's masks cease; they begin to at 1 to 4 of these.
+      layer_decay: factor of the learning rate from block to block.
+      layer_decay_rule: last, or joint, where all that queries join are at the full one.
+    """
+
+    steps: int
+    sixth: float
+    layer_decay: float
+    layer_decay_rule: str
+
+
+TRAININGS = {
+    # Epochs: 31, 16, 12, 12.
+    ("ade20k", "dinov2"): Training(39_156, 6_520, 0.8, "last"),
+    ("ade20k", "dinov3"): Training(20_208, 3_260, 1.0, "last"),
+    ("coco", "dinov2"): Training(88_715, 14_782, 0.8, "last"),
+    ("coco", "dinov3"): Training(88_715, 14_782, 0.8, "joint"),
 }
-DEFAULT_STEPS = 39_156
+"""As published (masks.md 7.2); other data sets are trained as ADE20K, other backbones
+as DINOv2.
+"""
+
+SMALL = Training(4_000, 4_000 / 6, 1.0, "last")
+
+COCO = ("coco_panoptic", "coco_panoptic_json", "coco_json")
+
+FIRST_DINOV3_END = 3_000
+"""On DINOv3 the first block's masks begin to cease at once, until this step."""
 
 PATCH = 16
 """DINOv2 is trained further with larger patches than its own, as with all others."""
@@ -59,9 +88,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if is_small:
         side = -(-region_classifier.SMALL_SIDE // backbone.patch_size)
         side *= backbone.patch_size
-    is_coco = args.dataset.startswith("coco_panoptic")
+    is_dinov3 = args.backbone.startswith("dinov3")
     depth = BLOCKS.get(backbone.depth, max(1, backbone.depth // 2))
-    starts = [(1 + 3 * i / max(1, depth - 1)) / 6 for i in range(depth)]
+    training = choose_training(args, backbone)
     config = region_classifier.recipe(
         "eomt",
         args,
@@ -74,34 +103,59 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "num_queries": 40 if is_small else 200 if args.task != "semantic" else 100,
             # Blocks of the backbone that queries join, from the last one.
             "depth": depth,
-            # Shares of the training between which each of them ceases to mask; () and
-            # () never mask.
-            "mask_starts": tuple(round(start, 4) for start in starts),
-            "mask_ends": tuple(round(start + 1 / 6, 4) for start in starts),
+            **mask_shares(training, depth, is_dinov3=is_dinov3 and not is_small),
             # What the multi-label head looks at: pixels (the patches that enter these
             # blocks), or the queries after so many of them.
             "image": args.image,
             "image_layer": min(2, depth),
         },
     )
-    common.use_schedule(config, STEPS.get(args.dataset, DEFAULT_STEPS))
+    common.use_schedule(config, training.steps)
     config.data.update(
         augmentation="large_scale_jitter",
         scale_range=(0.5, 2.0) if args.task == "semantic" else (0.1, 2.0),
-        photometric=not is_coco,
+        photometric=args.dataset not in COCO,
         base_size=(side, side),
     )
     if args.task == "semantic":
         config.data.base_size = (4 * side, side)
         config.eval.mode = "slide"
     config.loss.regions = region_classifier.region_loss()
-    _use_adamw(config, is_dinov3=args.backbone.startswith("dinov3"))
+    _use_adamw(config, training, is_dinov3=is_dinov3)
     if is_small:
         region_classifier.use_sign_scenes(config)
         config.optimizer.backbone_warmup_steps = 0
         config.eval.mode = "whole"
     config.lock()
     return config
+
+
+def choose_training(args: ConfigDict, backbone: ConfigDict) -> Training:
+    """S and B are trained twice as long on COCO."""
+    if args.dataset == "sign_scenes":
+        return SMALL
+    data = "coco" if args.dataset in COCO else "ade20k"
+    generation = "dinov3" if args.backbone.startswith("dinov3") else "dinov2"
+    training = TRAININGS[data, generation]
+    if data == "coco" and backbone.depth <= 12:
+        steps, sixth = 2 * training.steps, 2 * training.sixth
+        training = training._replace(steps=steps, sixth=sixth)
+    return training
+
+
+def mask_shares(training: Training, depth: int, *, is_dinov3: bool) -> dict:
+    """Masks cease block by block, which spread over four sixths."""
+    sixths = [1 + 3 * i / max(1, depth - 1) for i in range(depth)]
+    starts = [training.sixth * x for x in sixths]
+    ends = [training.sixth * (x + 1) for x in sixths]
+    if is_dinov3:
+        starts[0], ends[0] = 0, FIRST_DINOV3_END
+    # Shares of the training between which each block ceases to mask; () and () never
+    # mask.
+    return {
+        "mask_starts": tuple(round(x / training.steps, 6) for x in starts),
+        "mask_ends": tuple(round(x / training.steps, 6) for x in ends),
+    }
 
 
 def make_backbone(name: str, side: int) -> ConfigDict:
@@ -121,7 +175,7 @@ def make_backbone(name: str, side: int) -> ConfigDict:
     return backbone
 
 
-def _use_adamw(config: ConfigDict, *, is_dinov3: bool) -> None:
+def _use_adamw(config: ConfigDict, training: Training, *, is_dinov3: bool) -> None:
     """masks.md 7.2; every parameter decays."""
     config.optimizer.update(
         name="adamw",
@@ -132,6 +186,6 @@ def _use_adamw(config: ConfigDict, *, is_dinov3: bool) -> None:
         # Heads and queries; the backbone stands still until then, and warms up itself.
         warmup_steps=2000 if is_dinov3 else 500,
         backbone_warmup_steps=3000 if is_dinov3 else 1000,
-        layer_decay=0.8,
-        layer_decay_rule="joint",
+        layer_decay=training.layer_decay,
+        layer_decay_rule=training.layer_decay_rule,
     )

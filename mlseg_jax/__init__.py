@@ -9,6 +9,8 @@ mlseg_jax.train("configs/demo.py", "runs/mine", overrides={"train.steps": 300})
 mlseg_jax.evaluate("runs/mine", overrides={"selection.eval_k": 20})["mIoU"]
 """
 
+import os
+
 
 def load(workdir, checkpoint="latest"):
     """The model that was trained in ``workdir``: see `prediction.load.load`."""
@@ -25,8 +27,8 @@ def train(config, workdir, *, overrides=None):
     """Trains, or takes up a run, as the command ``train`` does.
 
     Args:
-      config: ``FILE.py`` or ``FILE.py:ARGS`` (``configs/...`` are ours everywhere), or
-        a ``ConfigDict``.
+      config: ``FILE.py`` or ``FILE.py:ARGS`` as text or a path (``configs/...`` are
+        ours everywhere), or a ``ConfigDict``.
       workdir: directory of the run.
       overrides: values by dotted key.
 
@@ -43,8 +45,8 @@ def train(config, workdir, *, overrides=None):
     from mlseg_jax.settings import recipes
     from mlseg_jax.training import loop
 
-    if isinstance(config, str):
-        config = recipes.load(config, overrides)
+    if isinstance(config, str | os.PathLike):
+        config = recipes.load(os.fspath(config), overrides)
     else:
         config = config.copy_and_resolve_references()
         recipes.change(config, overrides)

@@ -26,8 +26,8 @@ def test_regions_memory():
 
 
 def test_step_times_of_the_study():
-    seconds = study_steps.measure(["baseline", "apart"], "toy", repetitions=1)
-    assert list(seconds) == ["baseline", "apart"] and min(seconds.values()) > 0
+    seconds = study_steps.measure(["apart"], "toy", repetitions=1)
+    assert list(seconds) == ["apart"] and seconds["apart"] > 0
 
 
 def test_connected_segments():

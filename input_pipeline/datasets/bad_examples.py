@@ -128,7 +128,11 @@ class Replacing:
 
 
 class Dropping:
-    """A source that has None in place of bad examples, which grain leaves out."""
+    """A source that has None in place of bad examples, which grain leaves out.
+
+    A video is bad if any of its frames is: all are read once more than they are used,
+    before any is counted.
+    """
 
     def __init__(self, source, skips: Skips):
         self.info = source.info
@@ -140,7 +144,10 @@ class Dropping:
 
     def __getitem__(self, index: int) -> dict | None:
         try:
-            return self._source[index]
+            example = self._source[index]
+            if "frames" in example:
+                example["frames"].check()
+            return example
         except DataError as error:
             self._skips.add(error)
             return None

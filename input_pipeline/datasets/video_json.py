@@ -11,6 +11,7 @@ polygons, run lengths or null for each frame. A split without annotations is rea
 nothing is known of its frames. The frames of a video lie in a folder of their own.
 """
 
+import dataclasses
 import os
 import pathlib
 
@@ -55,7 +56,9 @@ class JsonVideos:
             for index, number in enumerate(file.owners)
             for raw in youtube_vis.list_frames(file, number, index, image_dir)
         ]
-        source = RawSource(file.info(root.name), raws, reading)
+        info = file.info(root.name)
+        info = dataclasses.replace(info, raw_values=tuple(file.categories))
+        source = RawSource(info, raws, reading)
         self._frames = FrameVideos(source, [raw.key for raw in raws], str(path))
         self._file = file
         self.info, self.videos = source.info, self._frames.videos

@@ -162,6 +162,8 @@ class VideoFile(AbstractVideo):
             self.frame_rate = Fraction(rate)
             self.time_base = Fraction(stream.time_base or 1 / self.frame_rate)
             self._duration = _duration(container, stream)
+            # Matroska's duration begins at 0, whenever the first frame comes.
+            self._is_from_zero = container.format.name.startswith("matroska")
             self._declared = stream.frames
             if container.format.name.startswith("mov") and stream.frames:
                 # What edit lists leave of them.
@@ -220,7 +222,7 @@ class VideoFile(AbstractVideo):
                     continue
                 image = self._picture(decoded) if index >= start else None
                 yield Frame(index, last, image)
-        self._add_problems(count, last)
+        self._add_problems(count, first, last)
 
     def _picture(self, decoded) -> np.ndarray:
         pixels = decoded.width * decoded.height
@@ -234,13 +236,16 @@ class VideoFile(AbstractVideo):
         # Phones film on their side and say so; the angle is counter-clockwise.
         return np.ascontiguousarray(np.rot90(image, decoded.rotation // 90))
 
-    def _add_problems(self, count: "_Count", last: Fraction | None) -> None:
+    def _add_problems(
+        self, count: "_Count", first: Fraction | None, last: Fraction | None
+    ) -> None:
         missing = max(self._declared - count.packets, 0)
         read = count.frames - count.faults
         if not self._declared and self._duration and last is not None:
             # Sound may go on a little after the last frame.
             spare = max(3 / self.frame_rate, Fraction(int(self._has_sound)))
-            left = self._duration - last - spare
+            before = max(first, Fraction(0)) if self._is_from_zero else 0
+            left = self._duration - before - last - spare
             missing = max(0, int(left * self.frame_rate) + 1 if left > 0 else 0)
         if not (missing or count.faults or count.errors or self._cut_off):
             if not read:

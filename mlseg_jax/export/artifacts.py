@@ -69,7 +69,8 @@ def export_run(
       What ``export.json`` says.
 
     Raises:
-      UserError: the model cannot be exported, or a package is missing.
+      UserError: the model cannot be exported, a package is missing, or what was
+        written says something else than the model (`parity.judge`).
     """
     check(kind, opset, quantize)
     if batch is not None and batch < 1:
@@ -106,6 +107,8 @@ def export_run(
         description["parity"] = found
         text = json.dumps(description, indent=1, ensure_ascii=False)
         (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    if quantize is None:
+        parity.judge(found, output)
     return description
 
 

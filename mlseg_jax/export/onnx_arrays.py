@@ -28,9 +28,13 @@ def transpose(graph: Graph, eqn, x: Value) -> Value:
 
 def iota(graph: Graph, eqn, *_) -> Value:
     aval, axis = eqn.outvars[0].aval, eqn.params["dimension"]
-    shape = [1] * len(aval.shape)
-    shape[axis] = aval.shape[axis]
-    return graph.constant(np.arange(aval.shape[axis]).reshape(shape), aval.dtype)
+    shape, length = [1] * len(aval.shape), aval.shape[axis]
+    shape[axis] = length
+    if isinstance(length, int):
+        return graph.constant(np.arange(length).reshape(shape), aval.dtype)
+    ends = graph.constant(0, np.int64), graph.reshape(graph.dims((length,)), ())
+    numbers = graph.node("Range", [*ends, graph.constant(1, np.int64)], (length,))
+    return graph.reshape(graph.cast(numbers, aval.dtype), shape)
 
 
 def cut(graph: Graph, eqn, x: Value) -> Value:
@@ -89,37 +93,61 @@ def pad(graph: Graph, eqn, x: Value, fill: Value) -> Value:
 
 
 def dynamic_slice(graph: Graph, eqn, x: Value, *starts: Value) -> Value:
+    """A start is moved until the part lies inside, as JAX does it."""
     sizes = eqn.params["slice_sizes"]
-    if all(start.constant is not None for start in starts):
-        first = _clamped(x.shape, sizes, starts)
-        stops = [start + size for start, size in zip(first, sizes, strict=True)]
-        return graph.slice(x, first, stops)
-    moving = [i for i, start in enumerate(starts) if start.constant is None]
-    if len(moving) != 1:
-        raise UserError("A slice whose place is computed along two axes is not known.")
-    (axis,) = moving
-    places = graph.reshape(graph.cast(starts[axis], np.int64), (1,))
-    offsets = graph.constant(np.arange(sizes[axis]), np.int64)
-    places = graph.node("Add", [places, offsets], (sizes[axis],))
-    shape = [sizes[axis] if i == axis else n for i, n in enumerate(x.shape)]
-    taken = graph.node("Gather", [x, places], shape, axis=axis)
-    others = [0 if s.constant is None else int(s.constant) for s in starts]
-    stops = [a + size for a, size in zip(others, sizes, strict=True)]
-    return graph.slice(taken, others, stops)
+    moving = []
+    for axis, (n, size, start) in enumerate(zip(x.shape, sizes, starts, strict=True)):
+        if start.constant is None and n != size:
+            if not isinstance(n, int):
+                raise UserError(
+                    "A slice of the batch whose place is computed has no rule for "
+                    "ONNX; export for a fixed batch with --batch=1."
+                )
+            moving.append(axis)
+    for axis in moving:
+        places = graph.reshape(graph.cast(starts[axis], np.int64), (1,))
+        last = graph.constant([x.shape[axis] - sizes[axis]], np.int64)
+        places = graph.node("Min", [places, last], (1,))
+        zero = graph.constant([0], np.int64)
+        places = graph.node("Max", [places, zero], (1,))
+        offsets = graph.constant(np.arange(sizes[axis]), np.int64)
+        places = graph.node("Add", [places, offsets], (sizes[axis],))
+        shape = [sizes[axis] if i == axis else n for i, n in enumerate(x.shape)]
+        x = graph.node("Gather", [x, places], shape, axis=axis)
+    known = [
+        None if start.constant is None else int(start.constant) for start in starts
+    ]
+    first = _clamped(x.shape, sizes, known)
+    stops = [start + size for start, size in zip(first, sizes, strict=True)]
+    return graph.slice(x, first, stops)
 
 
 def _clamped(shape, sizes, starts) -> list[int]:
-    return [
-        min(max(int(start.constant), 0), n - size) if isinstance(n, int) else 0
-        for n, size, start in zip(shape, sizes, starts, strict=True)
-    ]
+    """Starts such that parts of these sizes lie inside; those of whole axes are 0.
+
+    Raises:
+      UserError: whether it does depends on the batch.
+    """
+    result = []
+    for n, size, start in zip(shape, sizes, starts, strict=True):
+        if n == size or start <= 0:
+            result.append(0)
+        elif isinstance(n, int):
+            result.append(min(start, n - size))
+        else:
+            raise UserError(
+                "A slice of the batch that does not start at its first example has no "
+                "rule for ONNX; export for a fixed batch with --batch=1."
+            )
+    return result
 
 
 def dynamic_update(graph: Graph, eqn, x: Value, part: Value, *starts: Value) -> Value:
     """Replaces a part along one axis, at a place that is known here."""
     if any(start.constant is None for start in starts):
         raise UserError("Replacing a part whose place is computed is not known.")
-    first = _clamped(x.shape, part.shape, starts)
+    known = [int(start.constant) for start in starts]
+    first = _clamped(x.shape, part.shape, known)
     for axis, (length, size) in enumerate(zip(x.shape, part.shape, strict=True)):
         if length == size:
             continue
@@ -178,6 +206,11 @@ def _known_part(graph: Graph, eqn, x: Value, first: dict[int, int]) -> Value:
     """One slice, whose place is known here."""
     sizes = eqn.params["slice_sizes"]
     starts = [int(first.get(axis, 0)) for axis in range(len(sizes))]
+    inside = _clamped(x.shape, sizes, starts)
+    if eqn.params["mode"] == jax.lax.GatherScatterMode.CLIP:
+        starts = inside
+    elif starts != inside:
+        raise UserError("Gathering beyond the end of an array has no rule for ONNX.")
     stops = [start + size for start, size in zip(starts, sizes, strict=True)]
     return graph.reshape(graph.slice(x, starts, stops), eqn.outvars[0].aval.shape)
 
@@ -201,6 +234,11 @@ def squeeze(graph: Graph, eqn, x: Value) -> Value:
     return graph.reshape(x, eqn.outvars[0].aval.shape)
 
 
+def tile(graph: Graph, eqn, x: Value) -> Value:
+    counts = graph.dims(eqn.params["reps"])
+    return graph.node("Tile", [x, counts], eqn.outvars[0].aval.shape)
+
+
 RULES = {
     "concatenate": concatenate,
     "dynamic_slice": dynamic_slice,
@@ -214,6 +252,7 @@ RULES = {
     "split": split,
     "squeeze": squeeze,
     "stack": stack,
+    "tile": tile,
 }
 """By name of the primitive; values are as large as their variables."""
 

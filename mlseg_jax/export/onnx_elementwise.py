@@ -2,8 +2,10 @@
 
 import functools
 
+import jax
 import numpy as np
 
+from mlseg_jax.errors import UserError
 from mlseg_jax.export.onnx_graph import Dim, Graph, Value
 
 UNARY = {
@@ -16,8 +18,6 @@ UNARY = {
     "log": "Log",
     "logistic": "Sigmoid",
     "neg": "Neg",
-    "not": "Not",
-    "round": "Round",
     "sign": "Sign",
     "sin": "Sin",
     "sqrt": "Sqrt",
@@ -27,15 +27,13 @@ UNARY = {
 BINARY = {
     "add": "Add",
     "add_any": "Add",
-    "and": "And",
     "div": "Div",
-    "max": "Max",
-    "min": "Min",
-    "mul": "Mul",
-    "or": "Or",
     "pow": "Pow",
     "sub": "Sub",
 }
+
+EXTREMES = {"max": "Max", "min": "Min", "mul": "Mul"}
+"""Of truth values they are their or, and, and."""
 
 COMPARISONS = {
     "eq": "Equal",
@@ -44,6 +42,12 @@ COMPARISONS = {
     "le": "LessOrEqual",
     "lt": "Less",
 }
+
+LOGIC = {"and": "And", "not": "Not", "or": "Or", "xor": "Xor"}
+"""Of truth values; of whole numbers they have other names, and came later."""
+
+BITWISE_SINCE = 18
+"""The version of ONNX's operators."""
 
 SAME = ("copy", "copy_p", "optimization_barrier", "pin", "stop_gradient")
 """What changes no number."""
@@ -67,6 +71,40 @@ def unary(operator: str, graph: Graph, eqn, x: Value) -> Value:
 
 def binary(operator: str, graph: Graph, eqn, x: Value, y: Value) -> Value:
     return graph.node(operator, [x, y], joint_shape(x.shape, y.shape))
+
+
+def extreme(operator: str, graph: Graph, eqn, x: Value, y: Value) -> Value:
+    if x.dtype == np.bool_:
+        operator = {"Max": "Or", "Min": "And", "Mul": "And"}[operator]
+    return binary(operator, graph, eqn, x, y)
+
+
+def logic(operator: str, graph: Graph, eqn, *values: Value) -> Value:
+    """Bit by bit for whole numbers."""
+    if values[0].dtype != np.bool_:
+        if graph.opset < BITWISE_SINCE:
+            raise UserError(
+                f"The model computes {eqn.primitive.name!r} of whole numbers, which "
+                f"ONNX has since version {BITWISE_SINCE} of its operators; export with "
+                f"--opset={BITWISE_SINCE}."
+            )
+        operator = f"Bitwise{operator}"
+    return graph.node(operator, values, joint_shape(*(x.shape for x in values)))
+
+
+def round_to_whole(graph: Graph, eqn, x: Value) -> Value:
+    """ONNX knows only the rounding of halves to even numbers."""
+    if eqn.params["rounding_method"] == jax.lax.RoundingMethod.TO_NEAREST_EVEN:
+        return graph.node("Round", [x], x.shape)
+    size = graph.node("Abs", [x], x.shape)
+    below = graph.node("Floor", [size], x.shape)
+    rest = graph.node("Sub", [size, below], x.shape)
+    half, one = graph.constant(0.5, x.dtype), graph.constant(1, x.dtype)
+    is_up = graph.node("GreaterOrEqual", [rest, half], x.shape, np.bool_)
+    above = graph.node("Add", [below, one], x.shape)
+    whole = graph.node("Where", [is_up, above, below], x.shape, x.dtype)
+    sign = graph.node("Sign", [x], x.shape)
+    return graph.node("Mul", [sign, whole], x.shape)
 
 
 def compare(operator: str, graph: Graph, eqn, x: Value, y: Value) -> Value:
@@ -146,6 +184,8 @@ RULES = {
     **{name: functools.partial(unary, to) for name, to in UNARY.items()},
     **{name: functools.partial(binary, to) for name, to in BINARY.items()},
     **{name: functools.partial(compare, to) for name, to in COMPARISONS.items()},
+    **{name: functools.partial(extreme, to) for name, to in EXTREMES.items()},
+    **{name: functools.partial(logic, to) for name, to in LOGIC.items()},
     **{name: same for name in SAME},
     "clamp": clamp,
     "convert_element_type": convert,
@@ -154,6 +194,7 @@ RULES = {
     "log1p": log1p,
     "ne": not_equal,
     "rem": remainder,
+    "round": round_to_whole,
     "rsqrt": inverse_root,
     "select_n": select,
     "square": square,

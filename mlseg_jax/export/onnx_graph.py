@@ -243,9 +243,9 @@ def used_nodes(
             wanted |= set(node.input)
             for attribute in node.attribute:
                 if attribute.type == onnx.AttributeProto.GRAPH:
-                    for inner in attribute.g.node:
-                        wanted |= set(inner.input)
-                    wanted |= {result.name for result in attribute.g.output}
+                    inner = attribute.g
+                    results = [result.name for result in inner.output]
+                    wanted |= used_nodes(inner.node, results)[1]
     return kept[::-1], wanted
 
 

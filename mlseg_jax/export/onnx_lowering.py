@@ -18,8 +18,20 @@ from mlseg_jax.export.onnx_graph import Graph, Value, value_info
 SMALL_RULES: dict[str, Callable] = onnx_elementwise.RULES | onnx_arrays.SMALL_RULES
 RULES: dict[str, Callable] = onnx_products.RULES | onnx_arrays.RULES
 
-PROGRAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-"""Under which parameter a primitive keeps the program that it runs."""
+PROGRAMS = {
+    "checkpoint": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "remat2": "jaxpr",
+}
+"""Primitives that run one program on their inputs and do no more, and under which
+parameter they keep it. Others that hold programs (``reduce``, ``while``) run them in
+ways of their own.
+"""
 
 MAX_UNROLLED = 64
 """Rounds of a loop that are laid out one after the other, a program of which has up to
@@ -84,21 +96,26 @@ def _at_full_size(graph: Graph, eqn, inputs: list[Value]) -> list[Value]:
 
 
 def _run_inside(graph: Graph, eqn, inputs: list[Value]) -> list[Value]:
-    for key in PROGRAMS:
-        program = eqn.params.get(key)
-        if isinstance(program, core.ClosedJaxpr):
-            constants = [graph.constant(np.asarray(x)) for x in program.consts]
-            return _run(graph, program.jaxpr, constants, inputs)
-        if program is not None and not callable(program):
-            return _run(graph, program, [], inputs)
-    raise UserError(
-        f"This model cannot be exported to ONNX: it uses {eqn.primitive.name!r}, for "
-        f"which there is no rule; --to=stablehlo exports it."
-    )
+    name = eqn.primitive.name
+    if name not in PROGRAMS:
+        raise UserError(
+            f"This model cannot be exported to ONNX: it uses {name!r}, for which there "
+            f"is no rule; --to=stablehlo exports it."
+        )
+    program = eqn.params[PROGRAMS[name]]
+    if isinstance(program, core.ClosedJaxpr):
+        constants = [graph.constant(np.asarray(x)) for x in program.consts]
+        return _run(graph, program.jaxpr, constants, inputs)
+    return _run(graph, program, [], inputs)
 
 
 def _compute(graph: Graph, eqn, inputs: list[Value]) -> list[Value] | None:
-    """What depends on constants alone, unless it would make the file larger."""
+    """What depends on constants alone, unless it would make the file larger.
+
+    Programs inside are laid out first, and then computed one step after the other.
+    """
+    if eqn.primitive.name in PROGRAMS:
+        return None
     shapes = [var.aval.shape for var in eqn.outvars]
     if not inputs or any(x.constant is None for x in inputs):
         return None
@@ -137,11 +154,13 @@ def _scan(graph: Graph, eqn, inputs: list[Value]) -> list[Value]:
 def _steps(jaxpr) -> int:
     count = 0
     for eqn in jaxpr.eqns:
-        inner = [eqn.params[key] for key in PROGRAMS if key in eqn.params]
-        inner = [x.jaxpr if isinstance(x, core.ClosedJaxpr) else x for x in inner]
-        times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-        steps = [_steps(x) for x in inner if hasattr(x, "eqns")]
-        count += times * sum(steps) if steps else 1
+        name = eqn.primitive.name
+        if name != "scan" and name not in PROGRAMS:
+            count += 1
+            continue
+        inner = eqn.params[PROGRAMS.get(name, "jaxpr")]
+        inner = inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner
+        count += eqn.params.get("length", 1) * _steps(inner)
     return count
 
 
@@ -171,12 +190,16 @@ def _loop(graph: Graph, eqn, shared, carry, rows) -> list[Value]:
         Value(graph.names.new("row"), var.aval.shape, np.dtype(var.aval.dtype))
         for var in body.jaxpr.invars[len(shared) :]
     ]
-    results = [
-        x
-        if x.constant is None and x.name not in {v.name for v in own}
-        else inside.node("Identity", [x], x.shape)
-        for x in lower(inside, body, [*shared, *own])
-    ]
+    results = lower(inside, body, [*shared, *own])
+    if not rows:  # which only count the rounds
+        rows = [graph.constant(np.zeros(eqn.params["length"], np.int32))]
+        own.append(Value(graph.names.new("row"), (), rows[0].dtype))
+    # A result is made by a node of the body, and is the only one of its name.
+    free = {name for node in inside.nodes for name in node.output}
+    for i, x in enumerate(results):
+        if x.constant is not None or x.name not in free:
+            results[i] = inside.node("Identity", [x], x.shape)
+        free.discard(x.name)
     inner = helper.make_graph(
         inside.nodes,
         graph.names.new("body"),

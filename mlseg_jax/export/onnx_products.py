@@ -59,12 +59,12 @@ def conv(graph: Graph, eqn, x: Value, kernel: Value) -> Value:
     if any(n != 1 for n in params["lhs_dilation"]) or params["batch_group_count"] != 1:
         raise UserError("Convolutions that enlarge have no rule for ONNX here.")
     out_shape = eqn.outvars[0].aval.shape
+    x = _without_negative_pads(
+        graph, graph.transpose(x, numbers.lhs_spec), params["padding"]
+    )
     result = graph.node(
         "Conv",
-        [
-            graph.transpose(x, numbers.lhs_spec),
-            graph.transpose(kernel, numbers.rhs_spec),
-        ],
+        [x, graph.transpose(kernel, numbers.rhs_spec)],
         [out_shape[axis] for axis in numbers.out_spec],
         strides=list(params["window_strides"]),
         dilations=list(params["rhs_dilation"]),
@@ -75,7 +75,18 @@ def conv(graph: Graph, eqn, x: Value, kernel: Value) -> Value:
 
 
 def _pads(padding) -> list[int]:
-    return [low for low, _ in padding] + [high for _, high in padding]
+    lows, highs = zip(*padding, strict=True)
+    return [max(0, n) for n in (*lows, *highs)]
+
+
+def _without_negative_pads(graph: Graph, x: Value, padding) -> Value:
+    """Of [B D, spatial axes] cuts what negative padding takes away."""
+    starts, stops = [0] * len(x.shape), list(x.shape)
+    for axis, (low, high) in enumerate(padding, 2):
+        starts[axis] = max(0, -low)
+        if high < 0:
+            stops[axis] = x.shape[axis] + high
+    return graph.slice(x, starts, stops)
 
 
 def pool(operator: str, graph: Graph, eqn, x: Value) -> Value:
@@ -86,15 +97,15 @@ def pool(operator: str, graph: Graph, eqn, x: Value) -> Value:
     dilated |= any(n != 1 for n in params["window_dilation"])
     if dilated or len(window) != 4 or (window[0], window[3]) != (1, 1):
         raise UserError("Pooling along other axes than rows and columns is not known.")
-    shape = eqn.outvars[0].aval.shape
+    shape, padding = eqn.outvars[0].aval.shape, params["padding"][1:3]
     extra = {"count_include_pad": 1} if operator == "AveragePool" else {}
     result = graph.node(
         operator,
-        [graph.transpose(x, (0, 3, 1, 2))],
+        [_without_negative_pads(graph, graph.transpose(x, (0, 3, 1, 2)), padding)],
         [shape[axis] for axis in (0, 3, 1, 2)],
         kernel_shape=list(window[1:3]),
         strides=list(strides[1:3]),
-        pads=_pads(params["padding"][1:3]),
+        pads=_pads(padding),
         **extra,
     )
     if operator == "AveragePool":
@@ -131,7 +142,7 @@ def top_k(graph: Graph, eqn, x: Value) -> list[Value]:
     shape = eqn.outvars[0].aval.shape
     count = graph.constant([eqn.params["k"]], np.int64)
     results = [(shape, x.dtype), (shape, np.int64)]
-    best, places = graph.nodes_of("TopK", [x, count], results, axis=-1)
+    best, places = graph.nodes_of("TopK", [x, count], results, axis=eqn.params["axis"])
     return [best, graph.cast(places, eqn.outvars[1].aval.dtype)]
 
 

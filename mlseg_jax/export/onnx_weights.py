@@ -8,6 +8,8 @@ from onnx import helper
 
 from mlseg_jax.export.onnx_graph import tensor
 
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+
 INLINE = 1024
 """Bytes from which constants are in the file of weights."""
 
@@ -15,9 +17,9 @@ INLINE = 1024
 class Weights:
     """One file of arrays, each of which is stored once.
 
-    With ``quantize`` large arrays are kept as ``float16``, or those of two axes and
-    more as ``int8`` with a scale for each place along one; every graph makes float32
-    of them, in which it computes.
+    With ``quantize`` large arrays are kept as ``float16`` where their numbers fit, or
+    those of two axes and more as ``int8`` with a scale for each place along one; every
+    graph makes float32 of them, in which it computes.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class Weights:
         if array.dtype != np.float32 or self.quantize is None:
             return {name: array}, None
         if self.quantize == "float16":
+            if np.max(np.abs(array)) > FLOAT16_MAX:  # would become infinite
+                return {name: array}, None
             short = f"{name}_float16"
             node = helper.make_node("Cast", [short], [name], to=onnx.TensorProto.FLOAT)
             return {short: array.astype(np.float16)}, node

@@ -19,6 +19,9 @@ from mlseg_jax.export.predictor import Model, Predictor
 from mlseg_jax.metrics.mean_iou import MeanIoU
 from mlseg_jax.typing import UInt8
 
+LARGEST_DIFFERENCE = 1e-4
+"""Of scores and logits, up to which two runtimes are thought to say the same."""
+
 NUM_PICTURES = 3
 MOST_SCORED = 200
 """Pictures that a mean IoU is of."""
@@ -52,8 +55,8 @@ def measure(
     )
     return {
         "pictures": f"{len(pictures)} {origin}",
-        "largest_difference_of_scores": max(x["scores"] for x in found),
-        "largest_difference_of_logits": max(x["logits"] for x in found),
+        "largest_difference_of_scores": _largest(x["scores"] for x in found),
+        "largest_difference_of_logits": _largest(x["logits"] for x in found),
         "pixels": sum(x["pixels"] for x in found),
         "different_pixels": sum(x["different"] for x in found),
         "milliseconds_here": seconds(ours, chain),
@@ -107,6 +110,26 @@ class _Here:
 
     def classify(self, inputs: dict) -> np.ndarray:
         return self._call("classify", inputs)["logits"]
+
+
+def judge(parity: dict, output: str) -> None:
+    """Ends an export whose files do not say what the model says.
+
+    Raises:
+      UserError: scores or logits differ by more than `LARGEST_DIFFERENCE`, or are not
+        numbers; the files stay where they are.
+    """
+    scores = parity["largest_difference_of_scores"]
+    logits = parity["largest_difference_of_logits"]
+    # Not the other way round: what is not a number is not close.
+    if scores <= LARGEST_DIFFERENCE and logits <= LARGEST_DIFFERENCE:
+        return
+    raise UserError(
+        f"The exported model does not say what the model says: scores differ by up to "
+        f"{scores:.1e} and logits by up to {logits:.1e}, more than "
+        f"{LARGEST_DIFFERENCE:g}; the files are in {output}, but do not use them "
+        f"before you know why (look at parity in export.json)."
+    )
 
 
 def line(parity: dict) -> str:
@@ -165,7 +188,15 @@ def segment_inputs(functions: Functions, images: np.ndarray) -> dict:
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.max(np.abs(np.float64(a) - np.float64(b)), initial=0.0))
+    a, b = np.float64(a), np.float64(b)
+    apart = np.zeros(a.shape)
+    np.subtract(a, b, out=apart, where=a != b)  # the same infinity is no difference
+    return float(np.max(np.abs(apart), initial=0.0))
+
+
+def _largest(values) -> float:
+    """Not a number where one is none, unlike ``max``."""
+    return float(np.max(list(values)))
 
 
 def seconds(call: Call, inputs: dict) -> float:

@@ -27,6 +27,12 @@ from mlseg_jax.typing import Bool, Float
 
 logger = logging.getLogger(__name__)
 
+PER_CLIP = (
+    "selection_scope per_clip is of models of pictures, and the clips of this one are "
+    "of eval.num_frames frames; set it to per_window or per_image."
+)
+"""What is said to whoever asks for such clips."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SegmentedClip:
@@ -102,11 +108,12 @@ class ClipEngine:
         images: Sequence[np.ndarray],
         policies: Sequence[tuple[SelectionPolicy, Selection | None]],
         allowed: Bool[np.ndarray, "C"] | None = None,
+        scope: str | None = None,
     ) -> list[SegmentedClip]:
         """The chunk of frames uint8 ``[H W 3]`` of one size under each of ``policies``.
 
         A ``given`` selection has one row. Labels that are not ``allowed`` get the score
-        -inf.
+        -inf. ``scope`` stands in for `eval.selection_scope`.
         """
         views = [self._view(image) for image in images]
         self._say_size(views)
@@ -114,7 +121,7 @@ class ClipEngine:
         real = np.asarray([views[0].window_size], np.int32)
         labels = self._encode(self.parameters, frames, real, allowed)
         scores = labels.scores
-        if self.settings.selection_scope == "per_image":
+        if (scope or self.settings.selection_scope) == "per_image":
             best = scores if self._best is None else jnp.maximum(self._best, scores)
             self._best = scores = best
         own = np.asarray(labels.scores, np.float32)

@@ -217,7 +217,22 @@ class _TrackEvaluator(COCOeval):
         order = np.argsort([-each["score"] for each in found], kind="mergesort")
         found = [found[i] for i in order][: self.params.maxDets[-1]]
         runs = [[each["segmentation"] for each in some] for some in (found, true)]
-        return coco_mask.iou(*runs, [0] * len(true))
+        if not isinstance(runs[0][0]["counts"], tuple):
+            return coco_mask.iou(*runs, [0] * len(true))
+        return _iou_of_parts(*([each["counts"] for each in some] for some in runs))
+
+
+def _iou_of_parts(found: list[tuple], true: list[tuple]) -> Float[np.ndarray, "n m"]:
+    """IoU of masks in parts, each with the same ones (`metrics.tracks.in_parts`)."""
+    common, total = 0.0, 0.0
+    for part in range(len(found[0])):
+        masks = [[each[part] for each in some] for some in (found, true)]
+        areas = [coco_mask.area(each).astype(np.float64) for each in masks]
+        both = areas[0][:, None] + areas[1]
+        iou = coco_mask.iou(*masks, [0] * len(true))
+        common = common + np.rint(iou * both / (1.0 + iou))  # exact: whole pixels
+        total = total + both
+    return common / np.maximum(total - common, 1.0)
 
 
 def _annotation(instance, picture: int, number: int) -> dict:

@@ -18,6 +18,23 @@ Runs = Sequence[Mapping | None]
 """COCO's run lengths of each frame; None where there is nothing."""
 
 
+MOST_PIXELS = 2**31
+"""Of a mask whose run lengths the library can add up."""
+
+
+def in_parts(frames: Runs, size: tuple[int, int]) -> dict:
+    """As `side_by_side`; of a long video, the masks of its parts as ``counts``.
+
+    `instance_precision` adds up the pixels of parts.
+    """
+    length = max(1, MOST_PIXELS // (size[0] * size[1]))
+    if len(frames) <= length:
+        return side_by_side(frames, size)
+    starts = range(0, len(frames), length)
+    parts = tuple(side_by_side(frames[i : i + length], size) for i in starts)
+    return {"size": [size[0], size[1] * len(frames)], "counts": parts}
+
+
 def side_by_side(frames: Runs, size: tuple[int, int]) -> dict:
     """Run lengths of all frames, of height and width ``size``, as one mask."""
     height, width = size
@@ -50,13 +67,11 @@ def true_track(
     class_id: int, frames: Runs, size: tuple[int, int], is_crowd: bool = False
 ) -> TrueInstance:
     """A track that is to be found."""
-    return TrueInstance(
-        class_id, side_by_side(frames, size), is_crowd, mean_area(frames)
-    )
+    return TrueInstance(class_id, in_parts(frames, size), is_crowd, mean_area(frames))
 
 
 def found_track(
     class_id: int, frames: Runs, size: tuple[int, int], score: float
 ) -> FoundInstance:
     """A predicted track."""
-    return FoundInstance(class_id, side_by_side(frames, size), score, mean_area(frames))
+    return FoundInstance(class_id, in_parts(frames, size), score, mean_area(frames))

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlseg_jax.inference.clip_engine import ClipEngine, SegmentedClip
-from mlseg_jax.inference.clips import Clips
 from mlseg_jax.inference.regions import SegmentedRegions
 from mlseg_jax.inference.tracks import same_queries
 from mlseg_jax.label_selection import Selection, SelectionPolicy
@@ -43,7 +42,7 @@ class ClipPictures:
         images: Sequence[np.ndarray],
         policies: Sequence[tuple[SelectionPolicy, Selection | None]],
         allowed: Bool[np.ndarray, "C"] | None = None,
-        scope: str | Clips | None = None,
+        scope: str | None = None,
     ) -> list[list[SegmentedRegions]]:
         """Per policy, the regions of each picture.
 
@@ -56,7 +55,7 @@ class ClipPictures:
             own = [(policy, _row(given, start)) for policy, given in policies]
             if scope is None:
                 self.begin()
-            clips = self._engine.segment(run, own, allowed)
+            clips = self._engine.segment(run, own, allowed, scope)
             slots = None if scope is None else self._slots(clips[0])
             for result, clip in zip(results, clips, strict=True):
                 result += [

@@ -13,6 +13,7 @@ from input_pipeline.files.images import USUAL, ReadOptions
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.errors import UserError
 from mlseg_jax.inference.bands import MAX_PIXELS, needs_bands, segment_in_bands
+from mlseg_jax.inference.clip_engine import PER_CLIP
 from mlseg_jax.inference.clips import Clips
 from mlseg_jax.inference.engine import Engine
 from mlseg_jax.inference.label_scores import LabelScorer
@@ -142,6 +143,8 @@ class Segmenter:
             size = int(read_ahead)
         state = state or self.video_state()
         if scope == "per_clip":
+            if isinstance(self._engine, ClipPictures):
+                raise UserError(PER_CLIP)
             scope = Clips(policy.k, settings, read_ahead, state.clip)
             size = scope.read_ahead
 
@@ -232,7 +235,10 @@ class Segmenter:
     def _predict(
         self, arrays, policy, mask, top_labels: int, scope: str | Clips | None = None
     ) -> Iterator[Prediction]:
-        is_large = lambda image: needs_bands(self._engine, image.shape[:2])  # noqa: E731
+        def is_large(image) -> bool:
+            regions = self._engine.num_queries
+            return not regions and needs_bands(self._engine, image.shape[:2])
+
         for large, run in itertools.groupby(arrays, is_large):
             size = 1 if large else self._engine.batch_sizes[0]
             images = list(run)

@@ -61,10 +61,10 @@ def write_video(
     if record.num_frames:
         logger.info("going on after %d frames that are done", record.num_frames)
     _segment(segmenter, video, record)
-    problems = list(video.problems)
     if record.num_frames:
         _draw(video, record, segmenter.info.class_names, font)
-    record.finish(problems)
+    # Of all frames: whoever draws reads from the first, whoever goes on does not.
+    record.finish(video.problems)
     return record
 
 

@@ -24,12 +24,13 @@ class TrackFiles:
 
     Args:
       folder: where to; it is made if it is not there.
-      info: the classes; a category is one more than its class, as there.
+      info: the classes; a category is the raw value of its class, and one more than
+        the class where that is not known, as in YouTubeVIS 2019.
     """
 
     def __init__(self, folder: str | os.PathLike, info: DatasetInfo):
         self._folder = epath.Path(folder)
-        self._info = info
+        self._categories = info.raw_values or range(1, info.num_classes + 1)
         self._entries = []
 
     def add(self, example: dict, tracks: Sequence[Track]) -> None:
@@ -38,7 +39,7 @@ class TrackFiles:
         self._entries += [
             {
                 "video_id": video_id,
-                "category_id": track.class_id + 1,
+                "category_id": self._categories[track.class_id],
                 "score": track.score,
                 "segmentations": [
                     None

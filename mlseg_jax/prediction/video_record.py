@@ -54,6 +54,8 @@ class VideoRecord:
                 f"{folder} holds results of another call; choose another --output, or "
                 f"remove them."
             )
+        else:  # Before any label map: a kill leaves nothing that nobody knows.
+            self._save()
 
     def _take_up(self) -> None:
         path = self.folder / RECORD
@@ -64,8 +66,12 @@ class VideoRecord:
             raise UserError(
                 f"{path} is damaged; choose another --output, or remove {self.folder}."
             ) from None
-        if job != self._job:
-            differ = sorted(k for k in {*job, *self._job} if job.get(k) != self._job[k])
+        nothing = not (known["frames"] or known["complete"])
+        if nothing and not any((self.folder / LABEL_MAPS).iterdir()):
+            self._save()
+        elif job != self._job:
+            keys = {*job, *self._job}
+            differ = sorted(k for k in keys if job.get(k) != self._job.get(k))
             raise UserError(
                 f"{self.folder} holds results of another call (other "
                 f"{', '.join(differ)}); choose another --output, or remove it."

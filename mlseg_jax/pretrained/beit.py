@@ -1,5 +1,6 @@
 """BEiT and DINOv2 of Hugging Face, DINOv2's own code (method.md section 9.2)."""
 
+import math
 import re
 
 import ml_collections
@@ -93,6 +94,18 @@ def dinov2_own(config: ml_collections.ConfigDict) -> list[Row]:
         *linear("blocks.{i}.mlp.w12", f"{BLOCK}/mlp_in"),
         *linear("blocks.{i}.mlp.w3", f"{BLOCK}/mlp_out"),
     ]
+
+
+def dinov2_own_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """timm's with registers: its class token has its position in it already."""
+    if "reg_token" not in arrays or "pos_embed" not in arrays:
+        return arrays
+    renamed = dict(arrays)
+    renamed["register_tokens"] = renamed.pop("reg_token")
+    table = renamed["pos_embed"]
+    if math.isqrt(table.shape[1]) ** 2 == table.shape[1]:
+        renamed["pos_embed"] = np.pad(table, ((0, 0), (1, 0), (0, 0)))
+    return renamed
 
 
 DINOV2_OWN_DROPPED = (

@@ -16,7 +16,7 @@ from input_pipeline.files import text
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
-from mlseg_jax.pretrained import eomt
+from mlseg_jax.pretrained import dinov3, eomt
 from mlseg_jax.pretrained.formats import recognise
 from mlseg_jax.pretrained.load import complete, load_arrays, stack_blocks, with_facts
 from mlseg_jax.pretrained.model_card import write_card
@@ -60,14 +60,23 @@ def convert(
       base: DINOv3's own weights, where those of EoMT are differences from them.
 
     Raises:
-      UserError: the file cannot be read, is of no known kind or does not fit; the
-        directory holds something. Nothing is written then.
+      UserError: the file cannot be read, is of no known kind, does not fit, or is of
+        differences without a ``base``; the directory holds something. Nothing is
+        written then.
     """
     _need_empty(workdir)
     file = read_weights(weights)
     key, source, arrays = recognise(file)
     if base is not None:
         arrays = _with_base(key, weights, arrays, base)
+    elif key in eomt.KINDS and eomt.is_difference(arrays):
+        raise UserError(
+            f"{weights} ({source.title}) holds differences from DINOv3's weights, not "
+            f"weights; name DINOv3's file of Hugging Face with --base."
+        )
+    if key in eomt.KINDS and eomt.is_rotary(arrays):
+        licence = f"{source.licence}; {dinov3.LICENCE}"
+        source = dataclasses.replace(source, licence=licence)
     config, notes = with_facts(config, source)
     there = source.num_classes(arrays)
     info, more = choose_classes(config, file, there, classes)
@@ -95,7 +104,7 @@ def convert(
 
 def _with_base(key: str, weights: str, arrays, base: str):
     other, _, own = recognise(read_weights(base))
-    if key not in ("eomt", "hugging_face_eomt") or other != "hugging_face_dinov3":
+    if key not in eomt.KINDS or other != "hugging_face_dinov3":
         raise UserError(
             f"--base={base} is added to files of EoMT on DINOv3 alone and must be "
             f"DINOv3's file of Hugging Face; {weights} is {key}, the base {other}."
@@ -247,12 +256,14 @@ def print_converted(converted: Converted) -> None:
 def suggestion(weights: str) -> str:
     """What is printed where no configuration is given."""
     file = read_weights(weights)
-    _, source, _ = recognise(file)
+    key, source, arrays = recognise(file)
     found = suggest(file)
     if not found:
         return f"{weights}: {source.title}; no shipped configuration has this size."
+    is_difference = key in eomt.KINDS and eomt.is_difference(arrays)
     return (
         f"{weights}: {source.title}\n"
         f"python main.py convert {found} "
         f"{shlex.quote(f'--weights={weights}')} --workdir=DIRECTORY"
+        f"{' --base=DINOV3' if is_difference else ''}"
     )

@@ -127,6 +127,8 @@ _OWN = (
     (r"^network\.upscale\.(\d)\.norm", r"upscale_block.block.\1.layernorm2d"),
     (r"^network\.upscale\.", "upscale_block.block."),
     (r"^network\.encoder\.backbone\.", ""),
+    # On DINOv3 the embeddings of transformers are what timm calls a patch_embed.
+    (r"^patch_embed\.(cls_token|register_tokens|patch_embeddings)", r"embeddings.\1"),
     (r"^cls_token", "embeddings.cls_token"),
     (r"^(reg_token|register_tokens)$", "embeddings.register_tokens"),
     (r"^pos_embed$", "embeddings.position_embeddings.weight"),
@@ -160,6 +162,30 @@ def own_names(arrays: Arrays) -> Arrays:
         name = re.sub(r"^patch_embed\.proj", projection, name)
         renamed[name] = array
     return hugging_face_names(renamed)
+
+
+KINDS = ("eomt", "hugging_face_eomt")
+"""Keys of `formats.FORMATS` whose files may be differences."""
+
+LEAST_NORM = 0.1
+"""Weights of norms begin at 1 and stay above this in the mean; differences do not."""
+
+
+def is_rotary(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether a file of `KINDS` is on DINOv3, which has no table of positions."""
+    return "embeddings.position_embeddings.weight" not in arrays
+
+
+def is_difference(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether the encoder of a file of `KINDS` is only a difference from DINOv3's."""
+    norms = [
+        np.ravel(array).astype(np.float32)
+        for name, array in arrays.items()
+        if re.match(r"(layers\.\d+\.norm[12]|layernorm)\.weight", name)
+    ]
+    if not norms or not is_rotary(arrays):
+        return False
+    return bool(np.mean(np.concatenate(norms)) < LEAST_NORM)
 
 
 def add_base(arrays: Arrays, base: Mapping[str, np.ndarray]) -> Arrays:

@@ -167,6 +167,7 @@ FORMATS = {
         f"code: Apache 2.0 (facebookresearch/dinov2); {_TERMS}",
         part="backbone/",
         dropped=beit.DINOV2_OWN_DROPPED,
+        rename=beit.dinov2_own_names,
         facts={"model.backbone.norm_epsilon": 1e-6},
     ),
     "hugging_face_beit": Format(

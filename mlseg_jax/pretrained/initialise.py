@@ -8,6 +8,7 @@ from etils import epath
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.pretrained import eomt
 from mlseg_jax.pretrained.convert import describe_rest
 from mlseg_jax.pretrained.download import weight_file
 from mlseg_jax.pretrained.export import apart
@@ -56,7 +57,13 @@ def start_from(config: ml_collections.ConfigDict, num_classes: int, state):
 def _read(init: str) -> tuple[Format, Arrays]:
     """A weight file, or published weights, by its names; a work directory by ours."""
     if not epath.Path(init).is_dir():
-        _, source, arrays = recognise(read_weights(weight_file(init)))
+        key, source, arrays = recognise(read_weights(weight_file(init)))
+        if key in eomt.KINDS and eomt.is_difference(arrays):
+            raise UserError(
+                f"init {init} ({source.title}) holds differences from DINOv3's "
+                f"weights; convert it first (convert --base=FILE), and name the work "
+                f"directory that this makes."
+            )
         return source, arrays
     config = load_config(init)
     config.mesh.update(data=-1, fsdp=1)

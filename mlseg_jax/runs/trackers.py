@@ -5,10 +5,10 @@ it was. Their packages are imported when they are asked for.
 """
 
 import abc
-import hashlib
 import importlib
 import os
 import types
+import uuid
 
 import ml_collections
 from etils import epath
@@ -29,18 +29,25 @@ class AbstractTracker(abc.ABC):
 
 
 class WeightsAndBiases(AbstractTracker):
-    """``WANDB_PROJECT``, ``WANDB_MODE`` and the like are read as always."""
+    """``WANDB_PROJECT``, ``WANDB_MODE`` and the like are read as always.
+
+    A run keeps its name there in its work directory: another run at the same path is
+    another one.
+    """
 
     def __init__(self, workdir: str, config: ml_collections.ConfigDict):
         wandb = _imported("wandb")
         place = os.path.abspath(workdir)
+        known = epath.Path(workdir) / "wandb_run.txt"
+        started = known.read_text().strip() if known.exists() else uuid.uuid4().hex[:16]
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "mlseg_jax"),
             name=os.path.basename(place),
-            id=hashlib.sha256(place.encode()).hexdigest()[:16],
+            id=started,
             resume="allow",
             config=config.to_dict(),
         )
+        known.write_text(started)
 
     def add(self, step: int, scalars: dict[str, float]) -> None:
         self._run.log(scalars, step=step)

@@ -188,8 +188,8 @@ def base(name: str) -> ConfigDict:
                 # Factor of the learning rate from each block of the backbone to the one
                 # before it (optimizer.depth_factors); 1 is none.
                 "layer_decay": 1.0,
-                # beit: the last block has the factor once. joint: it has none, nor have
-                # those that the decoder runs (EoMT).
+                # beit: the last block has the factor once. last: it alone has none.
+                # joint: nor have those that the decoder runs (EoMT).
                 "layer_decay_rule": "beit",
                 # Regular expressions: parameters whose path has one are not trained.
                 "frozen": (),

@@ -156,7 +156,7 @@ KEYS = {
     "optimizer.weight_decay_factors": FACTORS,
     "optimizer.learning_rate_factors": FACTORS,
     "optimizer.layer_decay": number(above=0, most=1),
-    "optimizer.layer_decay_rule": choice("beit", "joint"),
+    "optimizer.layer_decay_rule": choice("beit", "last", "joint"),
     "optimizer.frozen": PATTERNS,
     "optimizer.clip_norm": FROM_0,
     "optimizer.ema_decay": number(0, below=1),

@@ -80,10 +80,12 @@ def change(config: ConfigDict, overrides: Mapping[str, Any] | None) -> None:
       UserError: there is no such key, or a value is of another type.
     """
     for key, value in (overrides or {}).items():
-        section, *inner = config, *key.split(".")
+        section, *inner = config, *str(key).split(".")
         for part in inner[:-1]:
-            section = section[part] if part in section else ConfigDict()
-        if inner[-1] not in section:
+            section = section.get(part)
+            if not isinstance(section, ConfigDict):
+                break
+        if not isinstance(section, ConfigDict) or inner[-1] not in section:
             raise UserError(f"The configuration has no key {key!r}.")
         try:
             section[inner[-1]] = value

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from mlseg_jax.errors import UserError
+from mlseg_jax.inference.clip_engine import PER_CLIP
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
 from mlseg_jax.losses.reduce import (
     Mean,
@@ -100,6 +101,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             f"{', '.join(VIDEO_DECODERS)}; model.decoder.name is "
             f"{config.model.decoder.name!r}."
         )
+    if is_video and config.eval.selection_scope == "per_clip":
+        raise UserError(PER_CLIP)
     loss = config.loss
     if loss.class_weighting != "none" or loss.logit_adjustment:
         raise UserError(

@@ -11,16 +11,37 @@ from mlseg_jax.tasks.engines import check_given, evaluation_policy
 logger = logging.getLogger(__name__)
 
 
+STILL = " The backbone, which warms up after that, does not move at all."
+
+
 def warmup_note(config: ml_collections.ConfigDict) -> str:
     """What is odd about a warm-up that training does not get past; "" where it does."""
     optimizer, steps = config.optimizer, config.train.steps
-    if not _warms_up(config) or optimizer.warmup_steps < steps:
+    if not _warms_up(config):
         return ""
+    if optimizer.warmup_steps < steps:
+        return _backbone_note(config)
     reached = optimizer.learning_rate * max(steps - 1, 0) / optimizer.warmup_steps
     return (
         f"optimizer.warmup_steps is {optimizer.warmup_steps}, but training has "
         f"{steps} steps: the learning rate gets to {reached:.2g} of "
         f"{optimizer.learning_rate:.2g}; lower it, or raise train.steps."
+        f"{STILL if optimizer.backbone_warmup_steps else ''}"
+    )
+
+
+def _backbone_note(config: ml_collections.ConfigDict) -> str:
+    """The backbone's warm-up begins where the one of the others ends."""
+    optimizer, steps = config.optimizer, config.train.steps
+    still, warm = optimizer.warmup_steps, optimizer.backbone_warmup_steps
+    if still + warm < steps or not warm:
+        return ""
+    reached = optimizer.learning_rate * max(steps - 1 - still, 0) / warm
+    return (
+        f"optimizer.backbone_warmup_steps is {warm}, after {still} steps in which the "
+        f"backbone stands still, but training has {steps} steps: the backbone's "
+        f"learning rate gets to {reached:.2g} of {optimizer.learning_rate:.2g}; lower "
+        f"both warm-ups, or raise train.steps."
     )
 
 

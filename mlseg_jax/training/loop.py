@@ -1,5 +1,6 @@
 """The training loop: the only one."""
 
+import contextlib
 import logging
 
 import jax
@@ -104,14 +105,16 @@ def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
     eval_source = add_given_labels(config, workdir, eval_source, train=False)
 
     model = FunctionalModel.build(config, num_classes)
-    checkpoints = Checkpoints(workdir, keep_best=config.train.keep_best)
-    state = _start(config, num_classes, mesh, checkpoints)
-    writer = MetricWriter(workdir, int(state["step"]), config)
-    loop = _Loop(config, model, mesh, checkpoints, writer, eval_source, presence)
-    profile = ProfileWindow(
-        workdir, config.train.profile_start, config.train.profile_steps
-    )
-    try:
+    with contextlib.ExitStack() as opened:
+        checkpoints = Checkpoints(workdir, keep_best=config.train.keep_best)
+        opened.callback(checkpoints.close)
+        state = _start(config, num_classes, mesh, checkpoints)
+        writer = MetricWriter(workdir, int(state["step"]), config)
+        opened.callback(writer.close)
+        loop = _Loop(config, model, mesh, checkpoints, writer, eval_source, presence)
+        profile = ProfileWindow(
+            workdir, config.train.profile_start, config.train.profile_steps
+        )
         with Watchdog(config.train.hang_minutes) as watchdog:
             state = loop.run(state, train_source, skips, stop, watchdog, profile)
         checkpoints.wait()
@@ -133,9 +136,6 @@ def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
         writer.forget_evaluation(step)
         writer.write(step, evaluation_scalars(metrics))
         return metrics
-    finally:
-        checkpoints.close()
-        writer.close()
 
 
 def _is_due(step: int, every: int) -> bool:

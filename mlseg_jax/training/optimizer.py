@@ -74,9 +74,10 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
 
 
 def _joint(config: ml_collections.ConfigDict) -> int | None:
-    """Blocks at the full rate by the rule ``joint``; None by BEiT's."""
-    if config.optimizer.layer_decay_rule == "beit":
-        return None
+    """Blocks at the full rate by ``joint``, 0 by ``last``; None by BEiT's rule."""
+    rule = config.optimizer.layer_decay_rule
+    if rule != "joint":
+        return None if rule == "beit" else 0
     return held_back(config).get("held_back", 0)
 
 
@@ -179,8 +180,8 @@ def depth_factors(
     everything else, which is not named here, 1. Blocks under a scan are one array with
     a factor for each entry of its first axis.
 
-    EoMT's rule (masks.md section 7.2), where the last ``joint`` blocks are the
-    decoder's: those have 1, block i decay^(n - 1 - i), what comes before decay^(n - 1).
+    EoMT's rules (masks.md section 7.2): block i has decay^(n - 1 - i), but the last
+    ``joint``, which are the decoder's, have 1; what comes before has decay^(n - 1).
     """
     if decay == 1.0:
         return {}

@@ -7,7 +7,8 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from input_pipeline.files import coco_masks
-from mlseg_jax.metrics.instance_precision import InstancePrecision
+from mlseg_jax.metrics import tracks as of_tracks
+from mlseg_jax.metrics.instance_precision import InstancePrecision, _iou_of_parts
 from mlseg_jax.metrics.tracks import found_track, mean_area, side_by_side, true_track
 from mlseg_jax.metrics.video_consistency import ConsistencyOfVideo, VideoConsistency
 
@@ -173,6 +174,32 @@ def test_tracks_against_loops():
         expected = np.mean([v[name.startswith("AR")] for v in values if v is not None])
         assert metrics[name] == pytest.approx(expected, abs=1e-9), name
     assert 0 < metrics["AP"] < 1 and np.isnan(state.per_class()["AP"][2])
+
+
+def test_tracks_of_more_pixels_than_32_bits_count(monkeypatch):
+    """Five frames of 2^30 pixels: of the truth's columns 72 in 100 are found."""
+    size, column = (2**15, 2**15), 2**15
+
+    def columns(count):
+        runs = {"size": size, "counts": [0, count * column, (2**15 - count) * column]}
+        return coco_mask.frPyObjects(runs, *size)
+
+    true = true_track(0, [None, *[columns(10_000)] * 4], size)
+    found = found_track(0, [None, *[columns(7_200)] * 4], size, 0.9)
+    assert len(true.run_lengths["counts"]) == 3
+    empty = InstancePrecision.empty(1, is_video=True)
+    metrics = empty.update("long", size, (true,), (found,)).compute()
+    assert metrics["AP"] == pytest.approx(0.5)  # at 0.5, 0.55, ..., 0.7
+    assert metrics["AP_large"] == metrics["AP"]
+    # As of one wide mask.
+    rng = np.random.default_rng(0)
+    tracks = [encode(box(rng, 5, 150)) for _ in range(4)]
+    wide = [side_by_side(each, (300, 320)) for each in tracks]
+    monkeypatch.setattr(of_tracks, "MOST_PIXELS", 2 * 300 * 320)
+    parts = [of_tracks.in_parts(each, (300, 320))["counts"] for each in tracks]
+    np.testing.assert_allclose(
+        _iou_of_parts(parts[:2], parts), coco_mask.iou(wide[:2], wide, [0] * 4)
+    )
 
 
 def test_frames_side_by_side():

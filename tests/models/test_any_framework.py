@@ -120,7 +120,8 @@ PIXELS = [
     (decoder, head)
     for decoder in DECODERS.keys() - dict(REGIONS).keys()
     for head in MULTILABEL_HEADS
-    if decoder != "encoder_only" or head in ("projected_encoder", "none")
+    if decoder != "encoder_only"
+    or head in ("projected_encoder", "global_pooling", "none")
 ]
 
 

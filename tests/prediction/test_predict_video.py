@@ -128,6 +128,51 @@ def test_killed_in_the_middle(scope, clip, tmp_path, monkeypatch):
     assert (output / "overlay.mp4").stat().st_size > 1000
 
 
+def test_killed_beside_frames_that_cannot_be_read(segmenter, tmp_path, monkeypatch):
+    """What was lost before the kill is said after it, too."""
+    folder, output = tmp_path / "frames", tmp_path / "out"
+    folder.mkdir()
+    for i, picture in enumerate(frames(7)):
+        cv2.imwrite(str(folder / f"{i}.png"), picture)
+    (folder / "1.png").write_bytes(b"no picture")
+    usual = predicting.write_label_map
+
+    def killed(path, *arguments):
+        if path.name == "000005.png":
+            raise KeyboardInterrupt
+        usual(path, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(predicting, "write_label_map", killed)
+        write(segmenter, folder, output)
+    assert json.loads((output / "video.json").read_text())["following"] > 1
+    record = write(segmenter, folder, output)
+    assert record.num_frames == 6 and len(record.problems) == 1
+    assert "1.png" in record.problems[0]
+    assert write(segmenter, folder, output).problems == record.problems
+
+
+def test_killed_in_the_first_batch(segmenter, clip, tmp_path, monkeypatch):
+    """The same call goes on; another may take the place where nothing was written."""
+    usual, done = predicting.write_label_map, []
+
+    def killed(path, *arguments):
+        done.append(path.name)
+        if len(done) in (1, 3):
+            raise KeyboardInterrupt
+        usual(path, *arguments)
+
+    monkeypatch.setattr(predicting, "write_label_map", killed)
+    for job in ({"model": 1}, {}):
+        with pytest.raises(KeyboardInterrupt):
+            write(segmenter, clip, tmp_path, job)
+    assert [p.name for p in (tmp_path / "label_maps").iterdir()] == ["000000.png"]
+    with pytest.raises(UserError, match="other model"):
+        write(segmenter, clip, tmp_path, {"model": 1})
+    monkeypatch.setattr(predicting, "write_label_map", usual)
+    assert write(segmenter, clip, tmp_path).num_frames == 9
+
+
 def find_sign(segmented):
     """The most frequent label as one segment that a picture is divided into."""
     (label_map,) = segmented.label_maps()[:1]
@@ -187,6 +232,11 @@ def test_damaged_and_odd_files(segmenter, clip, tmp_path):
     with pytest.raises(UserError, match="other model"):
         write(segmenter, folder, tmp_path / "odd", {"model": 1})
     overlay = tmp_path / "odd" / "overlay.mp4"
+    left_out = json.loads((tmp_path / "odd" / "video.json").read_text())
+    left_out["job"]["model"] = 1
+    (tmp_path / "odd" / "video.json").write_text(json.dumps(left_out))
+    with pytest.raises(UserError, match="other model"):
+        write(segmenter, folder, tmp_path / "odd")
     with pytest.raises(UserError, match="would be written over"):
         write(segmenter, overlay, tmp_path / "odd")
     (tmp_path / "odd" / "video.json").unlink()

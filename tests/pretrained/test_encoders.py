@@ -14,6 +14,7 @@ from mlseg_jax.pretrained import eomt as tables
 from mlseg_jax.pretrained.convert import convert
 from mlseg_jax.pretrained.export import STATE_DICTS
 from mlseg_jax.pretrained.formats import recognise
+from mlseg_jax.pretrained.initialise import start_from
 from mlseg_jax.pretrained.load import load_arrays
 from mlseg_jax.pretrained.read import WeightFile
 from mlseg_jax.pretrained.regions import without_no_object
@@ -97,13 +98,19 @@ AUTHORS = (
     (r"^mask_head\.fc3", "network.mask_head.4"),
     (r"^upscale_block\.block\.", "network.upscale."),
     (r"(network\.upscale\.\d)\.layernorm2d", r"\1.norm"),
-    (r"^embeddings\.cls_token", "network.encoder.backbone.cls_token"),
-    (r"^embeddings\.register_tokens", "network.encoder.backbone.reg_token"),
-    (r"^embeddings\.patch_embeddings(\.projection)?",
-     "network.encoder.backbone.patch_embed.proj"),
     (r"^layers\.", "network.encoder.backbone.blocks."),
     (r"^layernorm\.", "network.encoder.backbone.norm."),
-)  # fmt: skip
+)
+AUTHORS_STEMS = {
+    "dinov2": (
+        (r"^embeddings\.cls_token", "network.encoder.backbone.cls_token"),
+        (r"^embeddings\.register_tokens", "network.encoder.backbone.reg_token"),
+        (r"^embeddings\.patch_embeddings\.projection",
+         "network.encoder.backbone.patch_embed.proj"),
+    ),
+    # timm's place for it holds the whole module of transformers.
+    "dinov3": ((r"^embeddings\.", "network.encoder.backbone.patch_embed."),),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3"])
@@ -131,7 +138,7 @@ def test_files_of_eomt(kind, tmp_path):
         arrays = fused(arrays)
         table = arrays.pop("embeddings.position_embeddings.weight")
         arrays["network.encoder.backbone.pos_embed"] = table[None]
-    arrays = renamed(arrays, AUTHORS)
+    arrays = renamed(arrays, AUTHORS + AUTHORS_STEMS[kind])
     found, source, mapped = recognise(WeightFile("x", "", arrays))
     assert found == "eomt"
     if is_dinov3:
@@ -146,6 +153,23 @@ def test_files_of_eomt(kind, tmp_path):
         base=str(tmp_path / "x.npz"),
     )  # fmt: skip
     assert "must be DINOv3's file" in sentence
+    base = str(tmp_path / "base.npz") if is_dinov3 else None
+    convert(config, str(tmp_path / "x.npz"), str(tmp_path / "w"), base=base)
+    card = (tmp_path / "w" / "model_card.md").read_text()
+    assert ("DINOv3 License" in card) == is_dinov3
+    if is_dinov3:
+        refuse_differences(config, tmp_path, arrays)
+
+
+def refuse_differences(config, tmp_path, arrays):
+    """Without a base; and with norms as trained ones are, it is one."""
+    file, workdir = str(tmp_path / "x.npz"), str(tmp_path / "v")
+    assert "with --base" in said(convert, config, file, workdir)
+    config.init = file
+    assert "convert it first" in said(start_from, config, 11, {})
+    norms = {name: 0 * x + 0.4 for name, x in arrays.items() if "norm" in name}
+    _, _, mapped = recognise(WeightFile("x", "", arrays | norms))
+    assert not tables.is_difference(mapped)
 
 
 def fused(arrays):
@@ -219,3 +243,21 @@ def test_dinov2_for_eomt():
         x.ravel() @ kernel for x, kernel in zip((patch, large), kernels, strict=True)
     )
     np.testing.assert_allclose(same, small, atol=1e-4)
+
+
+def test_timm_dinov2_with_registers():
+    """No position for the class token; keys have a bias. It is not DINOv3."""
+    config = make_config(
+        linear, "dataset=sign_scenes", num_registers=4, layer_scale=1.0, depth=1,
+        image_size=(32, 32), patch_size=8,
+    )  # fmt: skip
+    ours, arrays = random_arrays(config, beit.dinov2_own, part="backbone/")
+    arrays["reg_token"] = arrays.pop("register_tokens")
+    arrays["pos_embed"] = arrays["pos_embed"][:, 1:]
+    found, source, arrays = recognise(WeightFile("x", "", arrays))
+    assert found == "dinov2" and "DINOv3" not in source.licence
+    loaded = load_arrays(config, 11, source, arrays)
+    assert set(loaded.arrays) == set(ours)
+    ours["backbone/position_table"][0] = 0.0
+    for path, array in ours.items():
+        np.testing.assert_array_equal(loaded.arrays[path], array)

@@ -39,9 +39,13 @@ def write(workdir, logger, start=0):
 def test_weights_and_biases(tmp_path, monkeypatch):
     wandb = Recorder("wandb")
     monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for name in ("run", "other"):
+        (tmp_path / name).mkdir()
     write(tmp_path / "run", "wandb")
     write(tmp_path / "run", "wandb", start=1)
     first, log, finish, again, *_ = wandb.calls
+    write(tmp_path / "other", "wandb")
+    assert wandb.calls[-3][2]["id"] != first[2]["id"]
     assert first[0] == "init" and first[2]["name"] == "run"
     assert first[2]["config"]["train"]["logger"] == "wandb"
     assert log == ("log", ({"loss/total": 0.5},), {"step": 1})

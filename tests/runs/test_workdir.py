@@ -57,6 +57,7 @@ def test_what_changes_no_weight_may_change(claimed, tmp_path):
         "mesh.data": 2,
         "mesh.fsdp": 4,
         "train.log_every": 7,
+        "train.logger": "mlflow",
         "train.stop_after": 1,
         "train.keep_best": 3,
         "train.hang_minutes": 1.0,

@@ -1,5 +1,7 @@
 """``mlseg_jax.train`` and ``mlseg_jax.evaluate``: recipes by path, changes by key."""
 
+from pathlib import Path
+
 import pytest
 from tiny import tiny_config
 
@@ -43,6 +45,7 @@ def test_wrong_ones_are_said(trained, tmp_path):
         ("configs/dmeo.py", {}, "did you mean 'demo.py'"),
         ("configs/demo.py", {"train.stpes": 3}, "no key 'train.stpes'"),
         ("configs/demo.py", {"zzz.steps": 3}, "no key 'zzz.steps'"),
+        (Path("configs/demo.py"), {"train.steps.x": 1}, "no key 'train.steps.x'"),
         ("configs/demo.py", {"train.steps": "many"}, "train.steps is 'many'"),
         ("configs/demo.py", {"train.steps": -3}, "train.steps is -3"),
     ):

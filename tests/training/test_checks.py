@@ -33,6 +33,19 @@ def test_a_warmup_that_does_not_end(warmup, steps):
     assert warmup_note(configure(warmup, steps, schedule="one_cycle")) == ""
 
 
+@pytest.mark.parametrize("steps", [4, 6, 12, 13])
+def test_a_backbone_that_warms_up_after_the_rest(steps):
+    config = configure(4, steps, learning_rate=0.5, backbone_warmup_steps=8)
+    note = warmup_note(config)
+    reached = float(make_schedule(config, of_backbone=True)(steps - 1))
+    if steps == 4:
+        assert reached == 0 and note.endswith("does not move at all.")
+    elif steps < 13:
+        assert f"backbone's learning rate gets to {reached:.2g} of 0.5" in note
+    else:
+        assert note == "" and reached == 0.5
+
+
 def test_train_says_it_in_a_line(caplog):
     caplog.set_level(logging.INFO, "mlseg_jax")
     check_labels(configure(0, 4), INFO, INFO)

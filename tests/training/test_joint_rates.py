@@ -27,6 +27,54 @@ def test_layer_decay_of_joint_blocks(scan):
     assert "backbone/norm/scale" not in factors and "decoder/queries" not in factors
 
 
+RECIPES = {
+    # Of 24 blocks: factors of the first and the last five; steps; masks from and to.
+    "dataset=ade20k": (
+        0.8**23, 0.8 ** np.arange(4, -1, -1), 31, (6520, 13040, 19560, 26080),
+        (13040, 19560, 26080, 32600),
+    ),
+    "dataset=ade20k,backbone=dinov3_l16": (
+        1.0, np.ones(5), 16, (0, 6520, 9780, 13040), (3000, 9780, 13040, 16300),
+    ),
+    "dataset=coco_json,task=instance,backbone=dinov3_l16": (
+        0.8**23, (0.8**4, 1, 1, 1, 1), 12, (0, 29564, 44346, 59128),
+        (3000, 44346, 59128, 73910),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("argument", RECIPES)
+def test_published_recipes(argument):
+    """masks.md 7.2, and the published configurations."""
+    first, last, epochs, starts, ends = RECIPES[argument]
+    config = eomt.get_config(argument)
+    blocks = [f"backbone/blocks/blocks/{i}/mlp_in/bias" for i in (0, *range(19, 24))]
+    paths = dict.fromkeys(["backbone/class_token", *blocks], jnp.ones(1))
+    rates = config.optimizer
+    rates.update(clip_norm=0.0, weight_decay=0.0, warmup_steps=0)
+    rates.update(backbone_warmup_steps=0)
+    rule = make_optimizer(config)
+    updates, _ = rule.update(paths, rule.init(paths), paths)
+    factors = [-float(updates[path][0]) / rates.learning_rate for path in paths]
+    np.testing.assert_allclose(factors, [first, first, *last], rtol=1e-4)
+    pictures = 118_287 if "coco" in argument else 20_210
+    assert abs(config.train.steps - epochs * pictures / 16) < epochs
+    decoder, steps = config.model.decoder, config.train.steps
+    np.testing.assert_allclose(np.multiply(decoder.mask_starts, steps), starts, atol=1)
+    np.testing.assert_allclose(np.multiply(decoder.mask_ends, steps), ends, atol=1)
+    assert config.data.photometric == ("ade20k" in argument)
+
+
+def test_small_models_train_twice_as_long_on_coco():
+    config = eomt.get_config(
+        "dataset=coco_panoptic,task=panoptic,backbone=dinov2_s14_reg"
+    )
+    steps = config.train.steps
+    assert steps == 2 * 88_715
+    starts = np.multiply(config.model.decoder.mask_starts, steps)
+    np.testing.assert_allclose(starts, (29564, 73910, 118256), atol=1)
+
+
 def test_two_warm_ups():
     """The backbone stands still while the rest warms up, and each falls by its own."""
     config = eomt.get_config("dataset=ade20k")

@@ -160,7 +160,10 @@ class BlockStack(nnx.Module):
             tokens = block(tokens, context, rate if drops else 0.0, rng)
             return pin_examples(tokens)
 
-        run_block = rematerialised(run_block, self.remat, in_scan=self.scan)
+        # A scan of one block is none once compiled.
+        in_scan, alone = (
+            rematerialised(run_block, self.remat, in_scan=x) for x in (True, False)
+        )
         tokens = pin_examples(tokens)
         rngs = None if rng is None else jax.random.split(rng, self.depth)
         outputs, start = [], first
@@ -171,8 +174,9 @@ class BlockStack(nnx.Module):
                 stacked = (nnx.state(self.blocks), rates, rngs)
                 if (layers.start, layers.stop) != (0, self.depth):
                     stacked = jax.tree.map(lambda x, part=layers: x[part], stacked)
+                run = in_scan if layers.stop - layers.start > 1 else alone
                 tokens, _ = jax.lax.scan(
-                    lambda tokens, layer: (run_block(tokens, *layer), None),
+                    lambda tokens, layer, run=run: (run(tokens, *layer), None),
                     tokens,
                     stacked,
                 )
@@ -180,7 +184,7 @@ class BlockStack(nnx.Module):
                 for i in range(self.depth)[layers]:
                     block_rng = None if rngs is None else rngs[i]
                     weights, rate = nnx.state(self.blocks[i]), rates[i].tolist()
-                    tokens = run_block(tokens, weights, rate, block_rng)
+                    tokens = alone(tokens, weights, rate, block_rng)
             outputs.append(tokens)
         return outputs
 

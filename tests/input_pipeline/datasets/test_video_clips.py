@@ -194,6 +194,7 @@ def test_videos_with_a_json(tmp_path):
     source = open_dataset(data, train=True)
     frames = source[0]["frames"]
     assert source.info.class_names == ("dog", "cat") and frames.video_id == 7
+    assert source.info.raw_values == (4, 9)  # for results with the file's own ids
     read = frames.read([0, 1])
     assert read["label_map"][:, 0, [0, 11]].tolist() == [[1, 0], [0, 0]]
     assert read["instance_map"][:, 0, [0, 11]].tolist() == [[1, 2], [2, 2]]
@@ -226,6 +227,27 @@ def test_other_clips_stand_in_for_bad_ones():
     assert bad_examples.replace_bad([], "fail") == []
     with pytest.raises(DataError, match="torn"):
         Clips(Broken(), 2, 3).draw(0, np.random.default_rng(0))
+
+
+def test_a_video_with_one_bad_frame_is_left_out():
+    """Whichever frame it is, or one of another size; and it is counted."""
+
+    class Torn(Broken):
+        videos = tuple(Video(f"v{i}", 4 * i, 4) for i in range(3))
+
+        def read(self, index, places):
+            if index == 0 and 3 in places:
+                raise DataError("v0 is torn.", kind="unreadable")
+            sizes = {2 + (index == 1 and place == 1) for place in places}
+            if len(sizes) > 1:
+                raise DataError("v1 changes its size.", kind="size")
+            shape = (len(places), *sizes, 2)
+            return {"label_map": np.ones(shape, np.int32)}
+
+    skips = bad_examples.Skips()
+    source = bad_examples.drop_bad(Clips(Torn(), 2, 3), "skip", skips)
+    assert [source[i] is None for i in range(3)] == [True, True, False]
+    assert skips.counts == {"unreadable": 1, "size": 1}
 
 
 def test_pictures_are_no_videos():

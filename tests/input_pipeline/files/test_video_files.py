@@ -63,6 +63,10 @@ def test_a_damaged_tail_costs_the_tail_alone(tmp_path):
         assert 3 < len(found) < 20
         (sentence,) = video.problems
         assert f"{len(found)} of about 20 frames" in sentence and path.name in sentence
+    # One that begins late is whole.
+    late = [64000 + 512 * i for i in range(20)]
+    video = open_video(write_clip(tmp_path / "late.mkv", frames(20), late))
+    assert len(list(video.frames())) == 20 and not video.problems
     # Of a GIF the end alone says that it is one.
     whole = write_clip(tmp_path / "clip.gif", frames(20), codec="gif")
     assert list(open_video(whole).frames())
