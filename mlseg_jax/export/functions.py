@@ -86,8 +86,8 @@ class Functions:
                 fixed = jax.jit(
                     lambda x: model.bind(parameters).encode(x).class_queries
                 )(images)
-        sized = parts.any_canvas and may_be_smaller(config, size)
-        return cls(model, parameters, policy, size, fixed, sized)
+        # However large data.base_size: a long picture has a shorter side.
+        return cls(model, parameters, policy, size, fixed, sized=parts.any_canvas)
 
     @property
     def num_ranks(self) -> int:
@@ -195,12 +195,6 @@ class Functions:
             for y in range(0, height, step)
         ]
         return ranks_to_labels(jnp.concatenate(bands, axis=1), selection)
-
-
-def may_be_smaller(config: ml_collections.ConfigDict, size: tuple[int, int]) -> bool:
-    """Whether there are pictures that do not fill a window of this size."""
-    shortest = min(config.data.base_size) * min(config.eval.scales)
-    return config.eval.mode == "whole" or shortest < max(size)
 
 
 def _region_scores(probabilities: Array, masks: Array, rows, columns) -> Array:

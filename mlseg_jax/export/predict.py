@@ -102,7 +102,9 @@ def read(path, settings):
             raise ValueError(f"it has more than {settings['max_pixels']:,} pixels")
         if min(picture.size) < 2:
             raise ValueError("both sides must have at least 2 pixels")
-        deep = picture.mode == "I" and picture.format == "PPM"
+        deep = picture.mode == "I" and picture.format == "PPM"  # 16 bits of a PGM
+        if settings["exif"]:
+            picture = ImageOps.exif_transpose(picture)
         if deep or picture.mode.startswith("I;16"):
             # As many levels as 8 bits have: white is 65535 unless it is said.
             white = settings.get("white", 65535)
@@ -110,8 +112,6 @@ def read(path, settings):
             picture = Image.fromarray(np.minimum(grey, 255).astype(np.uint8))
         elif picture.mode in ("I", "F"):
             raise ValueError("its values have 32 bits and no known range")
-        elif settings["exif"]:
-            picture = ImageOps.exif_transpose(picture)
         if picture.mode == "P" and "transparency" in picture.info:
             picture = picture.convert("RGBA")
         return np.asarray(picture.convert("RGB"))

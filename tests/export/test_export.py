@@ -20,7 +20,7 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.export import artifacts, parity, predictor
 from mlseg_jax.export.onnx_files import write_onnx
 from mlseg_jax.export.onnx_weights import Weights
-from mlseg_jax.export.resampling import resize
+from mlseg_jax.export.resampling import resize, views_of
 from mlseg_jax.runs.checkpoint import Checkpoints
 from mlseg_jax.runs.workdir import claim_workdir, load_config
 from mlseg_jax.training.state import initialise
@@ -177,6 +177,19 @@ def test_a_file_for_a_fixed_batch_and_one_that_is_damaged(tmp_path, workdir):
         model.encode({"image": image})
     with pytest.raises(UserError, match="--batch=0 is no number"):
         artifacts.export_run(None, str(workdir), "out", "onnx", batch=0)
+
+
+def test_very_long_pictures_are_refused():
+    """Where windows must be full, 2 x 4000 would become 512 x 1,048,576."""
+    views = {"mode": "slide", "stride": [512, 512], "scales": [1.0], "flip": False}
+    about = {
+        "input": {"size": [512] * 2, "grid": [32] * 2, "sized": False, "multiple": 1},
+        "views": views | {"base_size": [2048, 512]},
+    }
+    ((size, _),) = views_of(about, (100, 400))
+    assert size == (512, 2048)
+    with pytest.raises(ValueError, match="cut it into shorter parts"):
+        views_of(about, (2, 4000))
 
 
 @pytest.mark.parametrize("size", [(37, 53), (128, 64), (64, 48)])

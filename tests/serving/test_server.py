@@ -232,6 +232,32 @@ def test_slow_and_too_many_connections(server, monkeypatch, caplog):
             assert b" 503 " in other.recv(100)
 
 
+def test_nothing_is_computed_for_those_who_hung_up():
+    with running(Limits(kept_bytes=10)) as (service, port):
+        model = service.predictor.model
+        model.may_go_on.clear()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            first = pool.submit(ask, port, "/pictures", png())
+            wait_for(lambda: service._waiting.total() == 1)
+            with socket.create_connection(("127.0.0.1", port)) as raw:
+                raw.sendall(b"POST /segment HTTP/1.1\r\nHost: localhost\r\n")
+                raw.sendall(b"Content-Length: %d\r\n\r\n" % len(png()) + png())
+                wait_for(lambda: service._waiting.total() == 2)
+                time.sleep(0.1)  # until it waits for the first
+            model.may_go_on.set()
+            status, answer = first.result()
+        assert status == 200 and "picture" not in answer  # too large to be kept
+        wait_for(lambda: service.done == 2)
+        assert model.encodings == 1
+
+
+def wait_for(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_a_port_that_is_taken_is_said(server):
     with pytest.raises(UserError, match="choose another --port"):
         open_server("127.0.0.1", server[1], server[0])
