@@ -49,7 +49,7 @@ def test_a_misspelt_command_as_a_process():
         ("train --config=configs/demo.py --workdir=/tmp/x --config.data.crop_size=64", "data.crop_size is (64,)"),
         ("train --config=configs/dmeo.py", "did you mean 'demo.py'"),
         ("train --config=nowhere/at/all", "no configuration nowhere/at/all"),
-        ("train --config=qqq.py", "choose one of deeplabv3.py, demo.py"),
+        ("train --config=qqq.py", "choose one of common.py, deeplabv3.py"),
         ("train --config=README.md", "README.md is no configuration; give the path of"),
         ("train --config=configs", "configs is no configuration; give the path of"),
         ("train --config=configs/demo.py:a=b", "takes nothing after the colon, not 'a=b'"),
