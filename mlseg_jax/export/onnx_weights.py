@@ -17,9 +17,9 @@ INLINE = 1024
 class Weights:
     """One file of arrays, each of which is stored once.
 
-    With ``quantize`` large arrays are kept as ``float16`` where their numbers fit, or
-    those of two axes and more as ``int8`` with a scale for each place along one; every
-    graph makes float32 of them, in which it computes.
+    With ``quantize`` large arrays are kept as ``float16``, or those of two axes and
+    more as ``int8`` with a scale for each place along one, unless float16 cannot hold
+    their numbers; every graph makes float32 of them, in which it computes.
     """
 
     def __init__(
@@ -73,9 +73,10 @@ class Weights:
         """What is stored of an array, and the node that makes the array of it."""
         if array.dtype != np.float32 or self.quantize is None:
             return {name: array}, None
+        if np.max(np.abs(array)) > FLOAT16_MAX:
+            # Would become infinite, or as a scale leave nothing of the others.
+            return {name: array}, None
         if self.quantize == "float16":
-            if np.max(np.abs(array)) > FLOAT16_MAX:  # would become infinite
-                return {name: array}, None
             short = f"{name}_float16"
             node = helper.make_node("Cast", [short], [name], to=onnx.TensorProto.FLOAT)
             return {short: array.astype(np.float16)}, node
