@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlseg_jax.models.backbones.vit import ViT
-from mlseg_jax.models.decoders.regions import AbstractRegionDecoder
+from mlseg_jax.models.decoders.regions import AbstractRegionDecoder, mask_layers
 from mlseg_jax.models.interfaces import (
     Embeddings,
     FeatureMap,
@@ -109,19 +109,7 @@ class EomtDecoder(AbstractRegionDecoder):
         self.queries = nnx.Param(
             jax.random.normal(rngs.params(), (num_queries, embed_dim))
         )
-        self.mask_layers = nnx.List(
-            [
-                nnx.Linear(
-                    embed_dim,
-                    embed_dim,
-                    kernel_init=torch_uniform(embed_dim),
-                    bias_init=torch_uniform(embed_dim),
-                    dtype=dtype,
-                    rngs=rngs,
-                )
-                for _ in range(3)
-            ]
-        )
+        self.mask_layers = mask_layers((embed_dim,) * 4, dtype, rngs)
         num_upscales = max(1, int(math.log2(backbone.patch_size)) - 2)
         self.upscales = nnx.List(
             [Upscale(embed_dim, dtype=dtype, rngs=rngs) for _ in range(num_upscales)]

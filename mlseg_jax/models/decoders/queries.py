@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.models.decoders.regions import AbstractRegionDecoder
+from mlseg_jax.models.decoders.regions import AbstractRegionDecoder, mask_layers
 from mlseg_jax.models.interfaces import Embeddings, FeatureMap, Regions
 from mlseg_jax.models.layers.norm import LayerNorm
-from mlseg_jax.models.layers.transformer import torch_uniform
 from mlseg_jax.models.macs import Macs, activation, norm, product
 from mlseg_jax.models.pixel_decoders.abstract import (
     AbstractPixelDecoder,
@@ -28,19 +27,8 @@ class RegionHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.norm = LayerNorm(embed_dim, epsilon=1e-5)
-        self.mask_layers = nnx.List(
-            [
-                nnx.Linear(
-                    embed_dim,
-                    features,
-                    kernel_init=torch_uniform(embed_dim),
-                    bias_init=torch_uniform(embed_dim),
-                    dtype=dtype,
-                    rngs=rngs,
-                )
-                for features in (embed_dim, embed_dim, mask_dim)
-            ]
-        )
+        widths = (embed_dim, embed_dim, embed_dim, mask_dim)
+        self.mask_layers = mask_layers(widths, dtype, rngs)
 
     def __call__(
         self, queries: Float[Array, "B N D"]

@@ -3,6 +3,7 @@ selected labels and no-object (masks.md 2.1).
 """
 
 import functools
+import itertools
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,6 +16,23 @@ from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
 
 IMAGES = ("queries", "pixels")
 """What the multi-label head may look at."""
+
+
+def mask_layers(widths: tuple[int, ...], dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.List:
+    """The layers from a query to its mask embedding, with PyTorch's first values."""
+    return nnx.List(
+        [
+            nnx.Linear(
+                inputs,
+                outputs,
+                kernel_init=torch_uniform(inputs),
+                bias_init=torch_uniform(inputs),
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for inputs, outputs in itertools.pairwise(widths)
+        ]
+    )
 
 
 class AbstractRegionDecoder(AbstractDecoder):
