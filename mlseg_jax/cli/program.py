@@ -113,10 +113,10 @@ def run() -> None:
 
 
 def _fail(sentence: str) -> None:
-    from mlseg_jax.distributed import processes
+    from mlseg_jax.distributed import heartbeat, processes
 
     if processes.are_connected():
-        processes.fail(sentence)
+        heartbeat.fail(sentence)
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(1)
 
@@ -238,7 +238,7 @@ def _main(argv: list[str]) -> None:
     if command == "train":
         keep_freed_memory()
     with quiet() if command == "plan" else contextlib.nullcontext():
-        from mlseg_jax.distributed import processes
+        from mlseg_jax.distributed import heartbeat, processes
         from mlseg_jax.runs.progress import compilations_logged, log_to_stderr
 
         # What other commands need is not waited for.
@@ -282,7 +282,7 @@ def _main(argv: list[str]) -> None:
         # Most often another process has gone, and this one notices.
         traceback.print_exc()
         if isinstance(error, RuntimeError):  # so does JAX report broken connections
-            processes.wait_for_a_loss(FLAGS.heartbeat_seconds)
+            heartbeat.wait_for_a_loss(FLAGS.heartbeat_seconds)
         _fail(
             f"Process {processes.own_index()} cannot go on "
             f"({str(error).splitlines()[0][:200]}). If this is about the connection, "
