@@ -217,16 +217,6 @@ _OF_PYTHON = (
 """What Python says of a number, and what a user reads."""
 
 
-def _keep_compilations() -> None:
-    """What one call has compiled the next does not compile again."""
-    import jax
-
-    from input_pipeline.files.local_copy import cache_directory
-
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", cache_directory("xla"))
-
-
 def _main(argv: list[str]) -> None:
     from mlseg_jax.planning.chatter import quiet
 
@@ -238,12 +228,13 @@ def _main(argv: list[str]) -> None:
     if command == "train":
         keep_freed_memory()
     with quiet() if command == "plan" else contextlib.nullcontext():
+        from mlseg_jax.cli.compilations import keep_compilations
         from mlseg_jax.distributed import heartbeat, processes
         from mlseg_jax.runs.progress import compilations_logged, log_to_stderr
 
         # What other commands need is not waited for.
         module = importlib.import_module(f"mlseg_jax.cli.commands.{command}")
-        _keep_compilations()
+        keep_compilations()
 
     # Libraries raise what they log; Orbax logs a full disk in a hundred lines.
     logging.set_verbosity(logging.FATAL)
