@@ -55,7 +55,7 @@ def children(parent: int) -> set[int]:
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the /proc and /dev/shm of Linux")
 def test_a_killed_reader_leaves_nothing_behind(tmp_path):
-    prefix = f"orphans{os.getpid()}_"
+    prefix = f"o{os.getpid()}_"  # Names have 14 letters at most.
     (tmp_path / "reader.py").write_text(PROGRAM)
     with subprocess.Popen(
         [sys.executable, tmp_path / "reader.py", prefix],
