@@ -217,6 +217,11 @@ _OF_PYTHON = (
 """What Python says of a number, and what a user reads."""
 
 
+def _is_of_xla(error: Exception) -> bool:
+    """Whether it tells a status, such as ``UNKNOWN: Gloo AllGather failed``."""
+    return isinstance(error, RuntimeError) or bool(re.match(r"[A-Z_]+: ", str(error)))
+
+
 def _main(argv: list[str]) -> None:
     from mlseg_jax.planning.chatter import quiet
 
@@ -272,7 +277,7 @@ def _main(argv: list[str]) -> None:
             raise
         # Most often another process has gone, and this one notices.
         traceback.print_exc()
-        if isinstance(error, RuntimeError):  # so does JAX report broken connections
+        if _is_of_xla(error):  # so does it report broken connections
             heartbeat.wait_for_a_loss(FLAGS.heartbeat_seconds)
         _fail(
             f"Process {processes.own_index()} cannot go on "

@@ -123,9 +123,15 @@ class Watchdog:
 
     def _sentence(self, still: float) -> str:
         places = {process: place for process, (place, _) in told().items()}
+        compiles = ""
+        if self._place.doing not in self._finished:
+            compiles = (
+                " It does so for the first time: where it still compiles, raise "
+                "train.hang_minutes."
+            )
         return (
             f"Nothing has moved for {still / 60:.3g} minutes (train.hang_minutes): "
-            f"{who_is_behind(places or {0: self._place})}. What the threads of each "
+            f"{who_is_behind(places or {0: self._place})}.{compiles} What the threads of each "
             f"process do is in {self._folder}; where that cannot be written, in its "
             f"log. All end with code {heartbeat.TRY_AGAIN}: start them again, and the "
             f"run is taken up at its last checkpoint."
@@ -164,9 +170,9 @@ def who_is_behind(places: dict[int, Place]) -> str:
     """In words: whoever is behind the others, and what it and the foremost do."""
     first, last = max(places.values()), min(places.values())
     if not last < first:
-        alone = len(places) == 1
-        reason = "" if alone else ", so look at the network between their devices"
-        return f"{'the process' if alone else 'each process'} {last}{reason}"
+        if len(places) == 1:
+            return f"the process {last}"
+        return f"each process {last}, so one of them, or the network, must be at fault"
     behind = [process for process, place in places.items() if place == last]
     ahead = next(process for process, place in places.items() if place == first)
     names = ", ".join(map(str, behind))

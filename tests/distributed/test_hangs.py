@@ -100,7 +100,7 @@ def test_how_long_a_process_may_stand_still(tmp_path):
         ({0: (5, "read")}, "the process waits for the data of step 5"),
         (
             {0: (5, "step"), 1: (5, "step")},
-            "each process computes step 5, so look at the network",
+            "each process computes step 5, so one of them, or the network",
         ),
         (
             {0: (6, "evaluate", 8), 1: (6, "evaluate", 4), 2: (6, "evaluate", 4)},
