@@ -123,18 +123,15 @@ class Watchdog:
 
     def _sentence(self, still: float) -> str:
         places = {process: place for process, (place, _) in told().items()}
-        compiles = ""
+        who = who_is_behind(places or {0: self._place})
         if self._place.doing not in self._finished:
-            compiles = (
-                " It does so for the first time: where it still compiles, raise "
-                "train.hang_minutes."
-            )
+            who += " (for the first time: where it compiles, raise train.hang_minutes)"
         return (
             f"Nothing has moved for {still / 60:.3g} minutes (train.hang_minutes): "
-            f"{who_is_behind(places or {0: self._place})}.{compiles} What the threads of each "
-            f"process do is in {self._folder}; where that cannot be written, in its "
-            f"log. All end with code {heartbeat.TRY_AGAIN}: start them again, and the "
-            f"run is taken up at its last checkpoint."
+            f"{who}. What the threads of each process do is in {self._folder}; where "
+            f"that cannot be written, in its log. All end with code "
+            f"{heartbeat.TRY_AGAIN}: start them again, and the run is taken up at its "
+            f"last checkpoint."
         )
 
     def _write_stacks(self) -> None:
