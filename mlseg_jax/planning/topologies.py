@@ -53,10 +53,10 @@ class Accelerator:
 ACCELERATORS = {
     # Memory, links and network as docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}
     # gave them in 2026. Links: one way (v5e 200 GB/s, v5p 600, v6e 400: half of what is
-    # said there for both), of which nine tenths are assumed to be reached; v4, which has
-    # no figure there, 50 GB/s one way for each of its six links (Zu et al., "Resiliency
-    # at Scale", NSDI 2024). Network: v5e 6.4 and v6e 25.6 Tb/s for 256 chips, v5p 50 Gb/s
-    # a chip; that of v4 is an estimate (as v5p).
+    # said there for both), of which nine tenths are assumed to be reached; v4, which
+    # has no figure there, 50 GB/s one way for each of its six links (Zu et al.,
+    # "Resiliency at Scale", NSDI 2024). Network: v5e 6.4 and v6e 25.6 Tb/s for 256
+    # chips, v5p 50 Gb/s a chip; that of v4 is an estimate (as v5p).
     "v4": Accelerator("tpu", "TPU v4", 32 * GIB, 1.2e12, 2.7e11, 6.25e9, torus=3),
     "v5e": Accelerator("tpu", "TPU v5e", 16 * GIB, 8.19e11, 1.8e11, 3.1e9, torus=2),
     "v5p": Accelerator("tpu", "TPU v5p", 95 * GIB, 2.765e12, 5.4e11, 6.25e9, torus=3),
