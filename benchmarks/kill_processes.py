@@ -21,7 +21,7 @@ from mlseg_jax.distributed.heartbeat import TRY_AGAIN
 PROCESSES = 4
 HEARTBEAT = 10
 """Seconds of silence after which a process counts as gone."""
-HANG_MINUTES = 0.3
+HANG_MINUTES = 1.0
 LONGEST = 400.0
 """Seconds that a misfortune may take; more counts as a hang that nobody noticed."""
 MISFORTUNES = ("stopped", "stuck reader", "killed", "coordinator stopped")

@@ -2,6 +2,7 @@
 
 import logging
 import statistics
+from collections.abc import Mapping
 
 import jax
 import ml_collections
@@ -157,26 +158,36 @@ class Reports:
         paces = {process: pace for process, (_, pace) in told().items()}
         if len(paces) < max(2, jax.process_count()) or not all(paces.values()):
             return {}
-        slowest = self._say_who_is_behind(paces, seconds)
-        found = {}
+        slowest, sentence = who_is_slow(paces, seconds)
+        if sentence and self.behind != slowest and jax.process_index() == 0:
+            logger.warning(sentence)
+        self.behind = slowest if sentence else None
+        found = {"train/slowest_process": slowest}
         for key in ("own", "input"):
             each = [pace[key] for pace in paces.values()]
             found[f"train/{key}_seconds"] = statistics.fmean(each)
             found[f"train/{key}_seconds_slowest"] = max(each)
-        return found | {"train/slowest_process": slowest}
+        return found
 
-    def _say_who_is_behind(self, paces, seconds: float) -> int:
-        own = {process: pace["own"] for process, pace in paces.items()}
-        slowest = max(own, key=own.get)
-        others = statistics.median(own[p] for p in own if p != slowest)
-        if own[slowest] - others <= MAX_LAG * seconds:
-            self.behind = None
-        elif jax.process_index() == 0 and self.behind != slowest:
-            self.behind = slowest
-            logger.warning(
-                "Process %d is behind the others, which wait for it: of a step of "
-                "%.3g s, %.3g s are its own and not its devices' (%.3g s of these for "
-                "data), %.3g s those of others; look at its disk and its processor.",
-                *(slowest, seconds, own[slowest], paces[slowest]["input"], others),
-            )
-        return slowest
+
+def who_is_slow(
+    paces: Mapping[int, Mapping[str, float]], seconds: float
+) -> tuple[int, str]:
+    """Of several processes the slowest; a sentence where it holds up the others.
+
+    Args:
+      paces: by process, the seconds of a step that are its ``own``, that is not spent
+        waiting for devices, and the share of these that it waited for ``input``.
+      seconds: of a whole step.
+    """
+    own = {process: pace["own"] for process, pace in paces.items()}
+    slowest = max(own, key=own.get)
+    others = statistics.median(own[process] for process in own if process != slowest)
+    if own[slowest] - others <= MAX_LAG * seconds:
+        return slowest, ""
+    return slowest, (
+        f"Process {slowest} is behind the others, which wait for it: of a step of "
+        f"{seconds:.3g} s, {own[slowest]:.3g} s are its own and not its devices' "
+        f"({paces[slowest]['input']:.3g} s of these for data), and {others:.3g} s "
+        f"those of others; look at its disk and its processor."
+    )
