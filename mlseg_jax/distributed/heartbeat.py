@@ -20,8 +20,8 @@ run hangs. Whoever started it starts it again (``EX_TEMPFAIL`` of ``sysexits.h``
 LONGEST_BEAT_SECONDS = 5.0
 """How often a process says that it lives, and listens whether the others do."""
 
-WITNESS_SECONDS = 30.0
-"""How long all processes of a run that hangs have to write down what they do."""
+FAREWELL_SECONDS = 30.0
+"""How long process 0 waits for the others before it ends."""
 
 
 class _Heart:
@@ -33,9 +33,6 @@ class _Heart:
         self.leaving = threading.Event()
         self.note = ""
         self.heard: dict[int, tuple[str, float]] = {}
-        # How long a process that fails stays after its last words. Without process 0
-        # JAX aborts all others at once; so it waits until they have said the same.
-        self.linger_seconds = 2 * self.period if own == 0 else 0.0
 
     def listen(self) -> None:
         """Says that this process lives; ends it when another is gone, or all hang."""
@@ -57,7 +54,8 @@ class _Heart:
                 code, _, sentence = words.partition(" ")
                 end(int(code), _loss(self.own, process, f"has ended ({sentence})"))
             for sentence in alarms.values():
-                self._hang(sentence)
+                _witness()
+                end(TRY_AGAIN, f"\nerror: {sentence}")
             self._look_for_silence(alive)
 
     def _look_for_silence(self, alive: dict[int, str]) -> None:
@@ -73,17 +71,23 @@ class _Heart:
         said = self.client.key_value_dir_get(place)
         return {int(key.rpartition("/")[2]): words for key, words in said}
 
-    def _hang(self, sentence: str) -> None:
-        """Writes down what this process does, and ends it; process 0 as the last."""
-        _witness()
+    def say_farewell(self) -> None:
+        """Before this process ends. Without process 0 JAX aborts all others at once, so
+        it waits until they have said their own last words.
+        """
         with contextlib.suppress(RuntimeError):
-            self.client.key_value_set(f"witness/{self.own}", "")
-            deadline = time.monotonic() + WITNESS_SECONDS
-            while self.own == 0 and time.monotonic() < deadline:
-                if len(self._words("witness/")) >= len(self.heard):
-                    break
+            self.client.key_value_set(f"ends/{self.own}", "", allow_overwrite=True)
+            begin = time.monotonic()
+            while self.own == 0 and time.monotonic() - begin < FAREWELL_SECONDS:
+                now = time.monotonic()
+                alive = {
+                    process
+                    for process, (_, last) in self.heard.items()
+                    if now - last <= self.silence and process != 0
+                }
+                if alive <= set(self._words("ends/")):
+                    return
                 time.sleep(0.2)
-        end(TRY_AGAIN, f"\nerror: {sentence}")
 
 
 _heart: _Heart | None = None
@@ -186,5 +190,5 @@ def end(code: int, sentence: str = "") -> None:
         print(sentence, file=sys.stderr, flush=True)
         stop()
         if _heart is not None:
-            time.sleep(_heart.linger_seconds)
+            _heart.say_farewell()
     os._exit(code)

@@ -13,6 +13,8 @@ import time
 import jax
 from jax.experimental import multihost_utils
 
+from mlseg_jax.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 _IMPORTED = time.perf_counter()
@@ -36,6 +38,11 @@ class StopRequest:
     def __enter__(self):
         # Several processes: JAX listens, and agrees with the others.
         alone = jax.process_count() == 1
+        if not alone and not jax.config.jax_enable_preemption_service:
+            raise UserError(
+                "Several processes stop together through JAX's preemption service, "
+                "which is off here; do not set JAX_ENABLE_PREEMPTION_SERVICE=0."
+            )
         if alone and threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._note)
         return self
