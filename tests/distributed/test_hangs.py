@@ -25,6 +25,7 @@ PROGRAM = """
         processes.connect(
             f"127.0.0.1:{port}", count, own, start_seconds=60, heartbeat_seconds=5
         )
+    processes.barrier("at the same time", 60.0)
     with Watchdog(0.04, workdir) as watchdog:
         watchdog.pace(step=0.01)
         for step in range(1, 4):  # In a second and a half: it is not ended there.
