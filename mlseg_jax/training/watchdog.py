@@ -115,8 +115,13 @@ class Watchdog:
         return max(self._least, STEPS * pace) * (1 if is_known else FIRST)
 
     def _watch(self) -> None:
-        while not self._over.wait(min(self._least / 4, 5.0)):
-            still = time.monotonic() - self._since
+        period, before = min(self._least / 4, 5.0), time.monotonic()
+        while not self._over.wait(period):
+            now = time.monotonic()
+            if now - before > 3 * period + 10.0:  # All of this process was stopped.
+                self._since = now
+            before = now
+            still = now - self._since
             if still > self._limit() and not self._over.is_set():
                 heartbeat.end_all(self._sentence(still))
                 return
