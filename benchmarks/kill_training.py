@@ -184,8 +184,10 @@ def main(
     changes = changes or {}
     if rounds:
         kills = {**kills, "four_processes": (0, (1,))}
-        changes = {"data.name": "folder", "data.path": folder / "data", **changes}
-        write_pictures(folder / "data", tiny_flags())
+        pictures = folder / "data"
+        write_pictures(pictures, tiny_flags())
+        of_files = {"data.name": "folder", "data.path": pictures, "data.cache": False}
+        changes = {**of_files, **changes}
     names = ("unbroken", *kills)
     runs = {n: Run(folder / n, folder / "cache", changes) for n in names}
     counts = {
