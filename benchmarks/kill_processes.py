@@ -41,6 +41,7 @@ def start_together(run, late: float = 0.0) -> list[subprocess.Popen]:
             f"--num_processes={PROCESSES}",
             f"--process_id={process}",
             f"--heartbeat_seconds={HEARTBEAT}",
+            f"--config.train.hang_minutes={HANG_MINUTES}",
         ]
         running.append(run.start(1, more=more))
     return running
