@@ -19,7 +19,7 @@ import time
 from mlseg_jax.distributed.heartbeat import TRY_AGAIN
 
 PROCESSES = 4
-HEARTBEAT = 10
+HEARTBEAT = 15
 """Seconds of silence after which a process counts as gone."""
 HANG_MINUTES = 1.0
 LONGEST = 400.0
