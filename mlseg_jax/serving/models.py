@@ -89,13 +89,18 @@ def of_run(
     functions, step = load_functions(config, workdir, checkpoint)
     usual = functions.policy.k
     if functions.policy.name == "top_k":
-        most = min(functions.model.num_classes, 2 * usual)
+        most = largest_k(usual, functions.model.num_classes)
         policy = dataclasses.replace(functions.policy, k=most)
         functions = dataclasses.replace(functions, policy=policy)
     description = describe(
         config, load_info(workdir), functions, kind="run", step=step, arguments={}
     )
     return Predictor(RunModel(functions, description)), usual
+
+
+def largest_k(usual: int, num_classes: int) -> int:
+    """Labels that a page can ask for: twice as many as usual."""
+    return min(num_classes, 2 * usual)
 
 
 def of_export(folder: str) -> tuple[Predictor, int]:

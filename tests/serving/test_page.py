@@ -4,25 +4,15 @@ import http.client
 import json
 
 import cv2
-import pytest
-from browser import Browser, find_chromium
 from fake_service import NAMES, picture, running
 
-pytestmark = pytest.mark.skipif(
-    find_chromium() is None, reason="no Chromium to open the page with"
-)
 
-
-def test_the_page_in_a_browser(tmp_path):
+def test_the_page_in_a_browser(browser, tmp_path):
     path = tmp_path / "a picture.png"
     cv2.imwrite(str(path), picture()[..., ::-1])
     with running() as (service, port):
-        browser = Browser(tmp_path / "profile")
-        try:
-            use(browser, port, path, service, tmp_path)
-            assert not browser.problems()
-        finally:
-            browser.close()
+        use(browser, port, path, service, tmp_path)
+        assert not browser.problems()
 
 
 def use(browser, port, path, service, folder):
