@@ -140,7 +140,7 @@ class Handler(TimedHandler):
             raise RequestProblem(404, "Pictures go to /segment, or to /pictures.")
         choice = self._choice(query)
         with service.place(client):
-            seen, times = service.look(self._body(), self._gone)
+            seen, times = service.look(self._body(), self._gone, choice.scales)
             facts = service.segment(seen, choice, self._gone, self._wants_png())
             name = service.keep(seen) if path == PICTURES else None
         self._result(facts, times, name)
@@ -149,6 +149,10 @@ class Handler(TimedHandler):
         """``/pictures/NAME``: another selection for a picture that was sent before."""
         service, client = self.server.service, self.client_address[0]
         choice = self._choice(query)
+        if choice.scales is not None:
+            raise RequestProblem(
+                400, "scales need the encoder; say them when you send the picture."
+            )
         seen = service.kept(path.removeprefix(f"{PICTURES}/"))
         with service.place(client):
             facts = service.segment(seen, choice, self._gone, self._wants_png())
