@@ -60,7 +60,7 @@ const strip = (() => {
   }
 
   async function choose(frame, keep) {
-    for (const each of frames) each.button.toggleAttribute("aria-current", each === frame);
+    for (const each of frames) each.button.setAttribute("aria-current", each === frame);
     await openPicture(frame.file, { keep, picture: frame.picture });
     if (state.file === frame.file) frame.picture = state.picture;
   }
