@@ -23,7 +23,7 @@ def load(workdir, checkpoint="latest"):
     return loading.load(workdir, checkpoint)
 
 
-def train(config, workdir, *, overrides=None):
+def train(config, workdir, *, overrides=None, minutes=0.0):
     """Trains, or takes up a run, as the command ``train`` does.
 
     Args:
@@ -31,6 +31,7 @@ def train(config, workdir, *, overrides=None):
         ours everywhere), or a ``ConfigDict``.
       workdir: directory of the run.
       overrides: values by dotted key.
+      minutes: of wall time that steps and schedule are fitted to; 0 is no limit.
 
     Returns:
       What the command writes to ``metrics.json``.
@@ -41,9 +42,9 @@ def train(config, workdir, *, overrides=None):
     from mlseg_jax.errors import refuse_foreign_pipeline
 
     refuse_foreign_pipeline()
+    from mlseg_jax.fitting import fit
     from mlseg_jax.models.build import check_config
     from mlseg_jax.settings import recipes
-    from mlseg_jax.training import loop
 
     if isinstance(config, str | os.PathLike):
         config = recipes.load(os.fspath(config), overrides)
@@ -51,7 +52,9 @@ def train(config, workdir, *, overrides=None):
         config = config.copy_and_resolve_references()
         recipes.change(config, overrides)
     check_config(config)
-    return loop.train(config, str(workdir))
+    return fit.train(
+        config, str(workdir), given=tuple(overrides or ()), minutes=minutes
+    )
 
 
 def evaluate(workdir, *, overrides=None, checkpoint="latest", output=None):

@@ -13,6 +13,12 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_string(
     "workdir", None, "Directory of a run: where it writes, and resumes."
 )
+flags.DEFINE_float(
+    "minutes",
+    0.0,
+    "train: wall time from the command to the scores, which steps and schedule are "
+    "fitted to; 0 is no limit.",
+)
 flags.DEFINE_list("images", [], "predict: pictures and directories of pictures.")
 flags.DEFINE_string(
     "video", None, "predict: a video (mp4, webm, gif, ...), or a folder of its frames."

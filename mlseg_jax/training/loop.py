@@ -42,6 +42,8 @@ from mlseg_jax.training.final_evaluation import (
     evaluate_and_write,
     evaluation_scalars,
 )
+from mlseg_jax.training.forecast import refuse_what_cannot_end
+from mlseg_jax.training.kept import kept_state, open_validation
 from mlseg_jax.training.schedule import make_schedule
 from mlseg_jax.training.state import abstract_state, initialise
 from mlseg_jax.training.step import make_train_step
@@ -60,21 +62,24 @@ MAX_INPUT_WAIT = 0.05
 """Share of the time waiting for data above which the run says so."""
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+def train(
+    config: ml_collections.ConfigDict, workdir: str, clock=None
+) -> dict[str, float]:
     """Trains, or takes up where the work directory stands; ends with an evaluation.
 
+    ``clock``: says with ``is_over()`` when there is time for the evaluation alone.
     Returns the metrics that are also in ``metrics.json``.
     """
     check_config(config)
     preflight.check(config, workdir)
     with StopRequest() as stop:
         try:
-            return _train(config, workdir, stop)
+            return _train(config, workdir, stop, clock)
         except Stopped:
             return {}
 
 
-def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
+def _train(config, workdir: str, stop: StopRequest, clock) -> dict[str, float]:
     train_source = open_dataset(config.data, train=True)
     eval_source = open_dataset(config.data, train=False)
     num_classes = train_source.info.num_classes
@@ -103,15 +108,19 @@ def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
     train_source = add_given_labels(config, workdir, train_source, train=True)
     train_source = long_tail.resample(config, train_source, presence)
     eval_source = add_given_labels(config, workdir, eval_source, train=False)
+    validation = open_validation(config, eval_source)
 
     model = FunctionalModel.build(config, num_classes)
     with contextlib.ExitStack() as opened:
         checkpoints = Checkpoints(workdir, keep_best=config.train.keep_best)
         opened.callback(checkpoints.close)
         state = _start(config, num_classes, mesh, checkpoints)
+        refuse_what_cannot_end(config, model, int(state["step"]))
         writer = MetricWriter(workdir, int(state["step"]), config)
         opened.callback(writer.close)
-        loop = _Loop(config, model, mesh, checkpoints, writer, eval_source, presence)
+        loop = _Loop(config, model, mesh, checkpoints, writer, validation, presence)
+        if clock is not None:
+            loop.is_over = clock.is_over
         profile = ProfileWindow(
             workdir, config.train.profile_start, config.train.profile_steps
         )
@@ -121,6 +130,7 @@ def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
         skips.log("training")
         if loop.stopped_early:
             return {}
+        state = kept_state(config, num_classes, mesh, checkpoints, state)
         step = int(state["step"])
         metrics, scores = evaluate_and_write(
             config,
@@ -132,7 +142,8 @@ def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
             presence,
             on_progress=stop.check,
         )
-        checkpoints.score(step, scores)
+        if not config.data.validation_split:
+            checkpoints.score(step, scores)
         writer.forget_evaluation(step)
         writer.write(step, evaluation_scalars(metrics))
         return metrics
@@ -167,6 +178,7 @@ class _Loop:
         self.pending = []
         self.warned = False
         self.stopped_early = False
+        self.is_over = lambda: False
 
     def run(self, state, source, skips, stop, watchdog, profile):
         settings, self.source = self.config.train, source
@@ -197,6 +209,11 @@ class _Loop:
                 if has_converged(self.checkpoints.scores(step), settings.patience):
                     log_line(step, {"evaluations without a gain": settings.patience})
                     break
+                if self.is_over():
+                    log_line(
+                        step, {"steps there was no time for": settings.steps - step}
+                    )
+                    break
                 done = settings.stop_after and step - first >= settings.stop_after
                 if done or stop.is_due(step):
                     self.stopped_early = True
@@ -216,6 +233,8 @@ class _Loop:
                     self._log(step, bar)
             self._check_finite()
             self.checkpoints.save(step, state)
+            if self.config.data.validation_split and not self.stopped_early:
+                self._evaluate(step, state, alive)
         finally:
             profile.close(metrics)
             bar.close()
@@ -236,7 +255,11 @@ class _Loop:
         if step > first and (evaluates or _is_due(step, settings.checkpoint_every)):
             self._check_finite()
             self.checkpoints.save(step, state)
-        if not evaluates:
+        if evaluates:
+            self._evaluate(step, state, alive)
+
+    def _evaluate(self, step: int, state, alive) -> None:
+        if self.checkpoints.is_scored(step):
             return
         results = {}
         weights = evaluation_parameters(state, self.config.eval.weights)
