@@ -40,8 +40,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.update(
         name="adamw",
         schedule="cosine",
-        learning_rate=1e-3,
-        end_learning_rate=1e-5,
+        learning_rate=3e-3,
+        end_learning_rate=3e-5,
         weight_decay=0.02,
         clip_norm=1.0,
     )

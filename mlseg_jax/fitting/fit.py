@@ -12,11 +12,11 @@ from etils import epath
 from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.distributed.processes import gather
 from mlseg_jax.errors import UserError
-from mlseg_jax.fitting import choices as choosing
 from mlseg_jax.fitting.choices import Choices, put
 from mlseg_jax.fitting.clock import Clock
 from mlseg_jax.fitting.facts import NUM_LOOKED_AT, look_at_data, look_at_machine
 from mlseg_jax.fitting.measure import measure
+from mlseg_jax.fitting.rules import choose
 from mlseg_jax.fitting.schedule import plan, set_schedule
 from mlseg_jax.models.build import check_config
 from mlseg_jax.runs.checkpoint import write_json
@@ -109,7 +109,7 @@ def _choose(config, path: epath.Path, given: frozenset[str], clock: Clock):
     looking = time.perf_counter() - begin
     if config.choose_settings:
         machine = look_at_machine()
-        choosing.choose(choices, data, machine, clock.left(), machine_flops())
+        choose(choices, data, machine, clock.left(), machine_flops())
     config = choices.config
     check_config(config)
     timing = measure(config, data.num_classes, MEASURING * clock.seconds)
@@ -146,6 +146,18 @@ def _choose(config, path: epath.Path, given: frozenset[str], clock: Clock):
             "minutes": clock.seconds / 60,
             "keys": sorted(choices.values),
             "lines": choices.lines,
+            # For the report, which says what limits the result.
+            "looked_at": {
+                "pictures": len(data.sizes),
+                "of": data.num_pictures,
+                "class_pictures": dict(
+                    zip(
+                        data.class_names,
+                        data.present.sum(axis=0).tolist(),
+                        strict=True,
+                    )
+                ),
+            },
         }
         write_json(path, record)
     choices.config.lock()

@@ -19,8 +19,10 @@ MAX_EVALUATION_SHARE = 0.15
 WARMUP = (0.05, 100)
 """Of a schedule that is chosen: share of the steps, and most steps."""
 
-CACHED = 0.5
-"""Of the seconds to trace and compile what the loop does again with a cache."""
+CACHED = 0.8
+"""Of the seconds to trace and compile, that the loop takes again with a cache: its step
+has another schedule, and so is another program.
+"""
 
 MARGIN = 0.03
 """Of the minutes, kept for what was not measured: starting, saving, writing."""
@@ -62,11 +64,8 @@ def plan(
     # third of all compiling.
     reserve = last + again / 3 + MARGIN * total
     free = max(0.0, left - reserve - again - reading)
-    evaluations = min(
-        EVALUATIONS if keeps_best else 3,
-        int(free * MAX_EVALUATION_SHARE / max(one, 1e-9)),
-    )
-    evaluations = max(evaluations, 1) if keeps_best else evaluations
+    affordable = int(MAX_EVALUATION_SHARE * free / max(one, 1e-9))
+    evaluations = max(1, min(EVALUATIONS, affordable)) if keeps_best else 0
     free -= evaluations * one
     steps = max(1, int(free / timing.step))
     return Plan(steps, evaluations, reserve + keeps_best * one)

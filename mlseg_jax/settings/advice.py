@@ -57,8 +57,8 @@ def selection_advice(
     """
     fitting = fitting_selection(num_classes, num_labels)
     held = (
-        f"pictures hold {num_labels.mean():.1f} of {num_classes} classes on average and "
-        f"{num_labels.max()} at most"
+        f"pictures hold {num_labels.mean():.1f} of {num_classes} classes on average "
+        f"and {num_labels.max()} at most"
     )
     if fitting.name == "complete":
         advice = "selection.name=complete, for a selection has little to leave out"

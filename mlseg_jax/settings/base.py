@@ -98,6 +98,9 @@ def data(
             # Processes that make training batches; 0 is this one. Over 4 cores, take
             # a worker for every 3 or 4 of them. The order of the data stays the same.
             "num_workers": 0,
+            # Crops of each training picture whose features are computed once and kept,
+            # where the backbone is frozen (training/frozen_features.py); 0 keeps none.
+            "feature_variants": 0,
             # Keep decoded examples in memory; for data sets that are small or
             # procedural.
             "cache": False,

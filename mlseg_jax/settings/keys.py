@@ -105,6 +105,7 @@ KEYS = {
     "data.on_bad_example": choice("fail", "skip"),
     "data.num_threads": COUNT_OR_NONE,
     "data.num_workers": COUNT_OR_NONE,
+    "data.feature_variants": COUNT_OR_NONE,
     "data.cache": FLAG,
     # -------------------------------------------------------------------- selection
     "selection.name": choice(*SELECTIONS),

@@ -33,7 +33,7 @@ from mlseg_jax.tasks.evaluation import evaluate
 from mlseg_jax.tasks.given_selection import add_given_labels
 from mlseg_jax.tasks.regions import bad_rows
 from mlseg_jax.tasks.table import find_task
-from mlseg_jax.training import long_tail, preflight
+from mlseg_jax.training import frozen_features, long_tail, preflight
 from mlseg_jax.training.checks import check_labels
 from mlseg_jax.training.data_remarks import say_oddities
 from mlseg_jax.training.early_stopping import has_converged
@@ -116,6 +116,12 @@ def _train(config, workdir: str, stop: StopRequest, clock) -> dict[str, float]:
         opened.callback(checkpoints.close)
         state = _start(config, num_classes, mesh, checkpoints)
         refuse_what_cannot_end(config, model, int(state["step"]))
+        if frozen_features.is_used(config):
+            augment = make_augment(config.data, None, train_source.info)
+            where = train_source, augment, workdir
+            train_source = frozen_features.kept_features(
+                config, model, mesh, state, *where, stop.check
+            )
         writer = MetricWriter(workdir, int(state["step"]), config)
         opened.callback(writer.close)
         loop = _Loop(config, model, mesh, checkpoints, writer, validation, presence)
@@ -144,8 +150,8 @@ def _train(config, workdir: str, stop: StopRequest, clock) -> dict[str, float]:
         )
         if not config.data.validation_split:
             checkpoints.score(step, scores)
-        writer.forget_evaluation(step)
-        writer.write(step, evaluation_scalars(metrics))
+            writer.forget_evaluation(step)
+            writer.write(step, evaluation_scalars(metrics))
         return metrics
 
 
@@ -188,7 +194,7 @@ class _Loop:
             seed=self.config.seed,
             batch_size=settings.batch_size,
             start_example=first * settings.batch_size,
-            augment=make_augment(self.config.data, self.class_examples, source.info),
+            augment=self._augment(source),
             rows=own_rows(self.mesh, settings.batch_size),
             num_threads=self.config.data.num_threads,
             num_workers=self.config.data.num_workers,
@@ -210,9 +216,7 @@ class _Loop:
                     log_line(step, {"evaluations without a gain": settings.patience})
                     break
                 if self.is_over():
-                    log_line(
-                        step, {"steps there was no time for": settings.steps - step}
-                    )
+                    log_line(step, {"steps without time": settings.steps - step})
                     break
                 done = settings.stop_after and step - first >= settings.stop_after
                 if done or stop.is_due(step):
@@ -240,6 +244,11 @@ class _Loop:
             bar.close()
             batches.close()
         return state
+
+    def _augment(self, source):
+        if frozen_features.is_used(self.config):
+            return source.augment
+        return make_augment(self.config.data, self.class_examples, source.info)
 
     def _say_first_step(self, metrics) -> None:
         """Compiling is over; from here on, time is counted."""

@@ -23,9 +23,10 @@ class ResNet(AbstractBackbone):
     """A stem of stride 4, then four stages of blocks; a map after each.
 
     Blocks are bottlenecks, or with ``bottleneck=False`` two convolutions of 3 x 3
-    (ResNet-18 and 34), a quarter as wide. ``stem="plain"`` is one 7 x 7 convolution (torchvision's networks), ``"deep"`` three
-    of 3 x 3 (V1c of Open-MMLab). Stages with a dilation keep their resolution. With
-    ``contract_dilation`` the first block of such a stage has half of it.
+    (ResNet-18 and 34), a quarter as wide. ``stem="plain"`` is one 7 x 7 convolution
+    (torchvision's networks), ``"deep"`` three of 3 x 3 (V1c of Open-MMLab). Stages with
+    a dilation keep their resolution. With ``contract_dilation`` the first block of such
+    a stage has half of it.
     """
 
     def __init__(

@@ -1,0 +1,39 @@
+"""Reads from a work directory what `limits` wants to know."""
+
+import json
+from collections.abc import Mapping
+
+from etils import epath
+
+from mlseg_jax.reporting.limits import Limit, find_limits
+
+CHOICES = "choices.json"
+"""What was found out when settings were chosen (`fitting.fit`)."""
+
+
+def limits_of_run(workdir: epath.Path, metrics: Mapping) -> list[Limit]:
+    """Limits of a run of pixel classes, whose ``metrics.json`` says ``metrics``; none
+    where the files for it are missing.
+    """
+    path = workdir / "evaluation.json"
+    if "mIoU" not in metrics or not path.exists():
+        return []
+    classes = json.loads(path.read_text()).get("classes", [])
+    curves, points = workdir / "metrics.jsonl", []
+    if curves.exists():
+        lines = [json.loads(line) for line in curves.read_text().splitlines() if line]
+        points = [
+            (line["step"], line["eval/mIoU"])
+            for line in lines
+            if isinstance(line.get("eval/mIoU"), float)
+        ]
+    looked_at = {}
+    if (workdir / CHOICES).exists():
+        looked_at = json.loads((workdir / CHOICES).read_text()).get("looked_at", {})
+    config = {}
+    if (workdir / "config.json").exists():
+        saved = json.loads((workdir / "config.json").read_text())
+        config = {"init": saved.get("init", "")}
+        for key, value in saved.get("selection", {}).items():
+            config[f"selection.{key}"] = value
+    return find_limits(metrics, classes, config, points, looked_at)

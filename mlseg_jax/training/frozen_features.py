@@ -1,0 +1,217 @@
+"""Features of a backbone that is not trained: computed once and kept on disk.
+
+Some crops of each training picture (``data.feature_variants``) go through the backbone
+before the first step; steps then read their features, 16-bit floats, and train what
+follows. What is kept is taken up where a run was stopped.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+
+from mlseg_jax.distributed.sharding import within
+from mlseg_jax.errors import UserError
+from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.mlseg import clear_padding
+from mlseg_jax.runs.progress import progress_bar
+from mlseg_jax.training.optimizer import frozen_paths
+from mlseg_jax.typing import Array, Float
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "features"
+"""In the work directory."""
+
+BATCH = 8
+"""Crops that go through the backbone at a time."""
+
+
+def is_used(config: ml_collections.ConfigDict) -> bool:
+    return config.data.feature_variants > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A source of training examples that stand for a picture each, as `info` describes;
+    `draw` gives one of its crops as features.
+
+    Attributes:
+      source: of the pictures.
+      num_variants: V crops of each picture.
+      features: float16 [N*V h w D].
+      label_maps: [N*V H W].
+    """
+
+    source: object
+    num_variants: int
+    features: Float[np.ndarray, "NV h w D"]
+    label_maps: np.ndarray
+
+    @property
+    def info(self):
+        return self.source.info
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.source[index]
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict:
+        row = index * self.num_variants + int(rng.integers(self.num_variants))
+        return {
+            "name": str(row),
+            "features": np.array(self.features[row]),
+            "label_map": self.label_maps[row].astype(np.int32),
+        }
+
+    @staticmethod
+    def augment(example: dict, rng: np.random.Generator) -> dict:
+        """Nothing: the crops are made."""
+        del rng
+        return example
+
+
+def kept_features(
+    config: ml_collections.ConfigDict,
+    model: FunctionalModel,
+    mesh,
+    state: dict,
+    source,
+    augment,
+    workdir: str,
+    on_progress,
+) -> Kept:
+    """Computes what is not there yet.
+
+    Args:
+      config: of the run.
+      model: without its numbers.
+      mesh: that ``state`` lies on.
+      state: of the training, whose backbone is frozen.
+      source: of training pictures.
+      augment: makes a crop of one.
+      workdir: of the run; what is kept lies in its folder `FOLDER`.
+      on_progress: called after each batch; it may raise, and nothing is lost.
+
+    Raises:
+      UserError: the backbone is trained, or has maps of several grids.
+    """
+    _check(config, model)
+    crop, size = tuple(config.data.crop_size), len(source)
+    encode = _encoder(model, mesh)
+    weights = state["params"] | state["stats"]
+    shape = jax.eval_shape(
+        encode, weights, jax.ShapeDtypeStruct((BATCH, *crop, 3), np.float32)
+    ).shape[1:]
+    rows = size * config.data.feature_variants
+    octets = rows * (2 * int(np.prod(shape)) + 4 * int(np.prod(crop)))
+    logger.info(
+        "features of %d crops of each of %d pictures: %.2f GB on disk",
+        *(config.data.feature_variants, size, octets / 1e9),
+    )
+    folder = pathlib.Path(workdir) / FOLDER
+    done, features, label_maps = _open(folder, _digest(config, weights, size), {
+        "done": ((rows,), np.bool_),
+        "features": ((rows, *shape), np.float16),
+        "label_maps": ((rows, *crop), np.int32),
+    })  # fmt: skip
+    missing = np.flatnonzero(~done)
+    with progress_bar(rows, rows - len(missing), "features") as bar:
+        for first in range(0, len(missing), BATCH):
+            chosen = missing[first : first + BATCH]
+            crops = [_crop(config, source, augment, int(row)) for row in chosen]
+            images = np.zeros((BATCH, *crop, 3), np.float32)
+            for i, each in enumerate(crops):
+                images[i] = _padded(each, config)
+            values = np.asarray(encode(weights, images))[: len(chosen)]
+            features[chosen] = values
+            label_maps[chosen] = [each["label_map"] for each in crops]
+            for array in (features, label_maps):
+                array.flush()
+            done[chosen] = True
+            done.flush()
+            bar.update(len(chosen))
+            on_progress()
+    return Kept(source, config.data.feature_variants, features, label_maps)
+
+
+def _check(config, model: FunctionalModel) -> None:
+    frozen = frozen_paths(config, model.learned)
+    trained = [
+        path
+        for path in model.learned
+        if path.startswith("backbone/") and path not in frozen
+    ]
+    if trained:
+        raise UserError(
+            f"data.feature_variants keeps features of a backbone that is not trained, "
+            f"but {trained[0]} is; set optimizer.frozen to ('^backbone/',), or "
+            f"data.feature_variants to 0."
+        )
+    if config.model.backbone.name != "vit" or config.model.backbone.drop_path_rate:
+        raise UserError(
+            "data.feature_variants keeps features of a ViT without drop path; set "
+            "model.backbone.drop_path_rate to 0, or data.feature_variants to 0."
+        )
+    if config.model.class_embeddings.in_backbone or jax.process_count() > 1:
+        raise UserError(
+            "data.feature_variants needs one process, and class embeddings that do not "
+            "pass the backbone; set data.feature_variants to 0."
+        )
+
+
+def _encoder(model: FunctionalModel, mesh):
+    """A jitted function of weights and crops [B H W 3] to features [B h w D]."""
+
+    def encode(weights, images) -> Array:
+        with within(mesh):
+            return model.bind(weights).backbone_features(images).astype(np.float16)
+
+    return jax.jit(encode)
+
+
+def _crop(config, source, augment, row: int) -> dict:
+    index, variant = divmod(row, config.data.feature_variants)
+    rng = np.random.default_rng((config.seed, index, variant))
+    return augment(source[index], rng)
+
+
+def _padded(example: dict, config) -> np.ndarray:
+    size = example["image_size"]
+    mean = tuple(config.data.pixel_mean)
+    return np.asarray(clear_padding(example["image"][None], size[None], mean))[0]
+
+
+def _digest(config, weights, size: int) -> str:
+    """Of all that the features depend on."""
+    digest = hashlib.sha256(f"{config.seed} {size}".encode())
+    for section in (config.data, config.model.backbone):
+        facts = section.to_dict()
+        for free in ("cache", "num_threads", "num_workers", "path"):
+            facts.pop(free, None)
+        digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    for path in sorted(weights):
+        if path.startswith("backbone/"):
+            digest.update(path.encode() + np.asarray(weights[path]).tobytes())
+    return digest.hexdigest()
+
+
+def _open(folder: pathlib.Path, digest: str, arrays: dict) -> list[np.memmap]:
+    """Arrays on disk, those that are there, or new ones where something has changed."""
+    note = folder / "digest"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not note.exists() or note.read_text() != digest:
+        for name in arrays:
+            (folder / f"{name}.npy").unlink(missing_ok=True)
+        for name, (shape, dtype) in arrays.items():
+            path = folder / f"{name}.npy"
+            np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape).flush()
+        note.write_text(digest)
+    return [np.load(folder / f"{name}.npy", mmap_mode="r+") for name in arrays]
