@@ -12,7 +12,7 @@ Argument: ``dataset`` (rows of ``DATA_SETS``). Scores and times: docs/own_data.m
 
 from ml_collections import ConfigDict
 
-from configs import pixel_classifier
+from configs import common, pixel_classifier
 from mlseg_jax.settings import backbones
 from mlseg_jax.settings.arguments import parse_arg
 
@@ -36,7 +36,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         auxiliary_head={"name": "none"},
     )
     config.choose_settings = True
-    config.data.num_classes = 0
+    if args.dataset == "sign_scenes":
+        common.use_sign_scenes(config)
+        config.data.crop_size, config.data.base_size = (96, 96), (0, 0)
     config.optimizer.update(
         name="adamw",
         schedule="cosine",

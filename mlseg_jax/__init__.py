@@ -12,7 +12,7 @@ mlseg_jax.evaluate("runs/mine", overrides={"selection.eval_k": 20})["mIoU"]
 import os
 
 
-def load(workdir, checkpoint="latest"):
+def load(workdir, checkpoint="kept"):
     """The model that was trained in ``workdir``: see `prediction.load.load`."""
     # Imported on use, so that `import mlseg_jax.typing` does not start JAX.
     from mlseg_jax.errors import refuse_foreign_pipeline
@@ -57,7 +57,7 @@ def train(config, workdir, *, overrides=None, minutes=0.0):
     )
 
 
-def evaluate(workdir, *, overrides=None, checkpoint="latest", output=None):
+def evaluate(workdir, *, overrides=None, checkpoint="kept", output=None):
     """The scores of a run, as the command ``evaluate`` writes them; see `train`.
 
     ``output`` is where they are written, if not to ``workdir``.

@@ -68,7 +68,11 @@ flags.DEFINE_bool(
     False,
     "predict: write the raw values of the training's masks.",
 )
-flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU) or a step.")
+flags.DEFINE_string(
+    "checkpoint",
+    "kept",
+    "kept (as the run's eval.checkpoint says), latest, best (by mIoU) or a step.",
+)
 flags.DEFINE_string("topology", None, "plan: v5e-256, v5p-64, h100x8, cpu8, ...")
 flags.DEFINE_integer(
     "batch", None, "plan: images per chip; export: pictures at a time, any if not said."

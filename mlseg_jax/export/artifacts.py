@@ -45,7 +45,7 @@ def export_run(
     output: str,
     kind: str,
     *,
-    checkpoint: str = "latest",
+    checkpoint: str = "kept",
     size: tuple[int, int] | None = None,
     batch: int | None = None,
     opset: int = OPSETS[0],
@@ -58,7 +58,7 @@ def export_run(
       workdir: of the run.
       output: folder for the files.
       kind: one of `KINDS`.
-      checkpoint: latest, best or a step.
+      checkpoint: kept, latest, best or a step; see `runs.workdir.load_parameters`.
       size: height and width of pictures; None takes those of the windows.
       batch: how many pictures at a time; None for any number.
       opset: version of ONNX's operators.
@@ -145,7 +145,7 @@ def check(kind: str, opset: int, quantize: str | None = None) -> None:
 def load_functions(
     config: ml_collections.ConfigDict,
     workdir: str,
-    checkpoint: str = "latest",
+    checkpoint: str = "kept",
     size: tuple[int, int] | None = None,
 ) -> tuple[Functions, int]:
     """The functions of a trained run in float32, and the step of its weights."""

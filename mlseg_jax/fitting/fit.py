@@ -29,6 +29,15 @@ logger = logging.getLogger(__name__)
 FILE = "choices.json"
 """In the work directory: which keys were chosen, and what was said of them."""
 
+OF_SCENES = frozenset(
+    f"data.{key}"
+    for key in (
+        *("crop_size", "base_size", "scale_range", "flip_rate", "photometric"),
+        *("max_class_share", "cache", "train_split", "validation_split"),
+    )
+)
+"""Keys that the recipe knows best for scenes, whose size is that of the crops."""
+
 DEFAULT_MINUTES = 30.0
 """Where settings are to be chosen and nobody said how long it may take."""
 
@@ -103,6 +112,8 @@ def _chosen_before(config, workdir: str, path: epath.Path, given: frozenset[str]
 
 def _choose(config, path: epath.Path, given: frozenset[str], clock: Clock):
     """Looks, chooses, measures; says what was chosen and keeps it."""
+    if config.data.name == "sign_scenes":
+        given |= OF_SCENES
     choices = Choices(config, given)
     begin = time.perf_counter()
     data = look_at_data(config, LOOKING * clock.seconds)

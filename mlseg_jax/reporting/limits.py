@@ -102,7 +102,8 @@ def _classes(
     behind = [c for c in scored if c["iou"] < BEHIND * mean]
     known = looked_at.get("class_pictures", {})
     share = looked_at.get("of", 0) / max(looked_at.get("pictures", 0), 1)
-    rare = [c for c in behind if share * known.get(c["name"], 1e9) < FEW_PICTURES]
+    counted = [c for c in behind if c["name"] in known]
+    rare = [c for c in counted if share * known[c["name"]] < FEW_PICTURES]
     small = [c for c in behind if c not in rare and (c["pixel_share"] or 0) < SMALL]
 
     def cost(chosen) -> float:

@@ -107,9 +107,9 @@ def kept_features(
     crop, size = tuple(config.data.crop_size), len(source)
     encode = _encoder(model, mesh)
     weights = state["params"] | state["stats"]
-    shape = jax.eval_shape(
-        encode, weights, jax.ShapeDtypeStruct((BATCH, *crop, 3), np.float32)
-    ).shape[1:]
+    images = jax.ShapeDtypeStruct((BATCH, *crop, 3), np.uint8)
+    sizes = jax.ShapeDtypeStruct((BATCH, 2), np.int32)
+    shape = jax.eval_shape(encode, weights, images, sizes).shape[1:]
     rows = size * config.data.feature_variants
     octets = rows * (2 * int(np.prod(shape)) + 4 * int(np.prod(crop)))
     logger.info(
@@ -127,12 +127,10 @@ def kept_features(
         for first in range(0, len(missing), BATCH):
             chosen = missing[first : first + BATCH]
             crops = [_crop(config, source, augment, int(row)) for row in chosen]
-            images = np.zeros((BATCH, *crop, 3), np.float32)
-            for i, each in enumerate(crops):
-                images[i] = _padded(each, config)
-            values = np.asarray(encode(weights, images))[: len(chosen)]
-            features[chosen] = values
+            values = np.asarray(encode(weights, *_batch(crops)))
+            features[chosen] = values[: len(crops)]
             label_maps[chosen] = [each["label_map"] for each in crops]
+            # In this order, so that what is noted as done is there.
             for array in (features, label_maps):
                 array.flush()
             done[chosen] = True
@@ -140,6 +138,12 @@ def kept_features(
             bar.update(len(chosen))
             on_progress()
     return Kept(source, config.data.feature_variants, features, label_maps)
+
+
+def _batch(crops: list[dict]) -> list[np.ndarray]:
+    """Images and sizes of so many crops, filled up with what is thrown away."""
+    full = [*crops, *[crops[0]] * (BATCH - len(crops))]
+    return [np.stack([each[key] for each in full]) for key in ("image", "image_size")]
 
 
 def _check(config, model: FunctionalModel) -> None:
@@ -168,11 +172,15 @@ def _check(config, model: FunctionalModel) -> None:
 
 
 def _encoder(model: FunctionalModel, mesh):
-    """A jitted function of weights and crops [B H W 3] to features [B h w D]."""
+    """A jitted function of weights, crops [B H W 3] and their sizes [B 2], what of them
+    is no padding, to features [B h w D].
+    """
 
-    def encode(weights, images) -> Array:
+    def encode(weights, images, sizes) -> Array:
         with within(mesh):
-            return model.bind(weights).backbone_features(images).astype(np.float16)
+            bound = model.bind(weights)
+            images = clear_padding(images, sizes, bound.pixel_mean)
+            return bound.backbone_features(images).astype(np.float16)
 
     return jax.jit(encode)
 
@@ -181,12 +189,6 @@ def _crop(config, source, augment, row: int) -> dict:
     index, variant = divmod(row, config.data.feature_variants)
     rng = np.random.default_rng((config.seed, index, variant))
     return augment(source[index], rng)
-
-
-def _padded(example: dict, config) -> np.ndarray:
-    size = example["image_size"]
-    mean = tuple(config.data.pixel_mean)
-    return np.asarray(clear_padding(example["image"][None], size[None], mean))[0]
 
 
 def _digest(config, weights, size: int) -> str:
