@@ -1,5 +1,7 @@
 """What is chosen for which pictures, on which machine, in which time."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -22,12 +24,12 @@ def data(pictures, size, num_classes, held, names=None):
     return Data(pictures, names, sizes, present, np.ones(num_classes, np.int64))
 
 
-def chosen(facts, given=None, minutes=10, speed=1e11, machine=LAPTOP):
+def chosen(facts, given=None, fixed=(), minutes=10, speed=1e11, machine=LAPTOP):
     config = own_data.get_config().unlock()
     for key, value in (given or {}).items():
         section, name = key.split(".")
         config[section][name] = value
-    choices = Choices(config, frozenset(given or {}))
+    choices = Choices(config, frozenset([*(given or {}), *fixed]))
     choose(choices, facts, machine, 60.0 * minutes, speed)
     check_config(choices.config)
     return choices
@@ -65,7 +67,7 @@ def chosen(facts, given=None, minutes=10, speed=1e11, machine=LAPTOP):
     ],
 )  # fmt: skip
 def test_choices(facts, wanted):
-    choices = chosen(facts)
+    choices = chosen(facts, fixed={"model.backbone"})
     assert {key: choices.values[key] for key in wanted} == wanted
     assert len(choices.lines) == 8 and all(": " in line for line in choices.lines)
 
@@ -77,7 +79,7 @@ def test_what_is_given_stays():
         "train.batch_size": 3,
         "selection.name": "top_k",
     }
-    choices = chosen(facts, given)
+    choices = chosen(facts, given, fixed={"model.backbone"})
     assert not set(given) & set(choices.values)
     assert choices.config.data.crop_size == (64, 96)
     assert choices.config.train.batch_size == 3
@@ -91,3 +93,27 @@ def test_more_time_and_faster_machines_take_larger_models():
     widths = [x.config.model.backbone.embed_dim for x in (small, large)]
     assert widths == [32, 64] and large.config.model.backbone.depths == (3, 4, 6, 3)
     assert small.config.data.crop_size < large.config.data.crop_size
+
+
+def test_weights_are_trained_as_far_as_time_goes():
+    """All of DINOv2-S, its last blocks, or what follows it alone, from its features."""
+    facts, found = data(300, (180, 240), 11, 8), {}
+    for speed in (1e11, 2.5e11, 1e14):
+        config = own_data.get_config().unlock()
+        config.init = "dinov2_vits14"
+        choices = Choices(config, frozenset({"init"}))
+        choose(choices, facts, LAPTOP, 600.0, speed)
+        check_config(choices.config)
+        found[speed] = choices.config
+        assert choices.config.model.decoder.name == "linear"
+        assert choices.config.data.crop_size == (224, 224)
+    frozen, last, whole = found.values()
+    assert frozen.data.feature_variants >= 1
+    assert frozen.optimizer.frozen == ("^backbone/",)
+    assert last.data.feature_variants == whole.data.feature_variants == 0
+    pattern = last.optimizer.frozen[0]
+    is_frozen = [
+        bool(re.search(pattern, f"backbone/blocks/blocks/{i}/x")) for i in (0, 7, 8, 11)
+    ]
+    assert is_frozen == [True, True, False, False]
+    assert whole.optimizer.frozen == () and whole.optimizer.layer_decay < 1
