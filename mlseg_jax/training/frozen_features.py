@@ -15,6 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from input_pipeline.augmentation.augment import make_augment
 from mlseg_jax.distributed.sharding import within
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
@@ -84,7 +85,6 @@ def kept_features(
     mesh,
     state: dict,
     source,
-    augment,
     workdir: str,
     on_progress,
 ) -> Kept:
@@ -96,9 +96,9 @@ def kept_features(
       mesh: that ``state`` lies on.
       state: of the training, whose backbone is frozen.
       source: of training pictures.
-      augment: makes a crop of one.
       workdir: of the run; what is kept lies in its folder `FOLDER`.
-      on_progress: called after each batch; it may raise, and nothing is lost.
+      on_progress: called with the number of crops after each batch; it may raise, and
+        nothing is lost.
 
     Raises:
       UserError: the backbone is trained, or has maps of several grids.
@@ -123,6 +123,7 @@ def kept_features(
         "label_maps": ((rows, *crop), np.int32),
     })  # fmt: skip
     missing = np.flatnonzero(~done)
+    augment = make_augment(config.data, None, source.info)
     with progress_bar(rows, rows - len(missing), "features") as bar:
         for first in range(0, len(missing), BATCH):
             chosen = missing[first : first + BATCH]
@@ -136,7 +137,7 @@ def kept_features(
             done[chosen] = True
             done.flush()
             bar.update(len(chosen))
-            on_progress()
+            on_progress(first + len(chosen))
     return Kept(source, config.data.feature_variants, features, label_maps)
 
 

@@ -7,6 +7,8 @@ import textwrap
 from test_processes import free_port
 from tiny import ROOT
 
+from mlseg_jax.distributed.heartbeat import TRY_AGAIN
+
 PROGRAM = """
     import sys, time
     from mlseg_jax.distributed import processes
@@ -51,6 +53,6 @@ def test_a_late_process_joins_and_is_named_where_it_is_missing():
 def test_a_process_that_never_comes():
     with start(0, free_port(), start_seconds=3) as process:
         said = process.stderr.read()
-    assert process.returncode == 1
+    assert process.returncode == TRY_AGAIN
     assert "not all processes of the run came together within 3 s" in said
     assert "--start_seconds" in said
