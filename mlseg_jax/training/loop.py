@@ -201,10 +201,12 @@ class _Loop:
                 with reports.watch.paused():
                     self._save_and_evaluate(step, first, state, stop)
                 if has_converged(self.checkpoints.scores(step), settings.patience):
-                    log_line(step, {"evaluations without a gain": settings.patience})
+                    gainless = float(settings.patience)
+                    log_line(step, {"evaluations without a gain": gainless})
                     break
                 if self.is_over():
-                    log_line(step, {"steps without time": settings.steps - step})
+                    left = float(settings.steps - step)
+                    log_line(step, {"steps without time": left})
                     break
                 done = settings.stop_after and step - first >= settings.stop_after
                 if done or stop.is_due(step):
