@@ -2,6 +2,11 @@
 
 import ml_collections
 
+FILE = "choices.json"
+"""In the work directory: which keys were chosen, what was said of them, and of what
+was looked at what a report needs.
+"""
+
 SHARE_OF_STEPS = 0.8
 """Of the minutes that steps get at least."""
 

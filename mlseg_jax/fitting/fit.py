@@ -12,7 +12,7 @@ from etils import epath
 from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.distributed.processes import gather
 from mlseg_jax.errors import UserError
-from mlseg_jax.fitting.choices import Choices, put
+from mlseg_jax.fitting.choices import FILE, Choices, put
 from mlseg_jax.fitting.clock import Clock
 from mlseg_jax.fitting.facts import NUM_LOOKED_AT, look_at_data, look_at_machine
 from mlseg_jax.fitting.measure import measure
@@ -25,9 +25,6 @@ from mlseg_jax.training import loop
 from mlseg_jax.training.forecast import machine_flops
 
 logger = logging.getLogger(__name__)
-
-FILE = "choices.json"
-"""In the work directory: which keys were chosen, and what was said of them."""
 
 OF_SCENES = frozenset(
     f"data.{key}"
@@ -71,6 +68,11 @@ def train(
     """
     if minutes < 0:
         raise UserError(f"--minutes is {minutes:g}; give a number above 0.")
+    if minutes and config.selection.name == "given":
+        raise UserError(
+            "--minutes does not fit trainings with selection.name=given, whose labels "
+            "are looked up before; give train.steps."
+        )
     if not config.choose_settings and not minutes:
         return loop.train(config, workdir)
     if config.choose_settings and not minutes:

@@ -1,6 +1,7 @@
 """A few real steps and a few real evaluations, to know how long the others take."""
 
 import dataclasses
+import itertools
 import time
 
 import jax
@@ -16,6 +17,7 @@ from mlseg_jax.runs.weights import evaluation_parameters
 from mlseg_jax.settings.resolve import resolve
 from mlseg_jax.tasks.evaluation import evaluate
 from mlseg_jax.tasks.table import find_task
+from mlseg_jax.training import frozen_features
 from mlseg_jax.training.state import initialise
 from mlseg_jax.training.step import make_train_step
 
@@ -32,11 +34,13 @@ class Timing:
       compiling: of the step and of the evaluation, before the first one ends.
       step: of one step, with the data it waits for.
       example: of the evaluation of one example.
+      preparing: of what comes before the first step: features of a frozen backbone.
     """
 
     compiling: float
     step: float
     example: float
+    preparing: float = 0.0
 
 
 def measure(
@@ -56,15 +60,7 @@ def measure(
     state = initialise(config, num_classes, mesh)
     step = make_train_step(config, model, mesh)
     source = open_dataset(config.data, train=True)
-    batches = train_batches(
-        replace_bad(source, config.data.on_bad_example),
-        seed=config.seed,
-        batch_size=config.train.batch_size,
-        augment=make_augment(config.data, None, source.info),
-        rows=own_rows(mesh, config.train.batch_size),
-        num_threads=config.data.num_threads,
-        num_workers=config.data.num_workers,
-    )
+    batches, preparing = _batches(config, model, mesh, state, source)
     try:
         state, _ = step(state, put_batch(mesh, next(batches)))
         jax.block_until_ready(state)
@@ -80,7 +76,24 @@ def measure(
     finally:
         batches.close()
     first, example = _evaluation(config, model, state)
-    return Timing(compiling + first, seconds, example)
+    return Timing(compiling + first, seconds, example, preparing)
+
+
+def _batches(config, model: FunctionalModel, mesh, state, source):
+    """Training batches as the loop has them, and seconds until it has the first."""
+    if frozen_features.is_used(config):
+        seconds, batch = frozen_features.sample(config, model, mesh, state, source)
+        return (dict(batch) for _ in itertools.count()), seconds
+    batches = train_batches(
+        replace_bad(source, config.data.on_bad_example),
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        augment=make_augment(config.data, None, source.info),
+        rows=own_rows(mesh, config.train.batch_size),
+        num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers,
+    )
+    return batches, 0.0
 
 
 def _evaluation(config, model: FunctionalModel, state) -> tuple[float, float]:

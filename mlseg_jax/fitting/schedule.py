@@ -63,7 +63,7 @@ def plan(
     # The evaluation at the end makes its engine anew; compiling it is most often a
     # third of all compiling.
     reserve = last + again / 3 + MARGIN * total
-    free = max(0.0, left - reserve - again - reading)
+    free = max(0.0, left - reserve - again - reading - timing.preparing)
     affordable = int(MAX_EVALUATION_SHARE * free / max(one, 1e-9))
     evaluations = max(1, min(EVALUATIONS, affordable)) if keeps_best else 0
     free -= evaluations * one

@@ -5,10 +5,8 @@ from collections.abc import Mapping
 
 from etils import epath
 
+from mlseg_jax.fitting.choices import FILE
 from mlseg_jax.reporting.limits import Limit, find_limits
-
-CHOICES = "choices.json"
-"""What was found out when settings were chosen (`fitting.fit`)."""
 
 
 def limits_of_run(workdir: epath.Path, metrics: Mapping) -> list[Limit]:
@@ -28,8 +26,8 @@ def limits_of_run(workdir: epath.Path, metrics: Mapping) -> list[Limit]:
             if isinstance(line.get("eval/mIoU"), float)
         ]
     looked_at = {}
-    if (workdir / CHOICES).exists():
-        looked_at = json.loads((workdir / CHOICES).read_text()).get("looked_at", {})
+    if (workdir / FILE).exists():
+        looked_at = json.loads((workdir / FILE).read_text()).get("looked_at", {})
     config = {}
     if (workdir / "config.json").exists():
         saved = json.loads((workdir / "config.json").read_text())

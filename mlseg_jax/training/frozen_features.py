@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import pathlib
+import time
 
 import jax
 import ml_collections
@@ -139,6 +140,29 @@ def kept_features(
             bar.update(len(chosen))
             on_progress(first + len(chosen))
     return Kept(source, config.data.feature_variants, features, label_maps)
+
+
+def sample(
+    config: ml_collections.ConfigDict, model: FunctionalModel, mesh, state: dict, source
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Seconds that computing all features will take, and a training batch of features,
+    the same few crops again and again; nothing is kept. Arguments as `kept_features`.
+    """
+    _check(config, model)
+    augment = make_augment(config.data, None, source.info)
+    encode, weights = _encoder(model, mesh), state["params"] | state["stats"]
+    jax.block_until_ready(
+        encode(weights, *_batch([_crop(config, source, augment, 0)]))  # compiles
+    )
+    begin = time.perf_counter()
+    rows = min(BATCH, len(source) * config.data.feature_variants)
+    crops = [_crop(config, source, augment, row) for row in range(rows)]
+    features = np.asarray(encode(weights, *_batch(crops)))
+    seconds = (time.perf_counter() - begin) / rows
+    chosen = np.arange(config.train.batch_size) % rows
+    label_maps = np.stack([each["label_map"] for each in crops])
+    batch = {"features": features[chosen], "label_map": label_maps[chosen]}
+    return seconds * len(source) * config.data.feature_variants, batch
 
 
 def _batch(crops: list[dict]) -> list[np.ndarray]:
