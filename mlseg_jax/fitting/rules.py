@@ -54,10 +54,10 @@ def choose(
     _selection(choices, data)
     _augmentation(choices, data)
     _batch(choices, data, machine)
+    _sizes(choices, data, machine, seconds)
     if choices.config.init:
         start_from_weights(choices, data, seconds, speed)
     else:
-        _sizes(choices, data, machine, seconds)
         _backbone(choices, data, seconds, speed)
     _say_sizes(choices)
     _evaluation(choices, data)
