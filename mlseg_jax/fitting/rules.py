@@ -9,6 +9,7 @@ from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.flops import training_flops
 from mlseg_jax.settings import backbones
 from mlseg_jax.settings.advice import fitting_selection
+from mlseg_jax.settings.resolve import LABEL_WEIGHT_PER_CLASS
 
 BACKBONES = ("resnet18_half", "resnet18", "resnet34", "resnet50")
 """From nothing: the last for which there are `EPOCHS` in the time there is."""
@@ -103,13 +104,13 @@ def _selection(choices: Choices, data: Data) -> None:
     choices.set(selection={"name": fitting.name})
     config = choices.config
     if config.selection.name == "top_k":
-        choices.set(
-            selection={"k": fitting.k}, loss={"multilabel_weight": fitting.weight}
-        )
+        # Given by the user, where the advice is to do without.
+        weight = fitting.weight or LABEL_WEIGHT_PER_CLASS * data.num_classes
+        choices.set(selection={"k": fitting.k}, loss={"multilabel_weight": weight})
         text = (
             f"the best {config.selection.k} of {data.num_classes:,} labels, twice what "
             f"99 % of the pictures hold; weight of their loss "
-            f"{config.loss.multilabel_weight:g}"
+            f"{config.loss.multilabel_weight}"
         )
     else:
         choices.set(

@@ -84,6 +84,7 @@ def test_what_is_given_stays():
     assert choices.config.data.crop_size == (64, 96)
     assert choices.config.train.batch_size == 3
     assert choices.config.model.multilabel_head.name == "projected_encoder"
+    assert choices.config.loss.multilabel_weight == pytest.approx(0.21)
 
 
 def test_more_time_and_faster_machines_take_larger_models():
