@@ -105,7 +105,7 @@ def _selection(choices: Choices, data: Data) -> None:
     config = choices.config
     if config.selection.name == "top_k":
         # Given by the user, where the advice is to do without.
-        weight = fitting.weight or LABEL_WEIGHT_PER_CLASS * data.num_classes
+        weight = fitting.weight or round(LABEL_WEIGHT_PER_CLASS * data.num_classes, 2)
         choices.set(selection={"k": fitting.k}, loss={"multilabel_weight": weight})
         text = (
             f"the best {config.selection.k} of {data.num_classes:,} labels, twice what "

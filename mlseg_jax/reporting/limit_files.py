@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from etils import epath
 
 from mlseg_jax.fitting.choices import FILE
+from mlseg_jax.reporting.charts import events, is_finite
 from mlseg_jax.reporting.limits import Limit, find_limits
 
 
@@ -19,11 +20,10 @@ def limits_of_run(workdir: epath.Path, metrics: Mapping) -> list[Limit]:
     classes = json.loads(path.read_text()).get("classes", [])
     curves, points = workdir / "metrics.jsonl", []
     if curves.exists():
-        lines = [json.loads(line) for line in curves.read_text().splitlines() if line]
         points = [
-            (line["step"], line["eval/mIoU"])
-            for line in lines
-            if isinstance(line.get("eval/mIoU"), float)
+            (event["step"], event["eval/mIoU"])
+            for event in events(curves.read_bytes())
+            if is_finite(event.get("eval/mIoU"))
         ]
     looked_at = {}
     if (workdir / FILE).exists():
