@@ -27,12 +27,13 @@ FAREWELL_SECONDS = 30.0
 class _Heart:
     """Of this process, which is one of several."""
 
-    def __init__(self, client: Any, own: int, silence: float):
+    def __init__(self, client: Any, own: int, count: int, silence: float):
         self.client, self.own, self.silence = client, own, silence
         self.period = min(LONGEST_BEAT_SECONDS, silence / 5)
         self.leaving = threading.Event()
         self.note = ""
-        self.heard: dict[int, tuple[str, float]] = {}
+        # The last beat of each process, and when it was heard.
+        self.heard = dict.fromkeys(range(count), ("", time.monotonic()))
 
     def listen(self) -> None:
         """Says that this process lives; ends it when another is gone, or all hang."""
@@ -60,10 +61,10 @@ class _Heart:
 
     def _look_for_silence(self, alive: dict[int, str]) -> None:
         now = time.monotonic()
-        for process, beat in alive.items():
-            if self.heard.get(process, ("", 0.0))[0] != beat:
-                self.heard[process] = beat, now
-            elif now - self.heard[process][1] > self.silence:
+        for process, (beat, last) in self.heard.items():
+            if alive.get(process, "") != beat:
+                self.heard[process] = alive[process], now
+            elif now - last > self.silence:
                 what = f"has been silent for {self.silence:.0f} s"
                 end(TRY_AGAIN, _loss(self.own, process, what))
 
@@ -97,12 +98,12 @@ def _witness() -> None:
     """Set by `before_a_hang_ends`."""
 
 
-def begin(client: Any, own: int, silence: float) -> None:
-    """``client``: of the service of JAX. ``silence``: seconds after which a process
-    counts as gone.
+def begin(client: Any, own: int, count: int, silence: float) -> None:
+    """``client``: of the service of JAX. ``own``: index of this process, of ``count``.
+    ``silence``: seconds after which one counts as gone.
     """
     global _heart
-    _heart = _Heart(client, own, silence)
+    _heart = _Heart(client, own, count, silence)
     threading.Thread(target=_heart.listen, daemon=True).start()
 
 

@@ -110,7 +110,10 @@ def connect(
         # Where process 0 is gone, JAX itself aborts at once with a sentence, after
         # which the stacks of all threads help nobody.
         faulthandler.disable()
-        heartbeat.begin(distributed.global_state.client, own_index(), heartbeat_seconds)
+        state = distributed.global_state
+        heartbeat.begin(
+            state.client, own_index(), state.num_processes, heartbeat_seconds
+        )
 
 
 def leave() -> None:
