@@ -84,7 +84,9 @@ def train(
         config = _chosen_before(config, workdir, path, frozenset(given))
     else:
         config = _choose(config, path, frozenset(given), clock)
-    return loop.train(config, workdir, clock=clock)
+    # Several processes would each stop at a step of their own.
+    alone = jax.process_count() == 1
+    return loop.train(config, workdir, clock=clock if alone else None)
 
 
 def _has_begun(workdir: str) -> bool:
