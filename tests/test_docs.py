@@ -31,7 +31,7 @@ NOT_OURS = {
     *("runs/demo/report.html", "report.html", "runs/study/study.md", "study.md"),
     "model_card.md",
     "workdir/report.html",
-    "exported/predict.py",
+    *("exported/predict.py", "index.html"),
     # Examples, and files of other projects.
     *("my_script.py", "FILE.py", "configs/FILE.py", "configs/NAME.py"),
     "configs/pointwise.py",

@@ -44,9 +44,9 @@ flags.DEFINE_string("classes", None, "convert: text file with a class name a lin
 flags.DEFINE_enum(
     "to",
     None,
-    ["safetensors", "mmseg", "hugging_face", "detectron2", "stablehlo", "onnx"],
+    ["safetensors", "mmseg", "hugging_face", "detectron2", "stablehlo", "onnx", "web"],
     "convert: under whose names the weights of --workdir are to be written; export: "
-    "stablehlo or onnx.",
+    "stablehlo, onnx or web.",
 )
 flags.DEFINE_list("size", [], "export: height and width of pictures, such as 512,512.")
 flags.DEFINE_string("model", None, "serve: folder that `export --to=onnx` wrote.")
@@ -58,6 +58,9 @@ flags.DEFINE_integer("max_megabytes", 32, "serve: largest file of a picture.")
 flags.DEFINE_integer("max_megapixels", 32, "serve: largest picture.")
 flags.DEFINE_enum(
     "quantize", None, ["float16", "int8"], "export --to=onnx: how weights are stored."
+)
+flags.DEFINE_string(
+    "runtime", None, "export --to=web: what `npm pack onnxruntime-web` made; asks npm."
 )
 flags.DEFINE_integer("opset", 17, "export --to=onnx: version of its operators.")
 flags.DEFINE_string(
