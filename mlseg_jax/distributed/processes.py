@@ -17,11 +17,9 @@ from typing import Any
 
 import jax
 import numpy as np
-
-# What everything here rests on is not public, though Orbax uses it as well.
-from jax._src import distributed
 from jax.experimental import multihost_utils
 
+from mlseg_jax.distributed import private_jax as distributed
 from mlseg_jax.errors import UserError
 
 START_SECONDS = 600
@@ -109,6 +107,7 @@ def connect(
         reason = str(error).strip().splitlines()[0][:300]
         raise UserError(f"{apart} ({reason}); {advice}") from error
 
+    distributed.check()
     if are_connected():
         _begin_to_listen(heartbeat_seconds)
 
