@@ -25,8 +25,9 @@ def test_this_jax_has_what_processes_need():
 def test_a_jax_that_has_moved_it_is_named(monkeypatch):
     """One process goes on alone; where several were to connect, a sentence."""
     for moved in (types.SimpleNamespace(), types.SimpleNamespace(global_state=0)):
-        monkeypatch.setattr(private_jax.importlib, "import_module", lambda _, m=moved: m)
-        state = private_jax.find_state()
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib, "import_module", lambda _, m=moved: m)
+            state = private_jax.find_state()
         assert (state.client, state.num_processes, state.process_id) == (None, 1, 0)
     monkeypatch.setattr(private_jax, "global_state", state)
     assert not processes.are_connected() and processes.own_index() == 0
