@@ -122,16 +122,17 @@ class Run:
 
     def finish(self, part: Part, process: subprocess.Popen) -> dict:
         begin, late = time.monotonic(), False
-        limit = min(part.seconds, self.end - begin)
+        left = self.end - begin
         try:
-            process.wait(max(limit, 1.0))
+            process.wait(max(min(part.seconds, left), 1.0))
         except subprocess.TimeoutExpired:
             late = True
         _kill(process)
         result = {"part": part.name, "seconds": round(time.monotonic() - begin, 1)}
         result |= self.read(part.name)
         if late:
-            result["error"] = f"It did not end within {limit:.0f} s and was ended."
+            reason = "the minutes are over" if left < part.seconds else "it hangs"
+            result["error"] = f"It was ended after {result['seconds']:.0f} s: {reason}."
         elif process.returncode and "error" not in result:
             result["error"] = self._last_words(part, process.returncode)
         return result

@@ -80,7 +80,8 @@ def _runs(kernel, platform, num_queries, num_keys, head_dim, dtype, masked) -> b
             if not error < _TOLERANCE:
                 reason.append(f"it is wrong by {error:.2g}")
         except Exception as error:  # noqa: BLE001 - whatever it is, there are blocks
-            reason.append(f"{type(error).__name__}: {str(error).strip()[:300]}")
+            words = str(error).strip().split("\n")[0][:300]
+            reason.append(f"{type(error).__name__}: {words}")
 
     # A thread of its own, as this one is in the middle of tracing another program.
     thread = threading.Thread(target=run)
