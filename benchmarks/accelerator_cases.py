@@ -55,7 +55,7 @@ def _shrink(config, num_classes: int) -> None:
     side = (32, 32)
     config.data.update(num_classes=DRY_CLASSES[num_classes], crop_size=side)
     config.model.backbone.update(
-        embed_dim=16, depth=2, num_heads=2, mlp_dim=32, image_size=side
+        embed_dim=16, depth=1, num_heads=2, mlp_dim=32, image_size=side
     )
     config.eval.update(window=side, stride=side, batch_size=2)
     config.model.decoder.update(depth=1)

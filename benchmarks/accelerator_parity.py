@@ -107,28 +107,33 @@ def run_demo(dry: bool) -> dict[str, np.ndarray]:
 
 
 def write(path: pathlib.Path, dry: bool) -> None:
+    """What the processor says, by name, in float32."""
     arrays = {
         name: run_attention(*shape, "float32") for name, *shape in attention_cases(dry)
     }
-    np.savez(path, **arrays, **{f"demo {k}": v for k, v in run_demo(dry).items()})
+    np.savez(path, **arrays, **{f"demo, {k}": v for k, v in run_demo(dry).items()})
 
 
 def compare(expected: Mapping[str, np.ndarray], dry: bool) -> Iterator[dict]:
     """Rows of relative differences, with what is allowed."""
     for name, *shape in attention_cases(dry):
         for dtype, allowed in TOLERANCES.items():
+            found = run_attention(*shape, dtype)
+            difference = _difference(found, expected[name])
             kernel = kernel_name(*shape, dtype)
-            error = _difference(run_attention(*shape, dtype), expected[name])
-            row = {"what": f"{name}, {dtype}", "kernel": kernel, "difference": error}
-            yield row | {"allowed": allowed, "holds": bool(error <= allowed)}
-    for name, value in run_demo(dry).items():
-        theirs = expected[f"demo {name}"]
-        if name == "label map":
-            error, allowed = float(np.mean(value != theirs)), 0.01
+            yield _row(f"{name}, {dtype}", kernel, difference, allowed)
+    for key, value in run_demo(dry).items():
+        theirs = expected[f"demo, {key}"]
+        if key == "label map":  # how many pixels have another label
+            difference = float(np.mean(value != theirs))
         else:
-            error, allowed = _difference(value, theirs), 0.01
-        row = {"what": f"demo, {name}", "kernel": "", "difference": error}
-        yield row | {"allowed": allowed, "holds": bool(error <= allowed)}
+            difference = _difference(value, theirs)
+        yield _row(f"demo, {key}", "", difference, 0.01)
+
+
+def _row(what: str, kernel: str, difference: float, allowed: float) -> dict:
+    row = {"what": what, "kernel": kernel, "difference": difference}
+    return row | {"allowed": allowed, "holds": bool(difference <= allowed)}
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:

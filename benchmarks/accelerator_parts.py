@@ -190,5 +190,9 @@ def run(name: str, output: pathlib.Path, dry: bool) -> dict:
 if __name__ == "__main__":
     *options, part_name, folder = sys.argv[1:]
     if "--dry" in options:  # Compiling is all that takes time then.
-        os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        os.environ |= {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        }
     run(part_name, pathlib.Path(folder), "--dry" in options)

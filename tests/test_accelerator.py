@@ -124,25 +124,30 @@ def test_a_step_falls_back_once():
 
 
 @pytest.mark.usefixtures("quick_compiles")
-def test_parts_on_a_processor(tmp_path):
+def test_parts_on_a_processor(tmp_path, monkeypatch):
     """As `--dry`, here without processes: what they compile is tiny."""
     (tmp_path / "parts").mkdir()
-    reference = tmp_path / "reference.npz"
-    accelerator_parity.write(reference, dry=True)
-    expected = np.load(reference)
-    compared = list(accelerator_parity.compare(expected, dry=True))
-    assert all(row["holds"] for row in compared)
-    assert {row["kernel"] for row in compared} == {"blocks", ""}
-    wrong = {name: value + 0.1 for name, value in expected.items()}
-    assert not any(r["holds"] for r in accelerator_parity.compare(wrong, dry=True))
+    monkeypatch.setattr(accelerator_parity, "run_demo", lambda dry: {"loss": loss})
+    loss = np.float32(2.0)
+    accelerator_parity.write(tmp_path / "reference.npz", dry=True)
+    with np.load(tmp_path / "reference.npz") as file:
+        expected = dict(file)
+    masked = next(name for name in expected if "masked" in name)
+    expected[masked] = expected[masked] + 0.2
+    loss = np.float32(2.1)
+    rows = list(accelerator_parity.compare(expected, dry=True))
+    assert [row["what"] for row in rows if not row["holds"]] == [
+        *(f"{masked}, {dtype}" for dtype in accelerator_parity.TOLERANCES),
+        "demo, loss",
+    ]
+    assert {row["kernel"] for row in rows} == {"blocks", ""}
     found = []
     for name in ("device", "train 1284", "predict 1284"):
         part = accelerator_parts.run(name, tmp_path, dry=True)
         assert part["rows"] and "error" not in part, part
         found.append({"part": name, "seconds": 1.0} | part)
     assert found[1]["rows"][0]["ceiling_share"] > 0
-    missing = accelerator_parts.run("profile of nothing", tmp_path, dry=True)
-    assert "error" in missing
+    assert "error" in accelerator_parts.run("no such part", tmp_path, dry=True)
     facts = dict(time="", python="", cores=1, cpu="")
     page = accelerator_table.page(
         dict(minutes=8, machine=facts, parts=found, forecast=[], not_reached=[])
