@@ -8,6 +8,9 @@ example ``s * batch_size``; there is no further state to save.
 
 import ctypes
 import functools
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import cv2
@@ -243,6 +246,16 @@ def _iterate(
 
 def _set_up_worker(worker_index: int, worker_count: int) -> None:
     set_up_process()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """In a worker: a reader that is killed could not end it, and it would wait for ever
+    for somebody to take its batches. Python's resource tracker then frees the shared
+    memory of all of them.
+    """
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 @functools.cache

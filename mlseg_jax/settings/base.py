@@ -218,7 +218,8 @@ def base(name: str) -> ConfigDict:
                 "patience": 0,
                 # Stop when this many steps have run in this process; 0 never.
                 "stop_after": 0,
-                # Write all threads' stacks when no step ends for so long; 0 never.
+                # End all processes, to be started again, when nothing moves for so
+                # long (watchdog.py); 0 never.
                 "hang_minutes": 15.0,
                 # A profile of so many steps from this one on, in workdir/profile.
                 "profile_start": 10,
