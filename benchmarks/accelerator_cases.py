@@ -101,6 +101,7 @@ TOPOLOGIES = {
     "TPU v5": ("v5p", 4),
     "TPU v6 lite": ("v6e", 4),
     "TPU v6e": ("v6e", 4),
+    "TPU7x": ("tpu7x", 4),
 }
 """How ``plan`` calls a device, by the start of its name, and the fewest it knows."""
 

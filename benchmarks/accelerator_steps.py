@@ -183,7 +183,8 @@ def predict(case: str, output, dry) -> Iterator[dict]:
 
     config = cases.make_config(f"train {case.split()[1]}", dry)
     num_classes = config.data.num_classes
-    make = jax.jit(lambda: initial_parameters(config, num_classes, 0)[0])
+    key = jax.random.key(0)
+    make = jax.jit(lambda: initial_parameters(config, num_classes, key)[0])
     model = FunctionalModel.build(config, num_classes)
     policy = evaluation_policy(config, num_classes)
 
