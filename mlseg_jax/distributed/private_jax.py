@@ -32,7 +32,7 @@ class _Alone:
 
 def find_state():
     """JAX's own state of the connection: ``client``, ``num_processes``, ``process_id``,
-    all None before `jax.distributed.initialize`.
+    all None before JAX's ``initialize``.
     """
     try:
         state = importlib.import_module(MODULE).global_state
@@ -45,7 +45,7 @@ global_state = find_state()
 
 
 def check() -> None:
-    """After `jax.distributed.initialize`, whether the processes can hear each other.
+    """After JAX's ``initialize``, whether the processes can hear each other.
 
     Raises:
       UserError: this JAX has moved what they need.
