@@ -6,7 +6,8 @@
 Parts run in order of worth (`PARTS`), each in a process of its own, so that one that
 runs out of memory or hangs ends alone; its log is ``DIR/parts/NAME.log``. What it has
 found so far, and a sentence where it failed, is in DIR as one JSON file and one page of
-tables, written anew after each part. It ends by itself after ``--minutes`` and names what it did not reach. ``--parts=device,train 1284`` runs some.
+tables, written anew after each part. It ends by itself after ``--minutes`` and names
+what it did not reach. ``--parts="device,train 1284"`` runs some.
 
 Batches are those that ``plan`` forecasts to fit (`accelerator_cases.BATCH` at most),
 compiled on the processor beside the first parts; a step that runs out of memory is
