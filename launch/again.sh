@@ -19,6 +19,8 @@ while true; do
   begin=$SECONDS
   "$@" &
   child=$!
+  # A signal that came before there was somebody to hand it to.
+  if [ -n "$stopped" ]; then kill -TERM "$child" 2>/dev/null; fi
   wait "$child"
   code=$?
   # A signal to this script ends the wait early, while the command still saves.
