@@ -26,6 +26,9 @@ def load(workdir, checkpoint="kept"):
 def train(config, workdir, *, overrides=None, minutes=0.0):
     """Trains, or takes up a run, as the command ``train`` does.
 
+    As there, Python ends (with code 75) where nothing moves for ``train.hang_minutes``;
+    with 0 it never does.
+
     Args:
       config: ``FILE.py`` or ``FILE.py:ARGS`` as text or a path (``configs/...`` are
         ours everywhere), or a ``ConfigDict``.
