@@ -54,7 +54,8 @@ def test_a_clip_of_one_frame_is_a_picture(clips):
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
     np.testing.assert_array_equal(found.class_ids, expected.class_ids)
     ((*_, ours),), ((*_, theirs),) = found.score_tiles(), expected.score_tiles()
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    # Masks of clips are kept in 16 bits.
+    np.testing.assert_allclose(ours, theirs, atol=5e-4)
     assert np.isfinite(ours).all() and np.ptp(theirs) > 1e-3
     assert clip.queries.shape == (8, 16)
 
