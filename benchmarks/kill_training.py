@@ -1,15 +1,17 @@
 """Kills a training at random moments and resumes it on other devices, many times.
 
-    python benchmarks/kill_training.py --kills=30
+    python benchmarks/kill_training.py --kills=30 --rounds=2
 
 A small model trains without end. Each process is killed (SIGKILL) at a random moment
 after its first step, half of them while a checkpoint is being saved, and the next one
 takes the run up on the next of 1, 2, 4 and 8 fake devices. Now and then one is killed
 in its start as well, which counts as no kill. Another run is killed a third as often,
-on one device alone. Then both go on to the same step, and a third run trains up to it
-on one device without a break. The final weights of the run on one device must be
-bitwise those of the unbroken one, those of the other within 1e-5, and the losses of all
-steps the same: no example was seen twice or missed. Prints one JSON object.
+on one device alone, and a run of four processes suffers what ``kill_processes.py`` has
+in store, ``--rounds`` times each. Then all go on to the same step, and one more run
+trains up to it on one device without a break. The final weights of the run on one
+device must be bitwise those of the unbroken one, those of the others within 1e-5, and
+the losses of all steps the same: no example was seen twice or missed. Prints one JSON
+object.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,6 +32,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from tiny import tiny_flags  # noqa: E402
+
+from benchmarks.kill_processes import disturb, write_pictures  # noqa: E402
 
 DEVICES = (1, 2, 4, 8)
 LONGEST = 2.0
@@ -43,7 +48,10 @@ class Run:
     cache: pathlib.Path
     changes: dict
 
-    def start(self, devices: int, stop_after: int = 0) -> subprocess.Popen:
+    def start(
+        self, devices: int, stop_after: int = 0, more: Sequence[str] = ()
+    ) -> subprocess.Popen:
+        """``more``: flags of one that is not alone."""
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -66,7 +74,7 @@ class Run:
         command = [sys.executable, "main.py", "train", f"--workdir={self.workdir}"]
         with self.log.open("a") as log:
             return subprocess.Popen(
-                command + tiny_flags(changes),
+                command + tiny_flags(changes) + list(more),
                 cwd=ROOT, env=environment, stdout=log, stderr=log,
             )  # fmt: skip
 
@@ -162,15 +170,27 @@ def main(
     folder: pathlib.Path,
     changes: dict | None = None,
     in_start: float = 0.15,
+    rounds: int = 0,
 ) -> dict:
-    """``kills``: by name of the run, how many and on which devices in turn."""
+    """``kills``: by name of the run, how many and on which devices in turn.
+    ``rounds``: how often each misfortune befalls a run of four processes.
+    """
     rng = random.Random(seed)
+    changes = changes or {}
+    if rounds:
+        kills = {**kills, "four_processes": (0, (1,))}
+        pictures = folder / "data"
+        write_pictures(pictures, tiny_flags())
+        of_files = {"data.name": "folder", "data.path": pictures, "data.cache": False}
+        changes = {**of_files, **changes}
     names = ("unbroken", *kills)
-    runs = {n: Run(folder / n, folder / "cache", changes or {}) for n in names}
+    runs = {n: Run(folder / n, folder / "cache", changes) for n in names}
     counts = {
         name: kill_often(runs[name], count, devices, rng, in_start)
         for name, (count, devices) in kills.items()
     }
+    if rounds:
+        counts["four_processes"] |= disturb(runs["four_processes"], rounds, rng)
     steps = max(run.newest() for run in runs.values()) + 4
     for name, (count, devices) in {"unbroken": (0, (1,)), **kills}.items():
         runs[name].go_on_to(steps, devices[count % len(devices)])
@@ -184,13 +204,16 @@ def main(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
     wanted = {
-        "one_device": (max(1, arguments.kills // 3), (1,)),
+        "one_device": (arguments.kills // 3, (1,)),
         "other_devices": (arguments.kills, DEVICES),
     }
     with tempfile.TemporaryDirectory() as path:
-        found = main(wanted, arguments.seed, pathlib.Path(path))
+        found = main(
+            wanted, arguments.seed, pathlib.Path(path), rounds=arguments.rounds
+        )
     print(json.dumps(found, indent=2))

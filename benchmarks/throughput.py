@@ -69,7 +69,7 @@ class Training:
         """Seconds a step with the pipeline; notes the share of waiting."""
         self.watch.read()
         self._run(lambda: put_batch(self.mesh, next(self.batches)))
-        _, seconds, waiting, _ = self.watch.read()
+        _, seconds, waiting, *_ = self.watch.read()
         self.waits.append(waiting)
         return seconds / self.steps
 

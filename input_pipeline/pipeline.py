@@ -8,6 +8,9 @@ example ``s * batch_size``; there is no further state to save.
 
 import ctypes
 import functools
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import cv2
@@ -167,11 +170,13 @@ def evaluation_examples(
 
 BATCHED = (
     "image", "image_size", "label_map", "presence", "given", "masks", "segment_classes",
+    "features",
 )  # fmt: skip
 """What a batch can hold: `image_size` int32 [B 2], rows and columns of crops that are
-no padding, `presence` bool [B C] for classifiers of whole pictures (in place of
-`label_map`), `given` int32 [B K] labels that were selected beforehand, and the segments
-of each crop (`augmentation.crop_segments`)."""
+no padding, `features` [B h w D] of a frozen backbone (in place of `image`), `presence`
+bool [B C] for classifiers of whole pictures (in place of `label_map`), `given` int32
+[B K] labels that were selected beforehand, and the segments of each crop
+(`augmentation.crop_segments`)."""
 
 
 def _keep_arrays(example: dict) -> dict[str, np.ndarray]:
@@ -243,6 +248,16 @@ def _iterate(
 
 def _set_up_worker(worker_index: int, worker_count: int) -> None:
     set_up_process()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """In a worker: a reader that is killed could not end it, and it would wait for ever
+    for somebody to take its batches. Python's resource tracker then frees the shared
+    memory of all of them.
+    """
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 @functools.cache

@@ -2,7 +2,9 @@
 # Several hosts of 8 GPUs under SLURM, one process for each GPU:
 #   sbatch launch/slurm.sh runs/coco_lvis --config=configs/segmenter.py:dataset=coco_lvis
 # The first argument is the work directory, on a file system that all hosts mount. Two
-# minutes before its time is over the job saves, and queues again until it is done.
+# minutes before its time is over the job saves, and queues again until it is done. It
+# also queues again when it ends by no fault of its own (docs/scaling.md: code 75, or
+# killed), RESTARTS times in a row at most, a little later each time.
 #SBATCH --job-name=mlseg
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -18,16 +20,32 @@ set -euo pipefail
 workdir=${1:?the work directory}
 shift
 
+# Process 0 alone writes it, and all read it after a restart.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(dirname "$workdir")/compiled}"
+
 # Signals are for the processes, which save; this script waits for them.
 trap '' TERM
 
 code=0
-srun --kill-on-bad-exit=1 "${PYTHON:-.venv/bin/python}" main.py train \
-  --workdir="$workdir" --config.data.num_threads="${SLURM_CPUS_PER_TASK:-8}" \
-  "$@" || code=$?
+# Whoever is left two minutes after the first has ended hangs, and is killed; until then
+# each ends with its own code, of which srun tells the highest.
+srun --kill-on-bad-exit=0 --wait=120 launch/gpu.sh "${PYTHON:-.venv/bin/python}" \
+  main.py train --workdir="$workdir" --start_seconds=1800 \
+  --config.data.num_threads="${SLURM_CPUS_PER_TASK:-8}" "$@" || code=$?
 
-# Ended in peace, but not at the end: there are no scores yet.
-if [ "$code" -eq 0 ] && [ ! -e "$workdir/metrics.json" ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+failures="$workdir.failures"
+if [ "$code" -eq 0 ]; then
+  rm -f "$failures"
+  # Ended in peace, but not at the end: there are no scores yet.
+  if [ ! -e "$workdir/metrics.json" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+elif [ "$code" -gt 1 ]; then
+  # One that has run for an hour counts from the beginning.
+  if [ "$SECONDS" -ge 3600 ]; then rm -f "$failures"; fi
+  echo "job $SLURM_JOB_ID ended with code $code" >>"$failures"
+  count=$(wc -l <"$failures")
+  if [ "$count" -le "${RESTARTS:-20}" ]; then
+    sleep $((count < 10 ? 30 * count : 300))
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
 fi
 exit "$code"

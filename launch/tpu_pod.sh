@@ -10,9 +10,10 @@
 #   launch/tpu_pod.sh stop        # saves a checkpoint, then ends; `train` takes it up
 #   launch/tpu_pod.sh delete
 #
-# `train` starts the same command on all hosts; JAX finds them by itself. Run it again
-# after a preemption: it goes on at the last checkpoint. SPOT=1 asks for machines that
-# may be taken away.
+# `train` starts the same command on all hosts; JAX finds them by itself. Where it ends
+# by no fault of its own, each host starts it again (launch/again.sh). Run it again after
+# a preemption: it goes on at the last checkpoint. SPOT=1 asks for machines that may be
+# taken away. Compiled programs are kept beside WORKDIR, in `compiled`.
 set -euo pipefail
 
 : "${NAME:?name of the pod}" "${ZONE:?zone of Google Cloud}"
@@ -44,17 +45,20 @@ case "${1:-}" in
   train)
     : "${WORKDIR:?a directory that all hosts see, such as gs://bucket/runs/name}"
     shift
-    on_all_hosts "cd mlseg && exec .venv/bin/python main.py train \
-      --workdir='$WORKDIR' $(printf '%q ' "$@")"
+    on_all_hosts "cd mlseg && \
+      export JAX_COMPILATION_CACHE_DIR='${JAX_COMPILATION_CACHE_DIR:-${WORKDIR%/*}/compiled}' && \
+      exec launch/again.sh launch/tpu.sh .venv/bin/python main.py train \
+      --start_seconds=1800 --workdir='$WORKDIR' $(printf '%q ' "$@")"
     ;;
   stop)
-    on_all_hosts "pkill -TERM -f 'main.py train' || true"
+    # It tells the training, once. In brackets, so that this shell is not meant.
+    on_all_hosts "pkill -TERM -f '[l]aunch/again.sh' || true"
     ;;
   delete)
     gcloud compute tpus queued-resources delete "$QUEUED" --zone="$ZONE" --force
     ;;
   *)
-    sed -n '2,18s/^# \{0,1\}//p' "$0"
+    sed -n '2,19s/^# \{0,1\}//p' "$0"
     exit 1
     ;;
 esac

@@ -31,13 +31,14 @@ NOT_OURS = {
     *("runs/demo/report.html", "report.html", "runs/study/study.md", "study.md"),
     "model_card.md",
     "workdir/report.html",
-    "exported/predict.py",
+    *("exported/predict.py", "index.html"),
     # Examples, and files of other projects.
     *("my_script.py", "FILE.py", "configs/FILE.py", "configs/NAME.py"),
     "configs/pointwise.py",
     "mlseg_jax/models/decoders/pointwise.py",
     "mlseg_jax/cli/commands/NAME.py",
     *("register_ade20k_full.py", "register_ade20k_panoptic.py"),
+    *("labelme2voc.py", "labelme2coco.py"),
 }
 
 

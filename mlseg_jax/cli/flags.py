@@ -13,6 +13,12 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_string(
     "workdir", None, "Directory of a run: where it writes, and resumes."
 )
+flags.DEFINE_float(
+    "minutes",
+    0.0,
+    "train: wall time from the command to the scores, which steps and schedule are "
+    "fitted to; 0 is no limit.",
+)
 flags.DEFINE_list("images", [], "predict: pictures and directories of pictures.")
 flags.DEFINE_string(
     "video", None, "predict: a video (mp4, webm, gif, ...), or a folder of its frames."
@@ -38,9 +44,9 @@ flags.DEFINE_string("classes", None, "convert: text file with a class name a lin
 flags.DEFINE_enum(
     "to",
     None,
-    ["safetensors", "mmseg", "hugging_face", "detectron2", "stablehlo", "onnx"],
+    ["safetensors", "mmseg", "hugging_face", "detectron2", "stablehlo", "onnx", "web"],
     "convert: under whose names the weights of --workdir are to be written; export: "
-    "stablehlo or onnx.",
+    "stablehlo, onnx or web.",
 )
 flags.DEFINE_list("size", [], "export: height and width of pictures, such as 512,512.")
 flags.DEFINE_string("model", None, "serve: folder that `export --to=onnx` wrote.")
@@ -53,6 +59,9 @@ flags.DEFINE_integer("max_megapixels", 32, "serve: largest picture.")
 flags.DEFINE_enum(
     "quantize", None, ["float16", "int8"], "export --to=onnx: how weights are stored."
 )
+flags.DEFINE_string(
+    "runtime", None, "export --to=web: what `npm pack onnxruntime-web` made; asks npm."
+)
 flags.DEFINE_integer("opset", 17, "export --to=onnx: version of its operators.")
 flags.DEFINE_string(
     "scores", None, "predict: folder for label scores of both splits of the data set."
@@ -62,7 +71,11 @@ flags.DEFINE_bool(
     False,
     "predict: write the raw values of the training's masks.",
 )
-flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU) or a step.")
+flags.DEFINE_string(
+    "checkpoint",
+    "kept",
+    "kept (as the run's eval.checkpoint says), latest, best (by mIoU) or a step.",
+)
 flags.DEFINE_string("topology", None, "plan: v5e-256, v5p-64, h100x8, cpu8, ...")
 flags.DEFINE_integer(
     "batch", None, "plan: images per chip; export: pictures at a time, any if not said."

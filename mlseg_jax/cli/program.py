@@ -113,10 +113,10 @@ def run() -> None:
 
 
 def _fail(sentence: str) -> None:
-    from mlseg_jax.distributed import processes
+    from mlseg_jax.distributed import heartbeat, processes
 
     if processes.are_connected():
-        processes.fail(sentence)
+        heartbeat.fail(sentence)
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(1)
 
@@ -217,14 +217,9 @@ _OF_PYTHON = (
 """What Python says of a number, and what a user reads."""
 
 
-def _keep_compilations() -> None:
-    """What one call has compiled the next does not compile again."""
-    import jax
-
-    from input_pipeline.files.local_copy import cache_directory
-
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", cache_directory("xla"))
+def _is_of_xla(error: Exception) -> bool:
+    """Whether it tells a status, such as ``UNKNOWN: Gloo AllGather failed``."""
+    return isinstance(error, RuntimeError) or bool(re.match(r"[A-Z_]+: ", str(error)))
 
 
 def _main(argv: list[str]) -> None:
@@ -238,12 +233,13 @@ def _main(argv: list[str]) -> None:
     if command == "train":
         keep_freed_memory()
     with quiet() if command == "plan" else contextlib.nullcontext():
-        from mlseg_jax.distributed import processes
+        from mlseg_jax.cli.compilations import keep_compilations
+        from mlseg_jax.distributed import heartbeat, processes
         from mlseg_jax.runs.progress import compilations_logged, log_to_stderr
 
         # What other commands need is not waited for.
         module = importlib.import_module(f"mlseg_jax.cli.commands.{command}")
-        _keep_compilations()
+        keep_compilations()
 
     # Libraries raise what they log; Orbax logs a full disk in a hundred lines.
     logging.set_verbosity(logging.FATAL)
@@ -281,8 +277,8 @@ def _main(argv: list[str]) -> None:
             raise
         # Most often another process has gone, and this one notices.
         traceback.print_exc()
-        if isinstance(error, RuntimeError):  # so does JAX report broken connections
-            processes.wait_for_a_loss(FLAGS.heartbeat_seconds)
+        if _is_of_xla(error):  # so does it report broken connections
+            heartbeat.wait_for_a_loss(FLAGS.heartbeat_seconds)
         _fail(
             f"Process {processes.own_index()} cannot go on "
             f"({str(error).splitlines()[0][:200]}). If this is about the connection, "

@@ -4,7 +4,6 @@ TPU pods and SLURM say by themselves who is there; elsewhere (Kubernetes, a loca
 ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` do, or flags.
 """
 
-import contextlib
 import faulthandler
 import os
 import pathlib
@@ -17,11 +16,10 @@ from typing import Any
 
 import jax
 import numpy as np
-
-# What everything here rests on is not public, though Orbax uses it as well.
-from jax._src import distributed
 from jax.experimental import multihost_utils
 
+from mlseg_jax.distributed import heartbeat
+from mlseg_jax.distributed import private_jax as distributed
 from mlseg_jax.errors import UserError
 
 START_SECONDS = 600
@@ -34,9 +32,6 @@ ANSWER_SECONDS = 60.0
 
 REPORT_SECONDS = 30.0
 """How often who waits says for whom."""
-
-LONGEST_BEAT_SECONDS = 5.0
-"""How often a process says that it lives, and listens whether the others do."""
 
 GOOGLE_PCI_VENDOR = "0x1ae0"
 
@@ -93,7 +88,7 @@ def connect(
     try:
         # JAX aborts when its time is up, so it has more than this module's own.
         with (
-            Deadline(float(start_seconds), f"{apart}; {advice}"),
+            heartbeat.Deadline(float(start_seconds), f"{apart}; {advice}"),
             _Reports(lambda: f"the other processes (at most {start_seconds} s)"),
         ):
             jax.distributed.initialize(
@@ -109,84 +104,22 @@ def connect(
         reason = str(error).strip().splitlines()[0][:300]
         raise UserError(f"{apart} ({reason}); {advice}") from error
 
+    distributed.check()
     if are_connected():
-        _begin_to_listen(heartbeat_seconds)
-
-
-def _begin_to_listen(silence: float) -> None:
-    # Where process 0 is gone, JAX itself aborts at once with a sentence, after which
-    # the stacks of all threads help nobody.
-    faulthandler.disable()
-    global _linger_seconds
-    if own_index() == 0:
-        _linger_seconds = 2 * _beat_seconds(silence)
-    threading.Thread(target=_listen, args=(silence,), daemon=True).start()
-
-
-_leaving = threading.Event()
-_linger_seconds = 0.0
-"""How long a process that fails stays after its last words. Without process 0 JAX
-aborts all others at once; so it waits until they have heard and said the same."""
-
-
-def _listen(silence: float) -> None:
-    """Tells the others that this process lives; ends it when one of them is gone."""
-    own, client = own_index(), distributed.global_state.client
-    heard: dict[str, tuple[str, float]] = {}
-    beats = 0
-    while not _leaving.wait(_beat_seconds(silence)):
-        beats += 1
-        try:
-            client.key_value_set(f"alive/{own}", str(beats), allow_overwrite=True)
-            alive = client.key_value_dir_get("alive/")
-            gone = client.key_value_dir_get("gone/")
-        except RuntimeError:
-            if not _leaving.is_set():
-                end(1, _loss(own, 0, "cannot be reached any more"))
-            return
-        for key, sentence in gone:
-            end(1, _loss(own, key.rpartition("/")[2], f"has ended ({sentence})"))
-        now = time.monotonic()
-        for key, beat in alive:
-            if heard.get(key, ("", 0.0))[0] != beat:
-                heard[key] = beat, now
-            elif now - heard[key][1] > silence:
-                process = key.rpartition("/")[2]
-                end(1, _loss(own, process, f"has been silent for {silence:.0f} s"))
-
-
-def _beat_seconds(silence: float) -> float:
-    return min(LONGEST_BEAT_SECONDS, silence / 5)
-
-
-def wait_for_a_loss(silence: float) -> None:
-    """Where a connection has broken: ends this process with the name of the lost one.
-
-    Returns where all others turn out to be alive.
-    """
-    time.sleep(1.5 * silence)  # `_listen` speaks, and ends the process, before that.
-
-
-def _loss(own: int, process: int | str, what: str) -> str:
-    return (
-        f"\nerror: Process {process} {what}, so process {own} ends as well; start all "
-        f"processes again, and the run is taken up at its last checkpoint."
-    )
+        # Where process 0 is gone, JAX itself aborts at once with a sentence, after
+        # which the stacks of all threads help nobody.
+        faulthandler.disable()
+        state = distributed.global_state
+        heartbeat.begin(
+            state.client, own_index(), state.num_processes, heartbeat_seconds
+        )
 
 
 def leave() -> None:
     """At the end of a command: all go together, so that none misses another."""
     if are_connected():
         barrier("leave", 86400.0)
-        _leaving.set()
-
-
-def fail(sentence: str) -> None:
-    """Ends this process, and tells the others why."""
-    with contextlib.suppress(RuntimeError):
-        client = distributed.global_state.client
-        client.key_value_set(f"gone/{own_index()}", sentence, allow_overwrite=True)
-    end(1, f"error: {sentence}")
+        heartbeat.stop()
 
 
 def _first(value: int | None, *names: str) -> int | None:
@@ -316,27 +249,3 @@ def first_process_first(name: str, function: Callable[[], Any]) -> Any:
         return result
     barrier(name, 86400.0)
     return function()
-
-
-class Deadline:
-    """Ends the process with a sentence unless it gets through in time."""
-
-    def __init__(self, seconds: float, sentence: str):
-        self._timer = threading.Timer(seconds, lambda: end(1, f"error: {sentence}"))
-        self._timer.daemon = True
-
-    def __enter__(self):
-        self._timer.start()
-
-    def __exit__(self, *_):
-        self._timer.cancel()
-
-
-def end(code: int, sentence: str = "") -> None:
-    """Ends the process now: exit handlers would wait for processes that are gone."""
-    sys.stdout.flush()
-    if sentence:
-        print(sentence, file=sys.stderr, flush=True)
-        _leaving.set()
-        time.sleep(_linger_seconds)
-    os._exit(code)

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +44,27 @@ def export_run(
     workdir: str,
     output: str,
     kind: str,
+    **options,
+) -> dict:
+    """`write_run`, and an error where the files say something else than the model.
+
+    Raises:
+      UserError: as there, or from `parity.judge`.
+    """
+    description = write_run(config, workdir, output, kind, **options)
+    if options.get("quantize") is None:
+        parity.judge(description["parity"], output)
+    return description
+
+
+def write_run(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    output: str,
+    kind: str,
     *,
-    checkpoint: str = "latest",
-    size: tuple[int, int] | None = None,
+    checkpoint: str = "kept",
+    sizes: Sequence[tuple[int, int]] = (),
     batch: int | None = None,
     opset: int = OPSETS[0],
     quantize: str | None = None,
@@ -58,8 +76,9 @@ def export_run(
       workdir: of the run.
       output: folder for the files.
       kind: one of `KINDS`.
-      checkpoint: latest, best or a step.
-      size: height and width of pictures; None takes those of the windows.
+      checkpoint: kept, latest, best or a step; see `runs.workdir.load_parameters`.
+      sizes: heights and widths of pictures; none takes that of the windows. Of several
+        (StableHLO alone) each has files of its own, `stem`.
       batch: how many pictures at a time; None for any number.
       opset: version of ONNX's operators.
       quantize: how weights are stored, one of `QUANTIZE`; None for float32. Then the
@@ -69,56 +88,77 @@ def export_run(
       What ``export.json`` says.
 
     Raises:
-      UserError: the model cannot be exported, a package is missing, or what was
-        written says something else than the model (`parity.judge`).
+      UserError: the model cannot be exported, or a package is missing.
     """
-    check(kind, opset, quantize)
+    check(kind, opset, quantize, sizes)
     if batch is not None and batch < 1:
         raise UserError(
             f"--batch={batch} is no number of pictures; write 1 or more, or leave it "
             f"out for any number."
         )
-    functions, step = load_functions(config, workdir, checkpoint, size)
-    info = load_info(workdir)
+    of_sizes, step = load_functions_of(config, workdir, checkpoint, sizes)
     symbol = any_batch() if batch is None else None
-    calls = arguments(functions, symbol or batch)
     with replaced_when_complete(epath.Path(output).expanduser()) as folder:
         folder = pathlib.Path(folder)
-        signatures = {
-            name: {
-                "file": file_name(name, kind),
-                "inputs": signature(_flat(inputs)),
-                "results": signature(_results(functions, name, inputs)),
-            }
-            for name, inputs in calls.items()
-        }
+        signatures, found = {}, []
+        for functions in of_sizes:
+            size = functions.size if len(of_sizes) > 1 else None
+            calls = arguments(functions, symbol or batch)
+            signatures |= _signatures(functions, calls, kind, size)
+            if kind == "onnx":
+                write_onnx_files(folder, functions, calls, opset, symbol, quantize)
+            else:
+                write_stablehlo(folder, functions, calls, size)
+            call = parity.open_artifacts(folder, kind, size)
+            found.append(parity.measure(config, functions, call, batch or 1))
+        functions, found = of_sizes[0], parity.together(found)
+        info = load_info(workdir)
         description = describe(
             config, info, functions, kind=kind, step=step, arguments=signatures
         )
+        description["sizes"] = [list(each.size) for each in of_sizes]
         if kind == "onnx":
             description |= {"opset": opset, "quantize": quantize}
-            write_onnx_files(folder, functions, calls, opset, symbol, quantize)
             write_predictor(folder)
-        else:
-            write_stablehlo(folder, functions, calls)
-        found = parity.measure(config, functions, folder, kind, batch or 1)
         if quantize is not None:
             found |= parity.mean_iou(config, functions, description, folder)
         description["parity"] = found
         text = json.dumps(description, indent=1, ensure_ascii=False)
         (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
-    if quantize is None:
-        parity.judge(found, output)
     return description
 
 
-def check(kind: str, opset: int, quantize: str | None = None) -> None:
+def _signatures(functions: Functions, calls: dict, kind: str, size) -> dict:
+    """Inputs and results of each file by its stem."""
+    return {
+        stem(name, size): {
+            "file": f"{stem(name, size)}.{kind}",
+            "inputs": signature(_flat(inputs)),
+            "results": signature(_results(functions, name, inputs)),
+        }
+        for name, inputs in calls.items()
+    }
+
+
+def stem(function: str, size: tuple[int, int] | None) -> str:
+    """Of a function's file, such as ``segment`` or, of several sizes, of the one for
+    pictures of 512 x 768, ``segment_512x768``.
+    """
+    return function if size is None else f"{function}_{size[0]}x{size[1]}"
+
+
+def check(kind: str, opset: int, quantize: str | None = None, sizes=()) -> None:
     """Before anything is loaded.
 
     Raises:
       UserError: a package is missing, or there is no such version.
     """
     if kind == "onnx":
+        if len(sizes) > 1:
+            raise UserError(
+                "Several sizes go with --to=stablehlo alone; the predictor of ONNX "
+                "files cuts pictures into windows of one --size."
+            )
         missing = [
             name
             for name in ("onnx", "onnxruntime")
@@ -143,12 +183,20 @@ def check(kind: str, opset: int, quantize: str | None = None) -> None:
 
 
 def load_functions(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    checkpoint: str = "latest",
-    size: tuple[int, int] | None = None,
+    config: ml_collections.ConfigDict, workdir: str, checkpoint: str = "kept"
 ) -> tuple[Functions, int]:
     """The functions of a trained run in float32, and the step of its weights."""
+    (functions,), step = load_functions_of(config, workdir, checkpoint)
+    return functions, step
+
+
+def load_functions_of(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    checkpoint: str = "kept",
+    sizes: Sequence[tuple[int, int]] = (),
+) -> tuple[list[Functions], int]:
+    """The same for each size of pictures; none is that of the windows."""
     config.mesh.update(data=-1, fsdp=1)
     model, parameters, step = load_parameters(workdir, config, checkpoint)
     trained = load_config(workdir)
@@ -158,12 +206,8 @@ def load_functions(
     model = FunctionalModel.build(trained, model.num_classes)
     # On one device, whatever the mesh of the training was.
     parameters = jax.tree.map(jnp.asarray, jax.device_get(parameters))
-    size = tuple(size or config.eval.window)
-    return Functions.of(config, model, parameters, size), step
-
-
-def file_name(function: str, kind: str) -> str:
-    return f"{function}.{kind}"
+    sizes = dict.fromkeys(sizes) or [tuple(config.eval.window)]
+    return [Functions.of(config, model, parameters, size) for size in sizes], step
 
 
 def arguments(functions: Functions, batch) -> dict[str, dict]:
@@ -209,13 +253,16 @@ def any_batch():
 # ------------------------------------------------------------------------------ files
 
 
-def write_stablehlo(folder, functions: Functions, calls: dict) -> None:
+def write_stablehlo(
+    folder: pathlib.Path, functions: Functions, calls: dict, size=None
+) -> None:
+    """``size``: of the pictures, where the folder has files for several."""
     for name, inputs in calls.items():
         with for_any_platform():
             exported = export.export(
                 jax.jit(getattr(functions, name)), platforms=PLATFORMS
             )(*inputs.values())
-        path = folder / file_name(name, "stablehlo")
+        path = folder / f"{stem(name, size)}.stablehlo"
         path.write_bytes(exported.serialize())
 
 
@@ -236,7 +283,7 @@ def write_onnx_files(
     try:
         for name, inputs in calls.items():
             write_onnx(
-                folder / file_name(name, "onnx"),
+                folder / f"{name}.onnx",
                 _of_flat(getattr(functions, name), inputs),
                 _flat(inputs),
                 weights,

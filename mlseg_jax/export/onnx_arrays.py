@@ -174,7 +174,7 @@ def gather(graph: Graph, eqn, x: Value, indices: Value) -> Value:
     picked = tuple(numbers.start_index_map)
     if len(indices.shape) == 1 and indices.constant is not None:
         return _known_part(
-            graph, eqn, x, dict(zip(picked, indices.constant, strict=True))
+            graph, eqn, x, dict(zip(picked, indices.constant.tolist(), strict=True))
         )
     rest = [a for a in range(len(x.shape)) if a not in (*batching, *picked)]
     ones = [sizes[axis] == 1 for axis in (*batching, *picked)]

@@ -35,17 +35,17 @@ Call = Callable[[str, dict], dict[str, np.ndarray]]
 def measure(
     config: ml_collections.ConfigDict,
     functions: Functions,
-    folder: pathlib.Path,
-    kind: str,
+    theirs: Call,
     batch: int,
 ) -> dict:
     """Runs both on the same pictures.
 
-    Differences are the largest of label scores, and of logits over ranks under the same
-    selection; ``pixels`` are those of all label maps.
+    ``theirs``: what was exported, from `open_artifacts`. Differences are the largest of
+    label scores, and of logits over ranks under the same selection; ``pixels`` are
+    those of all label maps.
     """
     pictures, origin = samples(config, functions.size)
-    ours, theirs = calls_of(functions), open_artifacts(folder, kind)
+    ours = calls_of(functions)
     found = [
         compare(functions, ours, theirs, np.resize(picture, (batch, *picture.shape)))
         for picture in pictures
@@ -62,6 +62,19 @@ def measure(
         "milliseconds_here": seconds(ours, chain),
         "milliseconds_exported": seconds(theirs, chain),
     }
+
+
+def together(found: list[dict]) -> dict:
+    """Of files for several sizes: the largest differences, and the sums of the rest."""
+    first, *others = found
+    result = dict(first)
+    for each in others:
+        for key, value in each.items():
+            if key.startswith("largest"):
+                result[key] = _largest([result[key], value])
+            elif key != "pictures":
+                result[key] = round(result[key] + value, 2)
+    return result
 
 
 def mean_iou(
@@ -218,15 +231,17 @@ def calls_of(functions: Functions) -> Call:
     return lambda name, inputs: _call(jitted[name], name, inputs)
 
 
-def open_artifacts(folder: pathlib.Path, kind: str) -> Call:
-    """Of a folder, as somebody would open them who has no more than that."""
+def open_artifacts(folder: pathlib.Path, kind: str, size=None) -> Call:
+    """Of a folder, as somebody would open them who has no more than that; ``size``:
+    of the pictures, where there are files for several.
+    """
     if kind == "onnx":
         return Model(folder, description={}).run
-    exported = {}
+    exported, ending = {}, f"_{size[0]}x{size[1]}" if size else ""
 
     def call(name: str, inputs: dict) -> Arrays:
         if name not in exported:
-            data = bytearray((folder / f"{name}.stablehlo").read_bytes())
+            data = bytearray((folder / f"{name}{ending}.stablehlo").read_bytes())
             exported[name] = jax.jit(export.deserialize(data).call)
         return _call(exported[name], name, inputs)
 

@@ -17,13 +17,12 @@ import numpy as np
 
 from mlseg_jax.export.resampling import (
     product,
-    resize,
     sigmoid,
     single,
     softmax,
     stitched,
     tiles,
-    views_of,
+    windows_of,
 )
 
 UNSELECTED = -100.0
@@ -155,31 +154,38 @@ class Predictor:
         """Segments uint8 [H W 3]; ``choice``: see `segment`."""
         return self.segment(self.look(image), **choice)
 
-    def look(self, image):
-        """Runs the encoder over all windows of a picture uint8 [H W 3]."""
-        views, windows, sizes, picture = [], [], [], image
-        for size, axes in views_of(self.about, image.shape[:2]):
-            if picture.shape[:2] != size:
-                picture = resize(image, size)
-            shown = picture[:, ::-1] if axes[1].flip else picture
-            views.append(axes)
-            for y in axes[0].starts:
-                for x in axes[1].starts:
-                    real = shown[y : y + axes[0].size, x : x + axes[1].size]
-                    windows.append(real)
-                    sizes.append(real.shape[:2])
-        encoded = []
+    def look(self, image, scales=None):
+        """All windows of uint8 [H W 3]; ``scales``: others than those of evaluation."""
+        return self.look_at([windows_of(self.about, image, scales)])[0]
+
+    def look_at(self, pictures):
+        """The same of several pictures (`windows_of`), whose windows share batches."""
+        windows = [window for _, _, each in pictures for window in each]
+        ends = np.cumsum([len(each) for _, _, each in pictures])
+        encoded = [[] for _ in pictures]
         for start in range(0, len(windows), BATCH):
-            chosen = windows[start : start + BATCH]
-            canvas = np.zeros((len(chosen), *self.window, 3), np.uint8)
-            for place, window in zip(canvas, chosen, strict=True):
-                place[: window.shape[0], : window.shape[1]] = window
-            inputs = {"image": canvas}
-            if self.about["input"]["sized"]:
-                inputs["size"] = np.int32(sizes[start : start + BATCH])
-            encoded.append(self.model.encode(inputs))
-        scores = np.concatenate([np.asarray(each["scores"]) for each in encoded])
-        return Seen(image.shape[:2], views, encoded, scores)
+            batch = self._encode(windows[start : start + BATCH])
+            count = len(batch["scores"])
+            for each, (_, _, own), end in zip(encoded, pictures, ends, strict=True):
+                first, last = max(end - len(own) - start, 0), min(end - start, count)
+                if last - first == count:
+                    each.append(batch)
+                elif first < last:  # copies: parts would keep all of the batch
+                    each.append({key: x[first:last].copy() for key, x in batch.items()})
+        return [
+            Seen(size, views, each, np.concatenate([x["scores"] for x in each]))
+            for (size, views, _), each in zip(pictures, encoded, strict=True)
+        ]
+
+    def _encode(self, windows):
+        canvas = np.zeros((len(windows), *self.window, 3), np.uint8)
+        for place, window in zip(canvas, windows, strict=True):
+            place[: window.shape[0], : window.shape[1]] = window
+        inputs = {"image": canvas}
+        if self.about["input"]["sized"]:
+            inputs["size"] = np.int32([window.shape[:2] for window in windows])
+        encoded = self.model.encode(inputs)
+        return {key: np.asarray(x) for key, x in encoded.items()}
 
     def segment(self, seen, k=None, allowed=None, minimum_score=None, top=0, always=()):
         """What a picture that was looked at is, among some labels.
@@ -212,7 +218,7 @@ class Predictor:
         union, ranks = unite(class_ids, valid, len(self.names))
         tiles = self._regions if self.regions else self._pixels
         tiles = tiles(seen, np.concatenate(logits), ranks)
-        return self._result(seen.size, tiles, union, scores.max(0), top)
+        return self._result(seen, tiles, union, scores.max(0), top)
 
     def class_id(self, name):
         if isinstance(name, str):
@@ -294,9 +300,8 @@ class Predictor:
                     total = total + share[..., None] * (inside @ label)
             yield y, x, total / len(seen.views)
 
-    def _likeliest(self, tile, top):
+    def _likeliest(self, tile, top, views):
         """The best ranks of each pixel and their probabilities, the best first."""
-        views = len(self.about["views"]["scales"]) * (1 + self.about["views"]["flip"])
         if self.regions:
             tile = tile / np.maximum(tile.sum(-1, keepdims=True), 1e-30)
         elif views == 1:
@@ -306,7 +311,8 @@ class Predictor:
             yield best[..., 0], np.take_along_axis(tile, best, -1)[..., 0]
             np.put_along_axis(tile, best, -1.0, -1)
 
-    def _result(self, size, parts, union, scores, top):
+    def _result(self, seen, parts, union, scores, top):
+        size, views = seen.size, len(seen.views)
         kind = np.uint8 if len(self.names) <= 256 else np.uint16
         label_map = np.zeros(size, kind)
         top = min(top, len(union))
@@ -314,7 +320,7 @@ class Predictor:
         for y, x, tile in parts:
             label_map[y, x] = union[tile.argmax(-1)]
             if top:
-                for n, (best, value) in enumerate(self._likeliest(tile, top)):
+                for n, (best, value) in enumerate(self._likeliest(tile, top, views)):
                     ids[n, y, x], shares[n, y, x] = union[best], value
         counts = np.bincount(label_map.ravel(), minlength=len(self.names))
         order = union[np.argsort(-scores[union], kind="stable")]

@@ -25,14 +25,29 @@ class Axis:
     flip: bool
 
 
-def views_of(about, size):
+def windows_of(about, image, scales=None):
+    """Size and views of a picture uint8 [H W 3], and the windows of all views."""
+    size, views, windows, picture = image.shape[:2], [], [], None
+    for fitted, axes in views_of(about, size, scales):
+        if picture is None or picture.shape[:2] != fitted:
+            picture = resize(image, fitted)
+        shown = picture[:, ::-1] if axes[1].flip else picture
+        views.append(axes)
+        for y in axes[0].starts:
+            for x in axes[1].starts:
+                windows.append(shown[y : y + axes[0].size, x : x + axes[1].size])
+    return size, views, windows
+
+
+def views_of(about, size, scales=None):
     """How a picture of this height and width is looked at: for each scale and mirror
     image the size that it gets, and an `Axis` for rows and one for columns.
 
-    ``about``: what ``export.json`` holds. Raises ValueError for a very long picture.
+    ``about``: what ``export.json`` holds; ``scales``: other ones than it says. Raises
+    ValueError for a very long picture.
     """
     settings, views = about["views"], []
-    for scale in settings["scales"]:
+    for scale in settings["scales"] if scales is None else scales:
         fitted = _fitted(about, size, scale)
         if max(fitted) > max(LONGEST, 2 * max(size)):
             raise ValueError(

@@ -21,6 +21,7 @@ PEAK_FLOPS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,  # of one of the two devices that JAX makes of a chip
 }
 """Dense bfloat16 operations a second, by the start of ``device_kind``."""
 

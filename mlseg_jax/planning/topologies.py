@@ -2,8 +2,9 @@
 
 Names: ``v5e-256`` is 256 **chips** of TPU v5e (Google's own names count cores for v4
 and v5p: its ``v5p-128`` is ``v5p-64`` here), ``v5p:4x4x4`` is by shape, ``v5e-256x2``
-are two such slices; ``h100x8`` is 8 GPUs, ``h100x16`` two hosts of 8; ``cpu8`` is 8
-devices of this computer's processor.
+are two such slices. JAX makes two devices of a chip of ``tpu7x`` (Ironwood): what is
+said of one chip is of one of these. ``h100x8`` is 8 GPUs, ``h100x16`` two hosts of 8;
+``cpu8`` is 8 devices of this computer's processor.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ class Accelerator:
       network: bytes a second that it sends to other slices or hosts.
       torus: axes of the network of a TPU slice; 0 for GPUs.
       per_host: GPUs in a host.
+      halves: devices that JAX makes of a chip; what is said above is of one.
     """
 
     platform: str
@@ -45,19 +47,24 @@ class Accelerator:
     network: float = 0.0
     torus: int = 0
     per_host: int = 0
+    halves: int = 1
 
 
 ACCELERATORS = {
-    # Memory, links and network as docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} gave
-    # them in 2026. Links: one way (v5e 200 GB/s, v5p 600, v6e 400: half of what is said
-    # there for both), of which nine tenths are assumed to be reached; v4, which has no
-    # figure there, 50 GB/s one way for each of its six links (Zu et al., "Resiliency at
-    # Scale", NSDI 2024). Network: v5e 6.4 and v6e 25.6 Tb/s for 256 chips, v5p 50 Gb/s
-    # a chip; that of v4 is an estimate (as v5p).
+    # Memory, links and network as docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}
+    # gave them in 2026. Links: one way (v5e 200 GB/s, v5p 600, v6e 400: half of what is
+    # said there for both), of which nine tenths are assumed to be reached; v4, which
+    # has no figure there, 50 GB/s one way for each of its six links (Zu et al.,
+    # "Resiliency at Scale", NSDI 2024). Network: v5e 6.4 and v6e 25.6 Tb/s for 256
+    # chips, v5p 50 Gb/s a chip; that of v4 is an estimate (as v5p).
     "v4": Accelerator("tpu", "TPU v4", 32 * GIB, 1.2e12, 2.7e11, 6.25e9, torus=3),
     "v5e": Accelerator("tpu", "TPU v5e", 16 * GIB, 8.19e11, 1.8e11, 3.1e9, torus=2),
     "v5p": Accelerator("tpu", "TPU v5p", 95 * GIB, 2.765e12, 5.4e11, 6.25e9, torus=3),
     "v6e": Accelerator("tpu", "TPU v6e", 32 * GIB, 1.638e12, 3.6e11, 1.25e10, torus=2),
+    # Half of 192 GiB, 7,380 GB/s, 1,200 GB/s both ways and 100 Gb/s.
+    "tpu7x": Accelerator(
+        "tpu", "TPU7x", 96 * GIB, 3.69e12, 2.7e11, 6.25e9, torus=3, halves=2
+    ),
     # SXM cards as in NVIDIA's data sheets; NVLink one way (half of 600, 900 GB/s). The
     # network is that of DGX hosts, one adapter of 200 or 400 Gb/s for each card.
     "a100": Accelerator(
@@ -123,7 +130,8 @@ class Topology:
 
     @property
     def num_chips(self) -> int:
-        return self.slices * math.prod(self.shape)
+        """Devices of JAX: chips, or their halves."""
+        return self.slices * math.prod(self.shape) * self.chip.halves
 
     @property
     def peak_flops(self) -> float | None:
@@ -138,7 +146,7 @@ class Topology:
 def parse_topology(name: str) -> Topology:
     """Raises `UserError` for what is not known or cannot be built."""
     match = re.fullmatch(
-        r"(?P<tpu>v\d[a-z]*)(-(?P<chips>\d+)(x(?P<slices>\d+))?|:(?P<shape>\d+(x\d+)*))"
+        r"(?P<tpu>v\d[a-z]*|tpu\d[a-z]*)(-(?P<chips>\d+)(x(?P<slices>\d+))?|:(?P<shape>\d+(x\d+)*))"
         r"|(?P<gpu>[a-z]+\d+)x(?P<gpus>\d+)|(?P<cpu>cpu)(?P<devices>\d+)",
         name,
     )

@@ -14,6 +14,7 @@ from mlseg_jax.tasks.given_selection import add_given_labels
 from mlseg_jax.tasks.table import find_task
 from mlseg_jax.training import long_tail
 from mlseg_jax.training.final_evaluation import evaluate_and_write
+from mlseg_jax.training.watchdog import Watchdog
 
 MAX_COUNTED = 10_000
 """Training examples that are read, once, to know which classes are rare."""
@@ -22,7 +23,7 @@ MAX_COUNTED = 10_000
 def evaluate_run(
     config: ml_collections.ConfigDict,
     workdir: str,
-    checkpoint: str = "latest",
+    checkpoint: str = "kept",
     output: str | None = None,
 ) -> dict[str, float]:
     """Evaluates on the split ``data.eval_split`` and writes ``metrics.json``.
@@ -30,7 +31,7 @@ def evaluate_run(
     Args:
       config: of the run, perhaps with another selection.
       workdir: of the run.
-      checkpoint: latest, best or a step.
+      checkpoint: kept, latest, best or a step; see `runs.workdir.load_parameters`.
       output: folder for the scores; None is ``workdir``.
 
     Raises:
@@ -59,17 +60,21 @@ def evaluate_run(
             stem = name.replace("/", "_")
             files.add(name, stem, example["image"].shape[:2], found)
 
-    metrics, _ = evaluate_and_write(
-        config,
-        output,
-        model,
-        {checkpoint: parameters},
-        step,
-        source,
-        # Only the mean IoU is told apart by it.
-        _training_presence(config, workdir) if config.task == "semantic" else None,
-        on_segments=on_segments,
-    )
+    # Only the mean IoU is told apart by it.
+    is_semantic = config.task == "semantic"
+    presence = _training_presence(config, workdir) if is_semantic else None
+    with Watchdog(config.train.hang_minutes, output) as watchdog:
+        metrics, _ = evaluate_and_write(
+            config,
+            output,
+            model,
+            {checkpoint: parameters},
+            step,
+            source,
+            presence,
+            on_progress=lambda done: watchdog.at(step, "evaluate", done),
+            on_segments=on_segments,
+        )
     if files is not None:
         files.close()
     return metrics

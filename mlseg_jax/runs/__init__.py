@@ -13,5 +13,6 @@
                               the same by class and rank, and pictures, for `report`
     report.html               the page that `report` writes
     training_presence.npz     which classes each training example holds
+    hangs/                    what threads did when nothing moved any more, by process
     model_card.json           where converted weights are from (`convert`)
 """

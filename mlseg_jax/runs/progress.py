@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -100,12 +101,31 @@ def progress_bar(total: int | None, start: int, what: str, unit: str = "it") -> 
     )
 
 
+class Reading(NamedTuple):
+    """Of a `Stopwatch`, since the reading before.
+
+    Attributes:
+      steps: how many there were.
+      seconds: they took in all.
+      waiting: share of these that was spent waiting for data.
+      goodput: share of all time since the beginning that steps took.
+      own: seconds in which this process did not wait for its devices; where it is one
+        of several, the others may have waited for it.
+    """
+
+    steps: int
+    seconds: float
+    waiting: float
+    goodput: float
+    own: float
+
+
 class Stopwatch:
     """Where the time since the last reading went, and since the beginning."""
 
     def __init__(self):
         self._first = self._begin = time.perf_counter()
-        self._waited = self._productive = 0.0
+        self._waited = self._productive = self._devices = 0.0
         self._steps = 0
         self._compiled = False
 
@@ -125,21 +145,25 @@ class Stopwatch:
         yield
         self._begin += time.perf_counter() - begin
 
-    def read(self) -> tuple[int, float, float, float]:
-        """Steps and seconds since the last reading, the share of these that was spent
-        waiting, and goodput: the share of all time that steps took, since the
-        beginning.
+    @contextlib.contextmanager
+    def devices(self) -> Iterator[None]:
+        """What is done inside waits for devices, its own and those of others."""
+        begin = time.perf_counter()
+        yield
+        self._devices += time.perf_counter() - begin
 
-        What comes before the first reading (compiling) is no step.
-        """
+    def read(self) -> Reading:
+        """What comes before the first reading (compiling) is no step."""
         now = time.perf_counter()
         steps, seconds, waited = self._steps, now - self._begin, self._waited
+        own = max(seconds - self._devices, 0.0)
         if self._compiled:
             self._productive += seconds - waited
         self._compiled = True
         self._begin, self._waited, self._steps = now, 0.0, 0
+        self._devices = 0.0
         goodput = self._productive / max(now - self._first, 1e-9)
-        return steps, seconds, waited / max(seconds, 1e-9), goodput
+        return Reading(steps, seconds, waited / max(seconds, 1e-9), goodput, own)
 
 
 def log_line(step: int, scalars: dict[str, float]) -> None:

@@ -7,7 +7,14 @@ from typing import NoReturn
 
 from mlseg_jax.serving.problems import RequestProblem
 
-KEYS = ("k", "allowed", "without", "also", "minimum_score", "longest", "top")
+KEYS = (
+    *("k", "allowed", "without", "also", "minimum_score"),
+    *("scales", "longest", "top"),
+)
+
+MOST_SCALES = 8
+SCALES = (0.1, 4.0)
+"""Smallest and largest of a picture's sizes beside its own."""
 
 MAX_NAMES = 10_000
 """Names in one list."""
@@ -24,6 +31,8 @@ class Choice:
       also: class ids that are selected beside the k best, whatever their score and
         whether or not they are among ``allowed``; ``without`` goes before.
       minimum_score: least probability of a label.
+      scales: sizes, beside its own, at which a picture is looked at; None for those of
+        evaluation.
       longest: longest side of maps, which may be larger than the picture's; None for
         its own size.
       top: how many of the likeliest labels of each pixel are wanted.
@@ -34,6 +43,7 @@ class Choice:
     without: tuple[int, ...] = ()
     also: tuple[int, ...] = ()
     minimum_score: float | None = None
+    scales: tuple[float, ...] | None = None
     longest: int | None = None
     top: int = 0
 
@@ -65,6 +75,7 @@ def parse_choice(
         k=_whole(given, "k", 1, most),
         longest=_whole(given, "longest", 16, 8192),
         top=_whole(given, "top", 0, 8) or 0,
+        scales=_scales(given["scales"]) if "scales" in given else None,
         minimum_score=None if score is None else _probability(score),
         **lists,
     )
@@ -101,6 +112,20 @@ def _probability(text: str) -> float:
     if not 0.0 <= value <= 1.0:
         _refuse(f"minimum_score is {text[:40]!r}; give a number from 0 to 1.")
     return value
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(",", MOST_SCALES))
+    except ValueError:
+        values = ()
+    low, high = SCALES
+    if not 0 < len(values) <= MOST_SCALES or not all(low <= x <= high for x in values):
+        _refuse(
+            f"scales is {text[:40]!r}; give up to {MOST_SCALES} numbers from {low:g} "
+            f"to {high:g}, such as 0.75,1,1.25."
+        )
+    return tuple(dict.fromkeys(values))
 
 
 def _class_ids(key: str, values: list[str], names: Sequence[str]) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """What a server segments with: a trained run, or a folder that ``export`` wrote."""
 
 import dataclasses
+from collections.abc import Callable
 
 import cv2
 import jax
@@ -19,9 +20,12 @@ from mlseg_jax.runs.workdir import load_info
 
 NUM_EXAMPLES = 4
 
+SIZES = tuple(2**n for n in reversed(range(BATCH.bit_length())))
+"""Batches of windows that are compiled, the largest first."""
+
 
 class RunModel:
-    """The functions of a run, compiled for one window and for a full batch of them.
+    """The functions of a run, compiled for batches of `SIZES`.
 
     Like `predictor.Model`, with the same meaning of its three attributes.
     """
@@ -38,36 +42,36 @@ class RunModel:
         )
 
     def encode(self, inputs: dict) -> dict[str, np.ndarray]:
-        count, inputs = _padded(inputs)
-        results = self._encode(self._parameters, inputs)
-        # Copies: a part would keep all of the batch.
-        return {key: np.array(x)[:count].copy() for key, x in results.items()}
+        return _in_parts(inputs, lambda part: self._encode(self._parameters, part))
 
     def classify(self, inputs: dict) -> np.ndarray:
-        count, inputs = _padded(inputs)
-        last = [inputs.pop(key) for key in ("class_ids", "valid")]
-        inputs.pop("mask_logits", None)
-        logits = self._classify(self._parameters, inputs, *last)["logits"]
-        return np.asarray(logits)[:count]
+        def call(part):
+            last = [part.pop(key) for key in ("class_ids", "valid")]
+            part.pop("mask_logits", None)
+            return self._classify(self._parameters, part, *last)
+
+        return _in_parts(inputs, call)["logits"]
 
 
 def _with(functions: Functions, parameters) -> Functions:
     return dataclasses.replace(functions, parameters=parameters)
 
 
-def _padded(inputs: dict) -> tuple[int, dict]:
-    """How many windows there are, and arrays of one or of a full batch of them."""
-    count = len(next(iter(inputs.values())))
-    size = 1 if count == 1 else BATCH
-    return count, {
-        key: jnp.asarray(np.concatenate([x, np.repeat(x[-1:], size - count, axis=0)]))
-        for key, x in ((key, np.asarray(x)) for key, x in inputs.items())
-    }
+def _in_parts(inputs: dict, call: Callable[[dict], dict]) -> dict[str, np.ndarray]:
+    """Any number of windows in parts of `SIZES`, for which all is compiled."""
+    inputs = {key: np.asarray(x) for key, x in inputs.items()}
+    count, start, parts = len(next(iter(inputs.values()))), 0, []
+    while start < count:
+        stop = start + next(size for size in SIZES if size <= count - start)
+        part = call({key: jnp.asarray(x[start:stop]) for key, x in inputs.items()})
+        parts.append({key: np.asarray(x) for key, x in part.items()})
+        start = stop
+    return {key: np.concatenate([x[key] for x in parts]) for key in parts[0]}
 
 
 def warm_up(predictor: Predictor) -> None:
     """Compiles all that requests need, so that nobody waits for it later."""
-    for count in (1, BATCH):
+    for count in SIZES:
         inputs = {"image": np.zeros((count, *predictor.window, 3), np.uint8)}
         if predictor.about["input"]["sized"]:
             inputs["size"] = np.repeat(np.int32([predictor.window]), count, axis=0)
@@ -89,13 +93,18 @@ def of_run(
     functions, step = load_functions(config, workdir, checkpoint)
     usual = functions.policy.k
     if functions.policy.name == "top_k":
-        most = min(functions.model.num_classes, 2 * usual)
+        most = largest_k(usual, functions.model.num_classes)
         policy = dataclasses.replace(functions.policy, k=most)
         functions = dataclasses.replace(functions, policy=policy)
     description = describe(
         config, load_info(workdir), functions, kind="run", step=step, arguments={}
     )
     return Predictor(RunModel(functions, description)), usual
+
+
+def largest_k(usual: int, num_classes: int) -> int:
+    """Labels that a page can ask for: twice as many as usual."""
+    return min(num_classes, 2 * usual)
 
 
 def of_export(folder: str) -> tuple[Predictor, int]:

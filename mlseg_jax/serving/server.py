@@ -13,6 +13,7 @@ from http import HTTPStatus
 from mlseg_jax.errors import UserError
 from mlseg_jax.serving.choice import Choice, parse_choice, whole_number
 from mlseg_jax.serving.connections import LimitedServer, TimedHandler
+from mlseg_jax.serving.page_files import OVER_HTTP, facts, page
 from mlseg_jax.serving.problems import RequestProblem
 from mlseg_jax.serving.service import Service
 
@@ -117,9 +118,13 @@ class Handler(TimedHandler):
         elif path == "/labels":
             self._labels(query)
         elif path == "/model":
-            self._send_json(model_facts(service))
+            count, limits = len(service.examples), service.limits
+            found = facts(service.predictor, service.usual, count)
+            found |= {"largest_file": limits.bytes, "most_pixels": limits.pixels}
+            self._send_json(found)
         elif path == "/openapi.json":
-            self._send(200, JSON, _resource("openapi.json").encode())
+            folder = importlib.resources.files("mlseg_jax.serving")
+            self._send(200, JSON, (folder / "openapi.json").read_bytes())
         elif path == "/favicon.ico":
             self._send(204, "image/x-icon", b"")
         elif path.startswith("/examples/"):
@@ -135,7 +140,7 @@ class Handler(TimedHandler):
             raise RequestProblem(404, "Pictures go to /segment, or to /pictures.")
         choice = self._choice(query)
         with service.place(client):
-            seen, times = service.look(self._body(), self._gone)
+            seen, times = service.look(self._body(), self._gone, choice.scales)
             facts = service.segment(seen, choice, self._gone, self._wants_png())
             name = service.keep(seen) if path == PICTURES else None
         self._result(facts, times, name)
@@ -144,6 +149,10 @@ class Handler(TimedHandler):
         """``/pictures/NAME``: another selection for a picture that was sent before."""
         service, client = self.server.service, self.client_address[0]
         choice = self._choice(query)
+        if choice.scales is not None:
+            raise RequestProblem(
+                400, "scales need the encoder; say them when you send the picture."
+            )
         seen = service.kept(path.removeprefix(f"{PICTURES}/"))
         with service.place(client):
             facts = service.segment(seen, choice, self._gone, self._wants_png())
@@ -221,17 +230,17 @@ class Handler(TimedHandler):
 
     def _page(self) -> None:
         nonce = secrets.token_urlsafe(16)
-        page = _resource("page.html").replace("{{nonce}}", nonce)
         policy = (
             f"default-src 'none'; script-src 'nonce-{nonce}'; "
             f"style-src 'nonce-{nonce}'; img-src 'self' blob: data:; "
+            f"media-src blob:; "
             f"connect-src 'self'; base-uri 'none'; form-action 'none'; "
             f"frame-ancestors 'none'"
         )
         self._send(
             200,
             "text/html; charset=utf-8",
-            page.encode(),
+            page(OVER_HTTP, nonce).encode(),
             {"Content-Security-Policy": policy},
         )
 
@@ -263,28 +272,6 @@ class Handler(TimedHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-
-
-def model_facts(service: Service) -> dict:
-    """What a page says of the model."""
-    about, limits = service.predictor.about, service.limits
-    return {
-        "name": about["model"]["name"],
-        "data": about["model"]["data"],
-        "step": about["model"]["step"],
-        "num_classes": len(service.names),
-        "usual_k": min(service.usual, service.predictor.num_ranks),
-        "largest_k": service.predictor.num_ranks,
-        "selects": about["selection"]["name"] == "top_k",
-        "largest_file": limits.bytes,
-        "most_pixels": limits.pixels,
-        "examples": len(service.examples),
-    }
-
-
-def _resource(name: str) -> str:
-    folder = importlib.resources.files("mlseg_jax.serving")
-    return (folder / name).read_text(encoding="utf-8")
 
 
 def is_loopback(name: str) -> bool:

@@ -2,64 +2,23 @@
 
 import collections
 import contextlib
-import dataclasses
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from input_pipeline.files.images import (
-    WHITE,
-    ReadOptions,
-    image_from_bytes,
-    open_picture,
-)
-from input_pipeline.info import DataError
 from mlseg_jax.export.predictor import Predictor, Result, Seen
-from mlseg_jax.export.resampling import sigmoid, views_of
+from mlseg_jax.export.resampling import sigmoid
 from mlseg_jax.serving.choice import Choice
+from mlseg_jax.serving.limits import Gone, Limits, Turns, never
+from mlseg_jax.serving.looking import Looking, Scales
 from mlseg_jax.serving.maps import at_size, label_map_png, top_arrays
 from mlseg_jax.serving.problems import RequestProblem
-from mlseg_jax.typing import UInt8
-
-Gone = Callable[[], bool]
-"""Whether nobody waits for a result any more."""
-
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""Pillow's names of what is read: others may start programs, as EPS does."""
 
 OTHERS = 40
 """Labels after the selected ones that a page is told of."""
-
-
-def _never() -> bool:
-    return False
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a server takes.
-
-    Attributes:
-      bytes: of a picture's file; pixels: of a picture, and of all maps of a result.
-      windows: that a picture is cut into, at all scales.
-      workers: requests that are computed at a time.
-      queue: requests that may wait for that; each_client: of one address.
-      wait: seconds that a request may wait.
-      kept_bytes, kept: of pictures whose encoding is kept.
-    """
-
-    bytes: int = 32 * 2**20
-    pixels: int = 2**25
-    workers: int = 1
-    queue: int = 64
-    each_client: int = 32
-    wait: float = 30.0
-    kept_bytes: int = 2**29
-    kept: int = 64
-    windows: int = 1024
 
 
 class Service:
@@ -83,26 +42,18 @@ class Service:
         self.done = 0
         self._kept: collections.OrderedDict[str, Seen] = collections.OrderedDict()
         self._lock = threading.Lock()
-        self._workers = threading.Semaphore(self.limits.workers)
+        self._turns = Turns(self.limits)
+        self._looking = Looking(predictor, self.limits, self._turns)
         self._waiting: collections.Counter[str] = collections.Counter()
 
     # ------------------------------------------------------------------- pictures
 
-    def look(self, data: bytes, gone: Gone = _never) -> tuple[Seen, dict[str, float]]:
+    def look(
+        self, data: bytes, gone: Gone = never, scales: Scales = None
+    ) -> tuple[Seen, dict[str, float]]:
         """A picture's encoding, and milliseconds of its parts."""
-        start = time.perf_counter()
-        with self._turn(gone):
-            waited = time.perf_counter()
-            image = self._read(data)
-            self._check_windows(image.shape[:2])
-            read = time.perf_counter()
-            seen = self.predictor.look(image)
-        times = {
-            "waiting": waited - start,
-            "reading": read - waited,
-            "encoder": time.perf_counter() - read,
-        }
-        return seen, _milliseconds(times)
+        seen, seconds = self._looking.look(data, gone, scales)
+        return seen, _milliseconds(seconds)
 
     def keep(self, seen: Seen) -> str | None:
         """A name under which the encoding is kept until there are newer ones; None
@@ -129,44 +80,6 @@ class Service:
             self._kept.move_to_end(name)
             return self._kept[name]
 
-    def _read(self, data: bytes) -> UInt8[np.ndarray, "H W 3"]:
-        most = self.limits.pixels
-        try:
-            with open_picture(data, "the picture") as header:
-                if header.format not in FORMATS:
-                    raise _unknown()
-                if header.width * header.height > most:
-                    raise RequestProblem(
-                        413,
-                        f"The picture has {header.width} x {header.height} pixels; "
-                        f"this server takes {most:,} in all.",
-                    )
-            views = self.predictor.about["views"]
-            options = ReadOptions(most, views["exif"], views.get("white", WHITE))
-            return image_from_bytes(data, "the picture", options)
-        except DataError as error:
-            if "decompression bomb" in str(error):
-                raise RequestProblem(
-                    413, f"The picture has too many pixels; {most:,} are taken."
-                ) from error
-            raise _unknown() from error
-
-    def _check_windows(self, size: tuple[int, int]) -> None:
-        most = self.limits.windows
-        try:
-            count = sum(
-                len(rows.starts) * len(columns.starts)
-                for _, (rows, columns) in views_of(self.predictor.about, size)
-            )
-        except ValueError as error:  # very long
-            raise RequestProblem(413, str(error)) from error
-        if count > most:
-            raise RequestProblem(
-                413,
-                f"The picture would be cut into {count:,} windows; this server takes "
-                f"{most:,}: send it smaller, or a part of it.",
-            )
-
     @contextlib.contextmanager
     def place(self, client: str) -> Iterator[None]:
         """In the queue: before anything of a request is read."""
@@ -187,24 +100,10 @@ class Service:
                 self.done += 1
                 self._waiting -= collections.Counter({client: 1})
 
-    @contextlib.contextmanager
-    def _turn(self, gone: Gone) -> Iterator[None]:
-        """Waits until a request may be computed."""
-        if not self._workers.acquire(timeout=self.limits.wait):
-            raise RequestProblem(
-                503, f"Nothing was free within {self.limits.wait:.0f} seconds."
-            )
-        try:
-            if gone():
-                raise ConnectionAbortedError
-            yield
-        finally:
-            self._workers.release()
-
     # ------------------------------------------------------------------- labels
 
     def segment(
-        self, seen: Seen, choice: Choice, gone: Gone = _never, as_png: bool = False
+        self, seen: Seen, choice: Choice, gone: Gone = never, as_png: bool = False
     ) -> dict | bytes:
         """What a response says, or the label map alone as a file."""
         start = time.perf_counter()
@@ -216,7 +115,7 @@ class Service:
                 f"The result would have {maps:,} pixels in all its maps; this server "
                 f"makes {self.limits.pixels:,}: ask for a smaller longest, or top.",
             )
-        with self._turn(gone):
+        with self._turns.one(gone):
             waited = time.perf_counter()
             considered, allowed, k = self._candidates(seen, choice)
             result = self.predictor.segment(
@@ -293,14 +192,6 @@ class Service:
         return [
             {"name": self.names[i], "class_id": i} for _, i in sorted(found)[:limit]
         ]
-
-
-def _unknown() -> RequestProblem:
-    return RequestProblem(
-        415,
-        "This is no picture that can be read: it is damaged, or in an unknown format; "
-        "send a JPEG, PNG, WebP, BMP, GIF or TIFF file.",
-    )
 
 
 def _milliseconds(times: dict[str, float]) -> dict[str, float]:

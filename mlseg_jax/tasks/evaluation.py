@@ -108,6 +108,7 @@ def evaluate(
             skips.add(error)
         done = evaluation.num_examples * jax.process_count()
         on_progress(min(done, len(source)), len(source))
+    on_progress(len(source), len(source))  # Shares differ by one example.
     evaluation.add_other_processes()
     seconds = time.perf_counter() - begin
     skips.log("evaluation")

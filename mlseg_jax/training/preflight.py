@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 import input_pipeline
-from mlseg_jax.distributed import processes
+from mlseg_jax.distributed import heartbeat, processes
 from mlseg_jax.distributed.processes import ANSWER_SECONDS, tell_all
 from mlseg_jax.errors import UserError
 from mlseg_jax.settings import recipes
@@ -40,7 +40,7 @@ def check(config: ml_collections.ConfigDict, workdir: str) -> None:
         f"Process {jax.process_index()} of {jax.process_count()} got no further in its "
         f"checks before training within {ANSWER_SECONDS:.0f} s; see what others say."
     )
-    with processes.Deadline(ANSWER_SECONDS, sentence):
+    with heartbeat.Deadline(ANSWER_SECONDS, sentence):
         processes.barrier("preflight", ANSWER_SECONDS)
         facts = _exchange(config)
         _compare(facts)

@@ -1,7 +1,6 @@
-"""Watching over a run: when to stop, what hangs, how well its time is used."""
+"""Watching over a run: when to stop, where its time and memory go."""
 
 import contextlib
-import faulthandler
 import logging
 import os
 import pathlib
@@ -13,6 +12,8 @@ import time
 
 import jax
 from jax.experimental import multihost_utils
+
+from mlseg_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,11 @@ class StopRequest:
     def __enter__(self):
         # Several processes: JAX listens, and agrees with the others.
         alone = jax.process_count() == 1
+        if not alone and not jax.config.jax_enable_preemption_service:
+            raise UserError(
+                "Several processes stop together through JAX's preemption service, "
+                "which is off here; do not set JAX_ENABLE_PREEMPTION_SERVICE=0."
+            )
         if alone and threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._note)
         return self
@@ -62,44 +68,6 @@ class StopRequest:
     def __exit__(self, *_):
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
-
-
-class Watchdog:
-    """Writes the stacks of all threads when nothing has moved for some minutes."""
-
-    def __init__(self, minutes: float, file=None):
-        self._seconds = 60.0 * minutes
-        self._file = file
-        self._last = time.monotonic()
-        self._stop = threading.Event()
-
-    def beat(self) -> None:
-        """Something moved."""
-        self._last = time.monotonic()
-
-    def __enter__(self):
-        if self._seconds > 0:
-            threading.Thread(target=self._watch, daemon=True).start()
-        return self
-
-    def _watch(self) -> None:
-        reported = None
-        while not self._stop.wait(min(self._seconds / 4, 10.0)):
-            last = self._last
-            if time.monotonic() - last < self._seconds or last == reported:
-                continue
-            reported = last
-            file = self._file or sys.stderr
-            print(
-                f"No step has ended for {self._seconds / 60:.3g} minutes on process "
-                f"{jax.process_index()} (train.hang_minutes); what its threads do:",
-                file=file,
-                flush=True,
-            )
-            faulthandler.dump_traceback(file, all_threads=True)
-
-    def __exit__(self, *_):
-        self._stop.set()
 
 
 class ProfileWindow:

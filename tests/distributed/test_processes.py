@@ -120,7 +120,7 @@ def test_when_one_is_killed_the_others_end_and_the_run_goes_on(alone):
         time.sleep(0.02)
     running[1].kill()
     logs = finish(path, workdir, running)
-    assert [p.returncode for p in running] == [1, -signal.SIGKILL, 1, 1], logs
+    assert [p.returncode for p in running] == [75, -signal.SIGKILL, 75, 75], logs
     for log in (logs[0], *logs[2:]):
         assert "rocess 1" in log and "last checkpoint" in log, log
     # On one process, and asked to stop: it saves and leaves in peace.

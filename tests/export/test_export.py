@@ -1,9 +1,11 @@
 """A run as files that run without this project."""
 
+import importlib.util
 import json
 import os
+import pathlib
 import subprocess
-import sys
+import venv
 
 import cv2
 import jax
@@ -28,7 +30,7 @@ from mlseg_jax.training.state import initialise
 OVERRIDES = {
     "data.num_classes": 300,
     "eval.stride": (24, 24),
-    "eval.scales": (1.0, 1.4),
+    "eval.scales": (0.6, 1.4),
     "eval.flip": True,
 }
 
@@ -103,21 +105,30 @@ def test_the_predictor_says_what_the_segmenter_says(exported, workdir):
     assert different <= 0.01 * pixels
 
 
-def test_the_program_beside_the_model_needs_no_jax(exported, tmp_path):
+def bare_environment(folder):
+    """The Python of a virtual environment with three packages and nothing else."""
+    venv.create(folder)
+    (site,) = folder.glob("lib/*/site-packages")
+    for name in ("numpy", "PIL", "onnxruntime"):
+        package = pathlib.Path(importlib.util.find_spec(name).origin).parent
+        # With the libraries that lie beside it.
+        libraries = package.with_name(f"{name.replace('PIL', 'pillow')}.libs")
+        for path in (package, libraries):
+            if path.exists():
+                (site / path.name).symlink_to(path)
+    return folder / "bin/python"
+
+
+def test_the_program_beside_the_model_needs_three_packages(exported, tmp_path):
     folder, _ = exported
+    python = bare_environment(tmp_path / "bare")
     image = np.random.default_rng(1).integers(0, 256, (40, 50, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), image)
     (tmp_path / "b.jpg").write_bytes(b"no picture")
-    blocked = ("jax", "flax", "cv2", "onnx", "mlseg_jax", "input_pipeline")
-    program = (
-        "import runpy, sys\n"
-        f"for name in {blocked}: sys.modules[name] = None\n"
-        f"sys.path.insert(0, {str(folder)!r})\n"
-        f"sys.argv = ['predict.py', {str(tmp_path)!r}, '--output', 'out', '--k', '3']\n"
-        f"runpy.run_path({str(folder / 'predict.py')!r}, run_name='__main__')\n"
-    )
+    nothing = subprocess.run([python, "-c", "import jax"], capture_output=True)
+    assert b"ModuleNotFoundError" in nothing.stderr
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [python, folder / "predict.py", tmp_path, "--output", "out", "--k", "3"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -136,9 +147,16 @@ def test_the_program_beside_the_model_needs_no_jax(exported, tmp_path):
 
 def test_stablehlo_is_read_with_jax_alone(exported, workdir, tmp_path):
     """By what JAX itself has for it; any batch, and K at run time."""
-    functions, _ = artifacts.load_functions(load_config(str(workdir)), str(workdir))
-    calls = artifacts.arguments(functions, artifacts.any_batch())
-    artifacts.write_stablehlo(tmp_path, functions, {"segment": calls["segment"]})
+    config, sizes = load_config(str(workdir)), [(32, 32), (48, 32)]
+    both, _ = artifacts.load_functions_of(config, str(workdir), sizes=sizes)
+    for functions in both:
+        calls = artifacts.arguments(functions, artifacts.any_batch())
+        size = functions.size if functions.size != (32, 32) else None
+        calls = {"segment": calls["segment"]}
+        artifacts.write_stablehlo(tmp_path, functions, calls, size)
+    taller = (tmp_path / "segment_48x32.stablehlo").read_bytes()
+    shapes = [x.shape[1:] for x in jax.export.deserialize(bytearray(taller)).out_avals]
+    assert (48, 32) in shapes and (32, 32) not in shapes
     data = bytearray((tmp_path / "segment.stablehlo").read_bytes())
     program = jax.export.deserialize(data)
     assert program.platforms == artifacts.PLATFORMS
@@ -157,6 +175,9 @@ def test_what_cannot_be_exported_is_said(workdir):
     config = load_config(str(workdir))
     with pytest.raises(UserError, match="choose 17 to 23"):
         artifacts.export_run(config, str(workdir), "out", "onnx", opset=9)
+    sizes = [(32, 32), (64, 64)]
+    with pytest.raises(UserError, match="Several sizes go with --to=stablehlo"):
+        artifacts.export_run(config, str(workdir), "out", "onnx", sizes=sizes)
     config.selection.eval_name = "oracle"
     with pytest.raises(UserError, match="needs more than a picture"):
         artifacts.load_functions(config, str(workdir))

@@ -102,6 +102,8 @@ def test_a_framework_says_the_same_in_onnx(name, tmp_path):
     np.testing.assert_array_equal(got["valid"], expected["valid"])
     assert np.mean(got["label_map"] != expected["label_map"]) <= 0.002
     # One picture alone, and by the two parts.
+    alone = run("segment", parity.segment_inputs(functions, images[:1]))
+    assert np.mean(alone["label_map"] != expected["label_map"][:1]) <= 0.002
     encoded = run("encode", parity.encode_inputs(functions, images[:1]))
     np.testing.assert_allclose(encoded["scores"], got["scores"][:1], atol=1e-4)
     chosen = {key: got[key][:1] for key in ("class_ids", "valid")}

@@ -172,3 +172,13 @@ def test_files_that_say_something_else_are_an_error():
     for wrong in (2e-4, np.inf, np.nan):
         with pytest.raises(UserError, match="scores differ.*logits.*files are in out"):
             parity.judge(found | {"largest_difference_of_logits": wrong}, "out")
+
+
+def test_one_line_for_files_of_several_sizes():
+    one = {"pictures": "3 of noise", "pixels": 10, "different_pixels": 1}
+    one |= {"largest_difference_of_scores": 1e-6, "milliseconds_here": 2.0}
+    two = one | {"pixels": 30, "largest_difference_of_scores": np.nan}
+    found = parity.together([one, two, one])
+    assert found["pixels"] == 50 and found["milliseconds_here"] == 6
+    assert found["pictures"] == "3 of noise"
+    assert np.isnan(found["largest_difference_of_scores"])

@@ -3,6 +3,7 @@
 import pytest
 
 from mlseg_jax.errors import UserError
+from mlseg_jax.models.flops import peak_flops
 from mlseg_jax.planning import topologies
 from mlseg_jax.planning.topologies import parse_topology
 
@@ -14,6 +15,7 @@ from mlseg_jax.planning.topologies import parse_topology
         ("v5p-64", 64, (4, 4, 4), 1),
         ("v4:2x2x1", 4, (2, 2, 1), 1),
         ("v6e-8x2", 16, (2, 4), 2),
+        ("tpu7x-4", 8, (2, 2, 1), 1),
         ("h100x8", 8, (1, 8), 1),
         ("a100x16", 16, (2, 8), 1),
         ("cpu4", 4, (4,), 1),
@@ -56,3 +58,12 @@ def test_a_compiler_that_is_missing(monkeypatch, name, extra):
 def test_more_devices_than_there_are():
     with pytest.raises(UserError, match="device_count=4096"):
         topologies.devices(parse_topology("cpu4096"))
+
+
+@pytest.mark.parametrize("name, kind", [("v6e-4", "TPU v6 lite"), ("tpu7x-4", "TPU7x")])
+def test_newer_slices_are_known_to_the_compiler(name, kind):
+    pytest.importorskip("libtpu")
+    topology = parse_topology(name)
+    found = topologies.devices(topology)
+    assert [device.device_kind for device in found] == [kind] * topology.num_chips
+    assert topology.peak_flops == peak_flops(kind)

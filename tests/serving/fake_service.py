@@ -6,8 +6,9 @@ import threading
 import numpy as np
 
 from mlseg_jax.export.predictor import Predictor
+from mlseg_jax.serving.limits import Limits
 from mlseg_jax.serving.server import open_server
-from mlseg_jax.serving.service import Limits, Service
+from mlseg_jax.serving.service import Service
 
 NAMES = ("red", "green", "blue", "<img src=x onerror=alert(1)>", "a, b", "grey")
 COLOURS = np.float32(
@@ -50,13 +51,18 @@ def description():
 class FakeModel:
     def __init__(self):
         self.description = description()
-        self.encodings = 0
+        self.batches, self.waiting = [], 0
         self.may_go_on = threading.Event()
         self.may_go_on.set()
 
+    @property
+    def encodings(self):
+        return len(self.batches)
+
     def encode(self, inputs):
+        self.waiting += 1
         assert self.may_go_on.wait(30)
-        self.encodings += 1
+        self.batches.append(len(inputs["image"]))
         image = inputs["image"].astype(np.float32)
         distance = np.linalg.norm(image[..., None, :] - COLOURS, axis=-1) / 50
         share = (distance < 1).mean(axis=(1, 2))

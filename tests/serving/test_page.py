@@ -3,26 +3,18 @@
 import http.client
 import json
 
+import av
 import cv2
-import pytest
-from browser import Browser, find_chromium
-from fake_service import NAMES, picture, running
-
-pytestmark = pytest.mark.skipif(
-    find_chromium() is None, reason="no Chromium to open the page with"
-)
+import numpy as np
+from fake_service import COLOURS, NAMES, picture, running
 
 
-def test_the_page_in_a_browser(tmp_path):
+def test_the_page_in_a_browser(browser, tmp_path):
     path = tmp_path / "a picture.png"
     cv2.imwrite(str(path), picture()[..., ::-1])
     with running() as (service, port):
-        browser = Browser(tmp_path / "profile")
-        try:
-            use(browser, port, path, service, tmp_path)
-            assert not browser.problems()
-        finally:
-            browser.close()
+        use(browser, port, path, service, tmp_path)
+        assert not browser.problems()
 
 
 def use(browser, port, path, service, folder):
@@ -84,3 +76,48 @@ def use(browser, port, path, service, folder):
         assert (folder / f"{scheme}.png").stat().st_size > 10_000
         overflow = "document.documentElement.scrollWidth - innerWidth"
         assert browser.run(overflow) <= 0
+
+
+def write_video(path):
+    """Red for a second, then green: 64 x 48, ten frames a second."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libvpx", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(20):
+            colour = COLOURS[number // 10].astype(np.uint8)
+            image = np.broadcast_to(colour, (48, 64, 3))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+def test_a_video_is_a_strip_of_frames(browser, tmp_path):
+    """What is chosen holds for all frames."""
+    write_video(tmp_path / "clip.webm")
+    with running() as (_, port):
+        browser.open(f"http://127.0.0.1:{port}/")
+        browser.wait_for("state.model")
+        browser.choose_file("#file", tmp_path / "clip.webm")
+        frames = "[...document.querySelectorAll('#strip button')]"
+        browser.wait_for(f"{frames}.filter(x => x.ariaLabel.includes(':')).length > 15")
+        said = browser.run(f"{frames}.map(x => x.ariaLabel)")
+        assert len(said) == 16 and said[0] == "Frame at 0.1 seconds: red"
+        assert said[-1].endswith("seconds: green")
+        browser.run(f"{frames}.at(-1).click()")
+        browser.wait_for("state.result.labels[0].name === 'green' && !state.running")
+        browser.run("change('without', 1, true)")
+        browser.wait_for(f"!{frames}.at(-1).ariaLabel.includes('green')")
+        browser.run(f"{frames}[0].click()")
+        browser.wait_for("state.result.labels[0].name === 'red' && !state.running")
+        assert browser.run("state.without.size") == 1
+        (tmp_path / "no.webm").write_bytes(b"no video")
+        browser.choose_file("#file", tmp_path / "no.webm")
+        browser.wait_for("$('problem').textContent.includes('cannot play')")
+        browser.choose_file("#file", tmp_path / "clip.webm")
+        browser.wait_for(f"{frames}.length > 3")
+        picture = tmp_path / "a.png"
+        cv2.imwrite(str(picture), np.zeros((40, 40, 3), np.uint8))
+        browser.choose_file("#file", picture)  # Another one: the strip is gone.
+        browser.wait_for("$('strip').hidden && state.result.width && !state.running")
+        assert browser.run(f"{frames}.length") == 0
+        assert not browser.problems()

@@ -13,12 +13,13 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from fake_service import NAMES, K, picture, running
+from fake_service import COLOURS, NAMES, K, picture, running
 from PIL import Image
 
 from mlseg_jax.errors import UserError
+from mlseg_jax.serving.choice import KEYS
+from mlseg_jax.serving.limits import Limits
 from mlseg_jax.serving.server import open_server
-from mlseg_jax.serving.service import Limits
 
 
 def png(image=None):
@@ -94,6 +95,12 @@ def test_another_selection_does_not_encode_again(server):
     assert (small["width"], small["height"]) == (30, 20)
     assert service.predictor.model.encodings - before == count
     assert ask(port, "/pictures/no-such-name")[0] == 410
+    status, answer = ask(port, address + "?scales=1")
+    assert status == 400 and "when you send the picture" in answer["error"]
+    before = service.predictor.model.encodings
+    _, larger = ask(port, "/segment?scales=1,2&minimum_score=0.9", png())
+    assert service.predictor.model.encodings - before == 2  # 4 and 12 windows
+    assert (larger["width"], larger["height"]) == (60, 40)
 
 
 def test_other_addresses(server):
@@ -106,6 +113,10 @@ def test_other_addresses(server):
     ]
     assert ask(port, "/model")[1]["largest_k"] == K
     described = ask(port, "/openapi.json")[1]["paths"]
+    parameters = {
+        x["$ref"].rsplit("/", 1)[1] for x in described["/segment"]["post"]["parameters"]
+    }
+    assert parameters == set(KEYS)
     assert {"/segment", "/labels", "/health", "/pictures/{picture}"} <= set(described)
     status, page = ask(port, "/")
     assert status == 200 and b"<title>mlseg_jax" in page and b"{{nonce}}" not in page
@@ -126,6 +137,8 @@ def test_other_addresses(server):
         ("allowed=gren", "did you mean 'green'"),
         ("allowed=%2399", "ids end at 5"),
         ("minimum_score=nan", "from 0 to 1"),
+        ("scales=1,nan", "up to 8 numbers from 0.1 to 4"),
+        ("scales=" + ",1" * 9, "up to 8 numbers"),
         ("colour=1", "no parameter 'colour'"),
         ("&".join(f"without=%23{i}" for i in range(6)), "No label is left"),
     ],
@@ -249,6 +262,35 @@ def test_nothing_is_computed_for_those_who_hung_up():
         assert status == 200 and "picture" not in answer  # too large to be kept
         wait_for(lambda: service.done == 2)
         assert model.encodings == 1
+
+
+def test_pictures_that_wait_are_encoded_together():
+    """Whose parts do not get mixed up, and of which a bad one harms no other."""
+    colours = {"red": 0, "green": 1, "blue": 2, "grey": 5}
+    body = lambda i: png(np.full((32, 32, 3), COLOURS[i], np.uint8))  # noqa: E731
+    with running() as (service, port):
+        model = service.predictor.model
+        model.may_go_on.clear()
+        with concurrent.futures.ThreadPoolExecutor(12) as pool:
+            send = lambda data, query="": pool.submit(  # noqa: E731
+                ask, port, f"/segment?k=1{query}", data
+            )
+            first = send(png())
+            wait_for(lambda: model.waiting == 1)
+            answers = {name: send(body(i)) for name, i in colours.items()}
+            bad = send(png()[:100])
+            wait_for(lambda: len(service._looking._jobs) == 5)
+            large = send(png(), "&scales=1,2")
+            wait_for(lambda: len(service._looking._jobs) == 6)
+            model.may_go_on.set()
+            for name, answer in answers.items():
+                status, result = answer.result()
+                assert status == 200 and result["labels"][0]["name"] == name
+            assert bad.result()[0] == 415
+            assert first.result()[0] == large.result()[0] == 200
+        # 4 windows; 4 pictures of one; and 4 + 12 windows, for which there was no room.
+        assert sorted(model.batches) == [4, 4, 8, 8]
+        assert not service._looking._jobs
 
 
 def wait_for(condition):

@@ -75,7 +75,7 @@ def run(source, overrides=None):
 def test_every_example_once_in_groups_of_one_size():
     evaluation, metrics, heard = run(Source(7))
     assert evaluation.seen == [[0, 1], [2], [3, 4], [5], [6]]
-    assert heard == [(2, 7), (3, 7), (5, 7), (6, 7), (7, 7)]
+    assert heard == [(2, 7), (3, 7), (5, 7), (6, 7), (7, 7), (7, 7)]
     assert metrics["examples"] == 7
     assert metrics["images_per_second"] == pytest.approx(7 / metrics["seconds"])
 

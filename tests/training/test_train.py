@@ -19,7 +19,7 @@ from tiny import tiny_config
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.runs.checkpoint import Checkpoints
-from mlseg_jax.training import loop
+from mlseg_jax.training import loop, reports
 from mlseg_jax.training.loop import train
 
 
@@ -31,7 +31,7 @@ def preempt(config, workdir, at: int, monkeypatch) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "log_line", log_line)
+        patch.setattr(reports, "log_line", log_line)
         assert train(config, str(workdir)) == {}
 
 

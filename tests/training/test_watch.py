@@ -4,13 +4,12 @@ import logging
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
 from tiny import ROOT
 
-from mlseg_jax.training.watch import ProfileWindow, Watchdog
+from mlseg_jax.training.watch import ProfileWindow
 
 TWO_SIGNALS = """
 import os, signal, time
@@ -30,33 +29,6 @@ def test_the_first_signal_asks_and_the_second_ends():
     )
     assert done.returncode == -signal.SIGTERM
     assert done.stdout == b"True\n"
-
-
-def test_a_hang_is_reported_once_with_what_the_threads_do(tmp_path):
-    path = tmp_path / "stderr"
-
-    def reports() -> int:
-        return path.read_text().count("No step has ended for 0.001 minutes")
-
-    def wait_for(count: int) -> None:
-        deadline = time.monotonic() + 60
-        while reports() < count and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert reports() == count
-
-    with path.open("w") as file:
-        with Watchdog(0.001, file) as watchdog:
-            wait_for(1)
-            assert "on process 0" in path.read_text()
-            assert "in wait_for" in path.read_text()
-            time.sleep(0.2)
-            assert reports() == 1
-            watchdog.beat()
-            wait_for(2)
-        before = path.read_text()
-        with Watchdog(0.0, file):  # off
-            time.sleep(0.1)
-        assert path.read_text() == before
 
 
 def test_a_profile_of_some_steps(tmp_path, caplog):

@@ -11,7 +11,7 @@ def run(flags) -> None:
     if flags.list:
         print(download.table())
         return
-    if flags.to in KINDS:
+    if flags.to in (*KINDS, "web"):
         raise UserError(f"convert writes weights; use export for --to={flags.to}.")
     if flags.to:
         workdir, output = required(flags, "workdir"), required(flags, "output")

@@ -1,42 +1,44 @@
 """``export``: a trained model as files that run without this project."""
 
+import functools
+
 from mlseg_jax.cli.flags import required
 from mlseg_jax.errors import UserError
 from mlseg_jax.export import artifacts, parity
+from mlseg_jax.serving import web
 
 
 def run(flags) -> None:
     workdir, output = required(flags, "workdir"), required(flags, "output")
     kind = required(flags, "to")
-    if kind not in artifacts.KINDS:
+    if kind not in (*artifacts.KINDS, "web"):
         raise UserError(
-            f"export writes {' or '.join(artifacts.KINDS)}, not {kind}, which is what "
-            f"convert writes."
+            f"export writes {', '.join(artifacts.KINDS)} or web, not {kind}, which is "
+            f"what convert writes."
         )
-    description = artifacts.export_run(
-        flags.config,
-        workdir,
-        output,
-        kind,
-        checkpoint=flags.checkpoint,
-        size=_size(flags.size),
-        batch=flags.batch,
-        opset=flags.opset,
-        quantize=flags.quantize,
-    )
+    options = {
+        "checkpoint": flags.checkpoint,
+        "sizes": _sizes(flags.size),
+        "opset": flags.opset,
+        "quantize": flags.quantize,
+    }
+    if kind == "web":
+        write = functools.partial(web.export_page, runtime=flags.runtime)
+    else:
+        write = functools.partial(artifacts.export_run, kind=kind, batch=flags.batch)
+    description = write(flags.config, workdir, output, **options)
     print(parity.line(description["parity"]))
     print(output)
 
 
-def _size(given: list[str]) -> tuple[int, int] | None:
-    """Height and width of --size."""
-    if not given:
-        return None
-    if len(given) != 2 or not all(part.strip().isdigit() for part in given):
+def _sizes(given: list[str]) -> list[tuple[int, int]]:
+    """Heights and widths of --size, one after the other."""
+    if len(given) % 2 or not all(part.strip().isdigit() for part in given):
         raise UserError(
-            f"--size={','.join(given)} is no height and width; write --size=512,512."
+            f"--size={','.join(given)} is no height and width; write --size=512,512, "
+            f"or --size=512,512,512,768 for two sizes."
         )
-    height, width = map(int, given)
-    if not (height and width):
+    numbers = [int(part) for part in given]
+    if 0 in numbers:
         raise UserError("A side of --size is 0; write --size=512,512.")
-    return height, width
+    return list(zip(numbers[::2], numbers[1::2], strict=True))

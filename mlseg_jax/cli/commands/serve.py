@@ -2,8 +2,9 @@
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.serving import models
+from mlseg_jax.serving.limits import Limits
 from mlseg_jax.serving.server import is_loopback, open_server
-from mlseg_jax.serving.service import Limits, Service
+from mlseg_jax.serving.service import Service
 
 
 def run(flags) -> None:

@@ -1,163 +1,3 @@
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>mlseg_jax: which labels are in a picture, and where</title>
-<style nonce="{{nonce}}">
-:root {
-  color-scheme: light dark;
-  --page: #f4f5f8; --card: #ffffff; --ink: #16181d; --soft: #5b6270; --line: #e1e4ea;
-  --accent: #4353e0; --accent-ink: #ffffff; --wash: #eef0fb; --stage: #e9ebf0; --bad: #b3261e;
-  --shadow: 0 1px 2px rgb(20 24 40 / 6%), 0 8px 24px rgb(20 24 40 / 6%);
-}
-@media (prefers-color-scheme: dark) {
-  :root:not([data-theme=light]) {
-    --page: #101218; --card: #191c24; --ink: #eceef4; --soft: #9aa2b3; --line: #2b303c;
-    --accent: #8b97ff; --accent-ink: #11131c; --wash: #232842; --stage: #0b0d12; --bad: #ff9a91;
-    --shadow: none;
-  }
-}
-:root[data-theme=dark] {
-  --page: #101218; --card: #191c24; --ink: #eceef4; --soft: #9aa2b3; --line: #2b303c;
-  --accent: #8b97ff; --accent-ink: #11131c; --wash: #232842; --stage: #0b0d12; --bad: #ff9a91;
-  --shadow: none; color-scheme: dark;
-}
-:root[data-theme=light] { color-scheme: light; }
-* { box-sizing: border-box; }
-[hidden] { display: none !important; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }
-header { display: flex; gap: 12px; align-items: center; padding: 14px 22px; flex-wrap: wrap; }
-header h1 { font-size: 17px; margin: 0; letter-spacing: -.01em; }
-header p { margin: 0; color: var(--soft); flex: 1; }
-main { display: grid; grid-template-columns: minmax(0, 1fr) 400px; gap: 18px; padding: 0 22px 28px; max-width: 1560px; margin: auto; align-items: start; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 14px; box-shadow: var(--shadow); }
-button, .button { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line); border-radius: 9px; padding: 6px 12px; cursor: pointer; }
-button:hover, .button:hover { border-color: var(--accent); }
-button.main, .button.main { background: var(--accent); border-color: var(--accent); color: var(--accent-ink); font-weight: 600; }
-:focus-visible { outline: 2.5px solid var(--accent); outline-offset: 2px; }
-#stage { position: relative; overflow: hidden; min-height: 420px; display: grid; place-items: center; background: var(--stage); }
-#stage.over { outline: 3px dashed var(--accent); outline-offset: -10px; }
-#canvas { display: block; max-width: 100%; max-height: calc(100vh - 190px); width: auto; height: auto; touch-action: none; }
-#empty { text-align: center; padding: 40px 24px; max-width: 520px; }
-#empty h2 { text-wrap: balance; margin: 0 0 6px; font-size: 22px; letter-spacing: -.02em; }
-#empty p { color: var(--soft); margin: 0 0 18px; }
-#examples { display: flex; gap: 10px; justify-content: center; margin-top: 22px; flex-wrap: wrap; }
-#examples button { padding: 0; border-radius: 10px; overflow: hidden; line-height: 0; border-width: 2px; }
-#examples img { width: 84px; height: 84px; object-fit: cover; display: block; }
-#tip { position: absolute; pointer-events: none; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 8px 11px; font-size: 13px; min-width: 170px; max-width: 280px; box-shadow: 0 6px 22px rgb(0 0 0 / 22%); }
-#tip div { display: grid; grid-template-columns: 11px 1fr auto; gap: 7px; align-items: center; }
-#tip i, .swatch { width: 11px; height: 11px; border-radius: 3px; display: inline-block; border: 1px solid rgb(0 0 0 / 25%); }
-#tip b { font-weight: 500; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-#tip span { color: var(--soft); font-variant-numeric: tabular-nums; }
-#under { display: flex; gap: 10px; align-items: center; padding: 10px 2px; flex-wrap: wrap; }
-#under .space { flex: 1; }
-#times { color: var(--soft); font-size: 13px; font-variant-numeric: tabular-nums; }
-aside { display: grid; gap: 14px; }
-.pad { padding: 14px 16px; }
-.control label { display: flex; justify-content: space-between; font-weight: 600; }
-.control output { font-variant-numeric: tabular-nums; }
-.control small { color: var(--soft); display: block; }
-input[type=range] { width: 100%; accent-color: var(--accent); margin: 8px 0 4px; height: 22px; }
-input[type=checkbox] { accent-color: var(--accent); width: 16px; height: 16px; margin: 0; }
-h2.head { font-size: 14px; margin: 0; padding: 12px 16px 8px; display: flex; justify-content: space-between; }
-h2.head span { color: var(--soft); font-weight: 400; }
-ul { list-style: none; margin: 0; padding: 0 8px 8px; }
-#labels, #others { max-height: 48vh; overflow: auto; }
-#others { max-height: 26vh; }
-li { display: flex; align-items: center; gap: 8px; min-height: 36px; border-radius: 9px; padding: 0 8px; }
-li:hover { background: var(--wash); }
-li.off .row { opacity: .45; }
-.row { flex: 1; min-width: 0; display: grid; grid-template-columns: 13px minmax(0, 1fr) 54px 54px; gap: 3px 8px; align-items: center; border: 0; background: none; padding: 7px 2px; text-align: left; border-radius: 8px; }
-.row[aria-pressed=true] { background: var(--wash); box-shadow: inset 0 0 0 1.5px var(--accent); padding-inline: 6px; }
-.row .name { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-li > input[type=checkbox] { margin-bottom: 9px; }
-.row .number { text-align: right; font-variant-numeric: tabular-nums; font-size: 13px; color: var(--soft); }
-.bar { grid-column: 2 / 5; height: 5px; border-radius: 3px; background: var(--line); overflow: hidden; }
-.bar i { display: block; height: 100%; border-radius: 3px; }
-.legend { display: grid; grid-template-columns: 13px minmax(0,1fr) 54px 54px; gap: 8px; padding: 0 20px 2px 42px; font-size: 12px; color: var(--soft); }
-.legend span:nth-child(n+3) { text-align: right; }
-.small { font-size: 13px; padding: 3px 9px; }
-#search { width: 100%; font: inherit; padding: 8px 11px; border-radius: 9px; border: 1px solid var(--line); background: var(--page); color: inherit; }
-#chips { display: flex; gap: 6px; flex-wrap: wrap; }
-#chips:not(:empty) { margin-top: 10px; }
-.chip { background: var(--wash); border-radius: 99px; padding: 2px 6px 2px 11px; font-size: 13px; display: inline-flex; gap: 5px; align-items: center; max-width: 100%; }
-.chip button { border: 0; background: none; padding: 0 5px; }
-#problem { background: var(--card); color: var(--bad); border: 1px solid currentcolor; border-radius: 10px; margin: 0 22px 14px; padding: 10px 14px; }
-#busy { position: absolute; inset: 0 0 auto; height: 3px; background: linear-gradient(90deg, transparent, var(--accent), transparent); background-size: 40% 100%; background-repeat: no-repeat; animation: run 1s infinite linear; }
-@keyframes run { from { background-position: -40% 0; } to { background-position: 140% 0; } }
-@media (prefers-reduced-motion: reduce) { #busy { animation: none; background: var(--accent); } }
-.hide { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
-main.fresh { grid-template-columns: minmax(0, 1fr); }
-main.fresh #stage { min-height: calc(100vh - 110px); }
-@media (max-width: 900px) {
-  main { grid-template-columns: minmax(0, 1fr); padding: 0 12px 24px; gap: 12px; }
-  header { padding: 12px; } header p { order: 9; flex-basis: 100%; } header h1 { flex: 1; } #problem { margin: 0 12px 12px; }
-  #canvas { max-height: 60vh; } #stage { min-height: 300px; }
-  #labels { max-height: none; }
-}
-</style>
-</head>
-<body>
-<header>
-  <h1>mlseg_jax</h1>
-  <p id="about"></p>
-  <button id="theme" type="button" aria-label="Light or dark">◐</button>
-  <label class="button main" for="file" tabindex="-1">Choose a picture</label>
-  <input class="hide" id="file" type="file" accept="image/*">
-</header>
-<div id="problem" role="alert" hidden></div>
-<main class="fresh">
-  <section aria-label="Picture">
-    <div id="stage" class="card">
-      <div id="busy" hidden></div>
-      <div id="empty">
-        <h2>Which labels are in a picture, and where?</h2>
-        <p>Drop a picture here, paste one, or choose a file. It stays between this page and the server that it came from.</p>
-        <label class="button main" for="file">Choose a picture</label>
-        <div id="examples" aria-label="Examples"></div>
-      </div>
-      <canvas id="canvas" tabindex="0" role="img" hidden></canvas>
-      <div id="tip" hidden></div>
-    </div>
-    <div id="under" hidden>
-      <button type="button" class="small" id="whole">Show all labels</button>
-      <span class="space"></span>
-      <span id="times"></span>
-      <button type="button" class="small" id="save-mask">Mask</button>
-      <button type="button" class="small" id="save-view">View</button>
-      <button type="button" class="small" id="save-json">JSON</button>
-    </div>
-  </section>
-  <aside id="panel" hidden>
-    <div class="card pad control">
-      <label for="k"><span>Labels to choose from (K)</span><output id="k-value"></output></label>
-      <input id="k" type="range" min="1">
-      <small id="k-note">The encoder has run once; only the selection is repeated.</small>
-    </div>
-    <div class="card">
-      <h2 class="head">In this picture <span id="count"></span></h2>
-      <div class="legend" aria-hidden="true"><span></span><span>label</span><span>score</span><span>pixels</span></div>
-      <ul id="labels"></ul>
-    </div>
-    <div class="card" id="others-card">
-      <h2 class="head">Next in line <span>not selected</span></h2>
-      <ul id="others"></ul>
-    </div>
-    <div class="card pad">
-      <label for="search" class="hide">Find a label</label>
-      <input id="search" type="search" autocomplete="off">
-      <ul id="found"></ul>
-      <div id="chips"></div>
-    </div>
-    <div class="card pad control">
-      <label for="strength"><span>Overlay</span><output id="strength-value"></output></label>
-      <input id="strength" type="range" min="0" max="100" value="60">
-    </div>
-  </aside>
-</main>
-<div id="said" class="hide" aria-live="polite"></div>
-<script nonce="{{nonce}}">
 "use strict";
 const $ = id => document.getElementById(id);
 const make = (tag, className, text) => {
@@ -171,39 +11,26 @@ const state = { model: null, file: null, image: null, picture: null, result: nul
   places: null, shares: null, alone: null, names: new Map(), cursor: null,
   without: new Set(), also: new Set(), allowed: new Set(), running: false, again: false };
 
-// ------------------------------------------------------------------ the server
-async function ask(path, options = {}) {
-  let answer;
-  try { answer = await fetch(path, options); }
-  catch { throw new Error("The server does not answer; is it still running?"); }
-  if (!answer.ok) {
-    const said = await answer.json().catch(() => ({}));
-    const error = new Error(said.error || `The server says ${answer.status}.`);
-    error.status = answer.status;
-    throw error;
-  }
-  return answer;
+// ------------------------------------------------------------------ what is asked
+const choice = (more = {}) => ({ k: +$("k").value, ...more, without: [...state.without],
+  also: [...state.also], allowed: [...state.allowed] });
+
+function open(file) {
+  if (file.type.startsWith("video/")) return strip.open(file);
+  strip.close();
+  return openPicture(file);
 }
 
-function query(more = {}) {
-  const values = new URLSearchParams({ k: $("k").value, ...more });
-  for (const key of ["without", "also", "allowed"])
-    for (const id of state[key]) values.append(key, "#" + id);
-  return values;
-}
-
-async function unpack(text, kind) {
-  const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new kind(await new Response(stream).arrayBuffer());
-}
-
-async function open(file) {
+// `keep`: what is chosen stays so; `picture`: what the backend calls it, if it knows it.
+async function openPicture(file, { keep = false, picture = null } = {}) {
   say(null);
   if (state.model && file.size > state.model.largest_file)
     return say(`This file is larger than ${Math.round(state.model.largest_file / 2 ** 20)} MB.`);
-  Object.assign(state, { file, picture: null, alone: null, cursor: null });
-  for (const key of ["without", "also", "allowed"]) state[key].clear();
+  Object.assign(state, { file, picture, cursor: null });
+  if (!keep) {
+    state.alone = null;
+    for (const key of ["without", "also", "allowed"]) state[key].clear();
+  }
   let image = null;
   try {
     image = await createImageBitmap(file);
@@ -223,21 +50,14 @@ async function refresh() {
     // Small pictures are shown larger, and so are their maps.
     const side = state.image ? Math.max(state.image.width, state.image.height) : 1024;
     const most = Math.floor(Math.sqrt((state.model?.most_pixels ?? Infinity) / 3));
-    const values = query({ top: 3, longest: Math.min(Math.max(side, 640), 1024, most) });
-    let answer, posted = false;
+    const values = choice({ top: 3, longest: Math.min(Math.max(side, 640), 1024, most) });
+    let found = null, posted = false;
     if (state.picture) {
-      try { answer = await ask(`/pictures/${state.picture}?${values}`); }
+      try { found = await backend.select(state.picture, values); }
       catch (error) { if (error.status !== 410) throw error; }
     }
-    if (!answer) {
-      const headers = { "Content-Type": "application/octet-stream" };
-      posted = true;
-      answer = await ask(`/pictures?${values}`, { method: "POST", body: file, headers });
-    }
-    const result = await answer.json();
-    const places = new Uint16Array((await unpack(result.top.places, Uint8Array)).buffer);
-    const shares = await unpack(result.top.percent, Uint8Array);
-    delete result.top;
+    if (!found) { posted = true; found = await backend.open(file, values); }
+    const { places, shares, ...result } = found;
     result.milliseconds.page = Math.round(10 * (performance.now() - start)) / 10;
     if (state.file === file) {  // else of a picture that is no longer shown
       state.picture = result.picture || (posted ? null : state.picture);
@@ -248,7 +68,8 @@ async function refresh() {
   } catch (error) { if (state.file === file) say(error.message); }
   state.running = false;
   $("busy").hidden = true;
-  if (state.again) { state.again = false; refresh(); }
+  if (state.again) { state.again = false; return refresh(); }
+  strip.update();
 }
 
 function say(problem) {
@@ -465,7 +286,7 @@ $("search").addEventListener("input", async () => {
   const mine = ++typing, text = $("search").value.trim();
   if (!text) return $("found").replaceChildren();
   try {
-    const { labels } = await (await ask(`/labels?limit=8&search=${encodeURIComponent(text)}`)).json();
+    const labels = await backend.labels(text, 8);
     if (mine !== typing) return;
     $("found").replaceChildren(...labels.map(({ name, class_id }) => {
       state.names.set(class_id, name);
@@ -487,6 +308,7 @@ $("search").addEventListener("input", async () => {
 // ------------------------------------------------------------------ controls
 $("k").addEventListener("input", () => { $("k-value").textContent = $("k").value; refresh(); });
 $("strength").addEventListener("input", () => { $("strength-value").textContent = $("strength").value + "%"; draw(); });
+$("strength").addEventListener("change", () => strip.update());
 $("whole").addEventListener("click", () => { state.alone = null; draw(); list(); });
 $("theme").addEventListener("click", () => {
   const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)").matches;
@@ -498,7 +320,7 @@ for (const kind of ["dragenter", "dragover"]) addEventListener(kind, event => { 
 for (const kind of ["dragleave", "drop"]) addEventListener(kind, event => { event.preventDefault(); if (kind === "drop" || !event.relatedTarget) $("stage").classList.remove("over"); });
 addEventListener("drop", event => { if (event.dataTransfer.files[0]) open(event.dataTransfer.files[0]); });
 addEventListener("paste", event => {
-  const file = [...event.clipboardData.files].find(x => x.type.startsWith("image/"));
+  const file = [...event.clipboardData.files].find(x => /^(image|video)\//.test(x.type));
   if (file) { event.preventDefault(); open(file); }
 });
 const save = (blob, ending) => {
@@ -508,8 +330,7 @@ const save = (blob, ending) => {
 };
 $("save-mask").addEventListener("click", async () => {
   try {
-    const answer = await ask(`/pictures/${state.picture}?${query()}`, { headers: { Accept: "image/png" } });
-    save(await answer.blob(), "_mask.png");
+    save(await backend.mask(state.picture, choice()), "_mask.png");
   } catch (error) { say(error.message); }
 });
 $("save-view").addEventListener("click", () => $("canvas").toBlob(blob => save(blob, "_view.png")));
@@ -518,8 +339,9 @@ $("save-json").addEventListener("click", () => save(new Blob([JSON.stringify(sta
 // ------------------------------------------------------------------ start
 (async () => {
   $("strength-value").textContent = $("strength").value + "%";
+  $("where").textContent = backend.where;
   try {
-    const model = state.model = await (await ask("/model")).json();
+    const model = state.model = await backend.model();
     $("about").textContent = `${model.name}: chooses among ${model.num_classes.toLocaleString()} labels, then segments into the best of them`;
     $("k").max = model.largest_k; $("k").value = model.usual_k;
     $("k").disabled = !model.selects;
@@ -528,16 +350,14 @@ $("save-json").addEventListener("click", () => save(new Blob([JSON.stringify(sta
     for (let i = 0; i < model.examples; i++) {
       const button = make("button"), image = make("img");
       button.type = "button";
-      image.src = `/examples/${i}`; image.alt = `Example ${i + 1}`;
+      image.alt = `Example ${i + 1}`;
+      backend.example(i).then(blob => { image.src = URL.createObjectURL(blob); });
       button.addEventListener("click", async () => {
-        const blob = await (await ask(`/examples/${i}`)).blob();
-        open(new File([blob], `example_${i + 1}.jpg`, { type: blob.type }));
+        const blob = await backend.example(i);
+        open(new File([blob], `example_${i + 1}.jpg`, { type: "image/jpeg" }));
       });
       button.append(image);
       $("examples").append(button);
     }
   } catch (error) { say(error.message); }
 })();
-</script>
-</body>
-</html>

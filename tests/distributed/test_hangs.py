@@ -1,0 +1,119 @@
+"""A run in which nothing moves ends on all its processes, and says where it stood."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from test_processes import free_port
+from tiny import ROOT
+
+from mlseg_jax.distributed.heartbeat import TRY_AGAIN
+from mlseg_jax.training.watchdog import Place, Watchdog, who_is_behind
+
+PROGRAM = """
+    import sys, time
+    from mlseg_jax.distributed import heartbeat, processes
+    from mlseg_jax.training.watchdog import Watchdog
+
+    own, count, port, workdir = *map(int, sys.argv[1:4]), sys.argv[4]
+
+    def read_that_never_ends():
+        time.sleep(100.0)
+
+    if count > 1:
+        processes.connect(
+            f"127.0.0.1:{port}", count, own, start_seconds=60, heartbeat_seconds=5
+        )
+    processes.barrier("at the same time", 60.0)
+    with Watchdog(0.04, workdir) as watchdog:
+        watchdog.pace(step=0.01)
+        for step in range(1, 4):  # In a second and a half: it is not ended there.
+            for doing in ("read", "step", "save"):
+                watchdog.at(step, doing)
+                time.sleep(0.15)
+        if own == 0 and count > 1:
+            watchdog.at(4, "read")
+            watchdog.at(4, "step")
+            time.sleep(100.0)
+        watchdog.at(4, "read")
+        read_that_never_ends()
+"""
+
+
+def run(count, workdir):
+    port = free_port()
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(PROGRAM)]
+            + [str(x) for x in (process, count, port, workdir)],
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        )
+        for process in range(count)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=100)[1] for process in running]
+    assert [process.returncode for process in running] == [TRY_AGAIN] * count, said
+    return said, sorted((workdir / "hangs").iterdir(), key=lambda p: p.name[-5:])
+
+
+def test_all_processes_end_and_the_one_that_is_behind_is_named(tmp_path):
+    said, stacks = run(2, tmp_path)
+    for words in said:
+        assert "Nothing has moved for 0.0" in words
+        assert (
+            "process 1 is behind and waits for the data of step 4, while process 0 "
+            "computes step 4. " in words
+        )
+    assert [path.name[-14:] for path in stacks] == ["-process-0.txt", "-process-1.txt"]
+    assert "read_that_never_ends" in stacks[1].read_text()
+    assert "read_that_never_ends" not in stacks[0].read_text()
+
+
+def test_a_process_alone_whose_work_directory_cannot_be_written(tmp_path):
+    (tmp_path / "hangs").write_text("a file")
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM), "0", "1", "0", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == TRY_AGAIN
+    assert "the process waits for the data of step 4." in done.stderr
+    assert "read_that_never_ends" in done.stderr
+
+
+def test_how_long_a_process_may_stand_still(tmp_path):
+    watchdog = Watchdog(1.0, str(tmp_path))
+    watchdog.at(1, "read")
+    assert watchdog._limit() == 180.0  # For the first time, and at no known pace.
+    watchdog.at(1, "step")
+    watchdog.at(2, "read")
+    assert watchdog._limit() == 180.0
+    watchdog.pace(step=0.1)
+    assert watchdog._limit() == 60.0
+    watchdog.pace(step=2.0)
+    assert watchdog._limit() == 200.0
+    watchdog.at(2, "save")
+    assert watchdog._limit() == 600.0
+
+
+@pytest.mark.parametrize(
+    "places, words",
+    [
+        ({0: (5, "read")}, "the process waits for the data of step 5"),
+        (
+            {0: (5, "step"), 1: (5, "step")},
+            "each process computes step 5, so one of them, or the network",
+        ),
+        (
+            {0: (6, "evaluate", 8), 1: (6, "evaluate", 4), 2: (6, "evaluate", 4)},
+            "process 1, 2 is behind and evaluates step 6, 4 examples done, while "
+            "process 0 evaluates step 6, 8 examples done",
+        ),
+        (
+            {0: (7, "read"), 1: (6, "save")},
+            "process 1 is behind and saves step 6, while process 0 waits for the data",
+        ),
+    ],
+)
+def test_who_is_behind(places, words):
+    found = who_is_behind({p: Place(*place) for p, place in places.items()})
+    assert found.startswith(words)
