@@ -19,7 +19,7 @@ import time
 from mlseg_jax.distributed.heartbeat import TRY_AGAIN
 
 PROCESSES = 4
-HEARTBEAT = 10
+HEARTBEAT = 15
 """Seconds of silence after which a process counts as gone."""
 HANG_MINUTES = 1.0
 LONGEST = 400.0
@@ -41,6 +41,7 @@ def start_together(run, late: float = 0.0) -> list[subprocess.Popen]:
             f"--num_processes={PROCESSES}",
             f"--process_id={process}",
             f"--heartbeat_seconds={HEARTBEAT}",
+            f"--config.train.hang_minutes={HANG_MINUTES}",
         ]
         running.append(run.start(1, more=more))
     return running

@@ -33,11 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from tiny import tiny_flags  # noqa: E402
 
-from benchmarks.kill_processes import (  # noqa: E402
-    HANG_MINUTES,
-    disturb,
-    write_pictures,
-)
+from benchmarks.kill_processes import disturb, write_pictures  # noqa: E402
 
 DEVICES = (1, 2, 4, 8)
 LONGEST = 2.0
@@ -73,7 +69,6 @@ class Run:
             "model.decoder.dropout_rate": 0.1,
             "optimizer.name": "sgd",
             "optimizer.learning_rate": 0.01,
-            "train.hang_minutes": HANG_MINUTES,
             **self.changes,
         }
         command = [sys.executable, "main.py", "train", f"--workdir={self.workdir}"]

@@ -170,11 +170,13 @@ def evaluation_examples(
 
 BATCHED = (
     "image", "image_size", "label_map", "presence", "given", "masks", "segment_classes",
+    "features",
 )  # fmt: skip
 """What a batch can hold: `image_size` int32 [B 2], rows and columns of crops that are
-no padding, `presence` bool [B C] for classifiers of whole pictures (in place of
-`label_map`), `given` int32 [B K] labels that were selected beforehand, and the segments
-of each crop (`augmentation.crop_segments`)."""
+no padding, `features` [B h w D] of a frozen backbone (in place of `image`), `presence`
+bool [B C] for classifiers of whole pictures (in place of `label_map`), `given` int32
+[B K] labels that were selected beforehand, and the segments of each crop
+(`augmentation.crop_segments`)."""
 
 
 def _keep_arrays(example: dict) -> dict[str, np.ndarray]:

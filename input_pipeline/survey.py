@@ -28,6 +28,7 @@ class Reading:
       class_ids: [n] classes in it, ascending.
       pixels: [n] number of pixels of each of them.
       num_pixels: of the label map.
+      size: height and width of the label map.
       image_hash: of the decoded picture, so that it is equal for two encodings.
       label_hash: of the label map.
       colour: of all pixels of the picture, where it has only one.
@@ -42,6 +43,7 @@ class Reading:
     class_ids: np.ndarray = dataclasses.field(default_factory=lambda: np.int64([]))
     pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.int64([]))
     num_pixels: int = 0
+    size: tuple[int, int] = (0, 0)
     image_hash: bytes = b""
     label_hash: bytes = b""
     colour: tuple[int, ...] | None = None
@@ -80,7 +82,7 @@ def read_facts(
     label_map = example["label_map"]
     pixels = np.bincount(label_map.ravel() - IGNORE)[1:]
     ids = np.flatnonzero(pixels)
-    more = {"segments": counts}
+    more = {"segments": counts, "size": label_map.shape}
     if with_hashes:
         palette = getattr(source, "palette", None)
         remarks = getattr(source, "remarks", None)

@@ -12,7 +12,7 @@ mlseg_jax.evaluate("runs/mine", overrides={"selection.eval_k": 20})["mIoU"]
 import os
 
 
-def load(workdir, checkpoint="latest"):
+def load(workdir, checkpoint="kept"):
     """The model that was trained in ``workdir``: see `prediction.load.load`."""
     # Imported on use, so that `import mlseg_jax.typing` does not start JAX.
     from mlseg_jax.errors import refuse_foreign_pipeline
@@ -23,14 +23,18 @@ def load(workdir, checkpoint="latest"):
     return loading.load(workdir, checkpoint)
 
 
-def train(config, workdir, *, overrides=None):
+def train(config, workdir, *, overrides=None, minutes=0.0):
     """Trains, or takes up a run, as the command ``train`` does.
+
+    As there, Python ends (with code 75) where nothing moves for ``train.hang_minutes``;
+    with 0 it never does.
 
     Args:
       config: ``FILE.py`` or ``FILE.py:ARGS`` as text or a path (``configs/...`` are
         ours everywhere), or a ``ConfigDict``.
       workdir: directory of the run.
       overrides: values by dotted key.
+      minutes: of wall time that steps and schedule are fitted to; 0 is no limit.
 
     Returns:
       What the command writes to ``metrics.json``.
@@ -41,9 +45,9 @@ def train(config, workdir, *, overrides=None):
     from mlseg_jax.errors import refuse_foreign_pipeline
 
     refuse_foreign_pipeline()
+    from mlseg_jax.fitting import fit
     from mlseg_jax.models.build import check_config
     from mlseg_jax.settings import recipes
-    from mlseg_jax.training import loop
 
     if isinstance(config, str | os.PathLike):
         config = recipes.load(os.fspath(config), overrides)
@@ -51,10 +55,12 @@ def train(config, workdir, *, overrides=None):
         config = config.copy_and_resolve_references()
         recipes.change(config, overrides)
     check_config(config)
-    return loop.train(config, str(workdir))
+    return fit.train(
+        config, str(workdir), given=tuple(overrides or ()), minutes=minutes
+    )
 
 
-def evaluate(workdir, *, overrides=None, checkpoint="latest", output=None):
+def evaluate(workdir, *, overrides=None, checkpoint="kept", output=None):
     """The scores of a run, as the command ``evaluate`` writes them; see `train`.
 
     ``output`` is where they are written, if not to ``workdir``.

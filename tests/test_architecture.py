@@ -26,6 +26,7 @@ FLOORS = (
     ("pretrained",),
     ("tasks",),
     ("training",),
+    ("fitting",),
     ("prediction",),
     ("planning", "doctor"),
     ("reporting",),

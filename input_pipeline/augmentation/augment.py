@@ -177,15 +177,14 @@ def _make_crop(
         crop_segments = CropSegments(data.segments, data.max_segments, info)
 
     def augment(example: dict, rng: np.random.Generator) -> dict:
-        view = find_view(example, rng)
+        view = find_view(example, rng).with_labels(example["label_map"])
         image = view.image
         if data.photometric:  # Before padding, which keeps its colour.
             image = photometric_distortion(image, rng)
-        label_map = pad(view.take(example["label_map"]), canvas, IGNORE)
         crop = {
             "image": pad(image, canvas, pad_colour),
             "image_size": np.asarray(view.size, np.int32),
-            "label_map": label_map,
+            "label_map": pad(view.labels, canvas, IGNORE),
         }
         if crop_segments is not None:
             crop |= crop_segments.make(example, view, canvas)

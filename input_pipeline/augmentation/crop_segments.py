@@ -61,8 +61,9 @@ class CropSegments:
         }
 
     def _disjoint(self, example, view, canvas):
-        maps = {"label_map", "instance_map"} & example.keys()
-        crop = example | {name: view.take(example[name]) for name in maps}
+        crop = example | {"label_map": view.with_labels(example["label_map"]).labels}
+        if "instance_map" in example:
+            crop["instance_map"] = view.take(example["instance_map"])
         parts = segments.parts_of(self.kind, crop, self.info)
         areas = np.where(parts.is_crowd, 0, parts.areas)
         kept = largest(areas, self.max_segments)

@@ -91,7 +91,8 @@ def varied_crop(
         window = view.cropped(top, left, height, width)
         if retry == num_retries:
             break
-        if _is_varied(window.take(example["label_map"]), max_class_share):
+        window = window.with_labels(example["label_map"])
+        if _is_varied(window.labels, max_class_share):
             break
     return window
 

@@ -39,11 +39,13 @@ class View:
       image: the picture as it is seen.
       rows, columns: the row and column of the original that each of its own shows;
         they fall where the picture is mirrored.
+      labels: what it shows of the label map, once somebody has asked (`with_labels`).
     """
 
     image: UInt8[np.ndarray, "h w 3"]
     rows: Int[np.ndarray, "h"]
     columns: Int[np.ndarray, "w"]
+    labels: Int[np.ndarray, "h w"] | None = None
 
     @classmethod
     def whole(cls, image: UInt8[np.ndarray, "H W 3"]) -> "View":
@@ -69,7 +71,16 @@ class View:
 
     def mirrored(self) -> "View":
         """Left and right exchanged."""
-        return View(cv2.flip(self.image, 1), self.rows, self.columns[::-1])
+        labels = None if self.labels is None else cv2.flip(self.labels, 1)
+        return View(cv2.flip(self.image, 1), self.rows, self.columns[::-1], labels)
+
+    def with_labels(self, label_map: Int[np.ndarray, "H W"]) -> "View":
+        """The view with what it shows of the example's label map, sampled only once:
+        crops are chosen by their labels, which the batch then holds as well.
+        """
+        if self.labels is not None:
+            return self
+        return dataclasses.replace(self, labels=self.take(label_map))
 
     def take(self, values: np.ndarray) -> np.ndarray:
         """What the view shows of a map [H W] of the original; [h w]."""

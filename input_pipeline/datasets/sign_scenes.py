@@ -21,17 +21,10 @@ import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import ImageFont
 
-from input_pipeline.datasets.sign_textures import TEXTURES, smooth_noise
+from input_pipeline.datasets.sign_textures import COLOURS, STUFF, draw_background
 from input_pipeline.info import DataError, DatasetInfo
 
 SPLITS = ("train", "val", "test")
-COLOURS = {
-    "red": (208, 44, 48), "orange": (238, 130, 28), "yellow": (244, 208, 52),
-    "green": (58, 150, 66), "teal": (32, 160, 160), "blue": (44, 88, 200),
-    "purple": (126, 62, 170), "pink": (236, 120, 176), "brown": (120, 78, 44),
-    "grey": (112, 116, 124),
-}  # fmt: skip
-
 _HINT_RATE = 0.85  # How often a sign has its class's hue, and its class's shape.
 _GLYPH_SIZE = 48
 _MIN_GLYPH_DISTANCE = 0.15  # Mean absolute difference of two 12x12 thumbnails.
@@ -143,9 +136,9 @@ class SignScenes:
 
 @functools.cache
 def _make_classes(num_classes: int) -> _Classes:
-    num_stuff = min(max(round(num_classes / 5), 5), len(_STUFF))
+    num_stuff = min(max(round(num_classes / 5), 5), len(STUFF))
     num_things = num_classes - num_stuff
-    names = [f"{colour} {texture}" for texture, colour in _STUFF[:num_stuff]]
+    names = [f"{colour} {texture}" for texture, colour in STUFF[:num_stuff]]
     characters, glyphs = _render_glyphs(num_things)
     for c in characters:
         is_plain = c.isascii() and c.isalnum()
@@ -220,48 +213,22 @@ def draw_scene(num_classes: int, image_size: tuple[int, int], key):
         # Sometimes two signs of one class, so that instances are more than classes.
         thing_ids[2:][rng.random(num_signs - 2) < 0.12] = thing_ids[0]
         signs, is_free = _place_signs(rng, classes, thing_ids, image_size)
-        background, regions = _draw_background(rng, stuff_ids, image_size)
+        background, regions = draw_background(rng, stuff_ids, image_size)
         pixels = np.bincount(regions[is_free], minlength=classes.num_stuff)[stuff_ids]
         is_seen = pixels.min() >= 0.01 * regions.size
         if is_seen and len({sign.class_id for sign in signs}) >= 2:
             break
     film = 6 * rng.standard_normal((*image_size, 1), np.float32)
-    film += np.linspace(-1, 1, image_size[0])[:, None, None] * rng.uniform(-22, 22)
-    film += np.linspace(-1, 1, image_size[1])[:, None] * rng.uniform(-22, 22)
+    for slope in _slopes(image_size):
+        film += slope * rng.uniform(-22, 22)
     return background, film, regions, signs
 
 
-def _draw_background(rng, stuff_ids, image_size):
-    """Returns float32 [H W 3] and its class ids int32 [H W]: wobbly Voronoi regions."""
-    y, x = np.indices(image_size, np.float32) / np.float32(min(image_size))
-    nearest = np.full(image_size, np.inf, np.float32)
-    background = np.zeros((*image_size, 3), np.float32)
-    regions = np.zeros(image_size, np.int32)
-    for class_id in stuff_ids:
-        center = rng.random(2, np.float32) * (y[-1, -1], x[-1, -1])
-        distance = (y - center[0]) ** 2 + (x - center[1]) ** 2
-        distance += 0.5 * smooth_noise(rng, image_size, 4)
-        angle, shift = rng.uniform(-0.3, 0.3), rng.uniform(0, 10, 2)
-        turn = 8 * rng.uniform(0.85, 1.2) * np.exp(1j * angle)
-        u = np.float32(turn.real * x + turn.imag * y + shift[0])
-        v = np.float32(turn.real * y - turn.imag * x + shift[1])
-        texture, colour = _STUFF[class_id]
-        # Darker and paler than the signs, which keep the pure colour.
-        colour = np.float32(COLOURS[colour]) * rng.uniform(0.92, 1.08)
-        dark, pale = 0.62 * colour + 12, 0.5 * colour + 118
-        inside = distance < nearest
-        tone = np.float32(TEXTURES[texture](u, v, rng)[inside])[:, None]
-        background[inside] = dark + tone * (pale - dark)
-        regions[inside], nearest[inside] = class_id, distance[inside]
-    return background, regions
-
-
-# Neighbours differ in texture and in colour; each of the 100 pairs comes once.
-_STUFF = [
-    (texture, tuple(COLOURS)[(3 * i + shift) % 10])
-    for shift in range(10)
-    for i, texture in enumerate(TEXTURES)
-]
+@functools.lru_cache(maxsize=8)
+def _slopes(image_size):
+    """-1 to 1 down and across, [H 1 1] and [W 1]."""
+    down, across = (np.linspace(-1, 1, length)[:, None] for length in image_size)
+    return down[:, None], across
 
 
 def _place_signs(rng, classes, thing_ids, image_size):
@@ -296,8 +263,12 @@ def _place_signs(rng, classes, thing_ids, image_size):
 def _measure(sign: _Sign, center, image_size):
     """Returns the sign's box, coordinates along its axes and distance to its edge."""
     reach = 1.35 * sign.radius + 2
-    top, left = np.maximum(center - reach, 0).astype(int)
-    bottom, right = np.clip(center + reach + 1, 0, image_size).astype(int)
+    middle = center.tolist()
+    top, left = (max(int(c - reach), 0) for c in middle)
+    bottom, right = (
+        min(max(int(c + reach + 1), 0), side)
+        for c, side in zip(middle, image_size, strict=True)
+    )
     y = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(center[0])
     x = np.arange(left, right, dtype=np.float32) - np.float32(center[1])
     cos, sin = np.float32(np.cos(sign.angle)), np.float32(np.sin(sign.angle))
@@ -333,7 +304,8 @@ def render(background, film, regions, signs, centers):
         ink_colour = 246 if sign.colour @ (0.3, 0.59, 0.11) < 165 else 28
         paint = sign.colour + ink * (ink_colour - sign.colour)
         cover = np.clip(0.5 - distance, 0, 1)[..., None]
-        image[box] += cover * (paint - image[box])
-        label_map[box][distance < 0] = sign.class_id
-        instance_map[box][distance < 0] = instance_id
+        under, inside = image[box], distance < 0
+        under += cover * (paint - under)
+        np.copyto(label_map[box], sign.class_id, where=inside)
+        np.copyto(instance_map[box], instance_id, where=inside)
     return np.uint8(np.clip(image + film, 0, 255)), label_map, instance_map

@@ -13,6 +13,12 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_string(
     "workdir", None, "Directory of a run: where it writes, and resumes."
 )
+flags.DEFINE_float(
+    "minutes",
+    0.0,
+    "train: wall time from the command to the scores, which steps and schedule are "
+    "fitted to; 0 is no limit.",
+)
 flags.DEFINE_list("images", [], "predict: pictures and directories of pictures.")
 flags.DEFINE_string(
     "video", None, "predict: a video (mp4, webm, gif, ...), or a folder of its frames."
@@ -65,7 +71,11 @@ flags.DEFINE_bool(
     False,
     "predict: write the raw values of the training's masks.",
 )
-flags.DEFINE_string("checkpoint", "latest", "latest, best (by mIoU) or a step.")
+flags.DEFINE_string(
+    "checkpoint",
+    "kept",
+    "kept (as the run's eval.checkpoint says), latest, best (by mIoU) or a step.",
+)
 flags.DEFINE_string("topology", None, "plan: v5e-256, v5p-64, h100x8, cpu8, ...")
 flags.DEFINE_integer(
     "batch", None, "plan: images per chip; export: pictures at a time, any if not said."

@@ -16,12 +16,10 @@ from typing import Any
 
 import jax
 import numpy as np
-
-# What everything here rests on is not public, though Orbax uses it as well.
-from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from mlseg_jax.distributed import heartbeat
+from mlseg_jax.distributed import private_jax as distributed
 from mlseg_jax.errors import UserError
 
 START_SECONDS = 600
@@ -106,6 +104,7 @@ def connect(
         reason = str(error).strip().splitlines()[0][:300]
         raise UserError(f"{apart} ({reason}); {advice}") from error
 
+    distributed.check()
     if are_connected():
         # Where process 0 is gone, JAX itself aborts at once with a sentence, after
         # which the stacks of all threads help nobody.

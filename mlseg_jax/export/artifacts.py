@@ -63,7 +63,7 @@ def write_run(
     output: str,
     kind: str,
     *,
-    checkpoint: str = "latest",
+    checkpoint: str = "kept",
     sizes: Sequence[tuple[int, int]] = (),
     batch: int | None = None,
     opset: int = OPSETS[0],
@@ -76,7 +76,7 @@ def write_run(
       workdir: of the run.
       output: folder for the files.
       kind: one of `KINDS`.
-      checkpoint: latest, best or a step.
+      checkpoint: kept, latest, best or a step; see `runs.workdir.load_parameters`.
       sizes: heights and widths of pictures; none takes that of the windows. Of several
         (StableHLO alone) each has files of its own, `stem`.
       batch: how many pictures at a time; None for any number.
@@ -183,7 +183,7 @@ def check(kind: str, opset: int, quantize: str | None = None, sizes=()) -> None:
 
 
 def load_functions(
-    config: ml_collections.ConfigDict, workdir: str, checkpoint: str = "latest"
+    config: ml_collections.ConfigDict, workdir: str, checkpoint: str = "kept"
 ) -> tuple[Functions, int]:
     """The functions of a trained run in float32, and the step of its weights."""
     (functions,), step = load_functions_of(config, workdir, checkpoint)
@@ -193,7 +193,7 @@ def load_functions(
 def load_functions_of(
     config: ml_collections.ConfigDict,
     workdir: str,
-    checkpoint: str = "latest",
+    checkpoint: str = "kept",
     sizes: Sequence[tuple[int, int]] = (),
 ) -> tuple[list[Functions], int]:
     """The same for each size of pictures; none is that of the windows."""

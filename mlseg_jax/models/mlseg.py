@@ -21,6 +21,7 @@ the number of class queries.
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mlseg_jax.label_selection import (
@@ -106,27 +107,33 @@ class MLSeg(nnx.Module):
 
     def __call__(
         self,
-        images: UInt8[Array, "B *T H W 3"] | Float[Array, "B *T H W 3"],
+        images: UInt8[Array, "B *T H W 3"] | Float[Array, "B *T H W 3"] | None,
         select: Select,
         *,
         image_size: Int[Array, "B 2"] | None = None,
         rng: PRNGKeyArray | None = None,
         step: Int[Array, ""] | None = None,
+        features: Float[Array, "B h w D"] | None = None,
     ) -> Output | RegionOutput:
         """Label scores, the selection that ``select`` makes of them, logits over ranks.
 
         ``image_size`` is the real height and width where images only fill the upper
         left of a padded canvas. ``rng`` switches dropout on (training), of which
         ``step`` is the step. With an axis T they are frames of clips: there is one
-        selection for each clip.
+        selection for each clip. ``features``: what the backbone makes of the images,
+        its maps side by side, where that is known; the images may then be None.
         """
         encode_rng, classify_rng, auxiliary_rng = split_rng(rng, 3)
-        features, labels = self._encode(images, image_size, encode_rng, step)
+        if features is None:
+            maps, labels = self._encode(images, image_size, encode_rng, step)
+        else:
+            maps = self._as_maps(features)
+            labels = self._labels(maps, self.class_embeddings[...], encode_rng, step)
         selection = select(labels.scores)  # 4.
         output = self.classify(labels, selection, rng=classify_rng)
         if self.auxiliary_head is None or rng is None:
             return output
-        auxiliary = self.auxiliary_head(features, auxiliary_rng)
+        auxiliary = self.auxiliary_head(maps, auxiliary_rng)
         return dataclasses.replace(output, auxiliary=auxiliary)
 
     def encode(
@@ -142,7 +149,7 @@ class MLSeg(nnx.Module):
     def _encode(
         self, images, image_size, rng, step=None
     ) -> tuple[tuple[FeatureMap, ...], LabelPrediction]:
-        backbone_rng, decoder_rng, head_rng = split_rng(rng, 3)
+        backbone_rng, _, _ = split_rng(rng, 3)
         num_frames = images.shape[1] if images.ndim == 5 else None
         frames = to_frames(FeatureMap(images, image_size))
         images, image_size = frames.grid, frames.grid_size
@@ -156,10 +163,28 @@ class MLSeg(nnx.Module):
         else:
             features = self.backbone(pixels, image_size, backbone_rng)
         features = tuple(to_clip(each, num_frames) for each in features)
+        return features, self._labels(features, classes, rng, step)
+
+    def _labels(self, features, classes, rng, step=None) -> LabelPrediction:
+        _, decoder_rng, head_rng = split_rng(rng, 3)
         progress = {"step": step} if self.decoder.anneals else {}
         embeddings = self.decoder.embed(features, decoder_rng, **progress)  # 2.
-        # 3.
-        return features, self.multilabel_head(embeddings, classes, head_rng)
+        return self.multilabel_head(embeddings, classes, head_rng)  # 3.
+
+    def backbone_features(
+        self, images: Float[Array, "B H W 3"]
+    ) -> Float[Array, "B h w D"]:
+        """The backbone's maps side by side, for one whose maps have one grid."""
+        pixels = normalise(images, None, self.pixel_mean, self.pixel_std)
+        maps = self.backbone(pixels, None, None)
+        return jnp.concatenate([each.grid for each in maps], axis=-1)
+
+    def _as_maps(self, features: Float[Array, "B h w D"]) -> tuple[FeatureMap, ...]:
+        """`backbone_features` taken apart again."""
+        dims = self.backbone.feature_dims
+        features = features.astype(self.backbone.dtype)
+        parts = jnp.split(features, np.cumsum(dims)[:-1].tolist(), axis=-1)
+        return tuple(FeatureMap(part) for part in parts)
 
     def classify(
         self,

@@ -23,7 +23,7 @@ MAX_COUNTED = 10_000
 def evaluate_run(
     config: ml_collections.ConfigDict,
     workdir: str,
-    checkpoint: str = "latest",
+    checkpoint: str = "kept",
     output: str | None = None,
 ) -> dict[str, float]:
     """Evaluates on the split ``data.eval_split`` and writes ``metrics.json``.
@@ -31,7 +31,7 @@ def evaluate_run(
     Args:
       config: of the run, perhaps with another selection.
       workdir: of the run.
-      checkpoint: latest, best or a step.
+      checkpoint: kept, latest, best or a step; see `runs.workdir.load_parameters`.
       output: folder for the scores; None is ``workdir``.
 
     Raises:

@@ -21,12 +21,13 @@ from mlseg_jax.tasks.table import find_task
 
 
 @no_type_check
-def load(workdir: str | os.PathLike, checkpoint: str = "latest") -> Segmenter:
+def load(workdir: str | os.PathLike, checkpoint: str = "kept") -> Segmenter:
     """The model that was trained in ``workdir``.
 
     Args:
       workdir: a work directory that ``train`` wrote.
-      checkpoint: ``latest``, ``best`` (by mIoU) or a step.
+      checkpoint: ``kept`` (the one that ``eval.checkpoint`` of the run says),
+        ``latest``, ``best`` (by mIoU) or a step.
     """
     if not isinstance(workdir, str | os.PathLike) or not os.fspath(workdir):
         raise UserError(f"workdir is {workdir!r}; give the directory of a run.")

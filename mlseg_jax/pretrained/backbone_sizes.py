@@ -67,9 +67,17 @@ def resnet(arrays: Arrays, start: str = "") -> str | None:
         count(arrays, rf"{re.escape(start)}layer{stage}\.(\d+)\.")
         for stage in (1, 2, 3, 4)
     )
-    is_deep = f"{start}stem.3.weight" in arrays
-    for name, (_, row_depths, dilated) in backbones.RESNETS.items():
-        if (row_depths, dilated) == (depths, is_deep):
+    block = f"{start}layer1.0"
+    if f"{block}.conv1.weight" not in arrays:
+        return None
+    size = (
+        len(arrays[f"{block}.conv1.weight"]),
+        depths,
+        f"{start}stem.3.weight" in arrays,
+        f"{block}.conv3.weight" in arrays,
+    )
+    for name, row in backbones.RESNETS.items():
+        if row == size:
             return name
     return None
 

@@ -276,7 +276,7 @@ FORMATS = {
     ),
     "resnet": Format(
         "residual network of torchvision or OpenMMLab",
-        (r"stem\.\d\.\w+", r"layer\d\.\d+\.conv3\.weight"),
+        (r"stem\.\d\.\w+", r"layer\d\.\d+\.conv2\.weight"),
         resnet.resnet,
         f"code: BSD 3-clause (pytorch/vision), Apache 2.0 (open-mmlab); {_TERMS}",
         part="backbone/",

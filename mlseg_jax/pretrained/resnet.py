@@ -19,8 +19,10 @@ def _unit(conv: str, batch_norm: str, ours: str) -> list[Row]:
 
 
 def resnet(config: ml_collections.ConfigDict) -> list[Row]:
-    """A stem of one convolution, or of three as OpenMMLab's V1c has it."""
-    del config
+    """A stem of one convolution, or of three as OpenMMLab's V1c has it; blocks of three
+    convolutions, or of two (ResNet-18 and 34).
+    """
+    convs = (1, 2, 3) if config.model.backbone.get("bottleneck", True) else (1, 2)
     rows = []
     for i in range(3):
         rows += _unit(f"stem.{3 * i}", f"stem.{3 * i + 1}", f"backbone/stem/{i}")
@@ -28,7 +30,7 @@ def resnet(config: ml_collections.ConfigDict) -> list[Row]:
     pairs = (("layer{s+1}.0", "first"), ("layer{s+1}.{b+1}", "blocks/{b}"))
     for theirs, which in pairs:
         ours = f"backbone/stages/{{s}}/{which}"
-        for i in (1, 2, 3):
+        for i in convs:
             rows += _unit(f"{theirs}.conv{i}", f"{theirs}.bn{i}", f"{ours}/conv{i}")
         shortcut = f"{theirs}.downsample"
         rows += _unit(f"{shortcut}.0", f"{shortcut}.1", f"{ours}/shortcut")

@@ -5,11 +5,13 @@
 made of, ``fill`` and the formatters of numbers, is what ``report`` is made of too.
 """
 
+import contextlib
 import functools
 import html
 import json
 import math
 import string
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +28,7 @@ class Html(str):
 def training_charts(log: bytes) -> Html:
     """A chart of every value in ``metrics.jsonl``; losses and scores share one each."""
     values, broken = {}, 0
-    for line in log.decode(errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a run that was killed
-            continue
+    for event in events(log):
         for key, value in event.items():
             if is_finite(value) and key != "step":
                 values.setdefault(key, {})[event.get("step", 0)] = value
@@ -46,6 +44,15 @@ def training_charts(log: bytes) -> Html:
     text = f"Not drawn because they are not finite: {broken:,} logged values."
     warning = fill("warning", text=text) if broken else ""
     return fill("grid", warning=warning, cards=cards)
+
+
+def events(log: bytes) -> Iterator[dict]:
+    """The lines of ``metrics.jsonl`` that are whole: a run that was killed has written
+    a part of its last one.
+    """
+    for line in log.decode(errors="replace").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)
 
 
 def selection_charts(evaluation: bytes) -> Html:

@@ -29,6 +29,7 @@ from mlseg_jax.reporting.charts import (
     selection_charts,
     training_charts,
 )
+from mlseg_jax.reporting.limit_files import limits_of_run
 from mlseg_jax.reporting.pieces import (
     MAX_PICTURE_SIDE,
     css,
@@ -98,6 +99,7 @@ def write_report(workdir: str | os.PathLike) -> epath.Path:
         ranked=section(examples, evaluate, _ranked),
         selection=section(evaluation, evaluate, selection_charts),
         errors=[wrong(metrics), section(evaluation, evaluate, worst)],
+        limits=_limits(workdir, evaluate, metrics),
         training=section("metrics.jsonl", train, training_charts),
         settings=section(
             "config.json", train, lambda _: _keys("Configuration", config)
@@ -181,6 +183,18 @@ def _wrong_pixels(metrics: Mapping) -> Html:
     }
     parts = {"lost_part": 100 * part, "confused_part": 100 * (1 - part)}
     return fill("wrong pixels", **text, **parts)
+
+
+def _limits(workdir: epath.Path, command: str, metrics: Mapping) -> Html:
+    """What limits the result, and first of all what to change."""
+    path = workdir / "evaluation.json"
+    if not path.exists():
+        return Html()
+    limits = _whole(path, command, lambda _: limits_of_run(workdir, metrics))
+    if not limits:
+        return Html()
+    rows = [fill("limit", text=x.text, change=x.change) for x in limits]
+    return fill("limits", change=limits[0].change, rows=rows)
 
 
 def _worst(evaluation: bytes) -> Html:

@@ -71,11 +71,12 @@ def load_info(workdir: str) -> DatasetInfo:
 
 
 def load_parameters(
-    workdir: str, config: ml_collections.ConfigDict, checkpoint: str = "latest"
+    workdir: str, config: ml_collections.ConfigDict, checkpoint: str = "kept"
 ) -> tuple[FunctionalModel, Parameters, int]:
     """The model, its (averaged) weights and the step they are of.
 
-    ``checkpoint`` is ``latest``, ``best`` or a step.
+    ``checkpoint`` is ``latest``, ``best`` or a step; ``kept`` is what
+    ``eval.checkpoint`` of the run says.
     """
     num_classes = load_info(workdir).num_classes
     # What the weights look like is the training's business, not an override's.
@@ -84,6 +85,8 @@ def load_parameters(
     wanted = abstract_weights(trained, model, make_mesh(config))
     checkpoints = Checkpoints(workdir)
     try:
+        if checkpoint == "kept":
+            checkpoint = trained.eval.checkpoint
         step = checkpoints.find(checkpoint)
         weights = evaluation_parameters(wanted, config.eval.weights)
         better = checkpoints.better_weights(step)

@@ -1,5 +1,7 @@
 """Which selection fits the data: said by `doctor`, and by `train` before its loop."""
 
+from typing import NamedTuple
+
 import ml_collections
 import numpy as np
 
@@ -20,6 +22,27 @@ it: 25 of 60 labels, 50 of 150 and 171, 100 of 1,284 (method.md section 1).
 """
 
 
+class FittingSelection(NamedTuple):
+    """What to select by: ``top_k`` with ``k`` labels and a weight of their loss, or
+    ``complete``, whose weight is 0.
+    """
+
+    name: str
+    k: int
+    weight: float
+
+
+def fitting_selection(
+    num_classes: int, num_labels: Int[np.ndarray, "n"]
+) -> FittingSelection:
+    """The selection for C classes, where n pictures hold ``num_labels`` of them."""
+    k = SPARE * int(np.ceil(np.quantile(num_labels, 0.99)))
+    if num_labels.mean() >= NEARLY_ALL * num_classes or k >= num_classes:
+        return FittingSelection("complete", num_classes, 0.0)
+    weight = round(LABEL_WEIGHT_PER_CLASS * num_classes, 2)
+    return FittingSelection("top_k", max(k, 1), weight)
+
+
 def selection_advice(
     config: ml_collections.ConfigDict,
     num_classes: int,
@@ -32,19 +55,17 @@ def selection_advice(
       num_classes: C.
       num_labels: how many classes each picture looked at holds; not empty.
     """
-    average = num_labels.mean()
-    k = SPARE * int(np.ceil(np.quantile(num_labels, 0.99)))
-    weight = round(LABEL_WEIGHT_PER_CLASS * num_classes, 2)
+    fitting = fitting_selection(num_classes, num_labels)
     held = (
-        f"pictures hold {average:.1f} of {num_classes} classes on average and "
-        f"{num_labels.max()} at most"
+        f"pictures hold {num_labels.mean():.1f} of {num_classes} classes on average "
+        f"and {num_labels.max()} at most"
     )
-    if average >= NEARLY_ALL * num_classes or k >= num_classes:
+    if fitting.name == "complete":
         advice = "selection.name=complete, for a selection has little to leave out"
     else:
         advice = (
-            f"selection.name=top_k, selection.k={max(k, 1)} and "
-            f"loss.multilabel_weight={weight:g}"
+            f"selection.name=top_k, selection.k={fitting.k} and "
+            f"loss.multilabel_weight={fitting.weight:g}"
         )
     now = config.selection.name
     if now == "top_k":

@@ -60,12 +60,15 @@ windows of 12 to those trained on 384; B and L exist with both.
 """
 
 RESNETS = {
-    # name: width, blocks of each stage, dilated
-    "resnet_demo": (16, (2, 2, 2, 2), True),
-    "resnet50": (64, (3, 4, 6, 3), False),
-    "resnet101": (64, (3, 4, 23, 3), False),
-    "resnet50_v1c": (64, (3, 4, 6, 3), True),
-    "resnet101_v1c": (64, (3, 4, 23, 3), True),
+    # name: width, blocks of each stage, dilated, bottlenecks
+    "resnet_demo": (16, (2, 2, 2, 2), True, True),
+    "resnet18_half": (32, (2, 2, 2, 2), False, False),
+    "resnet18": (64, (2, 2, 2, 2), False, False),
+    "resnet34": (64, (3, 4, 6, 3), False, False),
+    "resnet50": (64, (3, 4, 6, 3), False, True),
+    "resnet101": (64, (3, 4, 23, 3), False, True),
+    "resnet50_v1c": (64, (3, 4, 6, 3), True, True),
+    "resnet101_v1c": (64, (3, 4, 23, 3), True, True),
 }
 """Residual networks: torchvision's of stride 32; V1c of Open-MMLab, whose last two
 stages are dilated instead of coarser (stride 8, method.md section 9.2).
@@ -218,11 +221,12 @@ def swin(name: str) -> ConfigDict:
 
 
 def resnet(name: str) -> ConfigDict:
-    embed_dim, depths, dilated = choose(RESNETS, "backbone", name)
+    embed_dim, depths, dilated, bottleneck = choose(RESNETS, "backbone", name)
     return ConfigDict(
         {
             "name": "resnet",
-            # Width of the stem's result; the four maps are 4, 8, 16, 32 times as wide.
+            # Width of the stem's result; the four maps are 4, 8, 16, 32 times as wide,
+            # without bottlenecks 1, 2, 4, 8 times.
             "embed_dim": embed_dim,
             # Blocks, stride and dilation of each stage.
             "depths": depths,
@@ -230,6 +234,8 @@ def resnet(name: str) -> ConfigDict:
             "dilations": (1, 1, 2, 4) if dilated else (1, 1, 1, 1),
             # Half the dilation in the first block of a stage.
             "contract_dilation": dilated,
+            # 1 x 1, 3 x 3, 1 x 1; or else two of 3 x 3.
+            "bottleneck": bottleneck,
             # plain (7 x 7) or deep (three times 3 x 3).
             "stem": "deep" if dilated else "plain",
             # Keep the imported batch statistics in training.

@@ -51,6 +51,10 @@ def data(
             "num_classes": 0,
             "train_split": "train",
             "eval_split": "val",
+            # Part of the training pictures that evaluations during training look at in
+            # place of eval_split, such as train[90%:] where train_split is
+            # train[:90%]; "" is eval_split.
+            "validation_split": "",
             # Examples to use (SignScenes: to make); 0 is all there are.
             "train_examples": 0,
             "eval_examples": 0,
@@ -94,6 +98,9 @@ def data(
             # Processes that make training batches; 0 is this one. Over 4 cores, take
             # a worker for every 3 or 4 of them. The order of the data stays the same.
             "num_workers": 0,
+            # Crops of each training picture whose features are computed once and kept,
+            # where the backbone is frozen (training/frozen_features.py); 0 keeps none.
+            "feature_variants": 0,
             # Keep decoded examples in memory; for data sets that are small or
             # procedural.
             "cache": False,
@@ -109,6 +116,9 @@ def base(name: str) -> ConfigDict:
             # What is trained: semantic, multilabel (tasks/table.py).
             "task": "semantic",
             "seed": 0,
+            # Settings that are not given are chosen before training, from the data, the
+            # machine and the minutes there are (fitting/choices.py).
+            "choose_settings": False,
             # Weights to start training from: a work directory, a weight file of others
             # or a name of weights.py (docs/weights.md); "" starts from random ones.
             "init": "",
@@ -216,6 +226,9 @@ def base(name: str) -> ConfigDict:
                 "keep_best": 1,
                 # Evaluations without a better score after which training ends; 0 never.
                 "patience": 0,
+                # A training that would take longer on processors does not begin; 0: any
+                # does (training/forecast.py).
+                "max_hours": 24.0,
                 # Stop when this many steps have run in this process; 0 never.
                 "stop_after": 0,
                 # End all processes, to be started again, when nothing moves for so
@@ -247,6 +260,9 @@ def base(name: str) -> ConfigDict:
                 # Segments of a video with at least this score are followed (tracks.py).
                 "track_score": 0.5,
                 "batch_size": 8,
+                # Whose weights the run ends with: those of the latest step, or of the
+                # best checkpoint by the evaluations during training.
+                "checkpoint": "latest",
                 # average (of the steps, where there is one), latest, or better: both
                 # are evaluated and the better one is kept.
                 "weights": "average",

@@ -48,6 +48,7 @@ KEYS = {
     "name": TEXT,
     "task": ROW,
     "seed": whole(0, 2**31 - 1),
+    "choose_settings": FLAG,
     "init": TEXT,
     "init_part": TEXT,
     # ------------------------------------------------------------------------- data
@@ -68,6 +69,7 @@ KEYS = {
     "data.num_classes": COUNT_OR_NONE,
     "data.train_split": NAME,
     "data.eval_split": NAME,
+    "data.validation_split": TEXT,
     "data.train_examples": COUNT_OR_NONE,
     "data.eval_examples": COUNT_OR_NONE,
     "data.crop_size": SIDES,
@@ -103,6 +105,7 @@ KEYS = {
     "data.on_bad_example": choice("fail", "skip"),
     "data.num_threads": COUNT_OR_NONE,
     "data.num_workers": COUNT_OR_NONE,
+    "data.feature_variants": COUNT_OR_NONE,
     "data.cache": FLAG,
     # -------------------------------------------------------------------- selection
     "selection.name": choice(*SELECTIONS),
@@ -171,6 +174,7 @@ KEYS = {
     "train.patience": COUNT_OR_NONE,
     "train.stop_after": COUNT_OR_NONE,
     "train.hang_minutes": FROM_0,
+    "train.max_hours": FROM_0,
     "train.profile_start": COUNT_OR_NONE,
     "train.profile_steps": COUNT_OR_NONE,
     # ------------------------------------------------------------------------- eval
@@ -187,6 +191,7 @@ KEYS = {
     "eval.clip_change": SHARE,
     "eval.track_score": SHARE,
     "eval.batch_size": COUNT,
+    "eval.checkpoint": choice("latest", "best"),
     "eval.weights": choice("average", "latest", "better"),
     "eval.oracle_k": COUNT,
     "eval.oracle_labels": choice("resized", "original"),

@@ -28,6 +28,7 @@ MODEL_KEYS = {
     "model.class_embeddings.in_backbone": FLAG,
     "model.class_embeddings.initial": choice("normal", "uniform", "zeros"),
     "model.backbone.name": ROW,
+    "model.backbone.bottleneck": FLAG,
     "model.backbone.bottlenecks": FLAGS,
     "model.backbone.contract_dilation": FLAG,
     "model.backbone.depth": COUNT,

@@ -65,17 +65,18 @@ def means(
     """All losses of a batch and what else to log of it, as sums and counts.
 
     ``batch``: ``image`` uint8 [B H W 3], ``label_map`` int32 [B H W], perhaps
-    ``image_size`` int32 [B 2], what of the crops is no padding. A label counts as
+    ``image_size`` int32 [B 2], what of the crops is no padding; or in place of images
+    ``features`` [B h w D] of a frozen backbone (`frozen_features`). A label counts as
     present if any pixel of the (augmented) crop has it. ``priors``: see `class_priors`.
     """
     label_map = batch["label_map"]
     num_classes = model.class_embeddings.shape[0]
     histogram = label_histogram(label_map, num_classes)
-    images = batch["image"]
-    if "image_size" in batch:
+    images = batch.get("image")
+    if images is not None and "image_size" in batch:
         images = clear_padding(images, batch["image_size"], model.pixel_mean)
     select = training_select(config, batch, histogram, rng)
-    output = model(images, select, rng=rng)
+    output = model(images, select, rng=rng, features=batch.get("features"))
 
     ranks = labels_to_ranks(label_map, output.selection)
     logits, weights = output.logits, None

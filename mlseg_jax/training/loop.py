@@ -29,7 +29,7 @@ from mlseg_jax.settings.resolve import AUTO, resolve
 from mlseg_jax.tasks.evaluation import evaluate
 from mlseg_jax.tasks.given_selection import add_given_labels
 from mlseg_jax.tasks.table import find_task
-from mlseg_jax.training import long_tail, preflight
+from mlseg_jax.training import frozen_features, long_tail, preflight
 from mlseg_jax.training.checks import check_labels
 from mlseg_jax.training.data_remarks import say_oddities
 from mlseg_jax.training.early_stopping import has_converged
@@ -38,6 +38,8 @@ from mlseg_jax.training.final_evaluation import (
     evaluate_and_write,
     evaluation_scalars,
 )
+from mlseg_jax.training.forecast import refuse_what_cannot_end
+from mlseg_jax.training.kept import kept_state, open_validation
 from mlseg_jax.training.reports import Reports
 from mlseg_jax.training.state import abstract_state, initialise
 from mlseg_jax.training.step import make_train_step
@@ -47,21 +49,24 @@ from mlseg_jax.training.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+def train(
+    config: ml_collections.ConfigDict, workdir: str, clock=None
+) -> dict[str, float]:
     """Trains, or takes up where the work directory stands; ends with an evaluation.
 
+    ``clock``: says with ``is_over()`` when there is time for the evaluation alone.
     Returns the metrics that are also in ``metrics.json``.
     """
     check_config(config)
     preflight.check(config, workdir)
     with StopRequest() as stop:
         try:
-            return _train(config, workdir, stop)
+            return _train(config, workdir, stop, clock)
         except Stopped:
             return {}
 
 
-def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
+def _train(config, workdir: str, stop: StopRequest, clock) -> dict[str, float]:
     train_source = open_dataset(config.data, train=True)
     eval_source = open_dataset(config.data, train=False)
     num_classes = train_source.info.num_classes
@@ -90,6 +95,7 @@ def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
     train_source = add_given_labels(config, workdir, train_source, train=True)
     train_source = long_tail.resample(config, train_source, presence)
     eval_source = add_given_labels(config, workdir, eval_source, train=False)
+    validation = open_validation(config, eval_source)
 
     model = FunctionalModel.build(config, num_classes)
     with contextlib.ExitStack() as opened:
@@ -97,10 +103,22 @@ def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
         checkpoints = Checkpoints(workdir, keep_best=config.train.keep_best)
         opened.callback(checkpoints.close)
         state = _start(config, num_classes, mesh, checkpoints)
+        refuse_what_cannot_end(config, model, int(state["step"]))
+        if frozen_features.is_used(config):
+
+            def computing(done: int) -> None:
+                watchdog.at(int(state["step"]), "read", done)
+                stop.check()
+
+            train_source = frozen_features.kept_features(
+                config, model, mesh, state, train_source, workdir, computing
+            )
         writer = MetricWriter(workdir, int(state["step"]), config)
         opened.callback(writer.close)
         reports = Reports(config, model, train_source, checkpoints, writer, watchdog)
-        loop = _Loop(config, model, mesh, reports, eval_source, presence)
+        loop = _Loop(config, model, mesh, reports, validation, presence)
+        if clock is not None:
+            loop.is_over = clock.is_over
         profile = ProfileWindow(
             workdir, config.train.profile_start, config.train.profile_steps
         )
@@ -109,6 +127,7 @@ def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
         skips.log("training")
         if loop.stopped_early:
             return {}
+        state = kept_state(config, num_classes, mesh, checkpoints, state)
         step = int(state["step"])
 
         def evaluating(done: int) -> None:
@@ -125,9 +144,10 @@ def _train(config, workdir: str, stop: StopRequest) -> dict[str, float]:
             presence,
             on_progress=evaluating,
         )
-        checkpoints.score(step, scores)
-        writer.forget_evaluation(step)
-        writer.write(step, evaluation_scalars(metrics))
+        if not config.data.validation_split:
+            checkpoints.score(step, scores)
+            writer.forget_evaluation(step)
+            writer.write(step, evaluation_scalars(metrics))
         return metrics
 
 
@@ -156,6 +176,7 @@ class _Loop:
         self.step_function = make_train_step(config, model, mesh, priors)
         self.class_examples = long_tail.class_examples(presence, model.num_classes)
         self.stopped_early = False
+        self.is_over = lambda: False
 
     def run(self, state, skips, stop, profile):
         settings, source, reports = self.config.train, self.source, self.reports
@@ -165,7 +186,7 @@ class _Loop:
             seed=self.config.seed,
             batch_size=settings.batch_size,
             start_example=first * settings.batch_size,
-            augment=make_augment(self.config.data, self.class_examples, source.info),
+            augment=self._augment(source),
             rows=own_rows(self.mesh, settings.batch_size),
             num_threads=self.config.data.num_threads,
             num_workers=self.config.data.num_workers,
@@ -180,7 +201,12 @@ class _Loop:
                 with reports.watch.paused():
                     self._save_and_evaluate(step, first, state, stop)
                 if has_converged(self.checkpoints.scores(step), settings.patience):
-                    log_line(step, {"evaluations without a gain": settings.patience})
+                    gainless = float(settings.patience)
+                    log_line(step, {"evaluations without a gain": gainless})
+                    break
+                if self.is_over():
+                    left = float(settings.steps - step)
+                    log_line(step, {"steps without time": left})
                     break
                 done = settings.stop_after and step - first >= settings.stop_after
                 if done or stop.is_due(step):
@@ -202,11 +228,18 @@ class _Loop:
                     reports.log(step, bar)
             reports.check_finite()
             self._save(step, state)
+            if self.config.data.validation_split and not self.stopped_early:
+                self._evaluate(step, state, stop)
         finally:
             profile.close(metrics)
             bar.close()
             batches.close()
         return state
+
+    def _augment(self, source):
+        if frozen_features.is_used(self.config):
+            return source.augment
+        return make_augment(self.config.data, self.class_examples, source.info)
 
     def _save(self, step: int, state) -> None:
         self.watchdog.at(step, "save")
@@ -220,7 +253,11 @@ class _Loop:
         if step > first and (evaluates or _is_due(step, settings.checkpoint_every)):
             self.reports.check_finite()
             self._save(step, state)
-        if not evaluates:
+        if evaluates:
+            self._evaluate(step, state, stop)
+
+    def _evaluate(self, step: int, state, stop) -> None:
+        if self.checkpoints.is_scored(step):
             return
 
         def evaluating(done: int, _total: int = 0) -> None:

@@ -69,7 +69,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: dict[str, Array]):
         rng = jax.random.fold_in(dropout_key, state["step"])
         # An example each, so that a batch can be split.
-        steps = jnp.full(len(batch["image"]), state["step"], jnp.int32)
+        size = len(next(iter(batch.values())))
+        steps = jnp.full(size, state["step"], jnp.int32)
         batch = batch | {"step": steps}
         with within(mesh):
             grads, metrics, stats = accumulated_gradients(

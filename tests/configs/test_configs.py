@@ -185,6 +185,7 @@ def test_a_saved_configuration_is_the_one_that_was_saved(tmp_path):
 
 # Leaves that nobody has to read, each with its reason.
 UNREAD = {
+    "choose_settings": "read before a training, by `fitting`",
     "name": "says in a saved configuration which file it came from",
     "eval.track_score": "of videos of regions",
     "optimizer.falls_at": "of the schedule `steps` alone",

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import tiny_config
 
+from mlseg_jax.distributed.sharding import make_mesh, within
 from mlseg_jax.models.layers import attention as attention_module
 from mlseg_jax.models.layers import flash
 from mlseg_jax.models.layers.attention import attention
@@ -82,7 +84,7 @@ def test_which_kernel_is_taken(monkeypatch):
     """Weights are dropped by the blocked form alone; no kernel runs on CPU."""
     taken = []
 
-    def spy(platform, query, *, masked):
+    def spy(platform, query, key, *, masked):
         taken.append((platform, masked))
         return (lambda query, key, value, mask: query) if platform == "tpu" else None
 
@@ -99,22 +101,115 @@ def test_which_kernel_is_taken(monkeypatch):
     assert len(taken) == 2
 
 
-def test_cudnn_is_asked_first(monkeypatch):
-    flash._cudnn_takes.cache_clear()
-    half = jnp.zeros((1, 4, 2, 64), jnp.bfloat16)
-    asked = []
+@pytest.mark.parametrize(
+    "tokens, width, masked", [(1025, 64, True), (1297, 80, False), (4097, 64, False)]
+)
+def test_splash_attention_of_the_sizes_of_pictures(tokens, width, masked):
+    """512, 576, 1,024 pixels by 16 and a class token; heads of ViT-L and ViT-H."""
+    kernel = functools.partial(flash.tpu_attention, interpret=True)
+    error = jax.jit(
+        lambda: flash._try(kernel, tokens, tokens, width, "bfloat16", masked)
+    )()
+    assert error < flash._TOLERANCE / 2
 
-    def no_cudnn(query, *_, **__):
-        asked.append(query.shape)
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """As on a machine with a GPU that nobody has asked for its kernel."""
+    flash._runs.cache_clear()
+    flash._said.clear()
+    monkeypatch.setattr(attention_module, "platform", lambda: "gpu")
+    monkeypatch.setattr(flash, "_is_here", lambda platform: True)
+    yield monkeypatch
+    flash._runs.cache_clear()
+
+
+def plain(query, key, value, mask=None):
+    return jax.nn.dot_product_attention(query, key, value, scale=1.0)
+
+
+def raises(query, key, value, mask=None):
+    """Traces and compiles, as cuDNN's do whose engines are not there at run time."""
+
+    def fail(query):
+        raise RuntimeError("No valid engine configs")
+
+    out = jax.ShapeDtypeStruct(query.shape, query.dtype)
+    return plain(jax.pure_callback(fail, out, jax.lax.stop_gradient(query)), key, value)
+
+
+def is_wrong(query, key, value, mask=None):
+    return 1.2 * plain(query, key, value)
+
+
+@pytest.mark.parametrize("kernel", [raises, is_wrong, plain])
+def test_a_kernel_is_run_before_it_is_taken(gpu, caplog, kernel):
+    """In the middle of tracing a step. One that fails is said once, and not taken."""
+    runs = []
+
+    def counted(*args):
+        runs.append(1)
+        return kernel(*args)
+
+    gpu.setattr(flash, "gpu_attention", counted)
+    inputs = [x.astype(jnp.bfloat16) for x in make_inputs(queries=9, keys=9)[:3]]
+    out = jax.jit(lambda *x: attention(*x) + attention(*x))(*inputs)
+    expected = 2 * plain(inputs[0] * 8**-0.5, *inputs[1:])
+    np.testing.assert_allclose(
+        *(x.astype(jnp.float32) for x in (out, expected)), atol=0.05
+    )
+    longer = [x[:, :7] for x in inputs]
+    attention(*longer)
+    said = [r.getMessage() for r in caplog.records if r.name == flash.logger.name]
+    if kernel is plain:
+        assert not said and len(runs) == 5  # one trial of each length, and three uses
+        return
+    assert len(said) == 1 and len(runs) == 2
+    assert (
+        "JaxRuntimeError: INTERNAL" if kernel is raises else "it is wrong by 0.2"
+    ) in said[0]
+    assert "9 queries, 9 keys and heads of 8 in bfloat16" in said[0]
+
+
+def test_masks_and_full_precision_are_not_for_cudnn(gpu):
+    gpu.setattr(flash, "_try", None)
+    query = jnp.zeros((1, 4, 2, 64), jnp.bfloat16)
+    assert flash.find_flash("gpu", query, query, masked=True) is None
+    query = query.astype(jnp.float32)
+    assert flash.find_flash("gpu", query, query, masked=False) is None
+
+
+def test_a_planned_machine_is_asked_by_tracing(gpu):
+    gpu.setattr(flash, "_is_here", lambda platform: False)
+    gpu.setattr(flash, "gpu_attention", raises)
+    query = jnp.zeros((1, 4, 2, 64), jnp.bfloat16)
+    assert flash.find_flash("gpu", query, query, masked=False) is raises
+
+    def no_cudnn(*_, **__):
         raise RuntimeError("cuDNN is not detected.")
 
-    monkeypatch.setattr(jax.nn, "dot_product_attention", no_cudnn)
-    assert flash.find_flash("gpu", half, masked=True) is None
-    assert flash.find_flash("gpu", half.astype(jnp.float32), masked=False) is None
-    assert not asked
-    assert flash.find_flash("gpu", half, masked=False) is None
-    assert len(asked) == 1
-    flash._cudnn_takes.cache_clear()
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, *_, **__: q)
-    assert flash.find_flash("gpu", half, masked=False) is flash.gpu_attention
-    flash._cudnn_takes.cache_clear()
+    gpu.setattr(flash, "gpu_attention", no_cudnn)
+    assert flash.find_flash("gpu", query, query, masked=False) is None
+
+
+def test_processes_take_the_kernel_together(gpu):
+    """Where it fails in one, no other takes it: their programs must be the same."""
+    flash._runs_everywhere.cache_clear()
+    gpu.setattr(flash, "gpu_attention", plain)
+    gpu.setattr(flash.processes, "are_connected", lambda: True)
+    told = []
+
+    def tell_all(name, value, seconds):
+        told.append((name, value))
+        return [value, "False"]
+
+    gpu.setattr(flash.processes, "tell_all", tell_all)
+    query = jnp.zeros((1, 4, 2, 64), jnp.bfloat16)
+    with within(make_mesh(tiny_config())):
+        # A mesh of this process alone is nobody else's business.
+        assert flash.find_flash("gpu", query, query, masked=False) is plain
+        assert not told
+        gpu.setattr(jax, "local_device_count", lambda: 4)
+        assert flash.find_flash("gpu", query, query, masked=False) is None
+    assert told == [("kernel/gpu-4-4-64-bfloat16-False", "True")]
+    flash._runs_everywhere.cache_clear()

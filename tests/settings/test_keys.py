@@ -10,6 +10,7 @@ from configs import (
     linear,
     mask2former,
     maskformer,
+    own_data,
     paper,
     query2label,
     segmenter,
@@ -43,6 +44,7 @@ RECIPES = (
     (mask2former, "task=instance,dataset=sign_scenes"),
     (mask2former, "task=video_instance,dataset=sign_scenes"),
     (eomt, ""),
+    (own_data, ""),
     (encoder_only, ""),
     *((paper, name) for name in paper.EXPERIMENTS),
     *((study, f"row={row},size={size}") for row in study.ROWS for size in study.SIZES),
@@ -54,6 +56,7 @@ ANY_TEXT = {
     *("data.image_key", "data.label_key", "data.train_split", "data.eval_split"),
     *("selection.classifier", "selection.scores", "eval.font"),
     *("data.image_folder", "data.mask_folder", "data.image_ending", "data.mask_ending"),
+    "data.validation_split",
     "data.name",  # `open_dataset` knows the names
 }
 MAY_BE_EMPTY = {

@@ -7,6 +7,7 @@ import pathlib
 
 from mlseg_jax.cli.flags import required
 from mlseg_jax.cli.scores import print_scores
+from mlseg_jax.reporting.limit_files import limits_of_run
 from mlseg_jax.reporting.report import write_report
 from mlseg_jax.reporting.selection_report import plan_text, results_text
 from mlseg_jax.reporting.selection_study import SelectionStudy
@@ -27,7 +28,10 @@ def run(flags) -> None:
         _study(flags)
         return
     path = write_report(required(flags, "workdir"))
-    print_scores(json.loads((path.parent / "metrics.json").read_text()), flags.workdir)
+    metrics = json.loads((path.parent / "metrics.json").read_text())
+    print_scores(metrics, flags.workdir)
+    for limit in limits_of_run(path.parent, metrics):
+        print(f"{limit.text} Try this: {limit.change}")
     print(path)
 
 

@@ -14,17 +14,19 @@ from mlseg_jax.models.macs import Macs, activation
 from mlseg_jax.typing import Array, DTypeLike, Float, Int, Length, PRNGKeyArray
 
 EXPANSION = 4
-"""How much wider a block's result is than the 3 x 3 convolution in its middle."""
+"""How much wider a bottleneck's result is than the 3 x 3 convolution in its middle."""
 
 STEMS = ("plain", "deep")
 
 
 class ResNet(AbstractBackbone):
-    """A stem of stride 4, then four stages of bottleneck blocks; a map after each.
+    """A stem of stride 4, then four stages of blocks; a map after each.
 
-    ``stem="plain"`` is one 7 x 7 convolution (torchvision's networks), ``"deep"`` three
-    of 3 x 3 (V1c of Open-MMLab). Stages with a dilation keep their resolution. With
-    ``contract_dilation`` the first block of such a stage has half of it.
+    Blocks are bottlenecks, or with ``bottleneck=False`` two convolutions of 3 x 3
+    (ResNet-18 and 34), a quarter as wide. ``stem="plain"`` is one 7 x 7 convolution
+    (torchvision's networks), ``"deep"`` three of 3 x 3 (V1c of Open-MMLab). Stages with
+    a dilation keep their resolution. With ``contract_dilation`` the first block of such
+    a stage has half of it.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class ResNet(AbstractBackbone):
         strides: tuple[int, ...] = (1, 2, 2, 2),
         dilations: tuple[int, ...] = (1, 1, 1, 1),
         contract_dilation: bool = False,
+        bottleneck: bool = True,
         freeze_norms: bool = False,
         scan: bool = False,
         remat: str = "none",
@@ -54,11 +57,13 @@ class ResNet(AbstractBackbone):
             ]
         self.stem = nnx.List(units)
         widths = [embed_dim * 2**i for i in range(len(depths))]
-        self.feature_dims = tuple(EXPANSION * width for width in widths)
+        block = Bottleneck if bottleneck else BasicBlock
+        self.feature_dims = tuple(block.expansion * width for width in widths)
         inputs = (embed_dim, *self.feature_dims[:-1])
         self.stages = nnx.List(
             [
                 Stage(
+                    block,
                     *sizes,
                     contract_dilation=contract_dilation,
                     scan=scan,
@@ -108,7 +113,7 @@ class ResNet(AbstractBackbone):
         size = tuple(map(_halve, size))
         for stage in self.stages:
             count += stage.macs(size)
-            size = tuple(map(stage.first.conv2.conv.out_length, size))
+            size = tuple(map(stage.first.out_length, size))
         return count
 
 
@@ -116,8 +121,52 @@ def _halve(length: Length) -> Length:
     return -(-length // 2)
 
 
+class BasicBlock(nnx.Module):
+    """3 x 3 (which strides or dilates), 3 x 3; added to its input."""
+
+    expansion = 1
+
+    def __init__(
+        self,
+        in_features: int,
+        width: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        frozen: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        common = {"frozen": frozen, "dtype": dtype, "rngs": rngs}
+        self.conv1 = ConvUnit(
+            in_features, width, 3, stride=stride, dilation=dilation, **common
+        )
+        self.conv2 = ConvUnit(
+            width, width, 3, dilation=dilation, activation=None, **common
+        )
+        # A block begins as the identity.
+        self.conv2.norm.scale[...] = jnp.zeros(width)
+        self.shortcut = _shortcut(in_features, width, stride, common)
+
+    def __call__(self, features: FeatureMap, train: bool) -> FeatureMap:
+        branch = self.conv2(self.conv1(features, train), train)
+        return _added(self.shortcut, features, branch, train)
+
+    def out_length(self, length: Length) -> Length:
+        return self.conv1.conv.out_length(length)
+
+    def macs(self, size: tuple[int, int]) -> Macs:
+        out = tuple(map(self.out_length, size))
+        count = self.conv1.macs(size) + self.conv2.macs(out)
+        if self.shortcut is not None:
+            count += self.shortcut.macs(size)
+        return count + activation(*out, self.conv2.conv.kernel.shape[-1])
+
+
 class Bottleneck(nnx.Module):
     """1 x 1, 3 x 3 (which strides or dilates), 1 x 1; added to its input."""
+
+    expansion = EXPANSION
 
     def __init__(
         self,
@@ -139,31 +188,38 @@ class Bottleneck(nnx.Module):
         self.conv3 = ConvUnit(width, out_features, activation=None, **common)
         # A block begins as the identity.
         self.conv3.norm.scale[...] = jnp.zeros(out_features)
-        changes = stride != 1 or in_features != out_features
-        self.shortcut = (
-            ConvUnit(
-                in_features, out_features, stride=stride, activation=None, **common
-            )
-            if changes
-            else None
-        )
+        self.shortcut = _shortcut(in_features, out_features, stride, common)
 
     def __call__(self, features: FeatureMap, train: bool) -> FeatureMap:
         branch = self.conv3(self.conv2(self.conv1(features, train), train), train)
-        if self.shortcut is not None:
-            features = self.shortcut(features, train)
-        return FeatureMap(jax.nn.relu(features.grid + branch.grid), branch.grid_size)
+        return _added(self.shortcut, features, branch, train)
+
+    def out_length(self, length: Length) -> Length:
+        return self.conv2.conv.out_length(length)
 
     def macs(self, size: tuple[int, int]) -> Macs:
         count = self.conv1.macs(size) + self.conv2.macs(size)
         if self.shortcut is not None:
             count += self.shortcut.macs(size)
-        size = tuple(map(self.conv2.conv.out_length, size))
+        size = tuple(map(self.out_length, size))
         return (
             count
             + self.conv3.macs(size)
             + activation(*size, self.conv3.conv.kernel.shape[-1])
         )
+
+
+def _shortcut(in_features, out_features, stride, common) -> ConvUnit | None:
+    """What brings a block's input to the shape of its result, where that changes."""
+    if stride == 1 and in_features == out_features:
+        return None
+    return ConvUnit(in_features, out_features, stride=stride, activation=None, **common)
+
+
+def _added(shortcut, features: FeatureMap, branch: FeatureMap, train) -> FeatureMap:
+    if shortcut is not None:
+        features = shortcut(features, train)
+    return FeatureMap(jax.nn.relu(features.grid + branch.grid), branch.grid_size)
 
 
 class Stage(nnx.Module):
@@ -175,6 +231,7 @@ class Stage(nnx.Module):
 
     def __init__(
         self,
+        block: type[BasicBlock] | type[Bottleneck],
         in_features: int,
         width: int,
         depth: int,
@@ -188,9 +245,9 @@ class Stage(nnx.Module):
         rngs: nnx.Rngs,
         **common,
     ):
-        def make_block(rngs: nnx.Rngs) -> Bottleneck:
-            return Bottleneck(
-                EXPANSION * width,
+        def make_block(rngs: nnx.Rngs) -> BasicBlock | Bottleneck:
+            return block(
+                block.expansion * width,
                 width,
                 dilation=dilation,
                 dtype=dtype,
@@ -198,7 +255,7 @@ class Stage(nnx.Module):
                 **common,
             )
 
-        self.first = Bottleneck(
+        self.first = block(
             in_features,
             width,
             stride=stride,
@@ -233,12 +290,12 @@ class Stage(nnx.Module):
         count = self.first.macs(size)
         if self.num_equal == 0:
             return count
-        size = tuple(map(self.first.conv2.conv.out_length, size))
+        size = tuple(map(self.first.out_length, size))
         block = self.blocks if self.scan else self.blocks[0]
         return count + self.num_equal * block.macs(size)
 
     def _functional(
-        self, block: Bottleneck, train: bool
+        self, block: BasicBlock | Bottleneck, train: bool
     ) -> tuple[Callable[..., tuple], nnx.State]:
         """A pure function of features and weights, and the weights.
 

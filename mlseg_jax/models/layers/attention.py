@@ -46,7 +46,7 @@ def attention(
     drops = rng is not None and dropout_rate > 0
     flash = None
     if not drops:
-        flash = find_flash(platform(), query, masked=key_mask is not None)
+        flash = find_flash(platform(), query, key, masked=key_mask is not None)
     if flash is not None:
         return on_each_device(flash)(scaled, key, value, key_mask)
 

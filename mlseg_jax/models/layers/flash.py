@@ -5,12 +5,17 @@ cuDNN's knows no mask of keys; `attention.attention` goes by blocks then.
 """
 
 import functools
+import logging
+import threading
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from mlseg_jax.distributed import processes
 from mlseg_jax.typing import Array, Bool, Float
+
+logger = logging.getLogger(__name__)
 
 TPU_BLOCKS = (512, 384, 256)
 """Tokens of a block of queries or keys on TPU; multiples of its 128 lanes."""
@@ -19,16 +24,127 @@ Flash = Callable[[Array, Array, Array, Array | None], Array]
 
 
 def find_flash(
-    platform: str, query: Float[Array, "B L heads d"], *, masked: bool
+    platform: str,
+    query: Float[Array, "B L heads d"],
+    key: Float[Array, "B M heads d"],
+    *,
+    masked: bool,
 ) -> Flash | None:
     """The kernel for scaled queries like ``query`` on a platform; None without any.
 
-    It takes queries, keys, values and, where ``masked``, the mask of keys.
+    It takes queries, keys, values and, where ``masked``, the mask of keys. Before the
+    first use with such heads and so many tokens it is run once (`_runs`).
     """
-    if platform == "tpu":
-        return tpu_attention
-    takes = functools.partial(_cudnn_takes, query.shape[-1], query.dtype.name)
-    return gpu_attention if platform == "gpu" and not masked and takes() else None
+    kernels = {"tpu": tpu_attention, "gpu": gpu_attention}
+    if platform not in kernels or (platform == "gpu" and masked):
+        return None
+    shape = query.shape[1], key.shape[1], query.shape[-1]
+    asked = platform, *shape, query.dtype.name, masked
+    works = _runs(kernels[platform], *asked)
+    mesh = jax.sharding.get_abstract_mesh()
+    if processes.are_connected() and mesh.size > jax.local_device_count():
+        works = _runs_everywhere(works, *asked)
+    return kernels[platform] if works else None
+
+
+@functools.cache
+def _runs_everywhere(works: bool, *asked) -> bool:
+    """Programs of several processes must be the same one, so all take it or none."""
+    name = "kernel/" + "-".join(map(str, asked))
+    return all(word == "True" for word in processes.tell_all(name, str(works), 600.0))
+
+
+@functools.cache
+def _runs(kernel, platform, num_queries, num_keys, head_dim, dtype, masked) -> bool:
+    """Whether a kernel works: by running it, with its gradient, on one small head.
+
+    Tracing cannot tell: engines that cuDNN lacks, and what a driver or another version
+    refuses, show when the program is compiled or run. A failure is said once for heads
+    of a kind. For a machine that is only planned with, the kernel is traced.
+    """
+    if platform == "gpu" and dtype not in ("bfloat16", "float16"):
+        return False
+    arguments = num_queries, num_keys, head_dim, dtype, masked
+    if not _is_here(platform):
+        try:
+            jax.eval_shape(functools.partial(_try, kernel, *arguments))
+        except (RuntimeError, NotImplementedError):
+            return False
+        return True
+    reason: list[str] = []
+
+    def run() -> None:
+        try:
+            with jax.default_device(jax.local_devices()[0]):
+                error = float(jax.jit(functools.partial(_try, kernel, *arguments))())
+            if not error < _TOLERANCE:
+                reason.append(f"it is wrong by {error:.2g}")
+        except Exception as error:  # noqa: BLE001 - whatever it is, there are blocks
+            words = str(error).strip().split("\n")[0][:300]
+            reason.append(f"{type(error).__name__}: {words}")
+
+    # A thread of its own, as this one is in the middle of tracing another program.
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    kind = platform, head_dim, dtype, masked
+    if reason and kind not in _said:
+        _said.add(kind)
+        logger.warning(
+            "The attention kernel of this %s does not work for %d queries, %d keys and "
+            "heads of %d in %s (%s); attention goes by blocks there, which is slower.",
+            *(platform.upper(), *arguments[:-1], reason[0]),
+        )
+    return not reason
+
+
+_said: set[tuple] = set()
+
+_TOLERANCE = 0.05
+"""Of outputs and gradients in bfloat16, relative to the largest."""
+
+
+def _is_here(platform: str) -> bool:
+    """Whether this process has such devices, or plans for others."""
+    return jax.default_backend() == platform
+
+
+def _try(kernel, num_queries, num_keys, head_dim, dtype, masked) -> Float[Array, ""]:
+    """How far a kernel's outputs, and gradients by the queries, are from the plain
+    softmax's; of one head, and of the first queries alone, whose scores are few.
+    """
+
+    def draw(seed: int, length: int) -> Array:
+        shape = (1, length, 1, head_dim)
+        return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+    query, key, value = draw(0, num_queries), draw(1, num_keys), draw(2, num_keys)
+    query *= jnp.asarray(head_dim**-0.5, dtype)
+    mask = jnp.arange(num_keys)[None] % 3 < 2 if masked else None
+    few = min(num_queries, 128)
+
+    def plain(query: Array, key: Array, value: Array) -> Array:
+        query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
+        scores = jnp.einsum("blhd,bmhd->bhlm", query, key)
+        if masked:
+            scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
+        return jnp.einsum("bhlm,bmhd->blhd", jax.nn.softmax(scores), value)
+
+    def results(attend, query: Array) -> list[Array]:
+        def total(query: Array, key: Array, value: Array):
+            out = attend(query, key, value)[:, :few].astype(jnp.float32)
+            return jnp.sum(out * jnp.cos(jnp.arange(few))[None, :, None, None]), out
+
+        grads, out = jax.grad(total, (0, 1, 2), has_aux=True)(query, key, value)
+        return [out, *(grad.astype(jnp.float32) for grad in grads)]
+
+    def error(ours: Array, theirs: Array) -> Array:
+        difference = jnp.abs(ours[:, : theirs.shape[1]] - theirs)
+        return jnp.max(difference) / jnp.max(jnp.abs(theirs))
+
+    ours = results(lambda *x: kernel(*x, mask), query)
+    theirs = results(plain, query[:, :few])
+    return jnp.max(jnp.stack([error(*pair) for pair in zip(ours, theirs, strict=True)]))
 
 
 def gpu_attention(
@@ -50,23 +166,6 @@ def gpu_attention(
         implementation="cudnn",
     )
     return out[:, :num_queries]
-
-
-@functools.cache
-def _cudnn_takes(head_dim: int, dtype: str) -> bool:
-    """cuDNN says no by an exception: it is not there, or not for such heads."""
-    if dtype not in ("bfloat16", "float16"):
-        return False
-    if jax.default_backend() == "gpu":  # else the program is compiled for another one
-        capability = getattr(jax.local_devices()[0], "compute_capability", "0")
-        if float(capability) < 8.0:
-            return False
-    heads = jax.ShapeDtypeStruct((1, 128, 1, head_dim), dtype)
-    try:
-        jax.eval_shape(gpu_attention, heads, heads, heads)
-    except RuntimeError:
-        return False
-    return True
 
 
 def tpu_attention(

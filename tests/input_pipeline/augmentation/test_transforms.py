@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.augmentation import transforms
-from input_pipeline.augmentation.views import pad
+from input_pipeline.augmentation.views import View, pad
 from mlseg_jax.typing import IGNORE
 
 PAD = (1, 2, 3)
@@ -29,7 +29,7 @@ def _padded_crop(example, rng, crop_size, distortion=None, **arguments):
         example, rng, crop_size=crop_size, **arguments
     )
     image = view.image if distortion is None else distortion(view.image, rng)
-    label_map = pad(view.take(example["label_map"]), crop_size, IGNORE)
+    label_map = pad(view.with_labels(example["label_map"]).labels, crop_size, IGNORE)
     return example | {"image": pad(image, crop_size, PAD), "label_map": label_map}
 
 
@@ -168,6 +168,22 @@ def test_crop_avoids_one_class():
     assert 0.0 < once < 0.1
     # The last of the eleven is taken unchecked, so some still fail.
     assert abs(retried - (1 - (1 - once) ** 11)) < 0.12
+
+
+def test_labels_of_a_crop_are_sampled_once(monkeypatch):
+    """Those that made it acceptable go into the batch, mirrored with it."""
+    taken = []
+
+    def counted(view, values):
+        taken.append(view.size)
+        return values[view.rows].take(view.columns, axis=1)
+
+    monkeypatch.setattr(View, "take", counted)
+    for flip_rate in (0.0, 1.0):
+        taken.clear()
+        result = _crop(_gradient(99, 80), max_class_share=0.75, flip_rate=flip_rate)
+        falls = np.diff(result["label_map"][0, :60]).min() < 0
+        assert len(taken) == 1 and falls == bool(flip_rate)
 
 
 def test_ignored_pixels_are_not_a_class():

@@ -1,0 +1,1 @@
+"""Settings that fit the data, the machine and the minutes there are."""

@@ -1,0 +1,52 @@
+"""How much of a run's minutes is used, over all processes that have worked on it."""
+
+import json
+import time
+
+from etils import epath
+
+from mlseg_jax.runs.checkpoint import write_json
+
+FILE = "time.json"
+"""In the work directory: seconds used, and seconds kept for the last evaluation."""
+
+SECONDS_BETWEEN_WRITES = 5.0
+
+
+class Clock:
+    """Wall time since a run's first command, without the time when nobody worked on it.
+
+    A process that is killed forgets its last seconds, at most
+    `SECONDS_BETWEEN_WRITES`.
+    """
+
+    def __init__(self, workdir: str, minutes: float, already: float = 0.0):
+        """``already``: seconds that this process has worked on it before."""
+        self.seconds = 60.0 * minutes
+        self.reserve = 0.0
+        self._path = epath.Path(workdir) / FILE
+        self._began = time.monotonic() - already
+        self._before = 0.0
+        if self._path.exists():
+            kept = json.loads(self._path.read_text())
+            self._before, self.reserve = kept["seconds"], kept["reserve"]
+        self._written = float("-inf")
+
+    def used(self) -> float:
+        """Seconds, those of earlier processes included."""
+        return self._before + time.monotonic() - self._began
+
+    def left(self) -> float:
+        """Seconds until the last evaluation has to begin."""
+        return self.seconds - self.reserve - self.used()
+
+    def is_over(self) -> bool:
+        """Whether training must stop, so that its evaluation ends in time."""
+        if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
+            self.write()
+        return self.seconds > 0 and self.left() <= 0
+
+    def write(self) -> None:
+        self._written = time.monotonic()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._path, {"seconds": self.used(), "reserve": self.reserve})

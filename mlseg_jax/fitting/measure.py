@@ -1,0 +1,117 @@
+"""A few real steps and a few real evaluations, to know how long the others take."""
+
+import dataclasses
+import itertools
+import time
+
+import jax
+import ml_collections
+
+from input_pipeline.augmentation.augment import make_augment
+from input_pipeline.datasets.bad_examples import replace_bad
+from input_pipeline.datasets.open import open_dataset
+from input_pipeline.pipeline import train_batches
+from mlseg_jax.distributed.sharding import make_mesh, own_mesh, own_rows, put_batch
+from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.runs.weights import evaluation_parameters
+from mlseg_jax.settings.resolve import resolve
+from mlseg_jax.tasks.evaluation import evaluate
+from mlseg_jax.tasks.table import find_task
+from mlseg_jax.training import frozen_features
+from mlseg_jax.training.state import initialise
+from mlseg_jax.training.step import make_train_step
+
+MIN_STEPS, MAX_STEPS = 3, 60
+NUM_EVALUATED = 4
+"""Batches of examples of an evaluation: the first compiles."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds.
+
+    Attributes:
+      compiling: of the step and of the evaluation, before the first one ends.
+      step: of one step, with the data it waits for.
+      example: of the evaluation of one example.
+      preparing: of what comes before the first step: features of a frozen backbone.
+    """
+
+    compiling: float
+    step: float
+    example: float
+    preparing: float = 0.0
+
+
+def measure(
+    config: ml_collections.ConfigDict, num_classes: int, max_seconds: float
+) -> Timing:
+    """Trains for some steps and throws the result away, then evaluates examples.
+
+    ``max_seconds`` are for steps, after the first one, which compiles.
+    """
+    config = resolve(config, num_classes)
+    # Classes are counted where rare ones are drawn more often; not for this.
+    config.data.rare_crop_rate = 0.0
+    config.loss.update(class_weighting="none", logit_adjustment=0.0)
+    mesh = make_mesh(config)
+    begin = time.perf_counter()
+    model = FunctionalModel.build(config, num_classes)
+    state = initialise(config, num_classes, mesh)
+    step = make_train_step(config, model, mesh)
+    source = open_dataset(config.data, train=True)
+    batches, preparing = _batches(config, model, mesh, state, source)
+    try:
+        state, _ = step(state, put_batch(mesh, next(batches)))
+        jax.block_until_ready(state)
+        compiling = time.perf_counter() - begin
+        begin, count = time.perf_counter(), 0
+        while count < MIN_STEPS or (
+            count < MAX_STEPS and time.perf_counter() - begin < max_seconds
+        ):
+            state, _ = step(state, put_batch(mesh, next(batches)))
+            jax.block_until_ready(state)
+            count += 1
+        seconds = (time.perf_counter() - begin) / count
+    finally:
+        batches.close()
+    first, example = _evaluation(config, model, state)
+    return Timing(compiling + first, seconds, example, preparing)
+
+
+def _batches(config, model: FunctionalModel, mesh, state, source):
+    """Training batches as the loop has them, and seconds until it has the first."""
+    if frozen_features.is_used(config):
+        seconds, batch = frozen_features.sample(config, model, mesh, state, source)
+        return (dict(batch) for _ in itertools.count()), seconds
+    batches = train_batches(
+        replace_bad(source, config.data.on_bad_example),
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        augment=make_augment(config.data, None, source.info),
+        rows=own_rows(mesh, config.train.batch_size),
+        num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers,
+    )
+    return batches, 0.0
+
+
+def _evaluation(config, model: FunctionalModel, state) -> tuple[float, float]:
+    """Seconds of the first examples, which compile, and of one of the next."""
+    data = config.data.copy_and_resolve_references()
+    size = config.eval.batch_size
+    count = len(open_dataset(data, train=False))
+    task, mesh = find_task(config), own_mesh(config)
+    engine = task.make_engine(config, model, {}, mesh)
+    engine.parameters = next(
+        iter(evaluation_parameters(state, config.eval.weights).values())
+    )
+    seconds = []
+    for examples in (size, min(size * NUM_EVALUATED, count)):
+        data.eval_examples = examples
+        source = open_dataset(data, train=False)
+        evaluation = task.make_evaluation(config, source.info, with_oracle=True)
+        begin = time.perf_counter()
+        evaluate(evaluation, engine, source, config)
+        seconds.append(time.perf_counter() - begin)
+    return seconds[0], seconds[1] / min(size * NUM_EVALUATED, count)

@@ -1,0 +1,216 @@
+"""What is chosen for somebody's own pictures, and the reason for it in a line each."""
+
+import math
+
+from mlseg_jax.fitting.choices import SHARE_OF_STEPS, Choices
+from mlseg_jax.fitting.facts import Data, Machine
+from mlseg_jax.fitting.weights import start_from_weights
+from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.flops import training_flops
+from mlseg_jax.settings import backbones
+from mlseg_jax.settings.advice import fitting_selection
+from mlseg_jax.settings.resolve import LABEL_WEIGHT_PER_CLASS
+
+BACKBONES = ("resnet18_half", "resnet18", "resnet34", "resnet50")
+"""From nothing: the last for which there are `EPOCHS` in the time there is."""
+
+EPOCHS = 60
+"""Crops of each training picture that a larger backbone needs to be worth its time."""
+
+LONGEST_SHORT_SIDES = ((20, 192), (60, 256), (math.inf, 384))
+"""On processors: minutes, and up to these the longest shorter side of pictures."""
+
+ON_ACCELERATORS = 512
+"""The same there, whatever the minutes."""
+
+SMALLEST_SHORT_SIDE = 96
+"""Smaller pictures are enlarged to it: the backbone's last map has stride 32."""
+
+VALIDATION = 0.1
+"""Share of the training pictures that checkpoints are chosen by: the last ones, for
+frames of a film resemble their neighbours.
+"""
+
+MIN_VALIDATION = 2
+CACHE_SHARE = 0.2
+"""Of the free memory that decoded pictures may take."""
+
+SIDED = {"left", "right", "links", "rechts", "gauche", "droite"}
+"""Words in names of classes that a mirror image would belie."""
+
+
+def choose(
+    choices: Choices, data: Data, machine: Machine, seconds: float, speed: float | None
+) -> None:
+    """All but what needs steps to be measured (`schedule`).
+
+    Args:
+      choices: where to.
+      data: what there is to learn from.
+      machine: where.
+      seconds: that there are.
+      speed: operations a second of the machine; None where that is not known.
+    """
+    _say_what_is_there(choices, data, machine)
+    _selection(choices, data)
+    _augmentation(choices, data)
+    _batch(choices, data, machine)
+    _sizes(choices, data, machine, seconds)
+    if choices.config.init:
+        start_from_weights(choices, data, seconds, speed)
+    else:
+        _backbone(choices, data, seconds, speed)
+    _say_sizes(choices)
+    _evaluation(choices, data)
+    _validation(choices, data)
+    _reading(choices, data, machine)
+
+
+def _say_what_is_there(choices: Choices, data: Data, machine: Machine) -> None:
+    height, width = data.size
+    sizes = "all" if data.is_uniform else "half of them up to"
+    choices.say(
+        "data",
+        f"{data.num_pictures:,} training pictures, {sizes} {width} x {height}, of "
+        f"{data.num_classes:,} classes {data.num_labels.mean():.1f} in a picture",
+    )
+    choices.say("machine", str(machine))
+
+
+def _sizes(choices: Choices, data: Data, machine: Machine, seconds: float) -> None:
+    short = min(data.size)
+    longest = ON_ACCELERATORS
+    if machine.is_cpu:
+        limits = LONGEST_SHORT_SIDES
+        longest = next(side for minutes, side in limits if seconds <= 60 * minutes)
+    side = min(max(short, SMALLEST_SHORT_SIDE), longest)
+    base = (0, 0) if side == short and data.is_uniform else (8 * side, side)
+    # Three quarters, in whole cells of the backbone's last map.
+    crop = max(64, round(0.75 * side / 32) * 32)
+    choices.set(data={"base_size": base, "crop_size": (crop, crop)})
+
+
+def _say_sizes(choices: Choices) -> None:
+    base = choices.config.data.base_size
+    height, width = choices.config.data.crop_size
+    shown = "as they are" if max(base) == 0 else f"shorter side {min(base)}"
+    choices.say(
+        "sizes", f"pictures {shown}, crops of {height} x {width} at scales of 0.5 to 2"
+    )
+
+
+def _selection(choices: Choices, data: Data) -> None:
+    fitting = fitting_selection(data.num_classes, data.num_labels)
+    choices.set(selection={"name": fitting.name})
+    config = choices.config
+    if config.selection.name == "top_k":
+        # Given by the user, where the advice is to do without.
+        weight = fitting.weight or round(LABEL_WEIGHT_PER_CLASS * data.num_classes, 2)
+        choices.set(selection={"k": fitting.k}, loss={"multilabel_weight": weight})
+        text = (
+            f"the best {config.selection.k} of {data.num_classes:,} labels, twice what "
+            f"99 % of the pictures hold; weight of their loss "
+            f"{config.loss.multilabel_weight}"
+        )
+    else:
+        choices.set(
+            selection={"k": fitting.k},
+            loss={"multilabel_weight": 0.0},
+            model__multilabel_head={"name": "none"},
+            model__rank_norm={"kind": "none"},
+        )
+        text = "all labels, for pictures hold most of them: little could be left out"
+    choices.say("selection", text)
+
+
+def _augmentation(choices: Choices, data: Data) -> None:
+    words = {word for name in data.class_names for word in name.lower().split()}
+    sided = sorted(words & SIDED)
+    # With two classes crops of one are no exception that is to be avoided.
+    share = 0.75 if data.num_classes > 2 else 1.0
+    choices.set(data={"flip_rate": 0.0 if sided else 0.5, "max_class_share": share})
+    mirrored = f"not mirrored (a class is called {sided[0]!r})" if sided else "mirrored"
+    colours = "colours changed" if choices.config.data.photometric else "colours kept"
+    choices.say("augmentation", f"scaled, {mirrored}, {colours}")
+
+
+def _batch(choices: Choices, data: Data, machine: Machine) -> None:
+    size = 8 if machine.is_cpu else 16 * machine.num_devices
+    choices.set(train={"batch_size": size})
+
+
+def _backbone(
+    choices: Choices, data: Data, seconds: float, speed: float | None
+) -> None:
+    if choices.is_given("model.backbone", "model.decoder"):
+        choices.say("model", "as given")
+        return
+    chosen = None
+    for name in BACKBONES:
+        config = choices.config.copy_and_resolve_references()
+        config.model.backbone = backbones.resnet(name)
+        model = FunctionalModel.build(config, data.num_classes)
+        epochs = math.inf
+        if speed is not None:
+            crops = SHARE_OF_STEPS * seconds * speed / training_flops(config, model)
+            epochs = crops / data.num_pictures
+        if chosen is not None and epochs < EPOCHS:
+            break
+        chosen = name
+        size = f"{model.num_parameters / 1e6:.1f} million parameters"
+    choices.set(model={"backbone": backbones.resnet(chosen)})
+    choices.say(
+        "model",
+        f"{chosen} and UPerNet of width {choices.config.model.decoder.embed_dim}, "
+        f"{size}, from nothing",
+    )
+
+
+def _evaluation(choices: Choices, data: Data) -> None:
+    base, crop = choices.config.data.base_size, choices.config.data.crop_size
+    height, width = data.size
+    if max(base) > 0:
+        scale = min(base) / min(height, width)
+        height, width = round(scale * height), round(scale * width)
+    if data.is_uniform and height * width <= 4 * math.prod(crop):
+        window = stride = (height, width)
+        text = "whole pictures"
+    else:
+        window = tuple(crop)
+        stride = tuple(side * 2 // 3 for side in crop)
+        text = f"windows of {window[0]} x {window[1]} that overlap by a third"
+    choices.set(eval={"mode": "slide", "window": window, "stride": stride})
+    choices.say("evaluation", text)
+
+
+def _validation(choices: Choices, data: Data) -> None:
+    count = max(MIN_VALIDATION, round(VALIDATION * data.num_pictures))
+    left = data.num_pictures - count
+    split = choices.config.data.train_split
+    if choices.is_given("data.train_split", "data.validation_split", "eval.checkpoint"):
+        choices.say("validation", "as given")
+    elif left < count or "[" in split:
+        choices.set(eval={"checkpoint": "latest"})
+        choices.say("validation", "none, for the pictures are too few")
+    else:
+        choices.set(
+            data={
+                "train_split": f"{split}[:{left}]",
+                "validation_split": f"{split}[{left}:]",
+            }
+        )
+        choices.say(
+            "validation",
+            f"the last {count} training pictures say which checkpoint is kept",
+        )
+
+
+def _reading(choices: Choices, data: Data, machine: Machine) -> None:
+    height, width = data.size
+    # Pixels of three octets, labels of four.
+    size = 7.0 * height * width * data.num_pictures
+    fits = size <= CACHE_SHARE * machine.free_bytes
+    threads = max(1, min(4, machine.cores))
+    choices.set(data={"cache": fits, "num_threads": threads})
+    if not machine.is_cpu:
+        choices.set(data={"num_workers": max(0, machine.cores // 4 - 1)})

@@ -1,0 +1,219 @@
+"""With weights to start from: which model they fit, and how much of it to train."""
+
+import dataclasses
+import math
+import os
+import re
+import shlex
+import shutil
+
+import ml_collections
+from etils import epath
+
+from mlseg_jax.errors import UserError
+from mlseg_jax.fitting.choices import SHARE_OF_STEPS, Choices
+from mlseg_jax.fitting.facts import Data
+from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.flops import count_macs
+from mlseg_jax.pretrained.download import weight_file
+from mlseg_jax.pretrained.read import read_weights
+from mlseg_jax.pretrained.suggest import suggest
+from mlseg_jax.runs.workdir import load_config
+from mlseg_jax.settings import recipes
+from mlseg_jax.settings.weights import PUBLISHED
+
+SHORT_SIDES = (224, 518)
+"""Of pictures for a ViT, least and most: its cells are of 14 or 16 pixels."""
+
+EPOCHS = 15
+"""Of the training pictures, that training a part of the backbone must have time for."""
+
+LAST_BLOCKS = 4
+"""That are trained where there is no time for all."""
+
+MAX_VARIANTS = 8
+FEATURE_SHARE = 0.3
+"""Of the minutes, that computing features of a frozen backbone may take."""
+
+DISK_SHARE = 0.2
+"""Of the free disk, that these may take."""
+
+LAYER_DECAY = 0.75
+"""Of the learning rate, a block; BEiT's and DINOv2's recipes have 0.65 to 0.95."""
+
+
+LINEAR = ml_collections.ConfigDict({"name": "linear", "dropout_rate": 0.0})
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a backbone that knows something already is trained.
+
+    Attributes:
+      name: whole, last or frozen.
+      epochs: of the training pictures there is time for.
+      variants: crops of each whose features are kept.
+    """
+
+    name: str
+    epochs: float
+    variants: int = 0
+
+
+def start_from_weights(
+    choices: Choices, data: Data, seconds: float, speed: float | None
+) -> None:
+    """Model, sizes, learning rates for ``config.init``.
+
+    Raises:
+      UserError: no model is known that the weights fit.
+    """
+    init = choices.config.init
+    recipe = _recipe(init)
+    _take_model(choices, recipe)
+    _sizes(choices, data)
+    config = choices.config
+    model = FunctionalModel.build(config, data.num_classes)
+    chosen = how_to_train(config, model, data, seconds, speed)
+    _rates(choices, chosen)
+    backbone = config.model.backbone
+    width, depth = backbone.embed_dim, backbone.get("depth", "4 stages")
+    text = {
+        "whole": "all of it is trained, earlier blocks at lower rates",
+        "last": f"the last {LAST_BLOCKS} blocks and what follows are trained",
+        "frozen": f"the backbone stays as it is; features of {chosen.variants} crops "
+        f"of each picture are computed once",
+    }[chosen.name]
+    choices.say(
+        "model",
+        f"{backbone.name} ({width} wide, {depth} deep) from {init}; {text}, for about "
+        f"{chosen.epochs:,.0f} epochs",
+    )
+
+
+def _recipe(init: str) -> ml_collections.ConfigDict:
+    """The shipped recipe that the weights fit, or the run that they are of."""
+    if epath.Path(init).is_dir():
+        return load_config(init)
+    if init in PUBLISHED and not os.path.exists(init):
+        recipe, flags = PUBLISHED[init].fits, []
+    else:
+        words = shlex.split(suggest(read_weights(weight_file(init))))
+        if not words:
+            raise UserError(
+                f"No shipped model is known that {init} fits; give a recipe of "
+                f"configs/ with --config.init={init} in place of configs/own_data.py."
+            )
+        recipe, flags = words[0].partition("=")[2], words[1:]
+    path, _, arguments = recipe.partition(":")
+    kept = [x for x in arguments.split(",") if x.startswith(("backbone=", "decoder="))]
+    config = recipes.load(f"{path}:{','.join(['dataset=folder', *kept])}")
+    config.unlock()
+    for flag in flags:
+        key, _, value = flag.removeprefix("--config.").partition("=")
+        if key.startswith("model.backbone."):
+            name = key.rpartition(".")[2]
+            numbers = tuple(map(int, re.findall(r"\d+", value)))
+            old = config.model.backbone[name]
+            config.model.backbone[name] = (
+                numbers if isinstance(old, tuple) else numbers[0]
+            )
+    return config
+
+
+def _take_model(choices: Choices, recipe: ml_collections.ConfigDict) -> None:
+    """The recipe's backbone and what its pixels are normalised by; UPerNet on pyramids,
+    and else a linear classifier of normalised features.
+    """
+    pixels = {key: recipe.data[key] for key in ("pixel_mean", "pixel_std")}
+    backbone = recipe.model.backbone.copy_and_resolve_references()
+    choices.set(data=pixels, model={"backbone": backbone})
+    backbone = choices.config.model.backbone
+    if backbone.name == "vit":
+        choices.set(
+            model={
+                "decoder": ml_collections.ConfigDict(
+                    {"name": "linear", "dropout_rate": 0.0}
+                )
+            },
+            model__multilabel_head={
+                "downsample": 8,
+                "num_heads": max(1, backbone.embed_dim // 64),
+            },
+        )
+        choices.set(model__backbone={"drop_path_rate": 0.0})
+    elif "decoder" in recipe.model and recipe.model.decoder.name == "upernet":
+        choices.set(model={"decoder": recipe.model.decoder})
+
+
+def _sizes(choices: Choices, data: Data) -> None:
+    backbone = choices.config.model.backbone
+    if backbone.name != "vit":
+        return
+    patch, short = backbone.patch_size, min(data.size)
+    side = min(max(short, SHORT_SIDES[0]), SHORT_SIDES[1]) // patch * patch
+    choices.set(data={"base_size": (8 * side, side), "crop_size": (side, side)})
+
+
+def how_to_train(
+    config: ml_collections.ConfigDict,
+    model: FunctionalModel,
+    data: Data,
+    seconds: float,
+    speed: float | None,
+) -> Training:
+    """All of the backbone, or its last blocks, if there is time for `EPOCHS`; else none
+    of it, with as many crops as there is time and disk to keep features of.
+    """
+    if speed is None:
+        return Training("whole", math.inf)
+    macs = {name: part.exact for name, part in count_macs(config, model).items()}
+    backbone, rest = macs["backbone"], sum(macs.values()) - macs["backbone"]
+    time = SHARE_OF_STEPS * seconds * speed
+    is_vit = config.model.backbone.name == "vit"
+    depth = config.model.backbone.depth if is_vit else 1
+    last = min(1.0, LAST_BLOCKS / depth)
+    for name, operations in (
+        ("whole", 6 * (backbone + rest)),
+        ("last", (2 + 4 * last) * backbone + 6 * rest),
+    ):
+        epochs = time / operations / data.num_pictures
+        if epochs >= EPOCHS or not is_vit:
+            return Training(name, epochs)
+    vit, crop = config.model.backbone, config.data.crop_size
+    cells = math.prod(-(-side // vit.patch_size) for side in crop)
+    octets = 2 * cells * vit.embed_dim + 4 * math.prod(crop)
+    room = DISK_SHARE * shutil.disk_usage(os.path.expanduser("~")).free
+    variants = min(
+        MAX_VARIANTS,
+        int(FEATURE_SHARE * seconds * speed / (2 * backbone) / data.num_pictures),
+        int(room / octets / data.num_pictures),
+    )
+    variants = max(1, variants)
+    left = time - 2 * backbone * variants * data.num_pictures
+    return Training("frozen", max(0.0, left) / (6 * rest) / data.num_pictures, variants)
+
+
+def _rates(choices: Choices, chosen: Training) -> None:
+    backbone = choices.config.model.backbone
+    if chosen.name == "frozen":
+        choices.set(
+            data={"feature_variants": chosen.variants},
+            optimizer={
+                "frozen": ("^backbone/",),
+                "learning_rate": 1e-3,
+                "weight_decay": 1e-4,
+            },
+        )
+        return
+    choices.set(optimizer={"learning_rate": 2e-4, "weight_decay": 0.05})
+    if backbone.name != "vit":
+        return
+    choices.set(optimizer={"layer_decay": LAYER_DECAY})
+    if chosen.name == "last":
+        kept = "|".join(
+            str(i) for i in range(backbone.depth - LAST_BLOCKS, backbone.depth)
+        )
+        choices.set(
+            optimizer={"frozen": (rf"^backbone/(?!blocks/blocks/({kept})/|norm)",)}
+        )

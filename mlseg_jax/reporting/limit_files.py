@@ -1,0 +1,37 @@
+"""Reads from a work directory what `limits` wants to know."""
+
+import json
+from collections.abc import Mapping
+
+from etils import epath
+
+from mlseg_jax.fitting.choices import FILE
+from mlseg_jax.reporting.charts import events, is_finite
+from mlseg_jax.reporting.limits import Limit, find_limits
+
+
+def limits_of_run(workdir: epath.Path, metrics: Mapping) -> list[Limit]:
+    """Limits of a run of pixel classes, whose ``metrics.json`` says ``metrics``; none
+    where the files for it are missing.
+    """
+    path = workdir / "evaluation.json"
+    if "mIoU" not in metrics or not path.exists():
+        return []
+    classes = json.loads(path.read_text()).get("classes", [])
+    curves, points = workdir / "metrics.jsonl", []
+    if curves.exists():
+        points = [
+            (event["step"], event["eval/mIoU"])
+            for event in events(curves.read_bytes())
+            if is_finite(event.get("eval/mIoU"))
+        ]
+    looked_at = {}
+    if (workdir / FILE).exists():
+        looked_at = json.loads((workdir / FILE).read_text()).get("looked_at", {})
+    config = {}
+    if (workdir / "config.json").exists():
+        saved = json.loads((workdir / "config.json").read_text())
+        config = {"init": saved.get("init", "")}
+        for key, value in saved.get("selection", {}).items():
+            config[f"selection.{key}"] = value
+    return find_limits(metrics, classes, config, points, looked_at)

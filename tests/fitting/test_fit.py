@@ -1,0 +1,90 @@
+"""Time: what fits into it, what is used of it, what a second command finds."""
+
+import json
+
+import pytest
+from tiny import tiny_config
+
+from configs import own_data
+from input_pipeline.datasets.open import open_dataset
+from mlseg_jax.errors import UserError
+from mlseg_jax.fitting import fit
+from mlseg_jax.fitting.clock import Clock
+from mlseg_jax.fitting.measure import Timing
+from mlseg_jax.fitting.schedule import plan
+from mlseg_jax.runs.workdir import claim_workdir
+from mlseg_jax.training import loop
+
+TIMING = Timing(compiling=10.0, step=0.5, example=0.1)
+
+
+def test_a_plan_uses_the_time_and_no_more():
+    planned = plan(
+        TIMING, left=570.0, total=600.0, reading=5.0,
+        num_validation=30, num_test=100, keeps_best=True,
+    )  # fmt: skip
+    assert planned.evaluations == 8
+    last = planned.steps * 0.5 + 8 * 30 * 0.1 + 100 * 0.1 + 5.0
+    assert 0.9 * 570 < last < 570
+    # No time at all is a step all the same, and an evaluation.
+    assert plan(
+        TIMING, left=1.0, total=60.0, reading=5.0,
+        num_validation=30, num_test=100, keeps_best=False,
+    ).steps == 1  # fmt: skip
+
+
+def test_a_clock_goes_on_where_the_process_before_has_stopped(tmp_path):
+    clock = Clock(str(tmp_path), 1.0, already=20.0)
+    clock.reserve = 15.0
+    assert not clock.is_over() and 19.0 < clock.used() < 25.0
+    again = Clock(str(tmp_path), 1.0, already=26.0)
+    assert again.reserve == 15.0 and again.is_over()
+    assert not Clock(str(tmp_path), 0.0, already=26.0).is_over()
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Configurations that the loop was given, in place of training them."""
+    configs = []
+    monkeypatch.setattr(fit, "measure", lambda *_: TIMING)
+    monkeypatch.setattr(
+        loop, "train", lambda config, workdir, clock=None: configs.append(config) or {}
+    )
+    return configs
+
+
+def test_choices_are_made_once(trained, tmp_path):
+    def config(batch_size=8):
+        made = own_data.get_config("dataset=sign_scenes").unlock()
+        made.data.update(num_classes=20, train_examples=12, eval_examples=4)
+        made.train.batch_size = batch_size
+        return made
+
+    workdir, keys = str(tmp_path), ("data.num_classes", "train.batch_size")
+    fit.train(config(), workdir, given=keys, minutes=10.0)
+    (first,) = trained
+    # 600 s less 10 s of compiling and what is kept; no step was measured for real.
+    assert 800 < first.train.steps < 1150 and first.train.eval_every
+    assert first.selection.name == "top_k" and first.train.batch_size == 8
+    told = json.loads((tmp_path / fit.FILE).read_text())
+    assert told["looked_at"]["pictures"] == 12 and "train.steps" in told["keys"]
+    # The second command finds a checkpoint, and takes what was chosen.
+    claim_workdir(first, workdir, open_dataset(first.data, train=True).info)
+    (tmp_path / "checkpoints" / "100").mkdir(parents=True)
+    fit.train(config(), workdir, given=keys, minutes=5.0)
+    assert trained[1].to_json() == first.to_json()
+    # Another batch size is no longer what was chosen: the loop will say so.
+    fit.train(config(4), workdir, given=keys)
+    assert trained[2].train.batch_size == 4
+    assert trained[2].train.steps == first.train.steps
+
+
+def test_minutes_fit_the_schedule_of_any_recipe(trained, tmp_path):
+    config = tiny_config({"train.steps": 1000, "optimizer.warmup_steps": 100})
+    fit.train(config, str(tmp_path), minutes=10.0, already=60.0)
+    (fitted,) = trained
+    assert 800 < fitted.train.steps < 1060
+    assert fitted.optimizer.warmup_steps == round(fitted.train.steps / 10)
+    assert fitted.model.to_json() == config.model.to_json()
+    with pytest.raises(UserError, match="above 0"):
+        fit.train(config, str(tmp_path), minutes=-1.0)

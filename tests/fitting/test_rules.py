@@ -1,0 +1,120 @@
+"""What is chosen for which pictures, on which machine, in which time."""
+
+import re
+
+import numpy as np
+import pytest
+
+from configs import own_data
+from mlseg_jax.fitting.choices import Choices
+from mlseg_jax.fitting.facts import Data, Machine
+from mlseg_jax.fitting.rules import choose
+from mlseg_jax.models.build import check_config
+
+LAPTOP = Machine("cpu", "cpu", 1, 2, 8 << 30)
+
+
+def data(pictures, size, num_classes, held, names=None):
+    """So many pictures of one size, of which each holds ``held`` classes."""
+    present = np.zeros((min(pictures, 50), num_classes), bool)
+    for i, row in enumerate(present):
+        row[(np.arange(held) + i) % num_classes] = True
+    sizes = np.tile(size, (len(present), 1))
+    names = names or tuple(f"class {i}" for i in range(num_classes))
+    return Data(pictures, names, sizes, present, np.ones(num_classes, np.int64))
+
+
+def chosen(facts, given=None, fixed=(), minutes=10, speed=1e11, machine=LAPTOP):
+    config = own_data.get_config().unlock()
+    for key, value in (given or {}).items():
+        section, name = key.split(".")
+        config[section][name] = value
+    choices = Choices(config, frozenset([*(given or {}), *fixed]))
+    choose(choices, facts, machine, 60.0 * minutes, speed)
+    check_config(choices.config)
+    return choices
+
+
+@pytest.mark.parametrize(
+    "facts, wanted",
+    [
+        # 30 pictures of 3 classes: nothing to select, 3 for validation.
+        (data(30, (200, 300), 3, 2), {
+            "selection.name": "complete", "data.train_split": "train[:27]",
+            "data.validation_split": "train[27:]", "data.crop_size": (128, 128),
+        }),
+        # 5,000 classes, 200 pictures.
+        (data(200, (100, 100), 5000, 9), {
+            "selection.name": "top_k", "selection.k": 18,
+            "loss.multilabel_weight": 350.0,
+        }),
+        # Tiny pictures are enlarged, huge ones made small and cut.
+        (data(400, (40, 40), 8, 2), {
+            "data.base_size": (768, 96), "data.crop_size": (64, 64),
+            "eval.window": (96, 96),
+        }),
+        (data(400, (4000, 6000), 8, 2), {
+            "data.base_size": (1536, 192), "data.crop_size": (128, 128),
+            "data.cache": False,
+        }),
+        # One class: no label to leave out, and crops of one class are no exception.
+        (data(50, (100, 100), 1, 1), {
+            "selection.name": "complete", "data.max_class_share": 1.0,
+        }),
+        (data(50, (100, 100), 2, 1, ("left lane", "road")), {"data.flip_rate": 0.0}),
+        # Two pictures are too few to keep one back.
+        (data(3, (100, 100), 2, 1), {"eval.checkpoint": "latest"}),
+    ],
+)  # fmt: skip
+def test_choices(facts, wanted):
+    choices = chosen(facts, fixed={"model.backbone"})
+    assert {key: choices.values[key] for key in wanted} == wanted
+    assert len(choices.lines) == 8 and all(": " in line for line in choices.lines)
+
+
+def test_what_is_given_stays():
+    facts = data(30, (200, 300), 3, 2)
+    given = {
+        "data.crop_size": (64, 96),
+        "train.batch_size": 3,
+        "selection.name": "top_k",
+    }
+    choices = chosen(facts, given, fixed={"model.backbone"})
+    assert not set(given) & set(choices.values)
+    assert choices.config.data.crop_size == (64, 96)
+    assert choices.config.train.batch_size == 3
+    assert choices.config.model.multilabel_head.name == "projected_encoder"
+    assert choices.config.loss.multilabel_weight == pytest.approx(0.21)
+
+
+def test_more_time_and_faster_machines_take_larger_models():
+    facts = data(300, (480, 640), 20, 6)
+    gpu = Machine("gpu", "NVIDIA H100", 1, 8, 64 << 30)
+    small, large = chosen(facts), chosen(facts, machine=gpu, speed=3e14)
+    widths = [x.config.model.backbone.embed_dim for x in (small, large)]
+    assert widths == [32, 64] and large.config.model.backbone.depths == (3, 4, 6, 3)
+    assert small.config.data.crop_size < large.config.data.crop_size
+
+
+def test_weights_are_trained_as_far_as_time_goes():
+    """All of DINOv2-S, its last blocks, or what follows it alone, from its features."""
+    facts, found = data(300, (180, 240), 11, 8), {}
+    for speed in (1e11, 2.5e11, 1e14):
+        config = own_data.get_config().unlock()
+        config.init = "dinov2_vits14"
+        choices = Choices(config, frozenset({"init"}))
+        choose(choices, facts, LAPTOP, 600.0, speed)
+        check_config(choices.config)
+        found[speed] = choices.config
+        assert choices.config.model.decoder.name == "linear"
+        assert choices.config.data.crop_size == (224, 224)
+    frozen, last, whole = found.values()
+    assert frozen.data.feature_variants >= 1
+    assert frozen.optimizer.frozen == ("^backbone/",)
+    assert last.data.feature_variants == whole.data.feature_variants == 0
+    pattern = last.optimizer.frozen[0]
+    is_frozen = [
+        bool(re.search(pattern, f"backbone/blocks/blocks/{i}/x")) for i in (0, 7, 8, 11)
+    ]
+    assert is_frozen == [True, True, False, False]
+    assert whole.optimizer.frozen == () and whole.optimizer.layer_decay < 1

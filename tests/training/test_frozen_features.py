@@ -1,0 +1,81 @@
+"""Features of a frozen backbone that are kept on disk."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import linear
+from mlseg_jax.errors import UserError
+from mlseg_jax.training import frozen_features, loop
+
+SIDE = 42
+
+
+def config(**data):
+    """DINOv2's parts, tiny; pictures are neither scaled, cropped nor changed."""
+    made = linear.get_config("dataset=sign_scenes,backbone=dinov2_demo").unlock()
+    made.model.backbone.update(
+        embed_dim=64, depth=1, num_heads=1, mlp_dim=64, image_size=(SIDE, SIDE)
+    )
+    made.model.multilabel_head.update(num_heads=1, dropout_rate=0.0)
+    made.data.update(
+        num_classes=20,
+        train_examples=16,
+        eval_examples=4,
+        crop_size=(SIDE, SIDE),
+        base_size=(0, 0),
+        num_threads=1,
+        **data,
+    )
+    made.selection.k = 5
+    made.train.update(steps=6, batch_size=8, eval_every=0, log_every=2)
+    made.eval.update(batch_size=4, window=(SIDE, SIDE), stride=(SIDE, SIDE))
+    return made
+
+
+def losses_of(run):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["loss/total"] for line in lines if "loss/total" in line]
+
+
+@pytest.mark.usefixtures("quick_compiles")
+def test_kept_features_train_the_same_and_are_computed_once(tmp_path, monkeypatch):
+    seen = []
+    crop = frozen_features._crop
+
+    def counted(*args):
+        seen.append(args[-1])
+        return crop(*args)
+
+    monkeypatch.setattr(frozen_features, "_crop", counted)
+    plain = loop.train(config(), str(tmp_path / "plain"))
+    assert not seen
+    kept = loop.train(config(feature_variants=1), str(tmp_path / "kept"))
+    assert seen == list(range(16))
+    # 16 bits of the features are all that differs.
+    losses = [losses_of(tmp_path / run) for run in ("plain", "kept")]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
+    assert len(losses[0]) == 3
+    for key in ("mIoU", "mAP", "pixel_accuracy"):
+        assert kept[key] == pytest.approx(plain[key], abs=0.02)
+    # A second run over the same folder computes what is missing, and no more.
+    folder = tmp_path / "kept" / frozen_features.FOLDER
+    done = np.load(folder / "done.npy", mmap_mode="r+")
+    done[5] = False
+    done.flush()
+    del seen[:]
+    again = tmp_path / "again"
+    (again / frozen_features.FOLDER).parent.mkdir()
+    folder.rename(again / frozen_features.FOLDER)
+    only_features = config(feature_variants=1)
+    only_features.train.steps = 0
+    loop.train(only_features, str(again))
+    assert seen == [5]
+
+
+def test_a_backbone_that_is_trained_has_no_features_to_keep(tmp_path):
+    made = config(feature_variants=1)
+    made.optimizer.frozen = ()
+    with pytest.raises(UserError, match="set optimizer.frozen"):
+        loop.train(made, str(tmp_path / "run"))
