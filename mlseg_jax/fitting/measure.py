@@ -22,7 +22,7 @@ from mlseg_jax.training.state import initialise
 from mlseg_jax.training.step import make_train_step
 
 MIN_STEPS, MAX_STEPS = 3, 60
-NUM_EVALUATED = 4
+NUM_EVALUATED = 2
 """Batches of examples of an evaluation: the first compiles."""
 
 
