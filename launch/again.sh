@@ -19,6 +19,8 @@ while true; do
   begin=$SECONDS
   "$@" &
   child=$!
+  # The signal may have come before there was a child to hand it to.
+  [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null
   wait "$child"
   code=$?
   # A signal to this script ends the wait early, while the command still saves.
