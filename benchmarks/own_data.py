@@ -164,7 +164,7 @@ def write_arrays(args, seed: int, folder: pathlib.Path) -> None:
         seed=seed,
         batch_size=NUM_CROPS,
         augment=make_augment(data, None, source.info),
-        prefetch=1,
+        prefetch=2,
     )
     batch = next(batches)
     batches.close()

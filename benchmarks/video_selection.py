@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=96)
     parser.add_argument("--k", default="5,10,20")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--clip-change", type=float, default=0.4, help="eval's")
     args = parser.parse_args()
 
     from mlseg_jax.prediction.load import load_with_config
@@ -100,6 +101,7 @@ def main() -> None:
     config = load_config(args.workdir)
     config.data.base_size = (0, 0)
     config.eval.batch_size = 8  # clips are whole batches
+    config.eval.clip_change = args.clip_change
     args.num_classes = config.data.num_classes
     videos = make_videos(args)
     print(f"{args.videos} videos of {args.frames} frames of {args.side}x{args.side}")

@@ -12,13 +12,20 @@ restarts=${RESTARTS:-20}
 first=${BACKOFF:-10}
 child=
 stopped=
-trap 'stopped=1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
+told=
+tell() {
+  stopped=1
+  if [ -n "$child" ]; then kill -TERM "$child" 2>/dev/null && told=1; fi
+}
+trap tell TERM INT
 
 failures=0
 while true; do
   begin=$SECONDS
   "$@" &
   child=$!
+  # A signal that came before there was somebody to hand it to.
+  if [ -n "$stopped" ] && [ -z "$told" ]; then tell; fi
   wait "$child"
   code=$?
   # A signal to this script ends the wait early, while the command still saves.

@@ -56,18 +56,6 @@ class Frames:
         """
         return self.videos.read(self.index, places)
 
-    def check(self) -> None:
-        """Reads every frame and keeps none.
-
-        Raises:
-          DataError: one cannot be read, or has another size than the first.
-        """
-        first = None
-        for place in range(len(self)):
-            shape = self.read([place])["label_map"].shape
-            if shape != (first := first or shape):
-                self.read([0, place])  # which says so
-
     @property
     def video_id(self) -> int | str:
         """What the data set's own files call it; its name where there are none."""

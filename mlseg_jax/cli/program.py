@@ -219,7 +219,8 @@ _OF_PYTHON = (
 
 def _is_of_xla(error: Exception) -> bool:
     """Whether it tells a status, such as ``UNKNOWN: Gloo AllGather failed``."""
-    return isinstance(error, RuntimeError) or bool(re.match(r"[A-Z_]+: ", str(error)))
+    is_status = re.match(r"[A-Z_]{5,}: ", str(error))
+    return isinstance(error, RuntimeError) or is_status is not None
 
 
 def _main(argv: list[str]) -> None:

@@ -12,10 +12,13 @@ from mlseg_jax.settings.advice import fitting_selection
 from mlseg_jax.settings.resolve import LABEL_WEIGHT_PER_CLASS
 
 BACKBONES = ("resnet18_half", "resnet18", "resnet34", "resnet50")
-"""From nothing: the last for which there are `EPOCHS` in the time there is."""
+"""From nothing: the last for which there are `EPOCHS` and `CROPS` in the time there is.
+"""
 
-EPOCHS = 60
-"""Crops of each training picture that a larger backbone needs to be worth its time."""
+EPOCHS, CROPS = 60, 40_000
+"""Crops of each training picture, and in all, that a larger backbone needs to be worth
+its time: guesses, beyond 14 epochs (docs/own_data.md), where the smallest was ahead.
+"""
 
 LONGEST_SHORT_SIDES = ((20, 192), (60, 256), (math.inf, 384))
 """On processors: minutes, and up to these the longest shorter side of pictures."""
@@ -25,6 +28,11 @@ ON_ACCELERATORS = 512
 
 SMALLEST_SHORT_SIDE = 96
 """Smaller pictures are enlarged to it: the backbone's last map has stride 32."""
+
+MANY_CLASSES = 1000
+"""On processors: above it labels are scored from the mean of the image alone, for
+class tokens that look at one another cost their square.
+"""
 
 VALIDATION = 0.1
 """Share of the training pictures that checkpoints are chosen by: the last ones, for
@@ -52,7 +60,7 @@ def choose(
       speed: operations a second of the machine; None where that is not known.
     """
     _say_what_is_there(choices, data, machine)
-    _selection(choices, data)
+    _selection(choices, data, machine)
     _augmentation(choices, data)
     _batch(choices, data, machine)
     _sizes(choices, data, machine, seconds)
@@ -99,7 +107,7 @@ def _say_sizes(choices: Choices) -> None:
     )
 
 
-def _selection(choices: Choices, data: Data) -> None:
+def _selection(choices: Choices, data: Data, machine: Machine) -> None:
     fitting = fitting_selection(data.num_classes, data.num_labels)
     choices.set(selection={"name": fitting.name})
     config = choices.config
@@ -107,6 +115,9 @@ def _selection(choices: Choices, data: Data) -> None:
         # Given by the user, where the advice is to do without.
         weight = fitting.weight or round(LABEL_WEIGHT_PER_CLASS * data.num_classes, 2)
         choices.set(selection={"k": fitting.k}, loss={"multilabel_weight": weight})
+        if machine.is_cpu and data.num_classes > MANY_CLASSES:
+            choices.set(model__multilabel_head={"name": "global_pooling"})
+            choices.set(model__multilabel_head={"downsample": 1})
         text = (
             f"the best {config.selection.k} of {data.num_classes:,} labels, twice what "
             f"99 % of the pictures hold; weight of their loss "
@@ -150,11 +161,10 @@ def _backbone(
         config = choices.config.copy_and_resolve_references()
         config.model.backbone = backbones.resnet(name)
         model = FunctionalModel.build(config, data.num_classes)
-        epochs = math.inf
+        crops = math.inf
         if speed is not None:
             crops = SHARE_OF_STEPS * seconds * speed / training_flops(config, model)
-            epochs = crops / data.num_pictures
-        if chosen is not None and epochs < EPOCHS:
+        if chosen is not None and crops < max(CROPS, EPOCHS * data.num_pictures):
             break
         chosen = name
         size = f"{model.num_parameters / 1e6:.1f} million parameters"

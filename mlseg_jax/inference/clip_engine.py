@@ -3,7 +3,8 @@
 A chunk is what the network's queries look at together: some frames, or a whole video.
 It has one selection of labels, and each of its queries one class and a mask in every
 frame (masks.md 6). Frames come out as pictures with regions do (`inference.regions`),
-so label maps and run lengths are made of them in tiles, whatever their number.
+so label maps and run lengths are made of them in tiles, whatever their number. Of a
+whole video only the logits of its masks stay, in 16 bits: a fifth of their features.
 """
 
 import dataclasses
@@ -22,8 +23,8 @@ from mlseg_jax.inference.regions import SegmentedRegions, regions_of_views
 from mlseg_jax.inference.views import View, make_views
 from mlseg_jax.label_selection import Selection, SelectionPolicy
 from mlseg_jax.models.build import FunctionalModel, Parameters
-from mlseg_jax.models.interfaces import LabelPrediction, inside_mask
-from mlseg_jax.typing import Bool, Float
+from mlseg_jax.models.interfaces import LabelPrediction, Regions, inside_mask
+from mlseg_jax.typing import Array, Bool, Float
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class ClipEngine:
         self.num_frames = settings.num_frames
         """Frames of a chunk; 0 is the whole video."""
         self._plan = model.grid_length, False, model.multiple
-        self._mask_dim = model.mask_dim
+        self._num_queries = model.num_queries
         self._best, self._said = None, set()
 
         def encode(parameters, frames, real, allowed) -> LabelPrediction:
@@ -94,10 +95,12 @@ class ClipEngine:
 
         def classify(parameters, labels, scores, given, policy: SelectionPolicy):
             selection = policy.select(given=given)(scores)
-            return selection, model.bind(parameters).classify(labels, selection)
+            output = model.bind(parameters).classify(labels, selection)
+            return selection, output.class_logits[0, -1], output.regions.queries[0, -1]
 
         self._encode = jax.jit(on_mesh(mesh, encode))
         self._classify = jax.jit(on_mesh(mesh, classify), static_argnames="policy")
+        self._masks = jax.jit(on_mesh(mesh, mask_logits))
 
     def begin(self, memory: Mapping[str, np.ndarray] | None = None) -> None:
         """A new video, or one of whose beginning this is the `memory`."""
@@ -129,14 +132,15 @@ class ClipEngine:
             best = scores if self._best is None else jnp.maximum(self._best, scores)
             self._best = scores = best
         own = np.asarray(labels.scores, np.float32)
-        return [
-            self._assemble(
-                images,
-                views,
-                own,
-                *self._classify(self.parameters, labels, scores, given, policy),
-            )
+        masks = self._masks(labels.elements)
+        classified = [
+            self._classify(self.parameters, labels, scores, given, policy)
             for policy, given in policies
+        ]
+        del labels  # and with it the mask features
+        return [
+            _assemble(images, views, own, masks, *jax.device_get(each))
+            for each in classified
         ]
 
     def _say_size(self, views: Sequence[View]) -> None:
@@ -147,34 +151,42 @@ class ClipEngine:
             return
         self._said.add(size)
         logger.info(
-            "%d frames are seen together: their mask features take %.1f MB",
+            "%d frames are seen together: their masks take %.1f MB after the network",
             len(views),
-            4 * self._mask_dim * len(views) * rows * columns / 1e6,
+            2 * self._num_queries * len(views) * rows * columns / 1e6,
         )
 
     def _view(self, image: np.ndarray) -> View:
         (view,) = make_views(image, self.settings, *self._plan)
         return view
 
-    def _assemble(self, images, views, scores, selection, output) -> SegmentedClip:
-        """Masks stay on the device, as features and embeddings."""
-        selection = jax.device_get(selection)
-        class_logits, queries, embeddings = jax.device_get(
-            (
-                output.class_logits[0, -1],
-                output.regions.queries[0, -1],
-                output.regions.mask_embeddings[0, -1],
-            )
+
+def mask_logits(regions: Regions) -> Float[Array, "T h w N"]:
+    """Mask logits of one clip, of the last prediction, in float16.
+
+    That has three digits: where a mask ends is right to a thousandth of a cell or so.
+    Larger logits than it holds become the largest, which no probability tells.
+    """
+    logits = jnp.einsum(
+        "thwe,ne->thwn",
+        regions.features_of(-1).grid[0],
+        regions.mask_embeddings[0, -1],
+        preferred_element_type=jnp.float32,
+    )
+    most = float(jnp.finfo(jnp.float16).max)
+    return jnp.clip(logits, -most, most).astype(jnp.float16)
+
+
+def _assemble(images, views, scores, masks, selection, class_logits, queries):
+    """A clip of which the masks are still on the device."""
+    frames = tuple(
+        regions_of_views(
+            image.shape[:2],
+            [view],
+            [(class_logits, Masks(masks, row=row))],
+            selection,
+            scores,
         )
-        features = output.regions.features.grid[0]
-        frames = tuple(
-            regions_of_views(
-                image.shape[:2],
-                [view],
-                [(class_logits, Masks(features, embeddings, row))],
-                selection,
-                scores,
-            )
-            for row, (image, view) in enumerate(zip(images, views, strict=True))
-        )
-        return SegmentedClip(frames, queries)
+        for row, (image, view) in enumerate(zip(images, views, strict=True))
+    )
+    return SegmentedClip(frames, queries)

@@ -254,11 +254,6 @@ class FunctionalModel(NamedTuple):
         """Object queries of a picture; 0 where pixels are classified."""
         return nnx.merge(self.graph, self.abstract).decoder.num_queries
 
-    @property
-    def mask_dim(self) -> int:
-        """Width of the mask features of a model of regions."""
-        return nnx.merge(self.graph, self.abstract).decoder.pixel_decoder.embed_dim
-
     def bind(self, parameters: Parameters) -> MLSeg | Query2Label:
         # Those of blocks are gathered block by block.
         outside = {k: v for k, v in parameters.items() if "/blocks/" not in k}

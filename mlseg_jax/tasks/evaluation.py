@@ -12,7 +12,7 @@ from etils import epath
 from flax import nnx
 
 from input_pipeline.datasets.bad_examples import Skips, drop_bad
-from input_pipeline.info import DatasetInfo
+from input_pipeline.info import DataError, DatasetInfo
 from input_pipeline.pipeline import evaluation_examples
 from mlseg_jax.distributed.processes import gather
 from mlseg_jax.errors import UserError
@@ -45,7 +45,11 @@ class AbstractEvaluation(abc.ABC):
 
     @abc.abstractmethod
     def add(self, engine, examples: list[dict]) -> None:
-        """Predicts for a group of examples, and counts."""
+        """Predicts for a group of examples, and counts.
+
+        Raises:
+          DataError: something that is read here is bad; then nothing was counted.
+        """
 
     @abc.abstractmethod
     def compute(self) -> dict[str, int | float]:
@@ -96,7 +100,12 @@ def evaluate(
     )
     begin = time.perf_counter()
     for group in evaluation.groups(engine, examples):
-        evaluation.add(engine, group)
+        try:
+            evaluation.add(engine, group)
+        except DataError as error:  # of frames, which are read when their turn comes
+            if config.data.on_bad_example == "fail":
+                raise
+            skips.add(error)
         done = evaluation.num_examples * jax.process_count()
         on_progress(min(done, len(source)), len(source))
     on_progress(len(source), len(source))  # Shares differ by one example.

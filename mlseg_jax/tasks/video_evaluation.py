@@ -1,6 +1,7 @@
 """What evaluations of videos share: chunks of frames, and the selection of each."""
 
 import abc
+import copy
 from collections.abc import Iterator
 
 import ml_collections
@@ -8,7 +9,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from input_pipeline.info import DatasetInfo
+from input_pipeline.info import DataError, DatasetInfo
 from mlseg_jax.inference.clip_engine import ClipEngine, SegmentedClip
 from mlseg_jax.inference.pixel_counts import pixel_histogram
 from mlseg_jax.models.build import FunctionalModel, Parameters
@@ -86,13 +87,31 @@ class AbstractVideoEvaluation(AbstractSelectionEvaluation):
         return ([example] for example in examples)
 
     def add(self, engine: ClipEngine, examples: list[dict]) -> None:
-        """Segments and scores a video."""
+        """Segments and scores a video.
+
+        Raises:
+          DataError: one of its frames cannot be read or has another size than the
+            first. Then nothing of the video is counted.
+        """
         (example,) = examples
-        frames = example["frames"]
+        before = {name: getattr(self, name) for name in self.states}
+        before |= {name: copy.copy(getattr(self, name)) for name in self.counts}
+        try:
+            self._add_video(engine, example)
+        except DataError:
+            for name, value in before.items():
+                setattr(self, name, value)
+            raise
+
+    def _add_video(self, engine: ClipEngine, example: dict) -> None:
+        frames, size = example["frames"], example["image"].shape[:2]
         engine.begin()
         self.begin(example)
         for places in chunks(len(frames), engine.num_frames):
-            self._add_chunk(engine, frames.read(places), places)
+            truth = frames.read(places)
+            if truth["label_map"].shape[1:] != size:
+                frames.read([len(frames) // 2, *places])  # which says so
+            self._add_chunk(engine, truth, places)
         self.end(example)
         self.num_examples += 1
 

@@ -102,8 +102,8 @@ def _train(config, workdir: str, stop: StopRequest, clock) -> dict[str, float]:
         watchdog = opened.enter_context(Watchdog(config.train.hang_minutes, workdir))
         checkpoints = Checkpoints(workdir, keep_best=config.train.keep_best)
         opened.callback(checkpoints.close)
+        refuse_what_cannot_end(config, model, max(checkpoints.steps(), default=0))
         state = _start(config, num_classes, mesh, checkpoints)
-        refuse_what_cannot_end(config, model, int(state["step"]))
         if frozen_features.is_used(config):
 
             def computing(done: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tiny import ROOT, tiny_config, tiny_flags
 
 from mlseg_jax.distributed import processes
+from mlseg_jax.distributed.heartbeat import TRY_AGAIN
 from mlseg_jax.errors import UserError
 from mlseg_jax.training import preflight
 
@@ -120,9 +121,13 @@ def test_when_one_is_killed_the_others_end_and_the_run_goes_on(alone):
         time.sleep(0.02)
     running[1].kill()
     logs = finish(path, workdir, running)
-    assert [p.returncode for p in running] == [75, -signal.SIGKILL, 75, 75], logs
-    for log in (logs[0], *logs[2:]):
-        assert "rocess 1" in log and "last checkpoint" in log, log
+    codes = [p.returncode for p in running]
+    assert codes.pop(1) == -signal.SIGKILL
+    # Gloo aborts one that has half of a message; the launchers start that again too.
+    assert TRY_AGAIN in codes and set(codes) <= {TRY_AGAIN, -signal.SIGABRT}, logs
+    for code, log in zip(codes, (logs[0], *logs[2:]), strict=True):
+        named = "rocess 1" in log and "last checkpoint" in log
+        assert named or code != TRY_AGAIN, log
     # On one process, and asked to stop: it saves and leaves in peace.
     lines = workdir / "metrics.jsonl"
     lines.write_text("")  # so that what comes now is the second run's

@@ -47,6 +47,7 @@ def chosen(facts, given=None, fixed=(), minutes=10, speed=1e11, machine=LAPTOP):
         (data(200, (100, 100), 5000, 9), {
             "selection.name": "top_k", "selection.k": 18,
             "loss.multilabel_weight": 350.0,
+            "model.multilabel_head.name": "global_pooling",
         }),
         # Tiny pictures are enlarged, huge ones made small and cut.
         (data(400, (40, 40), 8, 2), {

@@ -5,16 +5,19 @@ import json
 import pathlib
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from shrink import random_parameters
 from tiny_regions import CLASSES, SIDE, region_config
 from tiny_videos import frames
 
 from input_pipeline.files.video import open_video
 from input_pipeline.info import DatasetInfo
+from mlseg_jax.distributed.sharding import AXES
 from mlseg_jax.inference.engine import Engine
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.prediction import video as predicting
@@ -54,9 +57,29 @@ def test_a_clip_of_one_frame_is_a_picture(clips):
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
     np.testing.assert_array_equal(found.class_ids, expected.class_ids)
     ((*_, ours),), ((*_, theirs),) = found.score_tiles(), expected.score_tiles()
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    # Masks of clips are kept in 16 bits.
+    np.testing.assert_allclose(ours, theirs, atol=5e-4)
     assert np.isfinite(ours).all() and np.ptp(theirs) > 1e-3
     assert clip.queries.shape == (8, 16)
+
+
+def test_frames_are_divided_among_devices(clips):
+    config, model, parameters, engine = clips
+    devices = np.asarray(jax.devices()[:2]).reshape(2, 1)
+    mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 2)
+    parameters = jax.device_put(parameters, NamedSharding(mesh, PartitionSpec()))
+    found = []
+    for each in (engine, make_clip_engine(config, model, parameters, mesh)):
+        each.begin()
+        (clip,) = each.segment(
+            PICTURES[:2], [(evaluation_policy(config, CLASSES), None)]
+        )
+        masks = clip.frames[0].only_window().masks.features
+        found.append((np.asarray(masks, np.float32), clip.queries))
+    assert masks.sharding.spec == PartitionSpec("data")
+    (expected, queries), (divided, same) = found
+    np.testing.assert_allclose(divided, expected, atol=2e-3)
+    np.testing.assert_allclose(same, queries, atol=1e-4)
 
 
 def test_killed_between_chunks(clips, tmp_path, monkeypatch):

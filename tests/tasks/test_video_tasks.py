@@ -8,7 +8,9 @@ import pytest
 from etils import epath
 from tiny_regions import CLASSES, SIDE, region_config
 
+from input_pipeline.datasets.clips import Clips
 from input_pipeline.datasets.open import open_dataset
+from input_pipeline.info import DataError
 from mlseg_jax.errors import UserError
 from mlseg_jax.inference.clip_engine import ClipEngine, SegmentedClip
 from mlseg_jax.inference.mask_tiles import Masks
@@ -136,6 +138,51 @@ def test_right_tracks_have_full_precision(num_frames, tmp_path):
         assert (0.1 if num_frames else 0.9) < entry["score"] <= 1
     # A track that appears late or leaves is null where it is not there.
     assert any(None in entry["segmentations"] for entry in results)
+
+
+class Torn:
+    """A source of videos, some of whose frames cannot be read, or are of another size
+    than the first of their video.
+    """
+
+    def __init__(self, source):
+        self.info, self._whole = source.info, source[0]["frames"].videos
+        self.videos = self._whole.videos
+
+    def read(self, index, places):
+        truth = self._whole.read(index, places)
+        if index == 1 and LENGTH - 1 in places:
+            raise DataError("It is torn.", kind="unreadable")
+        if index == 2 and 0 in places:
+            if len(places) > 3:
+                raise DataError("It changes its size.", kind="size")
+            return {key: value[:, 1:] for key, value in truth.items()}
+        return truth
+
+
+def test_a_video_with_one_bad_frame_counts_nowhere():
+    """Whichever frame it is: what was counted of the frames before is taken back."""
+    config = config_of("video_instance", 3)
+    source = open_dataset(config.data, train=False)
+    engine = OracleEngine(config, source)
+    torn = Clips(Torn(source), 2, 3)
+    task = find_task(config)
+    whole = task.make_evaluation(config, source.info)
+    for index in (0, 3):
+        whole.add(engine, [source[index]])
+    with config.unlocked():
+        config.data.on_bad_example = "skip"
+    found = task.make_evaluation(config, source.info)
+    evaluate(found, engine, torn, config)
+    expected = whole.compute()
+    assert expected["examples"] == 2 and expected["frames"] == 2 * LENGTH
+    assert expected["AP"] > 0.99
+    np.testing.assert_equal(found.compute(), expected)
+    np.testing.assert_array_equal(found.true_pixels, whole.true_pixels)
+    with config.unlocked():
+        config.data.on_bad_example = "fail"
+    with pytest.raises(DataError, match="torn"):
+        evaluate(task.make_evaluation(config, source.info), engine, torn, config)
 
 
 def test_tracks_of_wrong_classes():

@@ -58,15 +58,16 @@ def _costs(settings, draw, class_logits, embeddings, features, targets, image):
     def cost(own):
         class_logits, embeddings, prediction = own
         features = features_of(prediction)
+        embeddings = embeddings.astype(jnp.float32)
         if at_cells:
-            sampled = features.reshape(-1, features.shape[-1])
+            logits = embeddings @ features.reshape(-1, features.shape[-1]).T
             labels, weights = cell_labels, cell_weights
             pairwise = mask.pairwise_focal
         else:
             where = draw(prediction, image, jnp.int32(0), settings.num_points)
-            sampled, labels, weights = _at_points(features, targets, where)
+            logits = _logits_at(embeddings, features, where)
+            labels, weights = _labels_at(targets, where)
             pairwise = mask.pairwise_cross_entropy
-        logits = embeddings.astype(jnp.float32) @ sampled.T
         return (
             settings.class_weight * mask.class_cost(class_logits, targets.ranks)
             + settings.mask_weight * pairwise(logits, labels, weights)
@@ -77,15 +78,26 @@ def _costs(settings, draw, class_logits, embeddings, features, targets, image):
     return jax.lax.map(cost, (class_logits, embeddings, order))
 
 
-def _at_points(features, targets, where):
-    """Features ``[T*P D]``, labels ``[M T*P]`` and weights ``[T*P]`` at points.
+def _logits_at(embeddings, features, where):
+    """Logits ``[N T*P]`` of all queries at the points ``where [P 2]`` of each frame.
 
     The points of a clip are the same in all of its frames, and masks are compared over
-    all of them together (masks.md 6.1).
+    all of them together (masks.md 6.1). Sampling is linear: whole masks are made first
+    where they have fewer cells than the points have corners.
     """
+    _, height, width, _ = features.shape
+    masks_first = height * width <= 4 * len(where)
+    if masks_first:
+        features = features @ embeddings.T
+    sampled = jax.vmap(lambda own: points.sample_features(own, where))(features)
+    sampled = sampled.reshape(-1, features.shape[-1])
+    return sampled.T if masks_first else embeddings @ sampled.T
+
+
+def _labels_at(targets, where):
+    """Labels ``[M T*P]`` and weights ``[T*P]`` at points of each frame."""
     num_targets = targets.ranks.shape[0]
     masks, void = targets.frames()
-    sampled = jax.vmap(lambda own: points.sample_features(own, where))(features)
     labels = jax.vmap(
         lambda own: points.sample_all_segments(own, targets.size, num_targets, where),
         out_axes=1,
@@ -93,8 +105,7 @@ def _at_points(features, targets, where):
     weights = None
     if void is not None:
         weights = jax.vmap(lambda own: points.weights_at(own, where))(void).ravel()
-    sampled = sampled.reshape(-1, features.shape[-1])
-    return sampled, labels.reshape(num_targets, -1), weights
+    return labels.reshape(num_targets, -1), weights
 
 
 def _labels_at_cells(grid, targets):

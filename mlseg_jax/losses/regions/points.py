@@ -8,6 +8,9 @@ the four corners that lies outside of the map contributes 0.
 Functions here are of one image; what they sample has no batch axis.
 """
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 
@@ -66,20 +69,39 @@ def sample_maps(
     """Values of each map at its own points."""
     count, height, width = maps.shape
     rows, columns, weights = bilinear_corners(points, (height, width))
-    places = (rows * width + columns).swapaxes(0, 1).reshape(count, -1)
+    places = rows * width + columns
     flat = maps.reshape(count, -1)
-    values = jnp.take_along_axis(flat, places, axis=1, mode="promise_in_bounds")
-    values = values.reshape(count, 4, -1).swapaxes(0, 1)
-    return jnp.sum(values * weights, axis=0)
+    values = [
+        jnp.take_along_axis(flat, each, axis=1, mode="promise_in_bounds")
+        for each in places
+    ]
+    return _weighted(values, weights)
 
 
 def sample_features(
     features: Float[Array, "h w D"], points: Float[Array, "P 2"]
 ) -> Float[Array, "P D"]:
     """Features at points. A product with them samples all logits at once."""
-    rows, columns, weights = bilinear_corners(points, features.shape[:2])
-    values = features[rows, columns].astype(jnp.float32)
-    return jnp.sum(values * weights[..., None], axis=0)
+    height, width, dim = features.shape
+    rows, columns, weights = bilinear_corners(points, (height, width))
+    flat = features.reshape(-1, dim)
+
+    # A corner after the other: the gathered rows need not be kept, and XLA does not
+    # gather them anew for each of those who read the sum.
+    def add(total, corner):
+        place, weight = corner
+        values = flat.at[place].get(mode="promise_in_bounds").astype(jnp.float32)
+        return total + values * weight[..., None], None
+
+    zeros = jnp.zeros((*points.shape[:-1], dim), jnp.float32)
+    return jax.lax.scan(add, zeros, (rows * width + columns, weights))[0]
+
+
+def _weighted(values, weights: Float[Array, "4 *shape"]) -> Float[Array, "*shape"]:
+    """The sum over four corners; as a reduction XLA is far slower at it on CPU."""
+    return functools.reduce(
+        operator.add, [v * w for v, w in zip(values, weights, strict=True)]
+    )
 
 
 def sample_segments(

@@ -109,7 +109,8 @@ class Mask2FormerDecoder(AbstractQueryDecoder):
             prediction = self.head(queries)
             return (queries, prediction[1]), (queries, prediction)
 
-        how = {"scan": self.scan, "remat": self.remat, "period": len(levels)}
+        how = {"scan": self.scan or rng is not None, "remat": self.remat}
+        how |= {"period": len(levels)}
         _, kept = run_layers(self.layers, look, (queries, first[1]), **how)
         later, predictions = zip(*kept, strict=True)
         predictions = [first, *predictions]

@@ -95,7 +95,7 @@ class MaskFormerDecoder(AbstractQueryDecoder):
             queries = layer(queries, positions, keys, values, mask, rng)
             return queries, queries
 
-        how = {"scan": self.scan, "remat": self.remat}
+        how = {"scan": self.scan or rng is not None, "remat": self.remat}
         _, later = run_layers(self.layers, look, queries, layers_rng, **how)
         states = [queries, *later]
         supervised = later if rng is not None else later[-1:]

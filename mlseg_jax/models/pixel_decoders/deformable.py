@@ -109,7 +109,7 @@ class DeformableDecoder(AbstractPixelDecoder):
         def look(layer, place, tokens, rng):
             return layer(tokens, positions, grids, rng), None
 
-        how = {"scan": self.scan, "remat": self.remat}
+        how = {"scan": self.scan or rng is not None, "remat": self.remat}
         tokens, _ = run_layers(self.layers, look, tokens, rng, **how)
         maps = grids.split(tokens)
         finest = maps[-1]

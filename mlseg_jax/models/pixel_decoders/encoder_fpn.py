@@ -71,7 +71,7 @@ class EncoderFPNDecoder(AbstractPixelDecoder):
         positions = positions.reshape(positions.shape[0], *tokens.shape[1:])
         positions = jnp.broadcast_to(positions, tokens.shape)
         mask = None if last.mask is None else last.mask.reshape(shape[0], -1)
-        how = {"scan": self.scan, "remat": self.remat}
+        how = {"scan": self.scan or rng is not None, "remat": self.remat}
         tokens = encode(self.layers, tokens, positions, mask, rng, **how)
         memory = FeatureMap(tokens.reshape(shape), last.grid_size)
         maps, masks = self.pyramid((*fine, memory))

@@ -229,27 +229,6 @@ def test_other_clips_stand_in_for_bad_ones():
         Clips(Broken(), 2, 3).draw(0, np.random.default_rng(0))
 
 
-def test_a_video_with_one_bad_frame_is_left_out():
-    """Whichever frame it is, or one of another size; and it is counted."""
-
-    class Torn(Broken):
-        videos = tuple(Video(f"v{i}", 4 * i, 4) for i in range(3))
-
-        def read(self, index, places):
-            if index == 0 and 3 in places:
-                raise DataError("v0 is torn.", kind="unreadable")
-            sizes = {2 + (index == 1 and place == 1) for place in places}
-            if len(sizes) > 1:
-                raise DataError("v1 changes its size.", kind="size")
-            shape = (len(places), *sizes, 2)
-            return {"label_map": np.ones(shape, np.int32)}
-
-    skips = bad_examples.Skips()
-    source = bad_examples.drop_bad(Clips(Torn(), 2, 3), "skip", skips)
-    assert [source[i] is None for i in range(3)] == [True, True, False]
-    assert skips.counts == {"unreadable": 1, "size": 1}
-
-
 def test_pictures_are_no_videos():
     data = config_of(name="coco_json", path="/nowhere", num_classes=0)
     with pytest.raises(DataError):
