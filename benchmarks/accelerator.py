@@ -111,12 +111,15 @@ class Run:
     def start(self, part: Part) -> subprocess.Popen:
         """Its process, in a session of its own, so that it ends with all it started."""
         self._rows_file(part.name).unlink(missing_ok=True)
+        # Of two parts that run the same program the second need not compile it.
+        compiled = {"JAX_COMPILATION_CACHE_DIR": str(self.output / "compiled")}
         with self._file(part.name, "log").open("w") as log:
             return subprocess.Popen(
                 [*self.worker, part.name, str(self.output)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
+                env=compiled | os.environ,
                 start_new_session=True,
             )
 

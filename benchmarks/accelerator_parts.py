@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -134,7 +135,8 @@ def demo(output, dry) -> Iterator[dict]:
     """`make demo`'s training, to its score; by the program, as a user runs it."""
     root, workdir = measure.ROOT, output / "parts" / "demo"
     command = [sys.executable, "main.py", "train", "--config=configs/demo.py"]
-    command += [f"--workdir={workdir}", "--overwrite"]
+    shutil.rmtree(workdir, ignore_errors=True)
+    command += [f"--workdir={workdir}"]
     if dry:
         small = {"train.steps": 2, "data.train_examples": 16, "data.eval_examples": 4}
         command += [f"--config.{key}={value}" for key, value in small.items()]

@@ -165,10 +165,9 @@ def pytorch(case: str, output, dry) -> Iterator[dict]:
 
     batch = 1 if dry else cases.forecast_of(output, case)["batch"]
     config = cases.make_config(case, dry)
-    try:
-        make = functools.partial(accelerator_pytorch.step, config, dry)
-    except LookupError as error:
-        raise NotHereError(str(error)) from error
+    if not (dry or accelerator_pytorch.has_gpu()):
+        raise NotHereError("PyTorch finds no GPU here.")
+    make = functools.partial(accelerator_pytorch.step, config, dry)
     row, fell_back = with_fallback(make, batch)
     yield row | {"C": config.data.num_classes, "fell_back": fell_back}
 

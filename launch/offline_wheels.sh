@@ -50,7 +50,7 @@ rm -rf cv2/data matplotlib/mpl-data/{images,sample_data,plot_directive} \
 find . -type d \( -name tests -o -name testing -o -name baseline_images \) \
   -path './matplotlib/*' -prune -exec rm -rf {} +
 cd "$work"
-tar -cf - offline | xz --x86 --lzma2=preset=9e --threads=1 > "$out"
+tar -cf - offline | xz --x86 --lzma2=preset=7 --threads=1 > "$out"
 bytes=$(stat -c %s "$out")
 echo "$out: $((bytes / 1000000)) MB, for Python $version on $arch"
 if [ "$bytes" -gt 60000000 ]; then
