@@ -23,6 +23,9 @@ LONGEST_BEAT_SECONDS = 5.0
 FAREWELL_SECONDS = 30.0
 """How long process 0 waits for the others before it ends."""
 
+LAST_SECONDS = 20.0
+"""How long a process that ends may take to write down what it does, and to speak."""
+
 
 class _Heart:
     """Of this process, which is one of several."""
@@ -55,7 +58,7 @@ class _Heart:
                 code, _, sentence = words.partition(" ")
                 end(int(code), _loss(self.own, process, f"has ended ({sentence})"))
             for sentence in alarms.values():
-                _witness()
+                _attempt(_witness)
                 end(TRY_AGAIN, f"\nerror: {sentence}")
             self._look_for_silence(alive)
 
@@ -138,20 +141,20 @@ def end_all(sentence: str) -> None:
     again. The first sentence is the one that all say.
     """
     if _heart is None:
-        _witness()
+        _attempt(_witness)
         end(TRY_AGAIN, f"\nerror: {sentence}")
     with contextlib.suppress(RuntimeError):
         _heart.client.key_value_set("alarm/0", sentence)  # Refused where there is one.
 
 
-def fail(sentence: str) -> None:
-    """Ends this process, and tells the others why."""
+def fail(sentence: str, code: int = 1) -> None:
+    """Ends this process, and tells the others why: they end with the same code."""
     if _heart is not None:
         with contextlib.suppress(RuntimeError):
             _heart.client.key_value_set(
-                f"gone/{_heart.own}", f"1 {sentence}", allow_overwrite=True
+                f"gone/{_heart.own}", f"{code} {sentence}", allow_overwrite=True
             )
-    end(1, f"error: {sentence}")
+    end(code, f"error: {sentence}")
 
 
 def wait_for_a_loss(silence: float) -> None:
@@ -186,10 +189,31 @@ class Deadline:
 
 def end(code: int, sentence: str = "") -> None:
     """Ends the process now: exit handlers would wait for processes that are gone."""
-    sys.stdout.flush()
-    if sentence:
-        print(sentence, file=sys.stderr, flush=True)
+
+    def speak() -> None:
+        if sentence:
+            print(sentence, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+
+    try:
+        _attempt(speak)
         stop()
-        if _heart is not None:
+        if _heart is not None and sentence:
             _heart.say_farewell()
-    os._exit(code)
+    finally:
+        os._exit(code)
+
+
+def _attempt(function: Callable[[], None]) -> None:
+    """Calls it; whatever it raises or waits for (a broken terminal, a full disk, a pipe
+    that nobody reads) does not keep the process from ending.
+    """
+
+    def attempt() -> None:
+        with contextlib.suppress(Exception):
+            function()
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    with contextlib.suppress(RuntimeError):  # No thread begins where Python ends.
+        thread.start()
+        thread.join(LAST_SECONDS)
