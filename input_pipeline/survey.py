@@ -129,12 +129,15 @@ def survey(
         return reading
 
     with concurrent.futures.ThreadPoolExecutor(max(1, num_threads)) as pool:
-        for index in indices:
-            waiting.append(pool.submit(read, index))
-            if len(waiting) > _AHEAD:
+        try:
+            for index in indices:
+                waiting.append(pool.submit(read, index))
+                if len(waiting) > _AHEAD:
+                    yield first()
+            while waiting:
                 yield first()
-        while waiting:
-            yield first()
+        finally:  # Whoever wants no more does not wait for what nobody has begun.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def to_presence(readings: Iterable[Reading]) -> Presence:

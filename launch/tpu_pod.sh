@@ -12,9 +12,9 @@
 #
 # `train` starts the same command on all hosts; JAX finds them by itself. What it says is
 # shown, and kept on each host in mlseg/train.log; it goes on where the connection breaks.
-# Where it ends by no fault of its own, each host starts it again (launch/again.sh). Run it again after
-# a preemption: it goes on at the last checkpoint. SPOT=1 asks for machines that may be
-# taken away. Compiled programs are kept beside WORKDIR, in `compiled`.
+# Where it ends by no fault of its own, each host starts it again (launch/again.sh). Run
+# it again after a preemption: it goes on at the last checkpoint. SPOT=1 asks for machines
+# that may be taken away. Compiled programs are kept beside WORKDIR, in `compiled`.
 set -euo pipefail
 
 : "${NAME:?name of the pod}" "${ZONE:?zone of Google Cloud}"

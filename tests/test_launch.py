@@ -130,7 +130,6 @@ def test_a_command_is_started_again(tmp_path, codes, runs, last):
     assert (done.stdout.count("run"), done.returncode) == (runs, last), done.stderr
 
 
-@pytest.mark.parametrize("later", [0.0, 0.5])
 def fake(path, text):
     path.write_text(f"#!/bin/bash\n{text}\n")
     path.chmod(0o755)
@@ -139,7 +138,7 @@ def fake(path, text):
 def test_a_tpu_pod_trains_behind_a_log_that_is_shown(tmp_path):
     (tmp_path / "mlseg/launch").mkdir(parents=True)
     fake(tmp_path / "mlseg/launch/again.sh", 'sleep 0.3; echo "$@"; exit 9')
-    fake(tmp_path / "gcloud", 'exec bash -c "${6#--command=}"')
+    fake(tmp_path / "gcloud", 'exec bash -c "${8#--command=}"')
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NAME": "n", "ZONE": "z"}
     done = subprocess.run(
         [ROOT / "launch/tpu_pod.sh", "train", "--config=a b"], cwd=tmp_path,
@@ -168,6 +167,7 @@ def test_a_job_of_slurm_queues_again(tmp_path, code, place, queued):
     assert done.stdout == "requeue 7\n" * queued, done.stderr
 
 
+@pytest.mark.parametrize("later", [0.0, 0.5])
 def test_a_command_that_is_asked_to_stop_is_not_started_again(later):
     """``later``: seconds that the script loses, in which the command ends."""
     saves = (
