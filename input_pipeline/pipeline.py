@@ -18,8 +18,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from input_pipeline import movement
 from input_pipeline.datasets.bad_examples import Skips
+from input_pipeline.files import movement
 from input_pipeline.info import DataError
 
 

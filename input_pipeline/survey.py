@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from input_pipeline import movement
+from input_pipeline.files import movement
 from input_pipeline.info import DataError
 from input_pipeline.pipeline import set_up_process
 from input_pipeline.preparation.class_statistics import Presence

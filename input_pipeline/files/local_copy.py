@@ -18,7 +18,7 @@ import shutil
 import fsspec
 from tqdm import tqdm
 
-from input_pipeline import movement
+from input_pipeline.files import movement
 from input_pipeline.info import DataError
 
 logger = logging.getLogger("mlseg_jax.data")

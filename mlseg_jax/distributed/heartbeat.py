@@ -36,7 +36,8 @@ class _Heart:
         self.leaving = threading.Event()
         self.note = ""
         # The last beat of each process, and when it was heard.
-        self.heard = dict.fromkeys(range(count), ("", time.monotonic()))
+        self.looked = time.monotonic()
+        self.heard = dict.fromkeys(range(count), ("", self.looked))
 
     def listen(self) -> None:
         """Says that this process lives; ends it when another is gone, or all hang."""
@@ -63,7 +64,12 @@ class _Heart:
             self._look_for_silence(alive)
 
     def _look_for_silence(self, alive: dict[int, str]) -> None:
-        now = time.monotonic()
+        before, self.looked = self.looked, time.monotonic()
+        now = self.looked
+        if now - before > self.silence / 2:  # This process itself was stopped.
+            self.heard = {
+                process: (beat, now) for process, (beat, _) in self.heard.items()
+            }
         for process, (beat, last) in self.heard.items():
             if alive.get(process, "") != beat:
                 self.heard[process] = alive[process], now

@@ -16,7 +16,7 @@ import time
 import jax
 from etils import epath
 
-from input_pipeline import movement
+from input_pipeline.files import movement
 from mlseg_jax.distributed import heartbeat
 
 STEPS = 100

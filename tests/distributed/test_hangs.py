@@ -10,7 +10,8 @@ import pytest
 from test_processes import free_port
 from tiny import ROOT, tiny_config
 
-from input_pipeline import movement
+from input_pipeline.files import movement
+from mlseg_jax.distributed import heartbeat
 from mlseg_jax.distributed.heartbeat import TRY_AGAIN
 from mlseg_jax.prediction import evaluate_run
 from mlseg_jax.training import loop
@@ -133,6 +134,18 @@ def test_who_has_finished_waits_for_others_that_move(monkeypatch):
     monkeypatch.setattr(module.heartbeat, "end_all", lambda _: ended.append(now[0]))
     watchdog._watch()
     assert len(ended) == 1 and 1980.0 < ended[0] < 1990.0
+
+
+def test_who_was_stopped_itself_accuses_nobody(monkeypatch):
+    now, ended = [0.0], []
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(heartbeat, "time", clock)
+    monkeypatch.setattr(heartbeat, "end", lambda *_: ended.append(now[0]))
+    heart = heartbeat._Heart(None, 0, 2, 10.0)
+    # Of process 1 nothing new is heard, and from 2 to 90 s this one was stopped.
+    for now[0] in (2.0, 90.0, 94.0, 98.0, 102.0):
+        heart._look_for_silence({0: str(now[0]), 1: ""})
+    assert ended == [102.0]
 
 
 def test_opening_the_data_is_watched(monkeypatch, tmp_path):
