@@ -122,12 +122,15 @@ def survey(
     set_up_process()
     waiting = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(max(1, num_threads)) as pool:
-        for index in indices:
-            waiting.append(pool.submit(read, index))
-            if len(waiting) > _AHEAD:
+        try:
+            for index in indices:
+                waiting.append(pool.submit(read, index))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        finally:  # Whoever wants no more does not wait for what nobody has begun.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def to_presence(readings: Iterable[Reading]) -> Presence:

@@ -46,18 +46,20 @@ def train(config, workdir, *, overrides=None, minutes=0.0):
 
     refuse_foreign_pipeline()
     from mlseg_jax.fitting import fit
+    from mlseg_jax.fitting.choices import changed
     from mlseg_jax.models.build import check_config
     from mlseg_jax.settings import recipes
 
+    given = frozenset(overrides or ())
     if isinstance(config, str | os.PathLike):
         config = recipes.load(os.fspath(config), overrides)
     else:
         config = config.copy_and_resolve_references()
         recipes.change(config, overrides)
+        if config.get("choose_settings", False):
+            given |= changed(config)
     check_config(config)
-    return fit.train(
-        config, str(workdir), given=tuple(overrides or ()), minutes=minutes
-    )
+    return fit.train(config, str(workdir), given=given, minutes=minutes)
 
 
 def evaluate(workdir, *, overrides=None, checkpoint="kept", output=None):

@@ -259,6 +259,11 @@ class _Subset:
         self._kept = {} if cache else None
         self._truth = truth
 
+    @property
+    def first(self) -> int:
+        """Where its first example stands in the split."""
+        return self._chosen.start
+
     def __len__(self) -> int:
         return len(self._chosen)
 

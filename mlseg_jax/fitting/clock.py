@@ -3,6 +3,7 @@
 import json
 import time
 
+import jax
 from etils import epath
 
 from mlseg_jax.runs.checkpoint import write_json
@@ -20,8 +21,14 @@ class Clock:
     `SECONDS_BETWEEN_WRITES`.
     """
 
-    def __init__(self, workdir: str, minutes: float, already: float = 0.0):
-        """``already``: seconds that this process has worked on it before."""
+    def __init__(
+        self, workdir: str, minutes: float, already: float = 0.0, stops: bool = True
+    ):
+        """``already``: seconds that this process has worked on it before; ``stops``:
+        whether it ends a training, which several processes would each do at a step of
+        their own.
+        """
+        self._stops = stops
         self.seconds = 60.0 * minutes
         self.reserve = 0.0
         self._path = epath.Path(workdir) / FILE
@@ -44,9 +51,11 @@ class Clock:
         """Whether training must stop, so that its evaluation ends in time."""
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self.write()
-        return self.seconds > 0 and self.left() <= 0
+        return self._stops and self.seconds > 0 and self.left() <= 0
 
     def write(self) -> None:
         self._written = time.monotonic()
+        if jax.process_index() > 0:
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self._path, {"seconds": self.used(), "reserve": self.reserve})

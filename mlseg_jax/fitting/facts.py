@@ -1,7 +1,10 @@
 """What is there: the training pictures, looked at, and the machine."""
 
+import contextlib
 import dataclasses
 import os
+import pathlib
+import shutil
 import time
 
 import jax
@@ -27,6 +30,7 @@ class Data:
       sizes: [n 2] height and width of the n pictures looked at, in pixels.
       present: [n C] which classes each holds.
       pixels: [C] pixels of each class in all of them.
+      first: where the first of them stands in the split.
     """
 
     num_pictures: int
@@ -34,6 +38,7 @@ class Data:
     sizes: Int[np.ndarray, "n 2"]
     present: Bool[np.ndarray, "n C"]
     pixels: Int[np.ndarray, "C"]
+    first: int = 0
 
     @property
     def num_classes(self) -> int:
@@ -66,6 +71,7 @@ class Machine:
       num_devices: of all processes.
       cores: that this process may use.
       free_bytes: of memory.
+      free_disk: bytes where the run is kept.
     """
 
     platform: str
@@ -73,6 +79,7 @@ class Machine:
     num_devices: int
     cores: int
     free_bytes: int
+    free_disk: int
 
     @property
     def is_cpu(self) -> bool:
@@ -98,26 +105,57 @@ def look_at_data(config: ml_collections.ConfigDict, max_seconds: float) -> Data:
     num_classes, end = source.info.num_classes, time.monotonic() + max_seconds
     sizes, rows, pixels = [], [], np.zeros(num_classes, np.int64)
     threads = config.data.num_threads
-    for reading in survey(source, order, threads, with_hashes=False):
-        if reading.fault is None:
-            sizes.append(reading.size)
-            row = np.zeros(num_classes, bool)
-            row[reading.class_ids] = True
-            rows.append(row)
-            pixels[reading.class_ids] += reading.pixels
-        if sizes and time.monotonic() > end:
-            break
+    readings = survey(source, order, threads, with_hashes=False)
+    with contextlib.closing(readings):
+        for reading in readings:
+            if reading.fault is None:
+                sizes.append(reading.size)
+                row = np.zeros(num_classes, bool)
+                row[reading.class_ids] = True
+                rows.append(row)
+                pixels[reading.class_ids] += reading.pixels
+            if sizes and time.monotonic() > end:
+                break
     if not sizes:
         raise UserError("No training picture can be read; run doctor to see why.")
     names = tuple(source.info.class_names)
-    return Data(len(source), names, np.array(sizes), np.array(rows), pixels)
+    first = getattr(source, "first", 0)
+    return Data(len(source), names, np.array(sizes), np.array(rows), pixels, first)
 
 
-def look_at_machine() -> Machine:
+def look_at_machine(workdir: str) -> Machine:
+    """``workdir``: of the run; it need not be there yet."""
     device = jax.devices()[0]
-    page, free = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_AVPHYS_PAGES")
+    folder = pathlib.Path(workdir).absolute()
+    there = next(each for each in (folder, *folder.parents) if each.is_dir())
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return Machine(
-        device.platform, device.device_kind, jax.device_count(), cores, page * free
+        device.platform,
+        device.device_kind,
+        jax.device_count(),
+        cores,
+        free_memory(),
+        shutil.disk_usage(there).free,
     )
+
+
+def free_memory(meminfo: str = "/proc/meminfo", cgroup: str = "/sys/fs/cgroup") -> int:
+    """Bytes that this process may still take; half of all memory where the system does
+    not say.
+    """
+    try:
+        lines = pathlib.Path(meminfo).read_text().splitlines()
+        facts = dict(line.split(":", 1) for line in lines)
+        free = 1024 * int(facts["MemAvailable"].split()[0])
+    except (OSError, LookupError, ValueError):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    try:  # A container's or a job's share; "max" is no limit.
+        limit, used = (
+            int((pathlib.Path(cgroup) / f"memory.{name}").read_text())
+            for name in ("max", "current")
+        )
+        free = min(free, max(0, limit - used))
+    except (OSError, ValueError):
+        pass
+    return free

@@ -12,7 +12,8 @@ from etils import epath
 from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.distributed.processes import gather
 from mlseg_jax.errors import UserError
-from mlseg_jax.fitting.choices import FILE, Choices, put
+from mlseg_jax.fitting.choices import FILE, Choices, put, value_of
+from mlseg_jax.fitting.clock import FILE as TIME
 from mlseg_jax.fitting.clock import Clock
 from mlseg_jax.fitting.facts import NUM_LOOKED_AT, look_at_data, look_at_machine
 from mlseg_jax.fitting.measure import measure
@@ -30,7 +31,7 @@ OF_SCENES = frozenset(
     f"data.{key}"
     for key in (
         *("crop_size", "base_size", "scale_range", "flip_rate", "photometric"),
-        *("max_class_share", "cache", "train_split", "validation_split"),
+        *("max_class_share", "cache"),
     )
 )
 """Keys that the recipe knows best for scenes, whose size is that of the crops."""
@@ -40,6 +41,9 @@ DEFAULT_MINUTES = 30.0
 
 LOOKING, MEASURING = 0.05, 0.03
 """Shares of the minutes for looking at the data and for measured steps."""
+
+MAX_TEST = 0.3
+"""Share of the minutes, above which the evaluation at the end is said to be long."""
 
 
 def train(
@@ -78,20 +82,37 @@ def train(
     if config.choose_settings and not minutes:
         minutes = _minutes_before(workdir) or DEFAULT_MINUTES
         logger.info("--minutes is not given: %g minutes", minutes)
-    clock = Clock(workdir, minutes, already)
     path = epath.Path(workdir) / FILE
-    if path.exists() and _has_begun(workdir):
+    goes_on = gather(_goes_on(config, path, frozenset(given), minutes))[0]
+    if not goes_on and jax.process_index() == 0:
+        (path.parent / TIME).unlink(missing_ok=True)
+    clock = Clock(workdir, minutes, already, stops=jax.process_count() == 1)
+    if goes_on:
         config = _chosen_before(config, workdir, path, frozenset(given))
     else:
         config = _choose(config, path, frozenset(given), clock)
-    # Several processes would each stop at a step of their own.
-    alone = jax.process_count() == 1
-    return loop.train(config, workdir, clock=clock if alone else None)
+    clock.write()
+    return loop.train(config, workdir, clock=clock)
 
 
-def _has_begun(workdir: str) -> bool:
-    checkpoints = epath.Path(workdir) / "checkpoints"
-    return checkpoints.exists() and any(x.name.isdigit() for x in checkpoints.iterdir())
+def _goes_on(config, path: epath.Path, given: frozenset[str], minutes: float) -> bool:
+    """Whether the run goes on with what was chosen for it: it has a checkpoint, or
+    nobody has changed what it was chosen for.
+    """
+    checkpoints = path.parent / "checkpoints"
+    if not path.exists() or not (path.parent / "config.json").exists():
+        return False
+    if checkpoints.exists() and any(x.name.isdigit() for x in checkpoints.iterdir()):
+        return True
+    before = json.loads(path.read_text())
+    wanted = {"given": _values(config, given), "minutes": minutes}
+    return {key: before.get(key) for key in wanted} == wanted and (
+        before["looked_at"]["of"] == len(open_dataset(config.data, train=True))
+    )
+
+
+def _values(config, keys: frozenset[str]) -> dict[str, str]:
+    return {key: repr(value_of(config, key)) for key in sorted(keys)}
 
 
 def _minutes_before(workdir: str) -> float:
@@ -102,13 +123,13 @@ def _minutes_before(workdir: str) -> float:
 def _chosen_before(config, workdir: str, path: epath.Path, given: frozenset[str]):
     """The configuration with what the run's first command has chosen."""
     before = saved.get_config(workdir)
+    record = json.loads(path.read_text())
+    now = _values(config, given)
     config = config.copy_and_resolve_references().unlock()
-    for key in json.loads(path.read_text())["keys"]:
-        if key not in given:
-            value = before
-            for name in key.split("."):
-                value = value[name]
-            put(config, key, value)
+    for key in record["keys"]:
+        # What was given and chosen a part of, stays so unless it is given anew.
+        if now.get(key) == record.get("given", {}).get(key):
+            put(config, key, value_of(before, key))
     config.lock()
     logger.info("settings as they were chosen when %s began", workdir)
     return config
@@ -116,6 +137,7 @@ def _chosen_before(config, workdir: str, path: epath.Path, given: frozenset[str]
 
 def _choose(config, path: epath.Path, given: frozenset[str], clock: Clock):
     """Looks, chooses, measures; says what was chosen and keeps it."""
+    told = _values(config, given)
     if config.data.name == "sign_scenes":
         given |= OF_SCENES
     choices = Choices(config, given)
@@ -123,8 +145,11 @@ def _choose(config, path: epath.Path, given: frozenset[str], clock: Clock):
     data = look_at_data(config, LOOKING * clock.seconds)
     looking = time.perf_counter() - begin
     if config.choose_settings:
-        machine = look_at_machine()
-        choose(choices, data, machine, clock.left(), machine_flops())
+        machine = look_at_machine(str(path.parent))
+        facts = (data, machine, clock.left(), machine_flops(config.model.dtype))
+        # All processes choose by what the first one found.
+        data, *facts = gather(facts)[0]
+        choose(choices, data, *facts)
     config = choices.config
     check_config(config)
     timing = measure(config, data.num_classes, MEASURING * clock.seconds)
@@ -142,12 +167,20 @@ def _choose(config, path: epath.Path, given: frozenset[str], clock: Clock):
         num_validation=num_validation,
         num_test=num_test,
         keeps_best=config.eval.checkpoint == "best",
+        evaluates=not config.choose_settings and config.train.eval_every > 0,
     )
-    # All processes do what the first one found.
     planned, timing = gather((planned, timing))[0]
     clock.reserve = planned.reserve
     set_schedule(choices, planned, timing, data.num_pictures)
-    if planned.steps == 1:
+    evaluation = num_test * timing.example
+    if evaluation > MAX_TEST * clock.seconds:
+        fits = max(1, int(MAX_TEST * clock.seconds / timing.example))
+        logger.warning(
+            "The evaluation of %d pictures at the end takes about %.0f of the %g "
+            "minutes; look at fewer with --config.data.eval_examples=%d.",
+            *(num_test, evaluation / 60, clock.seconds / 60, fits),
+        )
+    elif planned.steps == 1:
         logger.warning(
             "%g minutes are over before there is time for steps; give more with "
             "--minutes, or smaller crops with --config.data.crop_size.",
@@ -159,6 +192,7 @@ def _choose(config, path: epath.Path, given: frozenset[str], clock: Clock):
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {
             "minutes": clock.seconds / 60,
+            "given": told,
             "keys": sorted(choices.values),
             "lines": choices.lines,
             # For the report, which says what limits the result.

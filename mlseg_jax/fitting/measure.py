@@ -11,6 +11,7 @@ from input_pipeline.augmentation.augment import make_augment
 from input_pipeline.datasets.bad_examples import replace_bad
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.pipeline import train_batches
+from mlseg_jax.distributed.processes import gather
 from mlseg_jax.distributed.sharding import make_mesh, own_mesh, own_rows, put_batch
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.runs.weights import evaluation_parameters
@@ -21,9 +22,11 @@ from mlseg_jax.training import frozen_features
 from mlseg_jax.training.state import initialise
 from mlseg_jax.training.step import make_train_step
 
-MIN_STEPS, MAX_STEPS = 3, 60
+MAX_STEPS = 60
 NUM_EVALUATED = 2
-"""Batches of examples of an evaluation: the first compiles."""
+"""Batches of examples of an evaluation, if there is time, after two that are alone: the
+first compiles.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,8 @@ def measure(
 ) -> Timing:
     """Trains for some steps and throws the result away, then evaluates examples.
 
-    ``max_seconds`` are for steps, after the first one, which compiles.
+    ``max_seconds`` are for steps, after the first one, which compiles, and again for
+    examples; one of each is measured at least. All processes do as many.
     """
     config = resolve(config, num_classes)
     # Classes are counted where rare ones are drawn more often; not for this.
@@ -63,22 +67,20 @@ def measure(
     batches, preparing = _batches(config, model, mesh, state, source)
     try:
         # The first compiles, and in the second memory is new to the process.
-        for _ in range(2):
+        times = []
+        while len(times) < 2 + MAX_STEPS:
             state, _ = step(state, put_batch(mesh, next(batches)))
             jax.block_until_ready(state)
-        compiling = time.perf_counter() - begin
-        begin, count = time.perf_counter(), 0
-        while count < MIN_STEPS or (
-            count < MAX_STEPS and time.perf_counter() - begin < max_seconds
-        ):
-            state, _ = step(state, put_batch(mesh, next(batches)))
-            jax.block_until_ready(state)
-            count += 1
-        seconds = (time.perf_counter() - begin) / count
+            times.append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            if len(times) > 1 and gather(sum(times[1:]) > max_seconds)[0]:
+                break
     finally:
         batches.close()
-    first, example = _evaluation(config, model, state)
-    return Timing(compiling + first, seconds, example, preparing)
+    usual = times[2:] or times[1:]
+    first, example = _evaluation(config, model, state, max_seconds)
+    compiling = sum(times) - sum(usual) + first
+    return Timing(compiling, sum(usual) / len(usual), example, preparing)
 
 
 def _batches(config, model: FunctionalModel, mesh, state, source):
@@ -98,22 +100,27 @@ def _batches(config, model: FunctionalModel, mesh, state, source):
     return batches, 0.0
 
 
-def _evaluation(config, model: FunctionalModel, state) -> tuple[float, float]:
-    """Seconds of the first examples, which compile, and of one of the next."""
+def _evaluation(
+    config, model: FunctionalModel, state, max_seconds: float
+) -> tuple[float, float]:
+    """Seconds of the first examples, which compile, and of one of the next; each as
+    often as there are weights to evaluate.
+    """
     data = config.data.copy_and_resolve_references()
     size = config.eval.batch_size
     count = len(open_dataset(data, train=False))
     task, mesh = find_task(config), own_mesh(config)
     engine = task.make_engine(config, model, {}, mesh)
-    engine.parameters = next(
-        iter(evaluation_parameters(state, config.eval.weights).values())
-    )
+    weights = evaluation_parameters(state, config.eval.weights)
+    engine.parameters = next(iter(weights.values()))
     seconds = []
-    for examples in (size, min(size * NUM_EVALUATED, count)):
-        data.eval_examples = examples
+    for batches in (1, 1, NUM_EVALUATED):
+        data.eval_examples = examples = min(size * batches, count)
         source = open_dataset(data, train=False)
         evaluation = task.make_evaluation(config, source.info, with_oracle=True)
         begin = time.perf_counter()
         evaluate(evaluation, engine, source, config)
         seconds.append(time.perf_counter() - begin)
-    return seconds[0], seconds[1] / min(size * NUM_EVALUATED, count)
+        if gather(len(seconds) > 1 and seconds[-1] > max_seconds / NUM_EVALUATED)[0]:
+            break
+    return seconds[0], len(weights) * seconds[-1] / examples

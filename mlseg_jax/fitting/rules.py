@@ -1,8 +1,10 @@
 """What is chosen for somebody's own pictures, and the reason for it in a line each."""
 
 import math
+import re
 
-from mlseg_jax.fitting.choices import SHARE_OF_STEPS, Choices
+from input_pipeline.datasets.split_parts import split_part
+from mlseg_jax.fitting.choices import SHARE_OF_STEPS, Choices, given_side
 from mlseg_jax.fitting.facts import Data, Machine
 from mlseg_jax.fitting.weights import start_from_weights
 from mlseg_jax.models.build import FunctionalModel
@@ -65,7 +67,7 @@ def choose(
     _batch(choices, data, machine)
     _sizes(choices, data, machine, seconds)
     if choices.config.init:
-        start_from_weights(choices, data, seconds, speed)
+        start_from_weights(choices, data, machine, seconds, speed)
     else:
         _backbone(choices, data, seconds, speed)
     _say_sizes(choices)
@@ -91,7 +93,10 @@ def _sizes(choices: Choices, data: Data, machine: Machine, seconds: float) -> No
     if machine.is_cpu:
         limits = LONGEST_SHORT_SIDES
         longest = next(side for minutes, side in limits if seconds <= 60 * minutes)
-    side = min(max(short, SMALLEST_SHORT_SIDE), longest)
+    given = given_side(choices)
+    side = max(min(max(short, SMALLEST_SHORT_SIDE), longest), given)
+    if choices.is_given("data.base_size"):
+        side = min(choices.config.data.base_size) or short
     base = (0, 0) if side == short and data.is_uniform else (8 * side, side)
     # Three quarters, in whole cells of the backbone's last map.
     crop = max(64, round(0.75 * side / 32) * 32)
@@ -102,8 +107,11 @@ def _say_sizes(choices: Choices) -> None:
     base = choices.config.data.base_size
     height, width = choices.config.data.crop_size
     shown = "as they are" if max(base) == 0 else f"shorter side {min(base)}"
+    low, high = choices.config.data.scale_range
     choices.say(
-        "sizes", f"pictures {shown}, crops of {height} x {width} at scales of 0.5 to 2"
+        "sizes",
+        f"pictures {shown}, crops of {height} x {width} at scales of {low:g} to "
+        f"{high:g}",
     )
 
 
@@ -131,11 +139,14 @@ def _selection(choices: Choices, data: Data, machine: Machine) -> None:
             model__rank_norm={"kind": "none"},
         )
         text = "all labels, for pictures hold most of them: little could be left out"
+        if choices.is_given("selection.name"):
+            text = f"{config.selection.name}, as given"
     choices.say("selection", text)
 
 
 def _augmentation(choices: Choices, data: Data) -> None:
-    words = {word for name in data.class_names for word in name.lower().split()}
+    names = map(str.lower, data.class_names)
+    words = {word for name in names for word in re.split(r"[\W_]+", name)}
     sided = sorted(words & SIDED)
     # With two classes crops of one are no exception that is to be avoided.
     share = 0.75 if data.num_classes > 2 else 1.0
@@ -196,19 +207,20 @@ def _evaluation(choices: Choices, data: Data) -> None:
 def _validation(choices: Choices, data: Data) -> None:
     count = max(MIN_VALIDATION, round(VALIDATION * data.num_pictures))
     left = data.num_pictures - count
-    split = choices.config.data.train_split
-    if choices.is_given("data.train_split", "data.validation_split", "eval.checkpoint"):
+    config, first = choices.config, data.first
+    name = split_part(config.data.train_split).name
+    if choices.is_given("data.validation_split"):
         choices.say("validation", "as given")
-    elif left < count or "[" in split:
+    elif choices.is_given("eval.checkpoint") and config.eval.checkpoint == "latest":
+        choices.say("validation", "none, for the last checkpoint is kept")
+    elif left < count:
         choices.set(eval={"checkpoint": "latest"})
         choices.say("validation", "none, for the pictures are too few")
     else:
-        choices.set(
-            data={
-                "train_split": f"{split}[:{left}]",
-                "validation_split": f"{split}[{left}:]",
-            }
-        )
+        middle, end = first + left, first + data.num_pictures
+        choices.set(data={"validation_split": f"{name}[{middle}:{end}]"})
+        # Of a part that was given, too: what is kept back must not be trained on.
+        choices.narrow("data.train_split", f"{name}[{first}:{middle}]")
         choices.say(
             "validation",
             f"the last {count} training pictures say which checkpoint is kept",

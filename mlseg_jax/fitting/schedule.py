@@ -13,6 +13,9 @@ EVALUATIONS = 8
 PATIENCE = 4
 """Of these, without a better score, after which training ends."""
 
+SECONDS_BETWEEN_CHECKPOINTS = 180.0
+"""At most, for a run that is stopped loses what came after the last one."""
+
 MAX_EVALUATION_SHARE = 0.15
 """Of the time left, that evaluations during training may take."""
 
@@ -52,10 +55,13 @@ def plan(
     num_validation: int,
     num_test: int,
     keeps_best: bool,
+    evaluates: bool,
 ) -> Plan:
     """Divides ``left`` of ``total`` seconds among steps and evaluations.
 
     ``reading``: seconds in which the loop reads examples before its first step.
+    ``evaluates``: whether evaluations during training are wanted if there is time; one
+    at least is made where the best checkpoint is kept.
     """
     cached = jax.config.jax_compilation_cache_dir is not None
     again = timing.compiling * (CACHED if cached else 1.0)
@@ -65,7 +71,8 @@ def plan(
     reserve = last + again / 3 + MARGIN * total
     free = max(0.0, left - reserve - again - reading - timing.preparing)
     affordable = int(MAX_EVALUATION_SHARE * free / max(one, 1e-9))
-    evaluations = max(1, min(EVALUATIONS, affordable)) if keeps_best else 0
+    wanted = EVALUATIONS if evaluates or keeps_best else 0
+    evaluations = max(int(keeps_best), min(wanted, affordable))
     free -= evaluations * one
     steps = max(1, int(free / timing.step))
     return Plan(steps, evaluations, reserve + keeps_best * one)
@@ -85,7 +92,8 @@ def set_schedule(choices: Choices, planned: Plan, timing: Timing, epoch: int) ->
         share, most = WARMUP
         choices.set(
             optimizer={"warmup_steps": min(most, round(share * steps))},
-            train={"patience": PATIENCE if planned.evaluations > PATIENCE else 0},
+            # The loop ends after one more than it is told to be patient for.
+            train={"patience": PATIENCE - 1 if planned.evaluations > PATIENCE else 0},
         )
     elif old:
         scaled = {
@@ -93,10 +101,11 @@ def set_schedule(choices: Choices, planned: Plan, timing: Timing, epoch: int) ->
             for key in ("warmup_steps", "backbone_warmup_steps")
         }
         choices.set(optimizer=scaled)
+    soon = max(1, int(SECONDS_BETWEEN_CHECKPOINTS / timing.step))
     choices.set(
         train={
             "eval_every": every if planned.evaluations else 0,
-            "checkpoint_every": every,
+            "checkpoint_every": min(every, soon, config.train.checkpoint_every or soon),
         }
     )
     crops = steps * config.train.batch_size

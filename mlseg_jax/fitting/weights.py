@@ -5,14 +5,14 @@ import math
 import os
 import re
 import shlex
-import shutil
 
+import jax
 import ml_collections
 from etils import epath
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.fitting.choices import SHARE_OF_STEPS, Choices
-from mlseg_jax.fitting.facts import Data
+from mlseg_jax.fitting.choices import SHARE_OF_STEPS, Choices, given_side
+from mlseg_jax.fitting.facts import Data, Machine
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.flops import count_macs
 from mlseg_jax.pretrained.download import weight_file
@@ -28,6 +28,9 @@ SHORT_SIDES = (224, 518)
 EPOCHS = 15
 """Of the training pictures, that training a part of the backbone must have time for."""
 
+FEW_EPOCHS = 3
+"""Below which a sentence says so."""
+
 LAST_BLOCKS = 4
 """That are trained where there is no time for all."""
 
@@ -40,9 +43,6 @@ DISK_SHARE = 0.2
 
 LAYER_DECAY = 0.75
 """Of the learning rate, a block; BEiT's and DINOv2's recipes have 0.65 to 0.95."""
-
-
-LINEAR = ml_collections.ConfigDict({"name": "linear", "dropout_rate": 0.0})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Training:
 
 
 def start_from_weights(
-    choices: Choices, data: Data, seconds: float, speed: float | None
+    choices: Choices, data: Data, machine: Machine, seconds: float, speed: float | None
 ) -> None:
     """Model, sizes, learning rates for ``config.init``.
 
@@ -74,20 +74,25 @@ def start_from_weights(
     _sizes(choices, data)
     config = choices.config
     model = FunctionalModel.build(config, data.num_classes)
-    chosen = how_to_train(config, model, data, seconds, speed)
+    chosen = how_to_train(config, model, data, machine, seconds, speed)
     _rates(choices, chosen)
     backbone = config.model.backbone
     width, depth = backbone.embed_dim, backbone.get("depth", "4 stages")
     text = {
         "whole": "all of it is trained, earlier blocks at lower rates",
         "last": f"the last {LAST_BLOCKS} blocks and what follows are trained",
-        "frozen": f"the backbone stays as it is; features of {chosen.variants} crops "
-        f"of each picture are computed once",
+        "frozen": "the backbone stays as it is",
     }[chosen.name]
+    if chosen.variants:
+        text += f"; features of {chosen.variants} crops of each picture are kept"
+    epochs = f"for about {chosen.epochs:,.1f} epochs"
+    if math.isinf(chosen.epochs):
+        epochs = "for as long as there is time: the machine's speed is not known"
+    elif chosen.epochs < FEW_EPOCHS:
+        epochs += ", which is little: give more --minutes, or a smaller model"
     choices.say(
         "model",
-        f"{backbone.name} ({width} wide, {depth} deep) from {init}; {text}, for about "
-        f"{chosen.epochs:,.0f} epochs",
+        f"{backbone.name} ({width} wide, {depth} deep) from {init}; {text}, {epochs}",
     )
 
 
@@ -151,7 +156,8 @@ def _sizes(choices: Choices, data: Data) -> None:
     if backbone.name != "vit":
         return
     patch, short = backbone.patch_size, min(data.size)
-    side = min(max(short, SHORT_SIDES[0]), SHORT_SIDES[1]) // patch * patch
+    side = given_side(choices) or min(max(short, SHORT_SIDES[0]), SHORT_SIDES[1])
+    side = max(patch, side // patch * patch)
     choices.set(data={"base_size": (8 * side, side), "crop_size": (side, side)})
 
 
@@ -159,11 +165,13 @@ def how_to_train(
     config: ml_collections.ConfigDict,
     model: FunctionalModel,
     data: Data,
+    machine: Machine,
     seconds: float,
     speed: float | None,
 ) -> Training:
     """All of the backbone, or its last blocks, if there is time for `EPOCHS`; else none
-    of it, with as many crops as there is time and disk to keep features of.
+    of it, with as many crops as there is time and disk to keep features of. Pyramids
+    are trained as a whole, and several processes keep no features.
     """
     if speed is None:
         return Training("whole", math.inf)
@@ -180,16 +188,22 @@ def how_to_train(
         epochs = time / operations / data.num_pictures
         if epochs >= EPOCHS or not is_vit:
             return Training(name, epochs)
+    if jax.process_count() > 1:
+        return Training("last", epochs)
     vit, crop = config.model.backbone, config.data.crop_size
     cells = math.prod(-(-side // vit.patch_size) for side in crop)
     octets = 2 * cells * vit.embed_dim + 4 * math.prod(crop)
-    room = DISK_SHARE * shutil.disk_usage(os.path.expanduser("~")).free
+    # At least one, if all pictures pass the backbone in less than two thirds of the
+    # time: then what follows sees each more often than without.
+    passes = time / (2 * backbone) / data.num_pictures
     variants = min(
         MAX_VARIANTS,
-        int(FEATURE_SHARE * seconds * speed / (2 * backbone) / data.num_pictures),
-        int(room / octets / data.num_pictures),
+        max(int(FEATURE_SHARE / SHARE_OF_STEPS * passes), int(passes > 1.5)),
+        int(DISK_SHARE * machine.free_disk / octets / data.num_pictures),
     )
-    variants = max(1, variants)
+    if not variants:
+        operations = 2 * backbone + 6 * rest
+        return Training("frozen", time / operations / data.num_pictures)
     left = time - 2 * backbone * variants * data.num_pictures
     return Training("frozen", max(0.0, left) / (6 * rest) / data.num_pictures, variants)
 

@@ -28,6 +28,7 @@ FREE_TO_CHANGE = (
     "train.stop_after",
     "train.keep_best",
     "train.hang_minutes",
+    "train.max_hours",
     "train.profile_start",
     "train.profile_steps",
     "data.path",

@@ -6,7 +6,6 @@ import time
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
@@ -25,19 +24,23 @@ SHARE_OF_PEAK = 0.3
 SLOWEST = 1e9
 """Operations a second of any machine: what is less than that needs no measuring."""
 
-SIDE = 768
-"""Of the matrices that are multiplied to see how fast a processor is."""
+SIDE = {"cpu": 768, "gpu": 4096}
+"""Of the matrices that are multiplied to see how fast a machine is."""
 
 
-def machine_flops() -> float | None:
-    """Operations a second that a training will have; None where that is not known."""
+def machine_flops(dtype: str = "float32") -> float | None:
+    """Operations a second that a training will have; None where that is not known.
+
+    ``dtype``: of the model, for accelerators whose peak nobody has written down.
+    """
     device = jax.devices()[0]
     peak = peak_flops(device.device_kind)
     if peak is not None:
         return SHARE_OF_PEAK * peak * jax.device_count()
-    if device.platform != "cpu":
+    if device.platform not in SIDE:
         return None
-    matrix = jnp.asarray(np.ones((SIDE, SIDE), np.float32))
+    is_cpu, side = device.platform == "cpu", SIDE[device.platform]
+    matrix = jnp.ones((side, side), jnp.float32 if is_cpu else dtype)
     multiply = jax.jit(jnp.matmul)
     multiply(matrix, matrix).block_until_ready()
     times = []
@@ -47,14 +50,17 @@ def machine_flops() -> float | None:
         times.append(time.perf_counter() - begin)
     seconds = min(times)  # Others may have had the cores meanwhile.
     # Devices of one processor share its cores.
-    return SHARE * 2 * SIDE**3 / seconds * jax.process_count()
+    share, count = SHARE, jax.process_count()
+    if not is_cpu:
+        share, count = SHARE_OF_PEAK, jax.device_count()
+    return share * 2 * side**3 / seconds * count
 
 
 def hours_of_steps(
     config: ml_collections.ConfigDict, model: FunctionalModel
 ) -> float | None:
     """Of all steps, evaluations not counted."""
-    speed = machine_flops()
+    speed = machine_flops(config.model.dtype)
     if speed is None:
         return None
     return operations(config, model) / speed / 3600

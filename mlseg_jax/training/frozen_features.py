@@ -9,14 +9,19 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
+import os
 import pathlib
+import shutil
 import time
+from collections.abc import Iterator
 
 import jax
 import ml_collections
 import numpy as np
 
 from input_pipeline.augmentation.augment import make_augment
+from input_pipeline.datasets.bad_examples import replace_bad
 from mlseg_jax.distributed.sharding import within
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
@@ -29,6 +34,11 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "features"
 """In the work directory."""
+
+TOO_LATE = (
+    "The minutes were over before all features of the backbone were computed; give "
+    "more with --minutes, or --config.data.feature_variants=1."
+)
 
 BATCH = 8
 """Crops that go through the backbone at a time."""
@@ -86,6 +96,7 @@ def kept_features(
     mesh,
     state: dict,
     source,
+    augment,
     workdir: str,
     on_progress,
 ) -> Kept:
@@ -97,12 +108,14 @@ def kept_features(
       mesh: that ``state`` lies on.
       state: of the training, whose backbone is frozen.
       source: of training pictures.
+      augment: makes a crop of an example, with a generator.
       workdir: of the run; what is kept lies in its folder `FOLDER`.
       on_progress: called with the number of crops after each batch; it may raise, and
         nothing is lost.
 
     Raises:
-      UserError: the backbone is trained, or has maps of several grids.
+      UserError: the backbone is trained, or has maps of several grids, or the disk has
+        no room.
     """
     _check(config, model)
     crop, size = tuple(config.data.crop_size), len(source)
@@ -118,13 +131,13 @@ def kept_features(
         *(config.data.feature_variants, size, octets / 1e9),
     )
     folder = pathlib.Path(workdir) / FOLDER
-    done, features, label_maps = _open(folder, _digest(config, weights, size), {
+    digest = _digest(config, weights, source, folder.parent)
+    done, features, label_maps = _open(folder, digest, {
         "done": ((rows,), np.bool_),
         "features": ((rows, *shape), np.float16),
         "label_maps": ((rows, *crop), np.int32),
     })  # fmt: skip
     missing = np.flatnonzero(~done)
-    augment = make_augment(config.data, None, source.info)
     with progress_bar(rows, rows - len(missing), "features") as bar:
         for first in range(0, len(missing), BATCH):
             chosen = missing[first : first + BATCH]
@@ -149,6 +162,7 @@ def sample(
     the same few crops again and again; nothing is kept. Arguments as `kept_features`.
     """
     _check(config, model)
+    source = replace_bad(source, config.data.on_bad_example)
     augment = make_augment(config.data, None, source.info)
     encode, weights = _encoder(model, mesh), state["params"] | state["stats"]
     jax.block_until_ready(
@@ -216,29 +230,70 @@ def _crop(config, source, augment, row: int) -> dict:
     return augment(source[index], rng)
 
 
-def _digest(config, weights, size: int) -> str:
+FREE = ("cache", "num_threads", "num_workers", "path") + (
+    *("eval_split", "eval_examples", "validation_split"),
+)
+"""Keys of the data that no feature depends on."""
+
+
+def _digest(config, weights, source, workdir: pathlib.Path) -> str:
     """Of all that the features depend on."""
-    digest = hashlib.sha256(f"{config.seed} {size}".encode())
+    facts = f"{config.seed} {len(source)} {config.model.dtype}"
+    digest = hashlib.sha256(facts.encode())
     for section in (config.data, config.model.backbone):
         facts = section.to_dict()
-        for free in ("cache", "num_threads", "num_workers", "path"):
+        for free in FREE:
             facts.pop(free, None)
         digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    for line in sorted(_files(config.data.path, workdir)):
+        digest.update(line.encode())
     for path in sorted(weights):
         if path.startswith("backbone/"):
             digest.update(path.encode() + np.asarray(weights[path]).tobytes())
     return digest.hexdigest()
 
 
+def _files(path: str, workdir: pathlib.Path) -> Iterator[str]:
+    """Name, size and time of change of each file of the data, but of no run there."""
+    root, own = os.path.expanduser(path), workdir.resolve()
+    for place, folders, names in os.walk(root) if path else ():
+        below = (pathlib.Path(place, name) for name in folders)
+        folders[:] = [each.name for each in below if each.resolve() != own]
+        for name in names:
+            file = os.path.join(place, name)
+            facts = os.stat(file)
+            name = os.path.relpath(file, root)
+            yield f"{name} {facts.st_size} {facts.st_mtime_ns}\n"
+
+
 def _open(folder: pathlib.Path, digest: str, arrays: dict) -> list[np.memmap]:
-    """Arrays on disk, those that are there, or new ones where something has changed."""
+    """Arrays on disk, those that are there, or new ones where something has changed.
+
+    Raises:
+      UserError: the disk has no room for them.
+    """
     note = folder / "digest"
     folder.mkdir(parents=True, exist_ok=True)
     if not note.exists() or note.read_text() != digest:
+        note.unlink(missing_ok=True)  # First, or it might stand beside other arrays.
         for name in arrays:
             (folder / f"{name}.npy").unlink(missing_ok=True)
+        needed = sum(
+            math.prod(shape) * np.dtype(dtype).itemsize
+            for shape, dtype in arrays.values()
+        )
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise UserError(
+                f"The features need {needed / 1e9:.1f} GB, and the disk of {folder} "
+                f"has {free / 1e9:.1f} GB; give a --workdir on a larger one, a smaller "
+                f"--config.data.feature_variants, or 0 to keep none."
+            )
         for name, (shape, dtype) in arrays.items():
             path = folder / f"{name}.npy"
             np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape).flush()
+            if hasattr(os, "posix_fallocate"):  # A full disk would end the process.
+                with path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         note.write_text(digest)
     return [np.load(folder / f"{name}.npy", mmap_mode="r+") for name in arrays]

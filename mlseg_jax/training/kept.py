@@ -16,10 +16,25 @@ def open_validation(config: ml_collections.ConfigDict, eval_source):
     ``data.validation_split`` says so, else those of the evaluation at the end.
     """
     if not config.data.validation_split:
+        if config.eval.checkpoint == "best" and config.train.eval_every:
+            logger.warning(
+                "eval.checkpoint=best without data.validation_split: the evaluation "
+                "split %r chooses the checkpoint, so its scores at the end are too "
+                "good; give a part of the training pictures, such as "
+                "--config.data.train_split=train[:90%%] "
+                "--config.data.validation_split=train[90%%:].",
+                config.data.eval_split,
+            )
         return eval_source
     data = config.data.copy_and_resolve_references()
     data.update(eval_split=data.validation_split, eval_examples=0)
     return open_dataset(data, train=False)
+
+
+def scores_last_step(config: ml_collections.ConfigDict) -> bool:
+    """Whether the last step is scored before a checkpoint is chosen, as others are."""
+    keeps_best = config.eval.checkpoint == "best" and config.train.eval_every > 0
+    return bool(config.data.validation_split) or keeps_best
 
 
 def kept_state(

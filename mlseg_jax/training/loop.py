@@ -19,6 +19,7 @@ from mlseg_jax.distributed.sharding import (
     put_batch,
     to_own_mesh,
 )
+from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel, check_config
 from mlseg_jax.pretrained.initialise import start_from
 from mlseg_jax.runs.checkpoint import Checkpoints
@@ -39,7 +40,7 @@ from mlseg_jax.training.final_evaluation import (
     evaluation_scalars,
 )
 from mlseg_jax.training.forecast import refuse_what_cannot_end
-from mlseg_jax.training.kept import kept_state, open_validation
+from mlseg_jax.training.kept import kept_state, open_validation, scores_last_step
 from mlseg_jax.training.reports import Reports
 from mlseg_jax.training.state import abstract_state, initialise
 from mlseg_jax.training.step import make_train_step
@@ -102,16 +103,21 @@ def _train(config, workdir: str, stop: StopRequest, clock) -> dict[str, float]:
         watchdog = opened.enter_context(Watchdog(config.train.hang_minutes, workdir))
         checkpoints = Checkpoints(workdir, keep_best=config.train.keep_best)
         opened.callback(checkpoints.close)
-        refuse_what_cannot_end(config, model, max(checkpoints.steps(), default=0))
+        if clock is None:  # Else steps fit the time there is.
+            refuse_what_cannot_end(config, model, max(checkpoints.steps(), default=0))
         state = _start(config, num_classes, mesh, checkpoints)
         if frozen_features.is_used(config):
 
             def computing(done: int) -> None:
                 watchdog.at(int(state["step"]), "read", done)
                 stop.check()
+                if clock is not None and clock.is_over():
+                    raise UserError(frozen_features.TOO_LATE)
 
+            counts = long_tail.class_examples(presence, num_classes)
+            augment = make_augment(config.data, counts, train_source.info)
             train_source = frozen_features.kept_features(
-                config, model, mesh, state, train_source, workdir, computing
+                config, model, mesh, state, train_source, augment, workdir, computing
             )
         writer = MetricWriter(workdir, int(state["step"]), config)
         opened.callback(writer.close)
@@ -201,7 +207,7 @@ class _Loop:
                 with reports.watch.paused():
                     self._save_and_evaluate(step, first, state, stop)
                 if has_converged(self.checkpoints.scores(step), settings.patience):
-                    gainless = float(settings.patience)
+                    gainless = float(settings.patience + 1)
                     log_line(step, {"evaluations without a gain": gainless})
                     break
                 if self.is_over():
@@ -228,7 +234,7 @@ class _Loop:
                     reports.log(step, bar)
             reports.check_finite()
             self._save(step, state)
-            if self.config.data.validation_split and not self.stopped_early:
+            if scores_last_step(self.config) and not self.stopped_early:
                 self._evaluate(step, state, stop)
         finally:
             profile.close(metrics)

@@ -182,6 +182,7 @@ def test_the_environment_says_who_this_is(monkeypatch):
     monkeypatch.setattr(
         processes.jax.distributed, "initialize", lambda *a, **_: asked.append(a)
     )
+    monkeypatch.setattr(processes.distributed, "check", lambda: None)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "job-0.job:8476")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from etils import epath
 from tiny import tiny_config
 
 from configs import own_data
 from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.errors import UserError
+from mlseg_jax.fitting import clock as clocks
 from mlseg_jax.fitting import fit
 from mlseg_jax.fitting.clock import Clock
 from mlseg_jax.fitting.measure import Timing
@@ -21,7 +23,7 @@ TIMING = Timing(compiling=10.0, step=0.5, example=0.1)
 def test_a_plan_uses_the_time_and_no_more():
     planned = plan(
         TIMING, left=570.0, total=600.0, reading=5.0,
-        num_validation=30, num_test=100, keeps_best=True,
+        num_validation=30, num_test=100, keeps_best=True, evaluates=False,
     )  # fmt: skip
     assert planned.evaluations == 8
     last = planned.steps * 0.5 + 8 * 30 * 0.1 + 100 * 0.1 + 5.0
@@ -29,16 +31,24 @@ def test_a_plan_uses_the_time_and_no_more():
     # No time at all is a step all the same, and an evaluation.
     assert plan(
         TIMING, left=1.0, total=60.0, reading=5.0,
-        num_validation=30, num_test=100, keeps_best=False,
+        num_validation=30, num_test=100, keeps_best=False, evaluates=False,
     ).steps == 1  # fmt: skip
 
 
-def test_a_clock_goes_on_where_the_process_before_has_stopped(tmp_path):
+def test_a_clock_goes_on_where_the_process_before_has_stopped(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(clocks.time, "monotonic", lambda: now[0])
     clock = Clock(str(tmp_path), 1.0, already=20.0)
     clock.reserve = 15.0
-    assert not clock.is_over() and 19.0 < clock.used() < 25.0
-    again = Clock(str(tmp_path), 1.0, already=26.0)
-    assert again.reserve == 15.0 and again.is_over()
+    now[0] += 2.0
+    assert not clock.is_over() and clock.used() == 22.0
+    now[0] += 1000.0  # Nobody works on it.
+    again = Clock(str(tmp_path), 1.0, already=22.9)
+    assert again.reserve == 15.0 and not again.is_over()
+    now[0] += 0.2
+    assert again.is_over()
+    # Several processes are not ended, nor is what has no limit.
+    assert not Clock(str(tmp_path), 1.0, already=26.0, stops=False).is_over()
     assert not Clock(str(tmp_path), 0.0, already=26.0).is_over()
 
 
@@ -68,8 +78,21 @@ def test_choices_are_made_once(trained, tmp_path):
     assert first.selection.name == "top_k" and first.train.batch_size == 8
     told = json.loads((tmp_path / fit.FILE).read_text())
     assert told["looked_at"]["pictures"] == 12 and "train.steps" in told["keys"]
+    # Validation is of the training pictures; four evaluations in vain are enough.
+    assert first.data.train_split == "train[0:10]"
+    assert first.data.validation_split == "train[10:12]"
+    assert first.train.patience == 3 and first.train.checkpoint_every <= 360
     # The second command finds a checkpoint, and takes what was chosen.
     claim_workdir(first, workdir, open_dataset(first.data, train=True).info)
+    # It was killed before its first checkpoint: the time and the choices stay ...
+    spent = json.loads((tmp_path / clocks.FILE).read_text())
+    fit.train(config(), workdir, given=keys, minutes=10.0, already=300.0)
+    assert trained.pop().to_json() == first.to_json()
+    left = json.loads((tmp_path / clocks.FILE).read_text())
+    assert left["seconds"] > spent["seconds"] + 299 and left["reserve"] > 0
+    # ... but not for other minutes, for then it begins anew.
+    path = epath.Path(workdir) / fit.FILE
+    assert not fit._goes_on(config(), path, frozenset(keys), 20.0)
     (tmp_path / "checkpoints" / "100").mkdir(parents=True)
     fit.train(config(), workdir, given=keys, minutes=5.0)
     assert trained[1].to_json() == first.to_json()
@@ -86,5 +109,8 @@ def test_minutes_fit_the_schedule_of_any_recipe(trained, tmp_path):
     assert 800 < fitted.train.steps < 1060
     assert fitted.optimizer.warmup_steps == round(fitted.train.steps / 10)
     assert fitted.model.to_json() == config.model.to_json()
+    # It keeps its evaluations, and has checkpoints every few minutes.
+    assert 100 < fitted.train.eval_every < fitted.train.steps / 7
+    assert fitted.train.checkpoint_every <= fitted.train.eval_every
     with pytest.raises(UserError, match="above 0"):
         fit.train(config, str(tmp_path), minutes=-1.0)

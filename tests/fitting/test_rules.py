@@ -1,5 +1,6 @@
 """What is chosen for which pictures, on which machine, in which time."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -11,7 +12,7 @@ from mlseg_jax.fitting.facts import Data, Machine
 from mlseg_jax.fitting.rules import choose
 from mlseg_jax.models.build import check_config
 
-LAPTOP = Machine("cpu", "cpu", 1, 2, 8 << 30)
+LAPTOP = Machine("cpu", "cpu", 1, 2, 8 << 30, 100 << 30)
 
 
 def data(pictures, size, num_classes, held, names=None):
@@ -40,8 +41,8 @@ def chosen(facts, given=None, fixed=(), minutes=10, speed=1e11, machine=LAPTOP):
     [
         # 30 pictures of 3 classes: nothing to select, 3 for validation.
         (data(30, (200, 300), 3, 2), {
-            "selection.name": "complete", "data.train_split": "train[:27]",
-            "data.validation_split": "train[27:]", "data.crop_size": (128, 128),
+            "selection.name": "complete", "data.train_split": "train[0:27]",
+            "data.validation_split": "train[27:30]", "data.crop_size": (128, 128),
         }),
         # 5,000 classes, 200 pictures.
         (data(200, (100, 100), 5000, 9), {
@@ -62,7 +63,7 @@ def chosen(facts, given=None, fixed=(), minutes=10, speed=1e11, machine=LAPTOP):
         (data(50, (100, 100), 1, 1), {
             "selection.name": "complete", "data.max_class_share": 1.0,
         }),
-        (data(50, (100, 100), 2, 1, ("left lane", "road")), {"data.flip_rate": 0.0}),
+        (data(50, (100, 100), 2, 1, ("left_lane", "road")), {"data.flip_rate": 0.0}),
         # Two pictures are too few to keep one back.
         (data(3, (100, 100), 2, 1), {"eval.checkpoint": "latest"}),
     ],
@@ -71,6 +72,17 @@ def test_choices(facts, wanted):
     choices = chosen(facts, fixed={"model.backbone"})
     assert {key: choices.values[key] for key in wanted} == wanted
     assert len(choices.lines) == 8 and all(": " in line for line in choices.lines)
+
+
+def test_what_is_kept_back_is_of_the_part_that_was_given():
+    facts = dataclasses.replace(data(30, (200, 300), 3, 2), first=100)
+    given = {"data.train_split": "train[50%:80%]", "eval.checkpoint": "best"}
+    choices = chosen(facts, given, fixed={"model.backbone"})
+    assert choices.config.data.train_split == "train[100:127]"
+    assert choices.config.data.validation_split == "train[127:130]"
+    given |= {"data.validation_split": "train[80%:]"}
+    choices = chosen(facts, given, fixed={"model.backbone"})
+    assert choices.config.data.train_split == "train[50%:80%]"
 
 
 def test_what_is_given_stays():
@@ -90,7 +102,7 @@ def test_what_is_given_stays():
 
 def test_more_time_and_faster_machines_take_larger_models():
     facts = data(300, (480, 640), 20, 6)
-    gpu = Machine("gpu", "NVIDIA H100", 1, 8, 64 << 30)
+    gpu = Machine("gpu", "NVIDIA H100", 1, 8, 64 << 30, 1 << 40)
     small, large = chosen(facts), chosen(facts, machine=gpu, speed=3e14)
     widths = [x.config.model.backbone.embed_dim for x in (small, large)]
     assert widths == [32, 64] and large.config.model.backbone.depths == (3, 4, 6, 3)
@@ -100,16 +112,24 @@ def test_more_time_and_faster_machines_take_larger_models():
 def test_weights_are_trained_as_far_as_time_goes():
     """All of DINOv2-S, its last blocks, or what follows it alone, from its features."""
     facts, found = data(300, (180, 240), 11, 8), {}
-    for speed in (1e11, 2.5e11, 1e14):
+    full = dataclasses.replace(LAPTOP, free_disk=0)
+    for speed, machine in (
+        *((1e11, LAPTOP), (2.5e11, LAPTOP), (1e14, LAPTOP)),
+        (1e11, full),
+    ):
         config = own_data.get_config().unlock()
         config.init = "dinov2_vits14"
-        choices = Choices(config, frozenset({"init"}))
-        choose(choices, facts, LAPTOP, 600.0, speed)
+        config.model.decoder.dropout_rate = 0.3
+        choices = Choices(config, frozenset({"init", "model.decoder.dropout_rate"}))
+        choose(choices, facts, machine, 600.0, speed)
         check_config(choices.config)
-        found[speed] = choices.config
+        found[speed, machine] = choices.config
+        assert choices.config.model.decoder.dropout_rate == 0.3
         assert choices.config.model.decoder.name == "linear"
         assert choices.config.data.crop_size == (224, 224)
-    frozen, last, whole = found.values()
+    frozen, last, whole, without_disk = found.values()
+    assert without_disk.data.feature_variants == 0
+    assert without_disk.optimizer.frozen == frozen.optimizer.frozen
     assert frozen.data.feature_variants >= 1
     assert frozen.optimizer.frozen == ("^backbone/",)
     assert last.data.feature_variants == whole.data.feature_variants == 0

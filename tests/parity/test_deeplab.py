@@ -34,7 +34,7 @@ def unit(theirs, ours):
 
 
 ROWS = [
-    *resnet.resnet(ConfigDict()),
+    *resnet.resnet(ConfigDict({"model": {"backbone": {}}})),
     *unit("decode_head.image_pool.1", "decoder/image_pool"),
     *unit("decode_head.aspp_modules.{i}", "decoder/branches/{i}"),
     *unit("decode_head.bottleneck", "decoder/bottleneck"),

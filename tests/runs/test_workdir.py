@@ -61,6 +61,7 @@ def test_what_changes_no_weight_may_change(claimed, tmp_path):
         "train.stop_after": 1,
         "train.keep_best": 3,
         "train.hang_minutes": 1.0,
+        "train.max_hours": 0.0,
         "train.profile_start": 2,
         "train.profile_steps": 2,
         "train.eval_every": 3,

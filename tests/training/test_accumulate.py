@@ -43,7 +43,7 @@ class PixelClassifier(MLSeg):
         self.scores = nnx.Param(_random(rng, 3, C))
         self.auxiliary_head = Head()
 
-    def __call__(self, images, select, *, image_size=None, rng=None):
+    def __call__(self, images, select, *, image_size=None, rng=None, features=None):
         scores = jnp.mean(images, axis=(1, 2)) @ self.scores[...]
         selection = select(scores)
         queries = gather_classes(self.class_embeddings[...], selection)

@@ -1,6 +1,8 @@
 """Features of a frozen backbone that are kept on disk."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -68,10 +70,41 @@ def test_kept_features_train_the_same_and_are_computed_once(tmp_path, monkeypatc
     again = tmp_path / "again"
     (again / frozen_features.FOLDER).parent.mkdir()
     folder.rename(again / frozen_features.FOLDER)
-    only_features = config(feature_variants=1)
+    # Other evaluations are no reason to compute it again.
+    only_features = config(feature_variants=1, validation_split="train[14:16]")
     only_features.train.steps = 0
     loop.train(only_features, str(again))
     assert seen == [5]
+
+
+def test_features_are_of_the_data_as_it_is_now(tmp_path, monkeypatch):
+    folder, run = tmp_path / "data", tmp_path / "data" / "run"
+    folder.mkdir()
+    picture = folder / "a.png"
+    picture.write_bytes(b"1")
+
+    def digest(dtype="float32"):
+        made = config(path=str(folder))
+        made.model.dtype = dtype
+        return frozen_features._digest(made, {}, [0] * 16, run)
+
+    first = digest()
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("{}")
+    assert digest() == first != digest("bfloat16")
+    os.utime(picture, ns=(1, 1))
+    assert digest() != first
+    # A stop between two steps leaves no note that speaks of other arrays.
+    arrays = {"done": ((4,), np.bool_)}
+    kept = run / "features"
+    for _ in range(2):
+        (done,) = frozen_features._open(kept, "one", arrays)
+    done[:] = True
+    full = shutil._ntuple_diskusage(10, 10, 0)
+    monkeypatch.setattr(frozen_features.shutil, "disk_usage", lambda _: full)
+    with pytest.raises(UserError, match="--workdir on a larger one"):
+        frozen_features._open(kept, "two", arrays)
+    assert not (kept / "digest").exists()
 
 
 def test_a_backbone_that_is_trained_has_no_features_to_keep(tmp_path):
