@@ -206,7 +206,7 @@ def check_windows(
 def _unknown() -> RequestProblem:
     return RequestProblem(
         415,
-        "This is no picture that can be read: it is damaged, in an unknown format, less "
-        "than two pixels wide or high, or has 32 bits a channel; send a JPEG, PNG, WebP, "
+        "This is no picture that can be read: it is damaged, in an unknown format, "
+        "narrower than two pixels, or has 32 bits a channel; send a JPEG, PNG, WebP, "
         "BMP, GIF or TIFF file.",
     )
