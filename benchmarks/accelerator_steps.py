@@ -32,8 +32,13 @@ def time_calls(call, dry: bool) -> float:
     """Seconds of one call, which returns what is waited for; the median of groups."""
     import jax
 
-    jax.block_until_ready(call())
-    once = measure.seconds_of(lambda: jax.block_until_ready(call()))
+    return time_groups(call, jax.block_until_ready, dry)
+
+
+def time_groups(call, wait, dry: bool) -> float:
+    """As `time_calls`; ``wait`` waits for what the last call has returned."""
+    wait(call())
+    once = measure.seconds_of(lambda: wait(call()))
     groups = 1 if dry else 5
     count = 1 if dry else max(1, min(50, int(SECONDS / groups / max(once, 1e-6))))
 
@@ -41,7 +46,7 @@ def time_calls(call, dry: bool) -> float:
         begin = time.perf_counter()
         for _ in range(count):
             out = call()
-        jax.block_until_ready(out)
+        wait(out)
         return (time.perf_counter() - begin) / count
 
     return statistics.median(group() for _ in range(groups))
@@ -105,7 +110,7 @@ class Step:
         flops = training_flops(self.config, self.model) * self.size / seconds
         flops /= jax.device_count()
         row = {"batch": self.size // jax.device_count(), "seconds": seconds}
-        row["images_per_second"] = self.size / seconds
+        row["images_per_second"] = row["batch"] / seconds  # of a chip
         peak, product = peak_flops(jax.devices()[0].device_kind), ceiling(output)
         row["mfu"] = flops / peak if peak else None
         row["ceiling_share"] = flops / product if product else None
@@ -201,7 +206,7 @@ def predict(case: str, output, dry) -> Iterator[dict]:
             return [segmented.label_maps() for segmented in results]
 
         seconds = time_calls(run, dry)
-        rate = config.eval.batch_size / seconds
+        rate = batch / seconds  # of a chip
         return {"batch": batch, "images_per_second": rate} | peaks()
 
     row, fell_back = with_fallback(measured, config.eval.batch_size)
