@@ -53,6 +53,9 @@ flags.DEFINE_string("model", None, "serve: folder that `export --to=onnx` wrote.
 flags.DEFINE_string(
     "host", "127.0.0.1", "serve: address to listen at; 0.0.0.0 is for everybody."
 )
+flags.DEFINE_string(
+    "public_host", None, "serve: name of the server that hands requests on to this one."
+)
 flags.DEFINE_integer("port", 8000, "serve: port to listen at; 0 takes a free one.")
 flags.DEFINE_integer("max_megabytes", 32, "serve: largest file of a picture.")
 flags.DEFINE_integer("max_megapixels", 32, "serve: largest picture.")

@@ -44,24 +44,6 @@ def export_run(
     workdir: str,
     output: str,
     kind: str,
-    **options,
-) -> dict:
-    """`write_run`, and an error where the files say something else than the model.
-
-    Raises:
-      UserError: as there, or from `parity.judge`.
-    """
-    description = write_run(config, workdir, output, kind, **options)
-    if options.get("quantize") is None:
-        parity.judge(description["parity"], output)
-    return description
-
-
-def write_run(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    output: str,
-    kind: str,
     *,
     checkpoint: str = "kept",
     sizes: Sequence[tuple[int, int]] = (),
@@ -88,7 +70,8 @@ def write_run(
       What ``export.json`` says.
 
     Raises:
-      UserError: the model cannot be exported, or a package is missing.
+      UserError: the model cannot be exported, a package is missing, or the files say
+        something else than the model (`parity.judge`; not of quantised weights).
     """
     check(kind, opset, quantize, sizes)
     if batch is not None and batch < 1:
@@ -98,7 +81,9 @@ def write_run(
         )
     of_sizes, step = load_functions_of(config, workdir, checkpoint, sizes)
     symbol = any_batch() if batch is None else None
-    with replaced_when_complete(epath.Path(output).expanduser()) as folder:
+    place = epath.Path(output).expanduser()
+    before = files_of(place)
+    with replaced_when_complete(place) as folder:
         folder = pathlib.Path(folder)
         signatures, found = {}, []
         for functions in of_sizes:
@@ -125,7 +110,24 @@ def write_run(
         description["parity"] = found
         text = json.dumps(description, indent=1, ensure_ascii=False)
         (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        if quantize is None:  # before anything takes the place of what was there
+            parity.judge(found, str(folder))
+        written = {path.name for path in folder.iterdir()}
+    for name in before - written:
+        (place / name).unlink(missing_ok=True)
     return description
+
+
+def files_of(folder: epath.Path) -> set[str]:
+    """Names of what an earlier export wrote there; none where there was none."""
+    try:
+        earlier = json.loads((folder / DESCRIPTION).read_text())
+        names = {each["file"] for each in earlier["functions"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+    if earlier.get("kind") == "onnx":
+        names |= {"weights.bin", *PREDICTOR}
+    return {name for name in names if "/" not in name}
 
 
 def _signatures(functions: Functions, calls: dict, kind: str, size) -> dict:

@@ -130,7 +130,7 @@ def judge(parity: dict, output: str) -> None:
 
     Raises:
       UserError: scores or logits differ by more than `LARGEST_DIFFERENCE`, or are not
-        numbers; the files stay where they are.
+        numbers.
     """
     scores = parity["largest_difference_of_scores"]
     logits = parity["largest_difference_of_logits"]

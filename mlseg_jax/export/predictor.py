@@ -22,6 +22,7 @@ from mlseg_jax.export.resampling import (
     softmax,
     stitched,
     tiles,
+    unite,
     windows_of,
 )
 
@@ -42,10 +43,9 @@ class Model:
         if description is None:
             description = read_description(self.folder)
         self.description = description
-        options = onnxruntime.SessionOptions()
+        self._options = onnxruntime.SessionOptions()
         if threads:
-            options.intra_op_num_threads = threads
-        self._options = options
+            self._options.intra_op_num_threads = threads
         self._open = onnxruntime.InferenceSession
         self._sessions = {}
 
@@ -158,12 +158,16 @@ class Predictor:
         """All windows of uint8 [H W 3]; ``scales``: others than those of evaluation."""
         return self.look_at([windows_of(self.about, image, scales)])[0]
 
-    def look_at(self, pictures):
-        """The same of several pictures (`windows_of`), whose windows share batches."""
+    def look_at(self, pictures, check=lambda: None):
+        """The same of several pictures (`windows_of`), whose windows share batches.
+
+        ``check``: called before each batch; may raise, for one who waits no longer.
+        """
         windows = [window for _, _, each in pictures for window in each]
         ends = np.cumsum([len(each) for _, _, each in pictures])
         encoded = [[] for _ in pictures]
         for start in range(0, len(windows), BATCH):
+            check()
             batch = self._encode(windows[start : start + BATCH])
             count = len(batch["scores"])
             for each, (_, _, own), end in zip(encoded, pictures, ends, strict=True):
@@ -187,13 +191,23 @@ class Predictor:
         encoded = self.model.encode(inputs)
         return {key: np.asarray(x) for key, x in encoded.items()}
 
-    def segment(self, seen, k=None, allowed=None, minimum_score=None, top=0, always=()):
+    def segment(
+        self,
+        seen,
+        k=None,
+        allowed=None,
+        minimum_score=None,
+        top=0,
+        always=(),
+        check=lambda: None,
+    ):
         """What a picture that was looked at is, among some labels.
 
         ``k``: most labels of a window; ``allowed``: names, or ids, of the only classes
         to consider; ``minimum_score``: least probability of a label; ``top``: how many
         of the likeliest labels of each pixel to return; ``always``: class ids that
-        are kept whatever their score, if they are among the best ``num_ranks``.
+        are kept whatever their score, if they are among the best ``num_ranks``;
+        ``check``: as in `look_at`, before each batch and each part of the picture.
         """
         scores = seen.scores
         mask = None
@@ -211,6 +225,7 @@ class Predictor:
             valid = np.repeat(valid, len(scores), 0)
         logits, start = [], 0
         for each in seen.encoded:
+            check()
             rows = slice(start, start + len(each["scores"]))
             start = rows.stop
             part = {"class_ids": class_ids[rows], "valid": valid[rows]}
@@ -218,7 +233,7 @@ class Predictor:
         union, ranks = unite(class_ids, valid, len(self.names))
         tiles = self._regions if self.regions else self._pixels
         tiles = tiles(seen, np.concatenate(logits), ranks)
-        return self._result(seen, tiles, union, scores.max(0), top)
+        return self._result(seen, tiles, union, scores.max(0), top, check)
 
     def class_id(self, name):
         if isinstance(name, str):
@@ -280,12 +295,8 @@ class Predictor:
         probabilities = softmax(logits)
         probabilities[..., -1] = 0.0  # no-object, and what a window did not select
         last = probabilities.shape[-1] - 1
-        labels = np.stack(
-            [
-                p[:, np.minimum(r, last)]
-                for p, r in zip(probabilities, ranks, strict=True)
-            ]
-        )
+        pairs = zip(probabilities, ranks, strict=True)
+        labels = np.stack([p[:, np.minimum(r, last)] for p, r in pairs])
         masks = np.concatenate([np.asarray(x["mask_logits"]) for x in seen.encoded])
         masks = masks.transpose(0, 2, 3, 1)
         ways = [(y, x) for rows, columns in seen.views
@@ -311,13 +322,14 @@ class Predictor:
             yield best[..., 0], np.take_along_axis(tile, best, -1)[..., 0]
             np.put_along_axis(tile, best, -1.0, -1)
 
-    def _result(self, seen, parts, union, scores, top):
+    def _result(self, seen, parts, union, scores, top, check):
         size, views = seen.size, len(seen.views)
         kind = np.uint8 if len(self.names) <= 256 else np.uint16
         label_map = np.zeros(size, kind)
         top = min(top, len(union))
         ids, shares = np.zeros((top, *size), kind), np.zeros((top, *size), np.float16)
         for y, x, tile in parts:
+            check()
             label_map[y, x] = union[tile.argmax(-1)]
             if top:
                 for n, (best, value) in enumerate(self._likeliest(tile, top, views)):
@@ -335,15 +347,3 @@ class Predictor:
             for rank, i in enumerate(order)
         ]
         return Result(label_map, labels, (ids, shares) if top else None)
-
-
-def unite(class_ids, valid, num_classes):
-    """All selected classes in class order, and the rank of each in each window: K where
-    it was not selected.
-    """
-    count, ranks = class_ids.shape
-    table = np.full((count, num_classes + 1), ranks)
-    kept = np.where(valid, class_ids, num_classes)
-    np.put_along_axis(table, kept, np.broadcast_to(np.arange(ranks), kept.shape), 1)
-    union = np.flatnonzero((table[:, :-1] < ranks).any(axis=0))
-    return union, table[:, union]

@@ -1,4 +1,4 @@
-"""Resampling between windows and pictures, with NumPy alone.
+"""Between windows and pictures, with NumPy alone: sizes, resampling, labels.
 
 Copied beside `predictor` into exported folders; imports nothing of the project.
 """
@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 
 TILE_BYTES = 2**24  # of logits at full resolution at a time
+BAND = 64  # rows that are resized at a time
 LONGEST = 2**15  # side to which a picture is enlarged
 
 
@@ -193,8 +194,27 @@ def resize(image, size):
         first = np.rint((1 - fraction.astype(np.float32)) * 2048).astype(np.int32)
         weights.append((low, np.minimum(low + 1, old - 1), first, second))
     (top, bottom, above, below), (left, right, before, after) = weights
-    lines = image[:, left] * before[:, None] + image[:, right] * after[:, None]
-    upper, lower = (lines[index] >> 4 for index in (top, bottom))
-    upper, lower = upper * above[:, None, None], lower * below[:, None, None]
-    mixed = (upper >> 16) + (lower >> 16)
-    return np.clip((mixed + 2) >> 2, 0, 255).astype(np.uint8)
+    resized = np.empty((*size, 3), np.uint8)
+    for start in range(0, size[0], BAND):  # products in int32 take twelve times that
+        rows = slice(start, start + BAND)
+        first, last = top[rows][0], bottom[rows][-1] + 1
+        part = image[first:last]
+        lines = part[:, left] * before[:, None] + part[:, right] * after[:, None]
+        upper, lower = (lines[index[rows] - first] >> 4 for index in (top, bottom))
+        upper *= above[rows, None, None]
+        lower *= below[rows, None, None]
+        mixed = (upper >> 16) + (lower >> 16)
+        resized[rows] = np.clip((mixed + 2) >> 2, 0, 255)
+    return resized
+
+
+def unite(class_ids, valid, num_classes):
+    """All selected classes in class order, and the rank of each in each window: K where
+    it was not selected.
+    """
+    count, ranks = class_ids.shape
+    table = np.full((count, num_classes + 1), ranks)
+    kept = np.where(valid, class_ids, num_classes)
+    np.put_along_axis(table, kept, np.broadcast_to(np.arange(ranks), kept.shape), 1)
+    union = np.flatnonzero((table[:, :-1] < ranks).any(axis=0))
+    return union, table[:, union]

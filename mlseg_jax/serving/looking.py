@@ -1,9 +1,11 @@
 """From a picture's file to its encoding; pictures that wait are encoded together."""
 
 import collections
+import contextlib
 import dataclasses
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from input_pipeline.files.images import (
 from input_pipeline.info import DataError
 from mlseg_jax.export.predictor import BATCH, Predictor, Seen
 from mlseg_jax.export.resampling import views_of, windows_of
-from mlseg_jax.serving.limits import Gone, Limits, Turns
+from mlseg_jax.serving.limits import Check, Gone, Limits
 from mlseg_jax.serving.problems import RequestProblem
 from mlseg_jax.typing import UInt8
 
@@ -54,54 +56,59 @@ class Job:
 class Looking:
     """Runs the encoder. Whose turn it is takes along those that wait behind."""
 
-    def __init__(self, predictor: Predictor, limits: Limits, turns: Turns):
-        self.predictor, self.limits, self.turns = predictor, limits, turns
+    def __init__(self, predictor: Predictor, limits: Limits):
+        self.predictor, self.limits = predictor, limits
         self._jobs: collections.deque[Job] = collections.deque()
         self._lock = threading.Lock()
 
-    def look(
-        self, data: bytes, gone: Gone, scales: Scales = None
-    ) -> tuple[Seen, dict[str, float]]:
-        """A picture's encoding, and seconds of its parts.
-
-        Raises:
-          RequestProblem: it cannot be read, is too large, or waited too long.
-          ConnectionAbortedError: its sender has hung up.
-        """
-        job = Job(data, scales, gone)
+    @contextlib.contextmanager
+    def waiting(self, job: Job) -> Iterator[None]:
+        """While a picture waits, the turn of another may take it along."""
         with self._lock:
             self._jobs.append(job)
         try:
-            with self.turns.one(gone):
-                if job.seen is None and job.problem is None:
-                    self._run(job)
+            yield
         finally:
             with self._lock:
                 job.left = True  # and may be in the hands of another turn
-                if job in self._jobs:
-                    self._jobs.remove(job)
+                self._forget(job)
+
+    def look(self, job: Job, check: Check) -> tuple[Seen, dict[str, float]]:
+        """A waiting picture's encoding, and seconds of its parts; in its turn.
+
+        Raises:
+          RequestProblem: it cannot be read, is too large, or takes too long.
+          ConnectionAbortedError: its sender has hung up.
+        """
+        if job.seen is None and job.problem is None:
+            self._run(job, check)
         if job.problem is not None:
             raise job.problem
         return job.seen, job.seconds
 
-    def _run(self, mine: Job) -> None:
+    def _run(self, mine: Job, check: Check) -> None:
         """This picture, and those that wait while there is room in a batch."""
+        with self._lock:
+            self._forget(mine)
         chosen, room, job = [], BATCH, mine
-        while job is not None and room > 0:
+        while job is not None:
             if self._cut(job):
                 count = len(job.picture[2])
                 if chosen and count > room:
                     with self._lock:
-                        self._jobs.appendleft(job)  # has been read, and comes next
+                        if not job.left:  # has been read, and comes next
+                            self._jobs.appendleft(job)
                     break
                 chosen.append(job)
                 room -= count
-            job = self._next(mine)
+            job = self._next() if room > 0 else None
         if not chosen:
             return
+        # Of several all are in one batch, and what this one's sender does is its own.
+        alone = check if chosen == [mine] else lambda: None
         start = time.perf_counter()
         try:
-            seen = self.predictor.look_at([each.picture for each in chosen])
+            seen = self.predictor.look_at([each.picture for each in chosen], alone)
         except Exception as error:
             for each in chosen:
                 each.problem = error
@@ -112,12 +119,14 @@ class Looking:
             each.seconds["encoder"] = taken
             each.seen = result
 
-    def _next(self, mine: Job) -> Job | None:
+    def _next(self) -> Job | None:
         """The one that has waited longest."""
         with self._lock:
-            if mine in self._jobs:
-                self._jobs.remove(mine)
             return self._jobs.popleft() if self._jobs else None
+
+    def _forget(self, job: Job) -> None:
+        if job in self._jobs:
+            self._jobs.remove(job)
 
     def _cut(self, job: Job) -> bool:
         """Reads a picture; its windows are then there, or its problem is."""
@@ -172,15 +181,20 @@ def check_windows(
     """Before a picture is cut.
 
     Raises:
-      RequestProblem: it is too long, or becomes too many windows.
+      RequestProblem: it is too long, too large at a scale, or too many windows.
     """
     try:
-        count = sum(
-            len(rows.starts) * len(columns.starts)
-            for _, (rows, columns) in views_of(about, size, scales)
-        )
+        views = views_of(about, size, scales)
     except ValueError as error:  # very long
         raise RequestProblem(413, str(error)) from error
+    largest = max(height * width for (height, width), _ in views)
+    if largest > limits.scaled_pixels:
+        raise RequestProblem(
+            413,
+            f"The picture would be looked at with {largest:,} pixels; this server "
+            f"takes {limits.scaled_pixels:,}: send it smaller, or with smaller scales.",
+        )
+    count = sum(len(rows.starts) * len(columns.starts) for _, (rows, columns) in views)
     if count > limits.windows:
         raise RequestProblem(
             413,
@@ -192,6 +206,7 @@ def check_windows(
 def _unknown() -> RequestProblem:
     return RequestProblem(
         415,
-        "This is no picture that can be read: it is damaged, or in an unknown format; "
-        "send a JPEG, PNG, WebP, BMP, GIF or TIFF file.",
+        "This is no picture that can be read: it is damaged, in an unknown format, "
+        "narrower than two pixels, or has 32 bits a channel; send a JPEG, PNG, WebP, "
+        "BMP, GIF or TIFF file.",
     )

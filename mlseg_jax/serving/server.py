@@ -20,14 +20,19 @@ from mlseg_jax.serving.service import Service
 logger = logging.getLogger(__name__)
 
 PICTURES = "/pictures"
+POSTED = (PICTURES, "/segment")
+READ = ("/", "/health", "/labels", "/model", "/openapi.json", "/favicon.ico")
+
+PART = 2**16
+"""Bytes of an answer that are sent at a time."""
 JSON = "application/json; charset=utf-8"
 
 
 class Server(LimitedServer):
     """One thread for each connection; the model is shared."""
 
-    def __init__(self, address: tuple[str, int], service: Service):
-        self.service = service
+    def __init__(self, address: tuple[str, int], service: Service, public: str | None):
+        self.service, self.public = service, public
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, Handler)
@@ -99,22 +104,31 @@ class Handler(TimedHandler):
         """Pages of other sites may not use a server of this machine."""
         host = self.headers.get("Host", "")
         name = urllib.parse.urlsplit(f"//{host}").hostname or ""
-        own = self.server.server_address[0]
-        if is_loopback(own) and not is_loopback(name):
-            raise RequestProblem(403, "This server answers for its own machine alone.")
-        origin = self.headers.get("Origin")
-        if origin and urllib.parse.urlsplit(origin).netloc != host:
+        own, public = self.server.server_address[0], self.server.public
+        if is_loopback(own) and not is_loopback(name) and name != public:
+            raise RequestProblem(
+                403,
+                "This server answers for its own machine alone; behind another one, "
+                "start it with the name of that: --public_host.",
+            )
+        origin = urllib.parse.urlsplit(self.headers.get("Origin", ""))
+        if origin.geturl() and origin.netloc != host and origin.hostname != public:
             raise RequestProblem(403, "Pages of other sites may not use this server.")
 
     def _nothing(self, path: str, query: dict) -> None:
-        raise RequestProblem(405, f"{self.command} is no method of this server.")
+        allowed = methods(path)
+        if not allowed:
+            raise RequestProblem(404, "There is nothing at this address.")
+        raise RequestProblem(
+            405, f"{self.command} is no method of this address; {allowed} is."
+        )
 
     def _get(self, path: str, query: dict) -> None:
         service = self.server.service
         if path == "/":
             self._page()
         elif path == "/health":
-            self._send_json({"status": "ok", "done": service.done})
+            self._send_json({"status": "ok", "done": service.queue.done})
         elif path == "/labels":
             self._labels(query)
         elif path == "/model":
@@ -132,18 +146,18 @@ class Handler(TimedHandler):
         elif path.startswith(f"{PICTURES}/"):
             self._kept(path, query)
         else:
-            raise RequestProblem(404, "There is nothing at this address.")
+            self._nothing(path, query)
 
     def _post(self, path: str, query: dict) -> None:
         service, client = self.server.service, self.client_address[0]
-        if path not in (PICTURES, "/segment"):
-            raise RequestProblem(404, "Pictures go to /segment, or to /pictures.")
+        if path not in POSTED:
+            self._nothing(path, query)
         choice = self._choice(query)
-        with service.place(client):
-            seen, times = service.look(self._body(), self._gone, choice.scales)
-            facts = service.segment(seen, choice, self._gone, self._wants_png())
+        data = self._body()
+        with service.queue.one(client):
+            seen, found = service.picture(data, choice, self._gone, self._wants_png())
             name = service.keep(seen) if path == PICTURES else None
-        self._result(facts, times, name)
+        self._result(found, name)
 
     def _kept(self, path: str, query: dict) -> None:
         """``/pictures/NAME``: another selection for a picture that was sent before."""
@@ -154,9 +168,9 @@ class Handler(TimedHandler):
                 400, "scales need the encoder; say them when you send the picture."
             )
         seen = service.kept(path.removeprefix(f"{PICTURES}/"))
-        with service.place(client):
-            facts = service.segment(seen, choice, self._gone, self._wants_png())
-        self._result(facts, {}, None)
+        with service.queue.one(client):
+            found = service.segment(seen, choice, self._gone, self._wants_png())
+        self._result(found, None)
 
     def _wants_png(self) -> bool:
         return "image/png" in self.headers.get("Accept", "").split(",")[0]
@@ -169,14 +183,11 @@ class Handler(TimedHandler):
         except (OSError, ValueError):
             return True
 
-    def _result(self, facts: dict | bytes, times: dict, name: str | None) -> None:
-        if isinstance(facts, bytes):
-            self._send(200, "image/png", facts)
+    def _result(self, found: dict | bytes, name: str | None) -> None:
+        if isinstance(found, bytes):
+            self._send(200, "image/png", found)
             return
-        facts["milliseconds"] = times | facts["milliseconds"]
-        if name is not None:
-            facts["picture"] = name
-        self._send_json(facts)
+        self._send_json(found if name is None else found | {"picture": name})
 
     def _example(self, number: str) -> None:
         examples = self.server.service.examples
@@ -210,7 +221,8 @@ class Handler(TimedHandler):
             )
         kind = self.headers.get("Content-Type", "image/*").partition(";")[0].strip()
         try:
-            data = self.rfile.read(length)
+            with self.server.service.arriving.one(self.client_address[0], length):
+                data = self.rfile.read(length)
         except TimeoutError as error:
             raise RequestProblem(408, "The picture did not arrive in time.") from error
         if len(data) < length:
@@ -247,6 +259,8 @@ class Handler(TimedHandler):
     def _problem(self, status: int, sentence: str) -> None:
         self.close_connection = True
         extra = {"Retry-After": "2"} if status in (429, 503) else {}
+        if status == 405:
+            extra["Allow"] = methods(urllib.parse.urlsplit(self.path).path)
         try:
             body = json.dumps({"error": sentence}).encode()
             self._send(status, JSON, body, extra)
@@ -270,8 +284,18 @@ class Handler(TimedHandler):
         for name, value in (headers | (extra or {})).items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        if self.command == "HEAD":
+            return
+        for start in range(0, len(body), PART):  # each may take CONNECTION_SECONDS
+            self.wfile.write(body[start : start + PART])
+
+
+def methods(path: str) -> str:
+    """Those that an address has, as the header Allow says them; "" of no address."""
+    if path in POSTED:
+        return "POST"
+    below = path.startswith((f"{PICTURES}/", "/examples/"))
+    return "GET, HEAD" if path in READ or below else ""
 
 
 def is_loopback(name: str) -> bool:
@@ -281,14 +305,16 @@ def is_loopback(name: str) -> bool:
         return name == "localhost" or name.endswith(".localhost")
 
 
-def open_server(host: str, port: int, service: Service) -> Server:
-    """Bound, and not yet serving.
+def open_server(
+    host: str, port: int, service: Service, public: str | None = None
+) -> Server:
+    """Bound, and not yet serving; ``public``: name of a server that hands requests on.
 
     Raises:
       UserError: the address cannot be had.
     """
     try:
-        return Server((host, port), service)
+        return Server((host, port), service, public)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(

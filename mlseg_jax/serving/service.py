@@ -1,19 +1,18 @@
 """What the server does with pictures, whatever brings them."""
 
 import collections
-import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from mlseg_jax.export.predictor import Predictor, Result, Seen
 from mlseg_jax.export.resampling import sigmoid
 from mlseg_jax.serving.choice import Choice
-from mlseg_jax.serving.limits import Gone, Limits, Turns, never
-from mlseg_jax.serving.looking import Looking, Scales
+from mlseg_jax.serving.limits import Check, Gone, Limits, Places, Turns, never
+from mlseg_jax.serving.looking import Job, Looking
 from mlseg_jax.serving.maps import at_size, label_map_png, top_arrays
 from mlseg_jax.serving.problems import RequestProblem
 
@@ -37,23 +36,35 @@ class Service:
         self.predictor = predictor
         self.examples = list(examples)
         self.usual = usual
-        self.limits = limits or Limits()
+        limits = self.limits = limits or Limits()
         self.names = predictor.names
-        self.done = 0
         self._kept: collections.OrderedDict[str, Seen] = collections.OrderedDict()
         self._lock = threading.Lock()
-        self._turns = Turns(self.limits)
-        self._looking = Looking(predictor, self.limits, self._turns)
-        self._waiting: collections.Counter[str] = collections.Counter()
+        self.arriving = Places(
+            limits.arriving, limits.each_client, limits.arriving_bytes
+        )
+        self.queue = Places(limits.queue, limits.each_client)
+        self._turns = Turns(limits)
+        self._looking = Looking(predictor, limits)
 
     # ------------------------------------------------------------------- pictures
 
-    def look(
-        self, data: bytes, gone: Gone = never, scales: Scales = None
-    ) -> tuple[Seen, dict[str, float]]:
-        """A picture's encoding, and milliseconds of its parts."""
-        seen, seconds = self._looking.look(data, gone, scales)
-        return seen, _milliseconds(seconds)
+    def picture(
+        self, data: bytes, choice: Choice, gone: Gone = never, as_png: bool = False
+    ) -> tuple[Seen, dict | bytes]:
+        """A picture's encoding, and what a response says of it; both in one turn.
+
+        Raises:
+          RequestProblem: it cannot be read, is too large, or takes too long.
+          ConnectionAbortedError: its sender has hung up.
+        """
+        job = Job(data, choice.scales, gone)
+        with self._looking.waiting(job), self._turns.one(gone) as check:
+            seen, seconds = self._looking.look(job, check)
+            found = self._segment(seen, choice, check, as_png)
+        if not as_png:
+            found["milliseconds"] = _milliseconds(seconds) | found["milliseconds"]
+        return seen, found
 
     def keep(self, seen: Seen) -> str | None:
         """A name under which the encoding is kept until there are newer ones; None
@@ -80,32 +91,23 @@ class Service:
             self._kept.move_to_end(name)
             return self._kept[name]
 
-    @contextlib.contextmanager
-    def place(self, client: str) -> Iterator[None]:
-        """In the queue: before anything of a request is read."""
-        with self._lock:
-            if self._waiting.total() >= self.limits.queue:
-                raise RequestProblem(
-                    503, "Too many requests are waiting; try again in a few seconds."
-                )
-            if self._waiting[client] >= self.limits.each_client:
-                raise RequestProblem(
-                    429, "Too many of your requests are waiting; send fewer at a time."
-                )
-            self._waiting[client] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.done += 1
-                self._waiting -= collections.Counter({client: 1})
-
     # ------------------------------------------------------------------- labels
 
     def segment(
         self, seen: Seen, choice: Choice, gone: Gone = never, as_png: bool = False
     ) -> dict | bytes:
         """What a response says, or the label map alone as a file."""
+        start = time.perf_counter()
+        with self._turns.one(gone) as check:
+            waited = time.perf_counter() - start
+            found = self._segment(seen, choice, check, as_png)
+        if not as_png:
+            found["milliseconds"] |= _milliseconds({"waiting": waited})
+        return found
+
+    def _segment(
+        self, seen: Seen, choice: Choice, check: Check, as_png: bool
+    ) -> dict | bytes:
         start = time.perf_counter()
         seen = at_size(seen, choice.longest)
         maps = seen.size[0] * seen.size[1] * max(1, choice.top)
@@ -115,22 +117,21 @@ class Service:
                 f"The result would have {maps:,} pixels in all its maps; this server "
                 f"makes {self.limits.pixels:,}: ask for a smaller longest, or top.",
             )
-        with self._turns.one(gone):
-            waited = time.perf_counter()
-            considered, allowed, k = self._candidates(seen, choice)
-            result = self.predictor.segment(
-                seen,
-                k=k,
-                allowed=allowed,
-                minimum_score=choice.minimum_score,
-                always=choice.also,
-                top=choice.top,
-            )
-            # Here, because packing takes memory and time as well.
-            if as_png:
-                return label_map_png(result.label_map, len(self.names))
-            top = {} if result.top is None else {"top": top_arrays(result)}
-        times = {"waiting": waited - start, "selection": time.perf_counter() - waited}
+        considered, allowed, k = self._candidates(seen, choice)
+        result = self.predictor.segment(
+            seen,
+            k=k,
+            allowed=allowed,
+            minimum_score=choice.minimum_score,
+            always=choice.also,
+            top=choice.top,
+            check=check,
+        )
+        # In the turn as well, because packing takes memory and time.
+        if as_png:
+            return label_map_png(result.label_map, len(self.names))
+        top = {} if result.top is None else {"top": top_arrays(result)}
+        times = {"selection": time.perf_counter() - start}
         colours = self.predictor.about["colours"]
         labels = [x | {"colour": colours[x["class_id"]]} for x in result.labels]
         others = self._others(seen.scores.max(0), considered, result, colours)

@@ -1,4 +1,4 @@
-"""The page as a folder that any browser opens, without a server or a network."""
+"""The page as a folder that a browser opens, without a server or a network."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ from etils import epath
 
 from input_pipeline.files.local_copy import cache_directory
 from mlseg_jax.errors import UserError
-from mlseg_jax.export import artifacts, parity
+from mlseg_jax.export import artifacts
 from mlseg_jax.export.functions import exported_policy
 from mlseg_jax.export.predictor import Model, Predictor
 from mlseg_jax.prediction.files import replaced_when_complete
@@ -49,7 +49,7 @@ def export_page(
       config, workdir: of the run.
       output: folder to write.
       runtime: file that ``npm pack`` makes of `PACKAGE`; None asks npm once.
-      options: of `artifacts.write_run`.
+      options: of `artifacts.export_run`.
 
     Returns:
       What ``export.json`` of the ONNX files in it would say.
@@ -63,16 +63,19 @@ def export_page(
     policy = exported_policy(config, num_classes)
     if policy.name == "top_k":
         config.selection.eval_k = largest_k(policy.k, num_classes)
-    with tempfile.TemporaryDirectory() as place:
-        exported = pathlib.Path(place, "onnx")
-        description = artifacts.write_run(
+    place = epath.Path(output).expanduser()
+    with replaced_when_complete(place) as folder:
+        folder = pathlib.Path(folder)
+        exported = folder / "onnx"
+        description = artifacts.export_run(
             config, workdir, str(exported), "onnx", **options
         )
-        with replaced_when_complete(epath.Path(output).expanduser()) as folder:
-            examples = example_pictures(config)
-            write_page(pathlib.Path(folder), exported, program, policy.k, examples)
-    if options.get("quantize") is None:
-        parity.judge(description["parity"], output)
+        write_page(folder, exported, program, policy.k, example_pictures(config))
+        shutil.rmtree(exported)
+        written = {path.name for path in (folder / "files").iterdir()}
+    for path in (place / "files").iterdir():  # pieces of an earlier, larger model
+        if path.name not in written:
+            path.unlink()
     return description
 
 

@@ -34,8 +34,17 @@ def run_here(capsys, monkeypatch, *arguments) -> Result:
         if name.startswith("config."):
             delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
-    names = ("config", "workdir", "images", "video", "output", "checkpoint", "json")
-    for name in (*names, "frame_rate"):
+    names = (
+        "config",
+        "workdir",
+        "images",
+        "video",
+        "output",
+        "checkpoint",
+        "json",
+        "to",
+    )
+    for name in (*names, "frame_rate", "runtime", "batch"):
         flags.FLAGS[name].unparse()
     monkeypatch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
     status = 0

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from tiny import tiny_config
 
 import mlseg_jax
@@ -211,6 +212,13 @@ def test_very_long_pictures_are_refused():
     assert size == (512, 2048)
     with pytest.raises(ValueError, match="cut it into shorter parts"):
         views_of(about, (2, 4000))
+
+
+def test_what_an_earlier_export_wrote_goes_away_and_nothing_else(tmp_path):
+    functions = {"encode": {"file": "encode_1x1.stablehlo"}, "x": {"file": "../x"}}
+    (tmp_path / "export.json").write_text(json.dumps({"functions": functions}))
+    assert artifacts.files_of(epath.Path(tmp_path)) == {"encode_1x1.stablehlo"}
+    assert not artifacts.files_of(epath.Path(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("size", [(37, 53), (128, 64), (64, 48)])

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 
 import numpy as np
 
@@ -76,10 +77,10 @@ class FakeModel:
 
 
 @contextlib.contextmanager
-def running(limits=None):
+def running(limits=None, public=None):
     """The service and the port of its server."""
     service = Service(Predictor(FakeModel()), 3, limits or Limits())
-    server = open_server("127.0.0.1", 0, service)
+    server = open_server("127.0.0.1", 0, service, public)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
@@ -96,3 +97,10 @@ def picture():
     image[:24], image[24:] = COLOURS[0], COLOURS[1]
     image[5:15, 10:30] = COLOURS[2]
     return image
+
+
+def wait_for(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

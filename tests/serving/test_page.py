@@ -8,13 +8,16 @@ import cv2
 import numpy as np
 from fake_service import COLOURS, NAMES, picture, running
 
+from mlseg_jax.serving.limits import Limits
+
 
 def test_the_page_in_a_browser(browser, tmp_path):
     path = tmp_path / "a picture.png"
     cv2.imwrite(str(path), picture()[..., ::-1])
-    with running() as (service, port):
+    with running(Limits(windows=50)) as (service, port):
         use(browser, port, path, service, tmp_path)
         assert not browser.problems()
+        refuse(browser, tmp_path / "long.png")
 
 
 def use(browser, port, path, service, folder):
@@ -78,6 +81,21 @@ def use(browser, port, path, service, folder):
         assert browser.run(overflow) <= 0
 
 
+def refuse(browser, path):
+    """What was shown stays, under its own name, and is what is saved."""
+    cv2.imwrite(str(path), np.zeros((2, 3000, 3), np.uint8))
+    look = "draw(), $('canvas').toDataURL()"
+    before = browser.run(f"state.alone = state.cursor = null, {look}")
+    browser.choose_file("#file", path)
+    browser.wait_for("$('problem').textContent.includes('windows') && !state.running")
+    assert browser.run(look) == before
+    assert browser.run("state.file.name") == "a picture.png"
+    mask = "backend.mask(shown.file, 'gone', shown.choice).then(x => x.type)"
+    assert browser.run(f"(({{ shown }}) => {mask})(state)") == "image/png"
+    browser.run("$('k').value = 2; $('k').dispatchEvent(new Event('input'))")
+    browser.wait_for("state.result.labels.length === 2 && !state.running")
+
+
 def write_video(path):
     """Red for a second, then green: 64 x 48, ten frames a second."""
     with av.open(str(path), "w") as file:
@@ -108,7 +126,8 @@ def test_a_video_is_a_strip_of_frames(browser, tmp_path):
         browser.run("change('without', 1, true)")
         browser.wait_for(f"!{frames}.at(-1).ariaLabel.includes('green')")
         browser.run(f"{frames}[0].click()")
-        browser.wait_for("state.result.labels[0].name === 'red' && !state.running")
+        browser.wait_for("state.shown.file === state.file && !state.running")
+        assert browser.run("state.result.labels[0].name") == "red"
         assert browser.run("state.without.size") == 1
         (tmp_path / "no.webm").write_bytes(b"no video")
         browser.choose_file("#file", tmp_path / "no.webm")

@@ -8,18 +8,19 @@ import json
 import socket
 import struct
 import time
+import types
 import zlib
 
 import cv2
 import numpy as np
 import pytest
-from fake_service import COLOURS, NAMES, K, picture, running
+from fake_service import COLOURS, NAMES, K, picture, running, wait_for
 from PIL import Image
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.serving.choice import KEYS
 from mlseg_jax.serving.limits import Limits
-from mlseg_jax.serving.server import open_server
+from mlseg_jax.serving.server import Handler, open_server
 
 
 def png(image=None):
@@ -122,7 +123,16 @@ def test_other_addresses(server):
     assert status == 200 and b"<title>mlseg_jax" in page and b"{{nonce}}" not in page
     for path in ("/../etc/passwd", "/static/..%2f..%2fsetup.py", "//x", "/examples/0"):
         assert ask(port, path)[0] in (404, 400)
-    assert ask(port, "/segment", method="DELETE")[0] == 405
+    for path, method, allowed in (
+        ("/segment", "DELETE", "POST"),
+        ("/segment", "GET", "POST"),
+        ("/labels", "POST", "GET, HEAD"),
+    ):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request(method, path)
+        answer = connection.getresponse()
+        assert (answer.status, answer.headers["Allow"]) == (405, allowed)
+        connection.close()
 
 
 @pytest.mark.parametrize(
@@ -218,11 +228,31 @@ def test_a_hundred_at_a_time_and_a_full_queue():
             statuses = [x.result()[0] for x in waiting]
         assert set(statuses) == {200, 429} and statuses.count(200) >= 8
         assert len(service._kept) == 3  # no more than is said
-        assert not service._waiting.total()
+        assert not len(service.queue)
         assert ask(port, "/segment", png())[0] == 200
     with running(Limits(queue=0)) as (_, port):
         status, answer = ask(port, "/segment", png())
         assert status == 503 and "try again" in answer["error"]
+
+
+def test_answers_are_sent_in_pieces():
+    """For a connection's patience is that of one piece."""
+    sent = []
+    handler = Handler.__new__(Handler)
+    handler.wfile = types.SimpleNamespace(write=lambda data: sent.append(len(data)))
+    handler.request_version, handler.requestline = "HTTP/1.1", ""
+    handler.command, handler.close_connection = "GET", False
+    handler.client_address = ("127.0.0.1", 1)
+    handler._send(200, "image/png", bytes(200_000))
+    assert max(sent) <= 2**16 and sum(sent[1:]) == 200_000
+
+
+def test_behind_another_server():
+    outside = {"Host": "segment.example:443", "Origin": "https://segment.example"}
+    with running(public="segment.example") as (_, port):
+        assert ask(port, "/segment", png(), **outside)[0] == 200
+        for other in ({"Host": "other.example"}, {"Origin": "https://other.example"}):
+            assert ask(port, "/segment", png(), **(outside | other))[0] == 403
 
 
 def test_slow_and_too_many_connections(server, monkeypatch, caplog):
@@ -246,22 +276,37 @@ def test_slow_and_too_many_connections(server, monkeypatch, caplog):
 
 
 def test_nothing_is_computed_for_those_who_hung_up():
+    """Neither while they wait nor, after the batch at hand, in their turn."""
     with running(Limits(kept_bytes=10)) as (service, port):
         model = service.predictor.model
         model.may_go_on.clear()
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             first = pool.submit(ask, port, "/pictures", png())
-            wait_for(lambda: service._waiting.total() == 1)
-            with socket.create_connection(("127.0.0.1", port)) as raw:
-                raw.sendall(b"POST /segment HTTP/1.1\r\nHost: localhost\r\n")
-                raw.sendall(b"Content-Length: %d\r\n\r\n" % len(png()) + png())
-                wait_for(lambda: service._waiting.total() == 2)
-                time.sleep(0.1)  # until it waits for the first
+            wait_for(lambda: model.waiting == 1)
+            with sending(port, "/segment"):
+                wait_for(lambda: len(service._turns) == 1)
             model.may_go_on.set()
             status, answer = first.result()
         assert status == 200 and "picture" not in answer  # too large to be kept
-        wait_for(lambda: service.done == 2)
+        wait_for(lambda: service.queue.done == 2)
         assert model.encodings == 1
+        model.may_go_on.clear()
+        with sending(port, "/segment?scales=2,4"):  # 12 + 40 windows
+            wait_for(lambda: model.waiting == 2)
+        model.may_go_on.set()
+        wait_for(lambda: service.queue.done == 3)
+        assert model.encodings == 2
+    with running(Limits(compute=0.0)) as (_, port):
+        status, answer = ask(port, "/segment", png())
+        assert status == 503 and "more than 0 seconds" in answer["error"]
+
+
+def sending(port, path):
+    """A connection on which a picture was sent."""
+    raw = socket.create_connection(("127.0.0.1", port))
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(png())}"
+    raw.sendall(head.encode() + b"\r\n\r\n" + png())
+    return raw
 
 
 def test_pictures_that_wait_are_encoded_together():
@@ -271,7 +316,7 @@ def test_pictures_that_wait_are_encoded_together():
     with running() as (service, port):
         model = service.predictor.model
         model.may_go_on.clear()
-        with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        with concurrent.futures.ThreadPoolExecutor(20) as pool:
             send = lambda data, query="": pool.submit(  # noqa: E731
                 ask, port, f"/segment?k=1{query}", data
             )
@@ -279,25 +324,24 @@ def test_pictures_that_wait_are_encoded_together():
             wait_for(lambda: model.waiting == 1)
             answers = {name: send(body(i)) for name, i in colours.items()}
             bad = send(png()[:100])
-            wait_for(lambda: len(service._looking._jobs) == 5)
+            wait_for(lambda: len(service._turns) == 5)
             large = send(png(), "&scales=1,2")
-            wait_for(lambda: len(service._looking._jobs) == 6)
+            wait_for(lambda: len(service._turns) == 6)
+            more = []
+            for _ in range(10):
+                more.append(send(body(5)))
+                wait_for(lambda: len(service._turns) == 6 + len(more))
             model.may_go_on.set()
             for name, answer in answers.items():
                 status, result = answer.result()
                 assert status == 200 and result["labels"][0]["name"] == name
             assert bad.result()[0] == 415
             assert first.result()[0] == large.result()[0] == 200
-        # 4 windows; 4 pictures of one; and 4 + 12 windows, for which there was no room.
-        assert sorted(model.batches) == [4, 4, 8, 8]
+            assert {each.result()[0] for each in more} == {200}
+        # 4 windows; 4 pictures of one; 4 + 12 windows, for which there was no room; and
+        # ten pictures of one, of which the ninth stays in the queue.
+        assert model.batches == [4, 4, 8, 8, 8, 2]
         assert not service._looking._jobs
-
-
-def wait_for(condition):
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_port_that_is_taken_is_said(server):

@@ -36,9 +36,8 @@ def test_the_page_without_a_server(browser, program, regions, tmp_path):
     folder.mkdir()
     web.write_page(folder, exported, program, 3)
     browser.open(folder.joinpath("index.html").as_uri())
-    browser.wait_for("state.model")
     browser.choose_file("#file", path)
-    browser.wait_for("state.result && !state.running")
+    browser.wait_for("state.result && !state.running")  # It came before the model.
     model = predictor.load(exported, threads=1)
     seen = model.look(picture())
     compare(browser, model.segment(at_size(seen, 640), k=3, top=3))
@@ -52,7 +51,7 @@ def test_the_page_without_a_server(browser, program, regions, tmp_path):
     others = browser.run("state.result.others.map(x => x.name).join('|')").split("|")
     assert NAMES[0] not in others and len(others) == 2
     data = browser.run(
-        "backend.mask(state.picture, choice()).then(x => x.arrayBuffer())"
+        "backend.mask(state.file, state.picture, choice()).then(x => x.arrayBuffer())"
         ".then(x => btoa(String.fromCharCode(...new Uint8Array(x))))"
     )
     mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))

@@ -22,6 +22,10 @@ def run(flags) -> None:
         "opset": flags.opset,
         "quantize": flags.quantize,
     }
+    if kind == "web" and flags.batch is not None:
+        raise UserError("The page takes any number of windows; leave --batch out.")
+    if kind != "web" and flags.runtime is not None:
+        raise UserError(f"--runtime goes with --to=web, not with --to={kind}.")
     if kind == "web":
         write = functools.partial(web.export_page, runtime=flags.runtime)
     else:

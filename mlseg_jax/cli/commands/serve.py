@@ -22,7 +22,7 @@ def run(flags) -> None:
     )
     examples = models.example_pictures(flags.config) if flags.workdir else []
     service = Service(predictor, usual, limits, examples)
-    server = open_server(flags.host, flags.port, service)
+    server = open_server(flags.host, flags.port, service, flags.public_host)
     print("compiling ...", flush=True)
     models.warm_up(predictor)
     host, port = server.server_address[:2]

@@ -5,7 +5,7 @@ const pieces = new Map();
 const piece = (name, text) => pieces.set(name, text);
 
 const backend = (() => {
-  const OTHERS = 40, MOST_PIXELS = 2 ** 25, KEPT = 24;
+  const OTHERS = 40, MOST_PIXELS = 2 ** 25, KEPT_BYTES = 2 ** 28;
   const kept = new Map(), decoder = new TextDecoder();
   let predictor, started;
 
@@ -103,18 +103,22 @@ const backend = (() => {
     throw Object.assign(new Error("This picture is no longer kept."), { status: 410 });
   }
 
+  const weight = seen => seen.encoded.flatMap(Object.values).reduce((sum, x) => sum + x.data.byteLength, 0);
+
   async function open(file, choice) {
     await started;
     const start = performance.now(), seen = await predictor.look(await read(file));
     const encoder = Math.round(performance.now() - start), picture = crypto.randomUUID?.() || String(start);
     kept.set(picture, seen);
-    if (kept.size > KEPT) kept.delete(kept.keys().next().value);
+    while (kept.size > 1 && [...kept.values()].reduce((sum, x) => sum + weight(x), 0) > KEPT_BYTES)
+      kept.delete(kept.keys().next().value);
     const result = await select(seen, choice, at(seen, choice.longest));
     return { ...result, picture, milliseconds: { encoder, ...result.milliseconds } };
   }
 
-  async function mask(picture, choice) {
-    const seen = stored(picture), { labels, places } = await select(seen, choice, seen.size);
+  async function mask(file, picture, choice) {
+    const seen = kept.get(picture) || await predictor.look(await read(file));
+    const { labels, places } = await select(seen, choice, seen.size);
     const bytes = predictor.names.length <= 255 ? 1 : 2, [height, width] = seen.size;
     const lines = new Uint8Array(height * (1 + width * bytes));
     for (let y = 0, to = 0; y < height; y++) {

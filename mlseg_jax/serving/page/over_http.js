@@ -42,8 +42,17 @@ const backend = (() => {
       method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } })),
     // Another selection for it. An error of status 410: it is no longer kept.
     select: async (picture, choice) => result(await ask(`/pictures/${picture}?${query(choice)}`)),
-    mask: async (picture, choice) => (await ask(`/pictures/${picture}?${query(choice)}`,
-      { headers: { Accept: "image/png" } })).blob(),
+    // Sends the file where it is not kept, or no longer.
+    mask: async (file, picture, choice) => {
+      const path = picture ? `/pictures/${picture}` : "/segment", headers = { Accept: "image/png" };
+      const body = picture ? {} : { method: "POST", body: file };
+      if (!picture) headers["Content-Type"] = "application/octet-stream";
+      try { return await (await ask(`${path}?${query(choice)}`, { ...body, headers })).blob(); }
+      catch (error) {
+        if (picture && error.status === 410) return backend.mask(file, null, choice);
+        throw error;
+      }
+    },
     labels: async (text, limit) => (await (await ask(
       `/labels?limit=${limit}&search=${encodeURIComponent(text)}`)).json()).labels,
     example: async i => (await ask(`/examples/${i}`)).blob(),

@@ -7,7 +7,8 @@ const make = (tag, className, text) => {
   return element;
 };
 const percent = x => x > 0 && x < 0.0005 ? "<0.1%" : (100 * x).toFixed(1) + "%";
-const state = { model: null, file: null, image: null, picture: null, result: null,
+// `shown`: what the result is of: file, image, what the backend calls it, and its choice.
+const state = { model: null, file: null, image: null, picture: null, result: null, shown: null,
   places: null, shares: null, alone: null, names: new Map(), cursor: null,
   without: new Set(), also: new Set(), allowed: new Set(), running: false, again: false };
 
@@ -26,7 +27,7 @@ async function openPicture(file, { keep = false, picture = null } = {}) {
   say(null);
   if (state.model && file.size > state.model.largest_file)
     return say(`This file is larger than ${Math.round(state.model.largest_file / 2 ** 20)} MB.`);
-  Object.assign(state, { file, picture, cursor: null });
+  Object.assign(state, { file, picture, image: null, cursor: null });
   if (!keep) {
     state.alone = null;
     for (const key of ["without", "also", "allowed"]) state[key].clear();
@@ -44,9 +45,13 @@ async function refresh() {
   if (!state.file) return;
   if (state.running) { state.again = true; return; }
   state.running = true;
+  say(null);  // Not when it has ended: something else may have gone wrong meanwhile.
   $("busy").hidden = false;
-  const start = performance.now(), { file } = state;
+  let { file } = state;
   try {
+    await ready;
+    const start = performance.now();
+    ({ file } = state);  // Another one may have been chosen meanwhile.
     // Small pictures are shown larger, and so are their maps.
     const side = state.image ? Math.max(state.image.width, state.image.height) : 1024;
     const most = Math.floor(Math.sqrt((state.model?.most_pixels ?? Infinity) / 3));
@@ -61,15 +66,27 @@ async function refresh() {
     result.milliseconds.page = Math.round(10 * (performance.now() - start)) / 10;
     if (state.file === file) {  // else of a picture that is no longer shown
       state.picture = result.picture || (posted ? null : state.picture);
-      Object.assign(state, { result, places, shares });
-      say(null);
+      const { file, image, picture } = state, { top, longest, ...own } = values;
+      Object.assign(state, { result, places, shares, shown: { file, image, picture, choice: own } });
       show();
     }
-  } catch (error) { if (state.file === file) say(error.message); }
+  } catch (error) {
+    if (state.file === file) { say(error.message); back(); }
+  }
   state.running = false;
   $("busy").hidden = true;
   if (state.again) { state.again = false; return refresh(); }
   strip.update();
+}
+
+// To what is shown, where another picture was refused.
+function back() {
+  if (!state.shown || state.shown.file === state.file) return;
+  const { choice, ...shown } = state.shown;
+  Object.assign(state, shown);
+  $("k").value = choice.k; $("k-value").textContent = choice.k;
+  for (const key of ["without", "also", "allowed"]) state[key] = new Set(choice[key]);
+  draw(); list(); chips();
 }
 
 function say(problem) {
@@ -100,8 +117,9 @@ function show() {
 
 const layer = document.createElement("canvas");
 function draw() {
-  const { result, places, image, alone } = state;
+  const { result, places, alone } = state;
   if (!result) return;
+  const { image } = state.shown;
   const { width, height } = result, canvas = $("canvas");
   const zoom = Math.max(1, Math.ceil(720 / Math.max(width, height)));
   canvas.width = width * zoom; canvas.height = height * zoom;
@@ -323,41 +341,41 @@ addEventListener("paste", event => {
   const file = [...event.clipboardData.files].find(x => /^(image|video)\//.test(x.type));
   if (file) { event.preventDefault(); open(file); }
 });
-const save = (blob, ending) => {
-  const link = make("a"), name = (state.file.name || "picture").replace(/\.\w+$/, "");
+const save = (blob, ending, file = state.shown.file) => {
+  const link = make("a"), name = (file.name || "picture").replace(/\.\w+$/, "");
   link.href = URL.createObjectURL(blob); link.download = name + ending; link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 };
 $("save-mask").addEventListener("click", async () => {
+  const { file, picture, choice } = state.shown;
   try {
-    save(await backend.mask(state.picture, choice()), "_mask.png");
+    save(await backend.mask(file, picture, choice), "_mask.png", file);
   } catch (error) { say(error.message); }
 });
 $("save-view").addEventListener("click", () => $("canvas").toBlob(blob => save(blob, "_view.png")));
 $("save-json").addEventListener("click", () => save(new Blob([JSON.stringify(state.result, null, 1)], { type: "application/json" }), ".json"));
 
 // ------------------------------------------------------------------ start
-(async () => {
+const ready = (async () => {
   $("strength-value").textContent = $("strength").value + "%";
   $("where").textContent = backend.where;
-  try {
-    const model = state.model = await backend.model();
-    $("about").textContent = `${model.name}: chooses among ${model.num_classes.toLocaleString()} labels, then segments into the best of them`;
-    $("k").max = model.largest_k; $("k").value = model.usual_k;
-    $("k").disabled = !model.selects;
-    $("k-value").textContent = $("k").value;
-    $("search").placeholder = `Find one of ${model.num_classes.toLocaleString()} labels`;
-    for (let i = 0; i < model.examples; i++) {
-      const button = make("button"), image = make("img");
-      button.type = "button";
-      image.alt = `Example ${i + 1}`;
-      backend.example(i).then(blob => { image.src = URL.createObjectURL(blob); });
-      button.addEventListener("click", async () => {
-        const blob = await backend.example(i);
-        open(new File([blob], `example_${i + 1}.jpg`, { type: "image/jpeg" }));
-      });
-      button.append(image);
-      $("examples").append(button);
-    }
-  } catch (error) { say(error.message); }
+  const model = state.model = await backend.model();
+  $("about").textContent = `${model.name}: chooses among ${model.num_classes.toLocaleString()} labels, then segments into the best of them`;
+  $("k").max = model.largest_k; $("k").value = model.usual_k;
+  $("k").disabled = !model.selects;
+  $("k-value").textContent = $("k").value;
+  $("search").placeholder = `Find one of ${model.num_classes.toLocaleString()} labels`;
+  for (let i = 0; i < model.examples; i++) {
+    const button = make("button"), image = make("img");
+    button.type = "button";
+    image.alt = `Example ${i + 1}`;
+    backend.example(i).then(blob => { image.src = URL.createObjectURL(blob); });
+    button.addEventListener("click", async () => {
+      const blob = await backend.example(i);
+      open(new File([blob], `example_${i + 1}.jpg`, { type: "image/jpeg" }));
+    });
+    button.append(image);
+    $("examples").append(button);
+  }
 })();
+ready.catch(error => say(error.message));
