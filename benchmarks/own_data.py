@@ -3,13 +3,14 @@
     python benchmarks/own_data.py --against=smp --data=FOLDER --minutes=2,5,10 \
         --python=TORCH_VENV/bin/python --output=own_data.json
 
-All learn from nothing, on the same pictures and in the same CPU seconds, in turns, so
-that what runs beside them meets all alike. Ours is the command a user types. Theirs
-have ResNet-18 (``encoder_weights=None``), Adam, our crops and augmentation, and the
-best of three learning rates by a validation part of the training pictures; the search
-is not counted. All are scored at the pictures' full size, by our mIoU, on the test
-split, at the end of each budget: each is a training of its own, with a schedule that
-fits it.
+All learn from nothing, on the same pictures and for the same wall minutes on one core
+(``--core``), in turns; the CPU seconds of both are in the rows, and are equal where
+nothing else wants that core. Ours is the command a user types. Theirs have ResNet-18
+(``encoder_weights=None``), Adam, the crops, sizes and augmentation that ours has chosen
+for those minutes, and the best of three learning rates by a validation part of the
+training pictures, looked for at each budget; the search is not counted. All are scored
+at the pictures' full size, by our mIoU, on the test split, at the end of each budget:
+each is a training of its own, with a schedule that fits it.
 
 ``--python`` is one in which torch and segmentation-models-pytorch are installed (pip
 install segmentation-models-pytorch, or --no-deps beside torch and timm). Crops come to
@@ -18,6 +19,7 @@ it through files that this process writes.
 
 import argparse
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -42,16 +44,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", default="smp", choices=["smp", "nothing"])
     parser.add_argument("--data", required=True)
-    parser.add_argument("--minutes", default="10", help="CPU minutes, with commas")
+    parser.add_argument("--minutes", default="10", help="with commas")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--train-split", default="train")
+    parser.add_argument("--train-split", default="train[:90%]")
     parser.add_argument("--validation-split", default="train[90%:]")
     parser.add_argument("--test-split", default="val")
     parser.add_argument("--models", default=",".join(("ours", *THEIRS)))
     parser.add_argument("--rates", default=",".join(map(str, RATES)))
     parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--output", default="own_data.json")
     args = parser.parse_args()
+    os.sched_setaffinity(0, {args.core})  # Children inherit it.
     models = args.models.split(",")
     if args.against == "nothing":
         models = ["ours"]
@@ -62,15 +66,16 @@ def main() -> None:
         for minutes in map(float, args.minutes.split(",")):
             for seed in range(args.seeds):
                 if models != ["ours"]:
-                    write_arrays(args, seed, folder)
+                    write_arrays(args, minutes, seed, folder)
                 for name in models:  # in turns
                     row = {"model": name, "minutes": minutes, "seed": seed}
                     if name == "ours":
                         row |= ours(args, minutes, seed, folder)
                     else:
-                        if name not in rates:
-                            rates[name] = best_rate(args, name, minutes, folder)
-                        row |= theirs(args, name, minutes, seed, rates[name], folder)
+                        key = name, minutes
+                        if key not in rates:
+                            rates[key] = best_rate(args, name, minutes, folder)
+                        row |= theirs(args, name, minutes, seed, rates[key], folder)
                     rows.append(row)
                     pathlib.Path(args.output).write_text(json.dumps(rows, indent=2))
                     print(json.dumps(row), flush=True)
@@ -87,6 +92,8 @@ def ours(args, minutes: float, seed: int, folder: pathlib.Path) -> dict:
             *("--config=configs/own_data.py", f"--config.data.path={args.data}"),
             *(f"--minutes={minutes:g}", f"--config.seed={seed}"),
             f"--config.data.eval_split={args.test_split}",
+            f"--config.data.train_split={args.train_split}",
+            f"--config.data.validation_split={args.validation_split}",
         ],
         check=True,
         cwd=ROOT,
@@ -117,11 +124,12 @@ def theirs(args, name, minutes, seed, rate, folder) -> dict:
 
 
 def run_torch(args, name, minutes, seed, rate, folder, split) -> dict:
+    until = time.monotonic() + 60 * minutes
     begin, cpu = time.perf_counter(), children_seconds()
     subprocess.run(
         [
             *(args.python, ROOT / "benchmarks" / "own_data_torch.py"),
-            *(str(folder), name, str(60 * minutes), str(seed), str(rate), split),
+            *(str(folder), name, str(until), str(seed), str(rate), split),
         ],
         check=True,
     )
@@ -142,10 +150,13 @@ def mean_iou(confusion: np.ndarray) -> float:
     return float(np.mean(both[either > 0] / either[either > 0]))
 
 
-def write_arrays(args, seed: int, folder: pathlib.Path) -> None:
-    """Crops as our pipeline makes them, and whole pictures of validation and test."""
+def write_arrays(args, minutes: float, seed: int, folder: pathlib.Path) -> None:
+    """Crops as our pipeline makes them in so many minutes, and whole pictures of
+    validation and test, resized as ours looks at them; labels at full size.
+    """
     from configs import own_data
     from input_pipeline.augmentation.augment import make_augment
+    from input_pipeline.augmentation.transforms import resize_for_test
     from input_pipeline.datasets.open import open_dataset
     from input_pipeline.pipeline import train_batches
     from mlseg_jax.fitting.choices import Choices
@@ -156,7 +167,7 @@ def write_arrays(args, seed: int, folder: pathlib.Path) -> None:
     config.data.update(path=args.data, train_split=args.train_split)
     choices = Choices(config, frozenset())
     found = look_at_data(config, 60.0)
-    choose(choices, found, look_at_machine(), 600.0, 1e11)
+    choose(choices, found, look_at_machine(str(folder)), 60 * minutes, 1e11)
     data = choices.config.data
     source = open_dataset(data, train=True)
     batches = train_batches(
@@ -178,14 +189,15 @@ def write_arrays(args, seed: int, folder: pathlib.Path) -> None:
         data.eval_split = split
         pictures = open_dataset(data, train=False)
         examples = [pictures[i] for i in range(len(pictures))]
-        arrays = {f"image_{i}": e["image"] for i, e in enumerate(examples)}
+        images = [e["image"] for e in examples]
+        if max(data.base_size) > 0:
+            images = [resize_for_test(each, tuple(data.base_size)) for each in images]
+        arrays = {f"image_{i}": each for i, each in enumerate(images)}
         arrays |= {f"label_{i}": e["label_map"] for i, e in enumerate(examples)}
         np.savez(folder / f"{name}.npz", **arrays)
 
 
 def children_seconds() -> float:
-    import os
-
     times = os.times()
     return times.children_user + times.children_system
 

@@ -1,4 +1,4 @@
-"""The wheel: what it holds, and that it is enough where no checkout is."""
+"""The wheel: what it holds, and that it is found where no checkout is."""
 
 import pathlib
 import shutil
@@ -31,8 +31,11 @@ def wheel(tmp_path_factory):
     return path
 
 
-def test_the_wheel_holds_every_file_and_works_alone(wheel, tmp_path):
-    """Also pages, lists of names and recipes, which are no modules."""
+def test_the_wheel_holds_every_file_and_is_found_alone(wheel, tmp_path):
+    """Also pages, lists of names and recipes, which are no modules. Far from the
+    checkout it is imported and reads recipes and pages; it trains nothing here, for its
+    files are those with which all other tests do.
+    """
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     for package in PACKAGES:

@@ -72,10 +72,11 @@ def train(
     """
     if minutes < 0:
         raise UserError(f"--minutes is {minutes:g}; give a number above 0.")
-    if minutes and config.selection.name == "given":
+    if (minutes or config.choose_settings) and config.selection.name == "given":
         raise UserError(
-            "--minutes does not fit trainings with selection.name=given, whose labels "
-            "are looked up before; give train.steps."
+            "Neither --minutes nor configs/own_data.py fit trainings with "
+            "selection.name=given, whose labels are looked up before; take another "
+            "recipe and give train.steps."
         )
     if not config.choose_settings and not minutes:
         return loop.train(config, workdir)

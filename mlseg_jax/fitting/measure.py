@@ -12,7 +12,13 @@ from input_pipeline.datasets.bad_examples import replace_bad
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.pipeline import train_batches
 from mlseg_jax.distributed.processes import gather
-from mlseg_jax.distributed.sharding import make_mesh, own_mesh, own_rows, put_batch
+from mlseg_jax.distributed.sharding import (
+    make_mesh,
+    own_mesh,
+    own_rows,
+    put_batch,
+    to_own_mesh,
+)
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.runs.weights import evaluation_parameters
 from mlseg_jax.settings.resolve import resolve
@@ -112,7 +118,7 @@ def _evaluation(
     task, mesh = find_task(config), own_mesh(config)
     engine = task.make_engine(config, model, {}, mesh)
     weights = evaluation_parameters(state, config.eval.weights)
-    engine.parameters = next(iter(weights.values()))
+    engine.parameters = to_own_mesh(next(iter(weights.values())), mesh)
     seconds = []
     for batches in (1, 1, NUM_EVALUATED):
         data.eval_examples = examples = min(size * batches, count)

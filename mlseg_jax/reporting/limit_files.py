@@ -19,10 +19,13 @@ def limits_of_run(workdir: epath.Path, metrics: Mapping) -> list[Limit]:
         return []
     classes = json.loads(path.read_text()).get("classes", [])
     curves, points = workdir / "metrics.jsonl", []
+    steps = metrics.get("step")
     if curves.exists():
+        lines = list(events(curves.read_bytes()))
+        steps = max([steps or 0, *(event["step"] for event in lines)])
         points = [
             (event["step"], event["eval/mIoU"])
-            for event in events(curves.read_bytes())
+            for event in lines
             if is_finite(event.get("eval/mIoU"))
         ]
     looked_at = {}
@@ -32,6 +35,11 @@ def limits_of_run(workdir: epath.Path, metrics: Mapping) -> list[Limit]:
     if (workdir / "config.json").exists():
         saved = json.loads((workdir / "config.json").read_text())
         config = {"init": saved.get("init", "")}
-        for key, value in saved.get("selection", {}).items():
-            config[f"selection.{key}"] = value
-    return find_limits(metrics, classes, config, points, looked_at)
+        for section in ("selection", "train"):
+            for key, value in saved.get(section, {}).items():
+                config[f"{section}.{key}"] = value
+    best = max((score for _, score in points), default=0.0)
+    gainless = next((i for i, (_, x) in enumerate(points[::-1]) if x == best), 0)
+    if gainless > config.get("train.patience", 0) > 0:
+        steps = None  # Early stopping: it was enough.
+    return find_limits(metrics, classes, config, points, looked_at, steps)

@@ -23,6 +23,17 @@ LOST = 0.2
 small.
 """
 
+FEW_EPOCHS = 10
+"""Of the training pictures, below which a training is short whatever it scores."""
+
+SHARE_DONE = 0.95
+"""Of the planned steps, below which the learning rate was not down at the end."""
+
+WON = 0.2
+"""Of what is wrong, share that enough steps in place of none might mend: a guess."""
+
+MORE_TIME = "give it more time: twice the --minutes, and another --workdir."
+
 GAIN, LOSS = 0.01, 0.02
 """mIoU between evaluations that counts as still rising, as falling since the best."""
 
@@ -48,6 +59,7 @@ def find_limits(
     config: Mapping,
     validation: Sequence[tuple[int, float]],
     looked_at: Mapping,
+    steps: int | None = None,
 ) -> list[Limit]:
     """All limits that can be seen, the dearest first.
 
@@ -59,11 +71,12 @@ def find_limits(
       looked_at: ``pictures``, how many training pictures were looked at when settings
         were chosen, and ``class_pictures``, how many of them hold each class, by name;
         empty where nobody has.
+      steps: that were done; None where it is not known, or early stopping ended them.
     """
     found = [
         *_selection(metrics, config),
         *_classes(metrics, classes, looked_at),
-        *_training(validation, config),
+        *(list(_training(validation)) or _steps(metrics, config, steps, looked_at)),
     ]
     if not config.get("init"):
         found.append(
@@ -128,9 +141,7 @@ def _classes(
         )
 
 
-def _training(
-    validation: Sequence[tuple[int, float]], config: Mapping
-) -> Iterator[Limit]:
+def _training(validation: Sequence[tuple[int, float]]) -> Iterator[Limit]:
     if len(validation) < 2:
         return
     (_, before), (last, score) = validation[-2:]
@@ -140,7 +151,7 @@ def _training(
             score - before,
             f"It was still getting better when it ended ({100 * before:.1f} to "
             f"{100 * score:.1f} % mIoU between the last evaluations).",
-            "give it more time: twice the --minutes, and another --workdir.",
+            MORE_TIME,
         )
     if top - score >= LOSS:
         yield Limit(
@@ -149,6 +160,30 @@ def _training(
             f"{100 * score:.1f} %: it learns its pictures by heart.",
             "label more pictures, or let fewer steps do "
             f"(--config.train.steps={best}).",
+        )
+
+
+def _steps(
+    metrics: Mapping, config: Mapping, done: int | None, looked_at: Mapping
+) -> Iterator[Limit]:
+    """Steps that were planned and not done, or pictures that were seen too seldom."""
+    planned, wrong = config.get("train.steps", 0), 1 - metrics.get("mIoU", 1.0)
+    if done is None or not planned:
+        return
+    pictures = looked_at.get("of", 0)
+    epochs = done * config.get("train.batch_size", 1) / max(pictures, 1)
+    if done < SHARE_DONE * planned:
+        yield Limit(
+            WON * wrong * (1 - done / planned),
+            f"{done:,} of {planned:,} steps were done when it ended, with the learning "
+            f"rate not yet down.",
+            MORE_TIME,
+        )
+    elif pictures and epochs < FEW_EPOCHS:
+        yield Limit(
+            WON * wrong * (1 - epochs / FEW_EPOCHS),
+            f"It has seen each training picture about {epochs:.1f} times.",
+            MORE_TIME,
         )
 
 

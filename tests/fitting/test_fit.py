@@ -1,6 +1,7 @@
 """Time: what fits into it, what is used of it, what a second command finds."""
 
 import json
+import types
 
 import pytest
 from etils import epath
@@ -11,6 +12,7 @@ from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.errors import UserError
 from mlseg_jax.fitting import clock as clocks
 from mlseg_jax.fitting import fit
+from mlseg_jax.fitting import measure as measuring
 from mlseg_jax.fitting.clock import Clock
 from mlseg_jax.fitting.measure import Timing
 from mlseg_jax.fitting.schedule import plan
@@ -114,3 +116,31 @@ def test_minutes_fit_the_schedule_of_any_recipe(trained, tmp_path):
     assert fitted.train.checkpoint_every <= fitted.train.eval_every
     with pytest.raises(UserError, match="above 0"):
         fit.train(config, str(tmp_path), minutes=-1.0)
+
+
+@pytest.mark.usefixtures("quick_compiles")
+def test_measuring_ends_with_its_seconds(monkeypatch):
+    """A new program, a step and two batches are the least; both weights count."""
+    config = tiny_config({"optimizer.ema_decay": 0.9, "eval.weights": "better"})
+    evaluated, evaluate = [], measuring.evaluate
+
+    def noted(evaluation, engine, source, *rest):
+        evaluated.append(len(source))
+        now[0] += 10.0
+        return evaluate(evaluation, engine, source, *rest)
+
+    now = [0.0]
+
+    def step(state, batch):
+        assert batch["image"].shape[0] == config.train.batch_size
+        now[0] += 7.0
+        return state, {}
+
+    monkeypatch.setattr(measuring, "evaluate", noted)
+    monkeypatch.setattr(measuring, "make_train_step", lambda *_: step)
+    clock = types.SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr(measuring, "time", clock)
+    timing = measuring.measure(config, 20, 1.0)
+    size = evaluated[0]
+    assert evaluated == [size, size]
+    assert timing == Timing(compiling=7.0 + 10.0, step=7.0, example=2 * 10.0 / size)

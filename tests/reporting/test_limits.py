@@ -8,8 +8,10 @@ POLE = {"name": "pole", "iou": 0.0, "pixel_share": 0.001}
 INIT = {"init": "weights.npz", "selection.name": "top_k", "selection.k": 8}
 
 
-def changes(metrics=METRICS, classes=(GOOD,), config=INIT, validation=(), seen=None):
-    found = find_limits(metrics, classes, config, validation, seen or {})
+def changes(
+    metrics=METRICS, classes=(GOOD,), config=INIT, validation=(), seen=None, steps=None
+):
+    found = find_limits(metrics, classes, config, validation, seen or {}, steps)
     return [f"{limit.text} {limit.change}" for limit in found]
 
 
@@ -27,6 +29,24 @@ def test_classes_behind_are_rare_or_small():
     assert "(pole: about 8)" in said and "label more pictures with pole" in said
     seen["class_pictures"]["pole"] = 11
     assert "is small" in changes(classes=(GOOD, POLE), seen=seen)[0]
+
+
+def test_a_short_training_is_seen_without_evaluations():
+    settings = INIT | {"train.steps": 100, "train.batch_size": 8}
+    seen = {"pictures": 20, "of": 80}
+    (said,) = changes(config=settings, seen=seen, steps=50)
+    assert said.startswith("50 of 100 steps were done") and "--minutes" in said
+    assert changes(config=settings, seen=seen, steps=100) == []
+    assert (
+        "0 of 100 steps" in changes(classes=(GOOD, POLE), config=settings, steps=0)[1]
+    )
+    (said,) = changes(config=settings, seen=seen | {"of": 200}, steps=100)
+    assert "about 4.0 times" in said
+    # What is seen in scores says it better.
+    (said,) = changes(
+        config=settings, seen=seen, steps=50, validation=[(1, 0.5), (2, 0.4)]
+    )
+    assert "by heart" in said
 
 
 def test_the_dearest_limit_comes_first():
