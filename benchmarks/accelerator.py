@@ -86,6 +86,8 @@ class Run:
         self.end = time.monotonic() + 60 * minutes
         self.results: list[dict] = []
         (output / "parts").mkdir(parents=True, exist_ok=True)
+        for rows in (output / "parts").glob("*.json"):  # Of an earlier call.
+            rows.unlink()
 
     def run(self, parts: list[Part]) -> dict:
         """All parts, or as many as there is time for; writes after each."""
@@ -130,7 +132,8 @@ class Run:
             process.wait(max(min(part.seconds, left), 1.0))
         except subprocess.TimeoutExpired:
             late = True
-        _kill(process)
+        finally:  # Also where this process is ended.
+            _kill(process)
         result = {"part": part.name, "seconds": round(time.monotonic() - begin, 1)}
         result |= self.read(part.name)
         if late:
@@ -208,6 +211,8 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="tiny shapes, on CPU")
     args = parser.parse_args()
     worker = [sys.executable, str(WORKER)] + ["--dry"] * args.dry
+    # As Ctrl-C does: parts are ended as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     run = Run(args.output.resolve(), args.minutes, worker)
     parts = choose(args.parts)
     if args.dry:  # A processor may be busy, and slow to compile.

@@ -118,6 +118,8 @@ def topology_name(device_kind: str, count: int, dry: bool) -> str:
     if not kinds:
         raise LookupError(f"`plan` knows no {device_kind}, so there is no forecast.")
     name, fewest = TOPOLOGIES[max(kinds, key=len)]
+    if name == "tpu7x":  # Two devices of JAX are one chip.
+        count = -(-count // 2)
     count = max(count, fewest)
     return f"{name}x{count}" if re.match(r"[ah]\d", name) else f"{name}-{count}"
 

@@ -1,9 +1,8 @@
 """A training step of the authors' algorithm in PyTorch, beside ours on one device."""
 
-import statistics
 import time
 
-import measure
+import accelerator_steps
 
 
 def has_gpu() -> bool:
@@ -54,16 +53,15 @@ def step(config, dry: bool, batch: int) -> dict:
             value = compiled()
         value.backward()
         optimizer.step()
+
+    def wait(_) -> None:
         if not dry:
             torch.cuda.synchronize()
 
     begin = time.perf_counter()
-    train()
+    wait(train())
     compile_seconds = time.perf_counter() - begin
-    train()
-    seconds = statistics.median(
-        measure.seconds_of(train) for _ in range(1 if dry else 9)
-    )
+    seconds = accelerator_steps.time_groups(train, wait, dry)
     row = {"batch": batch, "seconds": seconds, "images_per_second": batch / seconds}
     row |= {"compile_seconds": compile_seconds, "torch": torch.__version__}
     if not dry:

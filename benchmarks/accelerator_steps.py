@@ -32,8 +32,13 @@ def time_calls(call, dry: bool) -> float:
     """Seconds of one call, which returns what is waited for; the median of groups."""
     import jax
 
-    jax.block_until_ready(call())
-    once = measure.seconds_of(lambda: jax.block_until_ready(call()))
+    return time_groups(call, jax.block_until_ready, dry)
+
+
+def time_groups(call, wait, dry: bool) -> float:
+    """As `time_calls`; ``wait`` waits for what the last call has returned."""
+    wait(call())
+    once = measure.seconds_of(lambda: wait(call()))
     groups = 1 if dry else 5
     count = 1 if dry else max(1, min(50, int(SECONDS / groups / max(once, 1e-6))))
 
@@ -41,7 +46,7 @@ def time_calls(call, dry: bool) -> float:
         begin = time.perf_counter()
         for _ in range(count):
             out = call()
-        jax.block_until_ready(out)
+        wait(out)
         return (time.perf_counter() - begin) / count
 
     return statistics.median(group() for _ in range(groups))
@@ -105,7 +110,7 @@ class Step:
         flops = training_flops(self.config, self.model) * self.size / seconds
         flops /= jax.device_count()
         row = {"batch": self.size // jax.device_count(), "seconds": seconds}
-        row["images_per_second"] = self.size / seconds
+        row["images_per_second"] = row["batch"] / seconds  # of a chip
         peak, product = peak_flops(jax.devices()[0].device_kind), ceiling(output)
         row["mfu"] = flops / peak if peak else None
         row["ceiling_share"] = flops / product if product else None
@@ -131,7 +136,10 @@ def with_fallback(make, batch: int):
         if batch == 1 or not is_out_of_memory(error):
             raise
         reason = f"{batch} images a chip ran out of memory"
-    return make(batch // 2), reason
+    made = make(batch // 2)
+    if isinstance(made, dict):
+        made.pop("peak_bytes", None)  # It is that of the process, of what did not fit.
+    return made, reason
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -198,7 +206,7 @@ def predict(case: str, output, dry) -> Iterator[dict]:
             return [segmented.label_maps() for segmented in results]
 
         seconds = time_calls(run, dry)
-        rate = config.eval.batch_size / seconds
+        rate = batch / seconds  # of a chip
         return {"batch": batch, "images_per_second": rate} | peaks()
 
     row, fell_back = with_fallback(measured, config.eval.batch_size)
@@ -220,14 +228,15 @@ def profile(output, dry) -> Iterator[dict]:
     (trace,) = sorted((output / "profile").rglob("*.xplane.pb"))[-1:]
     data = jax.profiler.ProfileData.from_file(str(trace))
     times: dict[str, float] = {}
-    for plane in data.planes:
-        if "/device:" not in plane.name:
-            continue
+    # Of all devices, which do the same: their mean.
+    planes = [plane for plane in data.planes if "/device:" in plane.name]
+    steps = 3 * max(1, jax.local_device_count())
+    for plane in planes:
         for line in plane.lines:
             if line.name not in ("XLA Ops", "XLA Ops#0") and "Stream" not in line.name:
                 continue
             for event in line.events:
                 times[event.name] = times.get(event.name, 0.0) + event.duration_ns / 1e9
     for name in sorted(times, key=times.get, reverse=True)[:12]:
-        yield {"operation": name[:100], "seconds_a_step": times[name] / 3}
-    yield {"operation": "all", "seconds_a_step": sum(times.values()) / 3}
+        yield {"operation": name[:100], "seconds_a_step": times[name] / steps}
+    yield {"operation": "all", "seconds_a_step": sum(times.values()) / steps}

@@ -24,7 +24,7 @@ def _number(value: float | None) -> str:
 STEP = {
     "C": ("C", str),
     "batch": ("images a chip", str),
-    "images_per_second": ("images/s", _number),
+    "images_per_second": ("images/s a chip", _number),
     "seconds": ("ms a step", _ms),
     "planned_seconds": ("at least, by plan", _ms),
     "mfu": ("MFU", _share),

@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from input_pipeline.datasets.bad_examples import Skips
+from input_pipeline.files import movement
 from input_pipeline.info import DataError
 
 
@@ -210,7 +211,7 @@ def read_some(source, num_threads: int, limit: int = 256) -> None:
     step = max(1, len(source) // limit)
     dataset = grain.MapDataset.source(source).slice(slice(0, None, step))
     for _ in _iterate(dataset, num_threads, prefetch=8):
-        pass
+        movement.moves()
 
 
 def _iterate(

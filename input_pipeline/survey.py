@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from input_pipeline.files import movement
 from input_pipeline.info import DataError
 from input_pipeline.pipeline import set_up_process
 from input_pipeline.preparation.class_statistics import Presence
@@ -121,14 +122,20 @@ def survey(
     )
     set_up_process()
     waiting = collections.deque()
+
+    def first() -> Reading:
+        reading = waiting.popleft().result()
+        movement.moves()
+        return reading
+
     with concurrent.futures.ThreadPoolExecutor(max(1, num_threads)) as pool:
         try:
             for index in indices:
                 waiting.append(pool.submit(read, index))
                 if len(waiting) > _AHEAD:
-                    yield waiting.popleft().result()
+                    yield first()
             while waiting:
-                yield waiting.popleft().result()
+                yield first()
         finally:  # Whoever wants no more does not wait for what nobody has begun.
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Runs a command, and again where it ends by no fault of its own:
 #   launch/again.sh launch/gpu.sh python main.py train --workdir=runs/coco_lvis ...
-# 0 is the end, and 1 a mistake that would only be made again. After any other code (75:
-# another process has gone or the run hung; above 128: it was killed) the command is
-# started again, at most RESTARTS times in a row. Before that it waits for BACKOFF
-# seconds, then twice as long each time, five minutes at most. One that has run for an
-# hour counts from the beginning. SIGTERM and Ctrl-C go on to the command, which saves.
+# 0 is the end, and 1 a mistake that would only be made again, as are 126 and 127 (it
+# cannot be run, or is not there). After any other code (75: another process has gone or
+# the run hung; above 128: it was killed) the command is started again, at most RESTARTS
+# times in a row. Before that it waits for BACKOFF seconds, then twice as long each time,
+# five minutes at most. One that has run for an hour counts from the beginning. SIGTERM
+# and Ctrl-C go on to the command, which saves.
 set -uo pipefail
 
 restarts=${RESTARTS:-20}
@@ -28,13 +29,17 @@ while true; do
   if [ -n "$stopped" ] && [ -z "$told" ]; then tell; fi
   wait "$child"
   code=$?
-  # A signal to this script ends the wait early, while the command still saves.
-  while [ -n "$stopped" ] && kill -0 "$child" 2>/dev/null; do
+  # A signal to this script ends the wait early, while the command still saves; the code
+  # is then that of the signal, also where the command has ended meanwhile.
+  if [ -n "$stopped" ]; then
+    while kill -0 "$child" 2>/dev/null; do wait "$child"; done
     wait "$child"
-    code=$?
-  done
+    exit $?
+  fi
   child=
-  if [ -n "$stopped" ] || [ "$code" -le 1 ]; then exit "$code"; fi
+  case "$code" in
+    0 | 1 | 126 | 127) exit "$code" ;;
+  esac
   if [ $((SECONDS - begin)) -ge 3600 ]; then failures=0; fi
   failures=$((failures + 1))
   if [ "$failures" -gt "$restarts" ]; then

@@ -38,13 +38,15 @@ if [ "$code" -eq 0 ]; then
   rm -f "$failures"
   # Ended in peace, but not at the end: there are no scores yet.
   if [ ! -e "$workdir/metrics.json" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
-elif [ "$code" -gt 1 ]; then
+elif [ "$code" -gt 1 ] && [ "$code" -ne 126 ] && [ "$code" -ne 127 ]; then
   # One that has run for an hour counts from the beginning.
-  if [ "$SECONDS" -ge 3600 ]; then rm -f "$failures"; fi
-  echo "job $SLURM_JOB_ID ended with code $code" >>"$failures"
-  count=$(wc -l <"$failures")
+  if [ "$SECONDS" -ge 3600 ]; then rm -f "$failures" || true; fi
+  # Where it cannot be written (the disk hangs or is full) it queues again all the same.
+  mkdir -p "$(dirname "$failures")" || true
+  echo "job $SLURM_JOB_ID ended with code $code" >>"$failures" || true
+  count=$(wc -l <"$failures" || echo 1)
   if [ "$count" -le "${RESTARTS:-20}" ]; then
-    sleep $((count < 10 ? 30 * count : 300))
+    sleep $((count < 10 ? ${BACKOFF:-30} * count : 300))
     scontrol requeue "$SLURM_JOB_ID"
   fi
 fi

@@ -10,10 +10,11 @@
 #   launch/tpu_pod.sh stop        # saves a checkpoint, then ends; `train` takes it up
 #   launch/tpu_pod.sh delete
 #
-# `train` starts the same command on all hosts; JAX finds them by itself. Where it ends
-# by no fault of its own, each host starts it again (launch/again.sh). Run it again after
-# a preemption: it goes on at the last checkpoint. SPOT=1 asks for machines that may be
-# taken away. Compiled programs are kept beside WORKDIR, in `compiled`.
+# `train` starts the same command on all hosts; JAX finds them by itself. What it says is
+# shown, and kept on each host in mlseg/train.log; it goes on where the connection breaks.
+# Where it ends by no fault of its own, each host starts it again (launch/again.sh). Run
+# it again after a preemption: it goes on at the last checkpoint. SPOT=1 asks for machines
+# that may be taken away. Compiled programs are kept beside WORKDIR, in `compiled`.
 set -euo pipefail
 
 : "${NAME:?name of the pod}" "${ZONE:?zone of Google Cloud}"
@@ -45,10 +46,17 @@ case "${1:-}" in
   train)
     : "${WORKDIR:?a directory that all hosts see, such as gs://bucket/runs/name}"
     shift
-    on_all_hosts "cd mlseg && \
-      export JAX_COMPILATION_CACHE_DIR='${JAX_COMPILATION_CACHE_DIR:-${WORKDIR%/*}/compiled}' && \
-      exec launch/again.sh launch/tpu.sh .venv/bin/python main.py train \
-      --start_seconds=1800 --workdir='$WORKDIR' $(printf '%q ' "$@")"
+    # To a file, which is shown: a broken connection to a host does not break its training.
+    on_all_hosts "set -e
+      cd mlseg
+      export JAX_COMPILATION_CACHE_DIR='${JAX_COMPILATION_CACHE_DIR:-${WORKDIR%/*}/compiled}'
+      trap : TERM
+      : >>train.log
+      nohup launch/again.sh launch/tpu.sh .venv/bin/python main.py train \
+        --start_seconds=1800 --workdir='$WORKDIR' $(printf '%q ' "$@") \
+        >>train.log 2>&1 </dev/null &
+      tail -n 0 -f --pid=\$! train.log
+      wait \$!"
     ;;
   stop)
     # It tells the training, once. In brackets, so that this shell is not meant.
@@ -58,7 +66,7 @@ case "${1:-}" in
     gcloud compute tpus queued-resources delete "$QUEUED" --zone="$ZONE" --force
     ;;
   *)
-    sed -n '2,19s/^# \{0,1\}//p' "$0"
+    sed -n '2,20s/^# \{0,1\}//p' "$0"
     exit 1
     ;;
 esac

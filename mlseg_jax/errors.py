@@ -11,6 +11,10 @@ class UserError(ValueError):
         super().__init__(printable(message))
 
 
+class TransientError(UserError):
+    """Nobody's mistake: the same command may get through when it is started again."""
+
+
 def printable(text: str) -> str:
     """Text without halves of characters, which no terminal and no file takes.
 

@@ -63,7 +63,10 @@ def test_what_fails_hangs_or_comes_too_late_is_named(tmp_path, monkeypatch):
     worker.write_text(textwrap.dedent(WORKER))
     names = ("device", "train 1284", "train 150", "mask2former", "profile", "demo")
     parts = [accelerator.Part(n, 60, n if n == "train 1284" else "") for n in names]
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/forecast.json").write_text('{"rows": ["of an earlier call"]}')
     run = accelerator.Run(tmp_path, 60.0, [sys.executable, str(worker)])
+    assert cases.read_rows(tmp_path, "forecast") == []
     finish = run.finish
 
     def last(part, process):
@@ -93,6 +96,21 @@ def test_what_fails_hangs_or_comes_too_late_is_named(tmp_path, monkeypatch):
     assert "Not reached in time: demo." in page
 
 
+def test_a_part_ends_with_the_run(tmp_path, monkeypatch):
+    """A SIGTERM raises `SystemExit`, see `main`."""
+
+    class Process:
+        def wait(self, _):
+            raise SystemExit
+
+    killed, process = [], Process()
+    monkeypatch.setattr(accelerator, "_kill", killed.append)
+    run = accelerator.Run(tmp_path, 60.0, [])
+    with pytest.raises(SystemExit):
+        run.finish(accelerator.Part("device", 60), process)
+    assert killed == [process]
+
+
 def test_batches_come_from_the_forecast(tmp_path):
     assert cases.fitting_batch(32, 100, 110) == 32
     assert cases.fitting_batch(32, 100, 60) == 16
@@ -101,6 +119,7 @@ def test_batches_come_from_the_forecast(tmp_path):
     assert cases.topology_name("NVIDIA H200", 1, False) == "h200x1"
     assert cases.topology_name("NVIDIA H100 80GB HBM3", 8, False) == "h100x8"
     assert cases.topology_name("TPU v5 lite", 1, False) == "v5e-4"
+    assert cases.topology_name("TPU7x", 16, False) == "tpu7x-8"
     with pytest.raises(LookupError, match="knows no Radeon"):
         cases.topology_name("Radeon", 1, False)
     assert cases.forecast_of(tmp_path, "train 150")["batch"] == cases.BATCH // 8
@@ -119,6 +138,12 @@ def test_a_step_falls_back_once():
     with pytest.raises(RuntimeError, match="RESOURCE"):
         steps.with_fallback(make, 32)
     assert tried == [16, 8, 32, 16]
+
+    def row(batch):
+        return {"batch": make(batch), "peak_bytes": 1}
+
+    assert steps.with_fallback(row, 8)[0] == {"batch": 8, "peak_bytes": 1}
+    assert steps.with_fallback(row, 16)[0] == {"batch": 8}
     with pytest.raises(ZeroDivisionError):
         steps.with_fallback(lambda batch: 1 / 0, 16)
 

@@ -112,7 +112,12 @@ def test_libtpu_knows_the_flags_for_tpus():
 
 @pytest.mark.parametrize(
     "codes, runs, last",
-    [([75, 137, 0], 3, 0), ([75, 1, 0], 2, 1), ([75, 75, 75, 75, 0], 4, 75)],
+    [
+        ([75, 137, 0], 3, 0),
+        ([75, 1, 0], 2, 1),
+        ([127, 0], 1, 127),
+        ([75, 75, 75, 75, 0], 4, 75),
+    ],
 )
 def test_a_command_is_started_again(tmp_path, codes, runs, last):
     (tmp_path / "codes").write_text("\n".join(map(str, codes)) + "\n")
@@ -125,13 +130,53 @@ def test_a_command_is_started_again(tmp_path, codes, runs, last):
     assert (done.stdout.count("run"), done.returncode) == (runs, last), done.stderr
 
 
-def test_a_command_that_is_asked_to_stop_is_not_started_again():
+def fake(path, text):
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_a_tpu_pod_trains_behind_a_log_that_is_shown(tmp_path):
+    (tmp_path / "mlseg/launch").mkdir(parents=True)
+    fake(tmp_path / "mlseg/launch/again.sh", 'sleep 0.3; echo "$@"; exit 9')
+    fake(tmp_path / "gcloud", 'exec bash -c "${8#--command=}"')
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NAME": "n", "ZONE": "z"}
+    done = subprocess.run(
+        [ROOT / "launch/tpu_pod.sh", "train", "--config=a b"], cwd=tmp_path,
+        env=environment | {"WORKDIR": "gs://b/r"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 9, done.stderr
+    assert "--workdir=gs://b/r --config=a b" in done.stdout
+    assert done.stdout == (tmp_path / "mlseg/train.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "code, place, queued",
+    [(75, "new/run", 1), (75, "file/run", 1), (1, "new/run", 0), (0, "new/run", 1)],
+)
+def test_a_job_of_slurm_queues_again(tmp_path, code, place, queued):
+    """Also where nothing can be written beside the work directory."""
+    (tmp_path / "file").write_text("")
+    fake(tmp_path / "srun", f"exit {code}")
+    fake(tmp_path / "scontrol", 'echo "$@"')
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(
+        [ROOT / "launch/slurm.sh", tmp_path / place], env=path | {"BACKOFF": "0"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert done.stdout == "requeue 7\n" * queued, done.stderr
+
+
+@pytest.mark.parametrize("later", [0.0, 0.5])
+def test_a_command_that_is_asked_to_stop_is_not_started_again(later):
+    """``later``: seconds that the script loses, in which the command ends."""
     saves = (
         'trap "echo saved; exit 75" TERM; echo ready; while true; do sleep 0.05; done'
     )
+    slow = {"BASH_FUNC_kill%%": f'() {{ builtin kill "$@" && sleep {later}; }}'}
     with subprocess.Popen(
         [ROOT / "launch/again.sh", "bash", "-c", saves],
-        stdout=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, text=True, env=os.environ | slow,
     ) as again:  # fmt: skip
         assert again.stdout.readline() == "ready\n"
         again.terminate()

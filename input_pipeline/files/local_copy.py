@@ -18,6 +18,7 @@ import shutil
 import fsspec
 from tqdm import tqdm
 
+from input_pipeline.files import movement
 from input_pipeline.info import DataError
 
 logger = logging.getLogger("mlseg_jax.data")
@@ -142,5 +143,13 @@ def _copy(store, root: str, files: dict, part: pathlib.Path, path: str) -> None:
             now = names[start : start + _FILES_AT_ONCE]
             for folder in {(part / name).parent for name in now}:
                 folder.mkdir(parents=True, exist_ok=True)
-            store.get([root + name for name in now], [str(part / n) for n in now])
+            here = [str(part / name) for name in now]
+            store.get([root + name for name in now], here, callback=_Moves())
             bar.update(sum(missing[name] for name in now))
+
+
+class _Moves(fsspec.callbacks.Callback):
+    """Of one transfer: says of each file that it has come."""
+
+    def call(self, *_, **__) -> None:
+        movement.moves()

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import importlib
-import os
 import pathlib
 import re
 import sys
@@ -14,7 +13,7 @@ from absl import app, flags, logging
 from mlseg_jax.cli.flags import FLAGS
 from mlseg_jax.cli.overrides import last_of_each
 from mlseg_jax.distributed.host_memory import keep_freed_memory
-from mlseg_jax.errors import UserError, refuse_foreign_pipeline
+from mlseg_jax.errors import TransientError, UserError, refuse_foreign_pipeline
 from mlseg_jax.settings import recipes, saved
 from mlseg_jax.settings.arguments import did_you_mean
 
@@ -112,26 +111,64 @@ def run() -> None:
     app.run(_main, argv=sys.argv, flags_parser=_parse_flags)
 
 
-def _fail(sentence: str) -> None:
+def _fail(sentence: str, code: int = 1) -> None:
     from mlseg_jax.distributed import heartbeat, processes
 
     if processes.are_connected():
-        heartbeat.fail(sentence)
+        heartbeat.fail(sentence, code)
     print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(code)
+
+
+_PASSING_ERRORS = {
+    getattr(errno, name)
+    for name in (
+        *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EINTR", "EPIPE"),
+        *("ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "ENOTCONN", "ESHUTDOWN"),
+        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETRESET", "ENETUNREACH"),
+    )
+    if hasattr(errno, name)
+}
+"""Of a disk or a network that may answer again."""
+
+_PASSING_WORDS = re.compile(
+    r"(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED): "
+    r"|Worker process was terminated"
+)
+"""Of XLA, whose collectives tell of a broken connection or a faulty chip so, and of
+Grain, whose workers are killed where memory is short."""
+
+
+def _code(error: Exception) -> int:
+    """Of the process: whether it should be started again."""
+    from mlseg_jax.distributed import heartbeat
+
+    passes = isinstance(error, TransientError | ConnectionError | TimeoutError)
+    if isinstance(error, OSError):
+        passes |= error.errno in _PASSING_ERRORS
+    elif not isinstance(error, UserError):
+        passes |= _PASSING_WORDS.match(str(error)) is not None
+    return heartbeat.TRY_AGAIN if passes else 1
 
 
 def _fail_with_file(error: OSError) -> None:
     """A file or directory that cannot be made, written or read."""
+    from mlseg_jax.distributed import heartbeat
+
     if error.errno == errno.ENOSPC:
         where = error.filename or FLAGS.workdir or FLAGS.output
-        sentence = f"The disk is full ({where}); free some space and run the same "
-        print(f"error: {sentence}command again.", file=sys.stderr, flush=True)
         # The libraries' exit handlers would each try to write once more, and fail.
-        os._exit(1)
+        heartbeat.fail(
+            f"The disk is full ({where}); free some space and run the same command "
+            f"again."
+        )
     if error.errno is None or not error.filename:
-        raise error
-    _fail(f"{error.strerror}: {error.filename}; correct the path or its permissions.")
+        traceback.print_exception(error)
+        _fail(f"{str(error) or repr(error)}; the lines above say where.", _code(error))
+    advice = "correct the path or its permissions"
+    if _code(error) == heartbeat.TRY_AGAIN:
+        advice = "run the same command again"
+    _fail(f"{error.strerror}: {error.filename}; {advice}.", _code(error))
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -265,7 +302,7 @@ def _main(argv: list[str]) -> None:
             module.run(FLAGS)
         processes.leave()
     except UserError as error:
-        _fail(str(error))
+        _fail(str(error), _code(error))
     except OSError as error:
         _fail_with_file(error)
     except KeyboardInterrupt:
@@ -274,15 +311,19 @@ def _main(argv: list[str]) -> None:
             again = "run the same command again"
         _fail(f"Interrupted; {again}.")
     except Exception as error:
-        if not processes.are_connected():
+        if not processes.are_connected() and _code(error) == 1:
             raise
         # Most often another process has gone, and this one notices.
         traceback.print_exc()
+        first = (str(error).strip() or repr(error)).splitlines()[0][:200]
+        if not processes.are_connected():
+            _fail(f"{first}; start the same command again.", _code(error))
         if _is_of_xla(error):  # so does it report broken connections
             heartbeat.wait_for_a_loss(FLAGS.heartbeat_seconds)
         _fail(
             f"Process {processes.own_index()} cannot go on "
-            f"({str(error).splitlines()[0][:200]}). If this is about the connection, "
+            f"({first}). If this is about the connection, "
             f"another process has ended: its log says why. Start all processes again; "
-            f"the run is taken up at its last checkpoint."
+            f"the run is taken up at its last checkpoint.",
+            _code(error),
         )

@@ -23,6 +23,9 @@ LONGEST_BEAT_SECONDS = 5.0
 FAREWELL_SECONDS = 30.0
 """How long process 0 waits for the others before it ends."""
 
+LAST_SECONDS = 20.0
+"""How long a process that ends may take to write down what it does, and to speak."""
+
 
 class _Heart:
     """Of this process, which is one of several."""
@@ -33,7 +36,8 @@ class _Heart:
         self.leaving = threading.Event()
         self.note = ""
         # The last beat of each process, and when it was heard.
-        self.heard = dict.fromkeys(range(count), ("", time.monotonic()))
+        self.looked = time.monotonic()
+        self.heard = dict.fromkeys(range(count), ("", self.looked))
 
     def listen(self) -> None:
         """Says that this process lives; ends it when another is gone, or all hang."""
@@ -55,12 +59,17 @@ class _Heart:
                 code, _, sentence = words.partition(" ")
                 end(int(code), _loss(self.own, process, f"has ended ({sentence})"))
             for sentence in alarms.values():
-                _witness()
+                _attempt(_witness)
                 end(TRY_AGAIN, f"\nerror: {sentence}")
             self._look_for_silence(alive)
 
     def _look_for_silence(self, alive: dict[int, str]) -> None:
-        now = time.monotonic()
+        before, self.looked = self.looked, time.monotonic()
+        now = self.looked
+        if now - before > self.silence / 2:  # This process itself was stopped.
+            self.heard = {
+                process: (beat, now) for process, (beat, _) in self.heard.items()
+            }
         for process, (beat, last) in self.heard.items():
             if alive.get(process, "") != beat:
                 self.heard[process] = alive[process], now
@@ -138,20 +147,20 @@ def end_all(sentence: str) -> None:
     again. The first sentence is the one that all say.
     """
     if _heart is None:
-        _witness()
+        _attempt(_witness)
         end(TRY_AGAIN, f"\nerror: {sentence}")
     with contextlib.suppress(RuntimeError):
         _heart.client.key_value_set("alarm/0", sentence)  # Refused where there is one.
 
 
-def fail(sentence: str) -> None:
-    """Ends this process, and tells the others why."""
+def fail(sentence: str, code: int = 1) -> None:
+    """Ends this process, and tells the others why: they end with the same code."""
     if _heart is not None:
         with contextlib.suppress(RuntimeError):
             _heart.client.key_value_set(
-                f"gone/{_heart.own}", f"1 {sentence}", allow_overwrite=True
+                f"gone/{_heart.own}", f"{code} {sentence}", allow_overwrite=True
             )
-    end(1, f"error: {sentence}")
+    end(code, f"error: {sentence}")
 
 
 def wait_for_a_loss(silence: float) -> None:
@@ -186,10 +195,31 @@ class Deadline:
 
 def end(code: int, sentence: str = "") -> None:
     """Ends the process now: exit handlers would wait for processes that are gone."""
-    sys.stdout.flush()
-    if sentence:
-        print(sentence, file=sys.stderr, flush=True)
+
+    def speak() -> None:
+        if sentence:
+            print(sentence, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+
+    try:
+        _attempt(speak)
         stop()
-        if _heart is not None:
+        if _heart is not None and sentence:
             _heart.say_farewell()
-    os._exit(code)
+    finally:
+        os._exit(code)
+
+
+def _attempt(function: Callable[[], None]) -> None:
+    """Calls it; whatever it raises or waits for (a broken terminal, a full disk, a pipe
+    that nobody reads) does not keep the process from ending.
+    """
+
+    def attempt() -> None:
+        with contextlib.suppress(Exception):
+            function()
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    with contextlib.suppress(RuntimeError):  # No thread begins where Python ends.
+        thread.start()
+        thread.join(LAST_SECONDS)

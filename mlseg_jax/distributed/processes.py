@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from mlseg_jax.distributed import heartbeat
 from mlseg_jax.distributed import private_jax as distributed
-from mlseg_jax.errors import UserError
+from mlseg_jax.errors import TransientError, UserError
 
 START_SECONDS = 600
 """How long the processes of a run wait for each other when it starts, unless told:
@@ -54,7 +54,8 @@ def connect(
       heartbeat_seconds: silence after which a process counts as gone.
 
     Raises:
-      UserError: half of what is needed is given, or the others do not come.
+      UserError: half of what is needed is given.
+      TransientError: the others do not come.
     """
     given = (
         coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
@@ -102,7 +103,7 @@ def connect(
         if given[0] is None and "should be defined" in str(error):
             return  # a machine with TPUs, but none of a pod
         reason = str(error).strip().splitlines()[0][:300]
-        raise UserError(f"{apart} ({reason}); {advice}") from error
+        raise TransientError(f"{apart} ({reason}); {advice}") from error
 
     distributed.check()
     if are_connected():
@@ -208,7 +209,7 @@ def tell_all(name: str, value: str, seconds: float = ANSWER_SECONDS) -> list[str
     """What every process says under a name, without a device; for short words.
 
     Raises:
-      UserError: names the process that says nothing.
+      TransientError: names the process that says nothing.
     """
     client, count = distributed.global_state.client, jax.process_count()
     client.key_value_set(f"{name}/{jax.process_index()}", value)
@@ -219,7 +220,7 @@ def tell_all(name: str, value: str, seconds: float = ANSWER_SECONDS) -> list[str
                 client.blocking_key_value_get(f"{name}/{process}", int(1000 * seconds))
             )
         except RuntimeError as error:
-            raise UserError(
+            raise TransientError(
                 f"Process {process} of {count} is connected but did not answer within "
                 f"{seconds:.0f} s ({name}); look at its log."
             ) from error

@@ -90,8 +90,12 @@ SHAPES = {
 }
 """Shapes of slices by the axes of the torus; the product is the number of chips."""
 
-_PACKAGES = {"tpu": ("libtpu", "tpu"), "cuda": ("jax_cuda12_plugin", "aot-gpu")}
-"""What holds a platform's compiler, and the extra of this package that installs it."""
+_PACKAGES = {
+    "tpu": (("libtpu",), "tpu"),
+    "cuda": (("jax_cuda12_plugin", "jax_cuda13_plugin"), "aot-gpu"),
+}
+"""What may hold a platform's compiler, and the extra of this package that installs it.
+"""
 
 # What the compiler of XLA wants to know of a GPU.
 _GPU = (
@@ -216,8 +220,8 @@ def devices(topology: Topology) -> list:
                 f"{topology.num_chips}."
             )
         return found[: topology.num_chips]
-    package, extra = _PACKAGES[topology.chip.platform]
-    if importlib.util.find_spec(package) is None:
+    packages, extra = _PACKAGES[topology.chip.platform]
+    if not any(map(importlib.util.find_spec, packages)):
         raise UserError(
             f"Planning for {topology.name} needs its compiler, which is not installed: "
             f"pip install 'mlseg-jax[{extra}]'."

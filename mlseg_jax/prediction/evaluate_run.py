@@ -37,6 +37,14 @@ def evaluate_run(
     Raises:
       UserError: the data has other classes.
     """
+    output = output or workdir
+    with Watchdog(config.train.hang_minutes, output) as watchdog:
+        return _evaluate(config, workdir, checkpoint, output, watchdog)
+
+
+def _evaluate(
+    config, workdir: str, checkpoint: str, output: str, watchdog: Watchdog
+) -> dict[str, float]:
     model, parameters, step = load_parameters(workdir, config, checkpoint)
     source = open_dataset(config.data, train=False)
     if source.info.class_names != load_info(workdir).class_names:
@@ -45,7 +53,6 @@ def evaluate_run(
             f"trained on; evaluate on data with the same classes."
         )
     source = add_given_labels(config, workdir, source, train=False)
-    output = output or workdir
     epath.Path(output).mkdir(parents=True, exist_ok=True)
     files = on_segments = None
     if config.task in VIDEO_FILES:
@@ -63,18 +70,17 @@ def evaluate_run(
     # Only the mean IoU is told apart by it.
     is_semantic = config.task == "semantic"
     presence = _training_presence(config, workdir) if is_semantic else None
-    with Watchdog(config.train.hang_minutes, output) as watchdog:
-        metrics, _ = evaluate_and_write(
-            config,
-            output,
-            model,
-            {checkpoint: parameters},
-            step,
-            source,
-            presence,
-            on_progress=lambda done: watchdog.at(step, "evaluate", done),
-            on_segments=on_segments,
-        )
+    metrics, _ = evaluate_and_write(
+        config,
+        output,
+        model,
+        {checkpoint: parameters},
+        step,
+        source,
+        presence,
+        on_progress=lambda done: watchdog.at(step, "evaluate", done),
+        on_segments=on_segments,
+    )
     if files is not None:
         files.close()
     return metrics

@@ -60,14 +60,17 @@ def train(
     """
     check_config(config)
     preflight.check(config, workdir)
-    with StopRequest() as stop:
+    watchdog = Watchdog(config.train.hang_minutes, workdir)
+    with StopRequest() as stop, watchdog:
         try:
-            return _train(config, workdir, stop, clock)
+            return _train(config, workdir, stop, clock, watchdog)
         except Stopped:
             return {}
 
 
-def _train(config, workdir: str, stop: StopRequest, clock) -> dict[str, float]:
+def _train(
+    config, workdir: str, stop: StopRequest, clock, watchdog: Watchdog
+) -> dict[str, float]:
     train_source = open_dataset(config.data, train=True)
     eval_source = open_dataset(config.data, train=False)
     num_classes = train_source.info.num_classes
@@ -100,7 +103,7 @@ def _train(config, workdir: str, stop: StopRequest, clock) -> dict[str, float]:
 
     model = FunctionalModel.build(config, num_classes)
     with contextlib.ExitStack() as opened:
-        watchdog = opened.enter_context(Watchdog(config.train.hang_minutes, workdir))
+        watchdog.at(0, "restore")
         checkpoints = Checkpoints(workdir, keep_best=config.train.keep_best)
         opened.callback(checkpoints.close)
         if clock is None:  # Else steps fit the time there is.
@@ -204,6 +207,8 @@ class _Loop:
         metrics = None
         try:
             while step < settings.steps:
+                if self._saves(step, first):
+                    reports.check_finite()  # Waits for steps, so it is not paused.
                 with reports.watch.paused():
                     self._save_and_evaluate(step, first, state, stop)
                 if has_converged(self.checkpoints.scores(step), settings.patience):
@@ -253,14 +258,19 @@ class _Loop:
 
     def _save_and_evaluate(self, step: int, first: int, state, stop) -> None:
         """Saves where it is due, then evaluates, also what a stop has prevented."""
-        settings = self.config.train
-        evaluates = _is_due(step, settings.eval_every) and step > 0
-        evaluates &= not self.checkpoints.is_scored(step)
-        if step > first and (evaluates or _is_due(step, settings.checkpoint_every)):
-            self.reports.check_finite()
+        evaluates = self._evaluates(step)
+        if self._saves(step, first):
             self._save(step, state)
         if evaluates:
             self._evaluate(step, state, stop)
+
+    def _evaluates(self, step: int) -> bool:
+        is_due = _is_due(step, self.config.train.eval_every) and step > 0
+        return is_due and not self.checkpoints.is_scored(step)
+
+    def _saves(self, step: int, first: int) -> bool:
+        is_due = _is_due(step, self.config.train.checkpoint_every)
+        return step > first and (is_due or self._evaluates(step))
 
     def _evaluate(self, step: int, state, stop) -> None:
         if self.checkpoints.is_scored(step):

@@ -16,6 +16,7 @@ import time
 import jax
 from etils import epath
 
+from input_pipeline.files import movement
 from mlseg_jax.distributed import heartbeat
 
 STEPS = 100
@@ -31,6 +32,7 @@ WRITING_SECONDS = 10.0
 """How long the work directory may take for the stacks; it may be what hangs."""
 
 ORDER = {
+    "open": "opens the data",
     "restore": "restores a checkpoint",
     "read": "waits for the data of step {step}",
     "step": "computes step {step}",
@@ -74,7 +76,7 @@ class Watchdog:
         """``minutes``: ``train.hang_minutes``; 0 never ends a run."""
         self._least = 60.0 * minutes
         self._folder = epath.Path(workdir) / "hangs"
-        self._place, self._since = Place(0, "restore"), time.monotonic()
+        self._place, self._since = Place(0, "open"), time.monotonic()
         self._finished = set()
         self._pace = {}
         self._over = threading.Event()
@@ -84,6 +86,11 @@ class Watchdog:
         self._finished.add(self._place.doing)
         self._place, self._since = Place(step, doing, done), time.monotonic()
         self._tell()
+
+    def moves(self) -> None:
+        """Something moved within what this process does."""
+        place = self._place
+        self.at(place.step, place.doing, place.done + 1)
 
     def pace(self, **seconds: float) -> None:
         """What a step took lately: ``step`` in all, and whatever else others should
@@ -99,12 +106,15 @@ class Watchdog:
     def __enter__(self):
         if self._least > 0:
             self._since = time.monotonic()
+            self._tell()
+            movement.listen(self.moves)
             heartbeat.before_a_hang_ends(self._write_stacks)
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, *_):
         self._over.set()
+        movement.listen(None)
 
     def _limit(self) -> float:
         """Seconds for which this process may stay where it is."""
@@ -116,11 +126,19 @@ class Watchdog:
 
     def _watch(self) -> None:
         period, before = min(self._least / 4, 5.0), time.monotonic()
+        places = {}
         while not self._over.wait(period):
             now = time.monotonic()
             if now - before > 3 * period + 10.0:  # All of this process was stopped.
                 self._since = now
             before = now
+            # Who has finished its share waits for others that still move.
+            seen, places = (
+                places,
+                {process: place for process, (place, _) in told().items()},
+            )
+            if places != seen:
+                self._since = now
             still = now - self._since
             if still > self._limit() and not self._over.is_set():
                 heartbeat.end_all(self._sentence(still))
@@ -141,10 +159,14 @@ class Watchdog:
 
     def _write_stacks(self) -> None:
         """To the work directory; where that takes too long or fails, to stderr."""
-        with tempfile.TemporaryFile("w+") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
-            file.seek(0)
-            text = f"Process {jax.process_index()} {self._place}.\n\n{file.read()}"
+        try:
+            with tempfile.TemporaryFile("w+") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+                file.seek(0)
+                text = f"Process {jax.process_index()} {self._place}.\n\n{file.read()}"
+        except OSError:  # The disk is full, or nothing may be written.
+            faulthandler.dump_traceback(sys.stderr, all_threads=True)
+            return
         written = []
 
         def write() -> None:

@@ -10,6 +10,8 @@ from tiny import ROOT
 
 from mlseg_jax.cli.commands import report
 from mlseg_jax.cli.program import COMMANDS
+from mlseg_jax.distributed import heartbeat, processes
+from mlseg_jax.errors import TransientError
 
 # ml_collections loads configuration files in a way that Python wants to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -94,5 +96,44 @@ def test_a_full_disk_is_one_sentence(program, monkeypatch):
 
     monkeypatch.setattr(report, "run", fill)
     monkeypatch.setattr(os, "_exit", leave)
-    error = program("report", "--config=configs/demo.py", "--workdir=/disk/run").error
-    assert "The disk is full (/disk/run); free some space" in error
+    result = program("report", "--config=configs/demo.py", "--workdir=/disk/run")
+    assert "The disk is full (/disk/run); free some space" in result.err
+    assert result.status == 1
+
+
+@pytest.mark.parametrize(
+    "error, code, words",
+    [
+        (OSError(5, "Input/output error", "/disk/x"), 75, "error: Input/output error"),
+        (OSError(116, "Stale file handle"), 75, "Stale file handle; the lines above"),
+        (OSError(2, "No such file", "/disk/x"), 1, "correct the path"),
+        (OSError("no errno"), 1, "error: no errno; the lines above"),
+        (TransientError("Process 1 did not answer."), 75, "did not answer"),
+        (RuntimeError("UNKNOWN: Gloo AllGather failed"), 75, "error: UNKNOWN: Gloo"),
+        (RuntimeError("Worker process was terminated ..."), 75, "start the same"),
+    ],
+)
+def test_what_passes_is_tried_again(program, monkeypatch, error, code, words):
+    def run(flags):
+        raise error
+
+    monkeypatch.setattr(report, "run", run)
+    result = program("report", "--config=configs/demo.py", "--workdir=/disk/run")
+    assert result.status == code and words in result.err
+
+
+def test_a_process_of_several_tells_the_code_and_needs_no_message(program, monkeypatch):
+    def run(flags):
+        raise ValueError
+
+    def fail(sentence, code):
+        told.append((sentence, code))
+        raise SystemExit(code)
+
+    told = []
+    monkeypatch.setattr(report, "run", run)
+    monkeypatch.setattr(processes, "are_connected", lambda: True)
+    monkeypatch.setattr(heartbeat, "fail", fail)
+    program("report", "--config=configs/demo.py", "--workdir=/disk/run")
+    assert told[0][0].startswith("Process 0 cannot go on (ValueError())")
+    assert told[0][1] == 1

@@ -1,14 +1,21 @@
 """A run in which nothing moves ends on all its processes, and says where it stood."""
 
+import os
 import subprocess
 import sys
 import textwrap
+import types
 
 import pytest
 from test_processes import free_port
-from tiny import ROOT
+from tiny import ROOT, tiny_config
 
+from input_pipeline.files import movement
+from mlseg_jax.distributed import heartbeat
 from mlseg_jax.distributed.heartbeat import TRY_AGAIN
+from mlseg_jax.prediction import evaluate_run
+from mlseg_jax.training import loop
+from mlseg_jax.training import watchdog as module
 from mlseg_jax.training.watchdog import Place, Watchdog, who_is_behind
 
 PROGRAM = """
@@ -23,12 +30,12 @@ PROGRAM = """
 
     if count > 1:
         processes.connect(
-            f"127.0.0.1:{port}", count, own, start_seconds=60, heartbeat_seconds=5
+            f"127.0.0.1:{port}", count, own, start_seconds=60, heartbeat_seconds=15
         )
     processes.barrier("at the same time", 60.0)
-    with Watchdog(0.04, workdir) as watchdog:
+    with Watchdog(0.15, workdir) as watchdog:
         watchdog.pace(step=0.01)
-        for step in range(1, 4):  # In a second and a half: it is not ended there.
+        for step in range(1, 4):
             for doing in ("read", "step", "save"):
                 watchdog.at(step, doing)
                 time.sleep(0.15)
@@ -59,7 +66,7 @@ def run(count, workdir):
 def test_all_processes_end_and_the_one_that_is_behind_is_named(tmp_path):
     said, stacks = run(2, tmp_path)
     for words in said:
-        assert "Nothing has moved for 0.0" in words
+        assert "Nothing has moved for " in words
         assert (
             "process 1 is behind and waits for the data of step 4, while process 0 "
             "computes step 4. " in words
@@ -78,6 +85,85 @@ def test_a_process_alone_whose_work_directory_cannot_be_written(tmp_path):
     assert done.returncode == TRY_AGAIN
     assert "the process waits for the data of step 4." in done.stderr
     assert "read_that_never_ends" in done.stderr
+
+
+MISHAP = """
+    from mlseg_jax.distributed import heartbeat
+
+    def witness():
+        raise OSError("The disk is full.")
+
+    heartbeat.before_a_hang_ends(witness)
+    heartbeat.end_all("Nothing has moved.")
+"""
+
+
+def test_neither_a_full_disk_nor_a_broken_terminal_keeps_it_from_ending():
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = [sys.executable, "-c", textwrap.dedent(MISHAP)]
+    code = subprocess.call(program, cwd=ROOT, stdout=writing, stderr=writing)
+    os.close(writing)
+    assert code == TRY_AGAIN
+
+
+def test_without_a_temporary_file_the_stacks_go_to_stderr(monkeypatch, capfd):
+    def full(_):
+        raise OSError
+
+    monkeypatch.setattr(module.tempfile, "TemporaryFile", full)
+    Watchdog(1.0, "/nowhere")._write_stacks()
+    assert "test_without_a_temporary_file" in capfd.readouterr().err
+
+
+def test_who_has_finished_waits_for_others_that_move(monkeypatch):
+    """The clock is a made one; process 1 moves for half an hour, and then hangs."""
+    now, ended = [0.0], []
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(module, "time", clock)
+    watchdog = Watchdog(1.0, "/nowhere")
+    watchdog.at(1, "evaluate", 8)
+
+    def wait(period):
+        now[0] += period
+        done = int(min(now[0], 1800.0) / 50.0)
+        place = Place(1, "evaluate", done)
+        monkeypatch.setattr(module, "told", lambda: {1: (place, {})})
+
+    watchdog._over = types.SimpleNamespace(wait=wait, is_set=lambda: False)
+    monkeypatch.setattr(module.heartbeat, "end_all", lambda _: ended.append(now[0]))
+    watchdog._watch()
+    assert len(ended) == 1 and 1980.0 < ended[0] < 1990.0
+
+
+def test_who_was_stopped_itself_accuses_nobody(monkeypatch):
+    now, ended = [0.0], []
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(heartbeat, "time", clock)
+    monkeypatch.setattr(heartbeat, "end", lambda *_: ended.append(now[0]))
+    heart = heartbeat._Heart(None, 0, 2, 10.0)
+    # Of process 1 nothing new is heard, and from 2 to 90 s this one was stopped.
+    for now[0] in (2.0, 90.0, 94.0, 98.0, 102.0):
+        heart._look_for_silence({0: str(now[0]), 1: ""})
+    assert ended == [102.0]
+
+
+def test_opening_the_data_is_watched(monkeypatch, tmp_path):
+    watched = []
+
+    def hangs(*_, **__):
+        watched.append(movement._listener)
+        movement.moves()
+        raise TimeoutError
+
+    monkeypatch.setattr(loop, "open_dataset", hangs)
+    monkeypatch.setattr(evaluate_run, "load_parameters", hangs)
+    for work in (loop.train, evaluate_run.evaluate_run):
+        with pytest.raises(TimeoutError):
+            work(tiny_config(), str(tmp_path))
+        place = watched[-1].__self__._place
+        assert place.doing == "open" and place.done == 1
+        assert movement._listener is None
 
 
 def test_how_long_a_process_may_stand_still(tmp_path):

@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import tiny_config
 
 from input_pipeline.datasets.open import open_dataset
+from input_pipeline.files import movement
 from input_pipeline.files.images import read_image, write_label_map
 from input_pipeline.files.local_copy import local_copy
 from input_pipeline.info import DataError
@@ -150,14 +151,16 @@ def test_a_copy_that_was_broken_off_goes_on(cache, monkeypatch):
         Bucket().pipe(f"gs://bucket/data/{name}", name.encode())
     brought, get = [], Bucket.get
 
-    def breaks(self, there, here):
-        get(self, there[:2], here[:2])
+    def breaks(self, there, here, callback):
+        get(self, there[:2], here[:2], callback=callback)
         raise ConnectionResetError("gone")
 
-    def counts(self, there, here):
+    def counts(self, there, here, callback):
         brought.extend(there)
-        get(self, there, here)
+        get(self, there, here, callback=callback)
 
+    moved = []  # Whoever watches for hangs hears of every file.
+    monkeypatch.setattr(movement, "_listener", lambda: moved.append(len(moved)))
     monkeypatch.setattr(Bucket, "get", breaks)
     with pytest.raises(
         DataError, match="gs://bucket/data cannot be read .gone.; check"
@@ -165,7 +168,7 @@ def test_a_copy_that_was_broken_off_goes_on(cache, monkeypatch):
         local_copy("gs://bucket/data")
     monkeypatch.setattr(Bucket, "get", counts)
     path = pathlib.Path(local_copy("gs://bucket/data"))
-    assert brought == ["/bucket/data/c/d"]
+    assert brought == ["/bucket/data/c/d"] and len(moved) >= 3
     assert sorted(x.read_text() for x in path.rglob("*") if x.is_file()) == [
         *("a", "b", "c/d")
     ]

@@ -1,5 +1,6 @@
 """Whole runs: stopped and taken up, and those that must not start or go on."""
 
+import contextlib
 import errno
 import json
 import os
@@ -19,8 +20,10 @@ from tiny import tiny_config
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.runs.checkpoint import Checkpoints
+from mlseg_jax.runs.progress import Stopwatch
 from mlseg_jax.training import loop, reports
 from mlseg_jax.training.loop import train
+from mlseg_jax.training.reports import Reports
 
 
 def preempt(config, workdir, at: int, monkeypatch) -> None:
@@ -71,11 +74,31 @@ def test_a_stopped_run_ends_like_an_unbroken_one(tmp_path, monkeypatch):
     assert [x["step"] for x in read_lines(tmp_path / "stopped")] == [1, 2, 2, 3, 4, 4]
 
 
+def waiting_for_steps_counts(monkeypatch):
+    """Fails where steps are waited for while time is not counted."""
+    is_paused, check = [], Reports.check_finite
+
+    @contextlib.contextmanager
+    def paused(_):
+        is_paused.append(True)
+        yield
+        is_paused.pop()
+
+    def check_finite(self):
+        assert not (is_paused and self.pending)
+        return check(self)
+
+    monkeypatch.setattr(Stopwatch, "paused", paused)
+    monkeypatch.setattr(Reports, "check_finite", check_finite)
+
+
 def test_the_best_and_the_newest_checkpoint_are_kept(tmp_path, monkeypatch):
+    waiting_for_steps_counts(monkeypatch)
     overrides = {
         "train.steps": 10,
         "train.eval_every": 2,
         "train.checkpoint_every": 1,
+        "train.log_every": 0,
         "train.stop_after": 5,
     }
     fake_scores(monkeypatch, [0.2, 0.7, 0.3, 0.4, 0.6, 0.9])
