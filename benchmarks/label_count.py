@@ -86,7 +86,7 @@ def predict_programs(engine, policy, image: np.ndarray):
     (view,) = make_views(image, engine.settings, engine.grid_length)
     parameters = engine.parameters
     windows = np.stack(list(view.windows()))
-    lowered = engine.predict.lower(parameters, windows, None, None, policy)
+    lowered = engine.predict.lower(parameters, windows, None, None, None, policy)
     yield "network", lowered, windows
     if engine.num_queries:
         return
