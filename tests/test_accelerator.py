@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from tiny import ROOT
 
+from mlseg_jax.settings import recipes
+
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import accelerator  # noqa: E402
@@ -178,3 +180,24 @@ def test_parts_on_a_processor(tmp_path, monkeypatch):
         dict(minutes=8, machine=facts, parts=found, forecast=[], not_reached=[])
     )
     assert "## Training steps and prediction" in page and "| train 1284 |" in page
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_the_demo_is_started_with_flags_that_there_are(tmp_path, monkeypatch, dry):
+    """Its training itself is that of `make demo`."""
+
+    def train(command, **_):
+        assert command[1:3] == ["main.py", "train"]
+        flags = dict(word.lstrip("-").split("=", 1) for word in command[3:])
+        config = recipes.load(flags.pop("config")).to_dict()
+        folder = pathlib.Path(flags.pop("workdir"))
+        for name in flags:
+            value = config
+            for part in name.removeprefix("config.").split("."):
+                value = value[part]
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text('{"step": 2, "eval/mIoU": 0.5}\n')
+
+    monkeypatch.setattr(accelerator_parts.subprocess, "run", train)
+    (row,) = accelerator_parts.demo(tmp_path, dry)
+    assert row["mIoU"] == 0.5 and row["oracle_mIoU"] is None

@@ -13,16 +13,17 @@ TRYING_SECONDS = 30.0
 """How long a directory may take for a file: a wrong bucket may never answer."""
 
 
-def keep_compilations() -> None:
+def keep_compilations(writes: bool = True) -> None:
     """Programs go to ``JAX_COMPILATION_CACHE_DIR``, else to the user's cache.
 
+    ``writes``: false for all but the first of several processes, which only read.
     Where they cannot, a sentence says so, and nothing is kept: JAX would warn of every
     single program.
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", cache_directory("xla"))
     path = jax.config.jax_compilation_cache_dir
-    if reason := why_not_writable(path):
+    if reason := why_not_usable(path, writes):
         jax.config.update("jax_enable_compilation_cache", False)
         print(
             f"Compiled programs cannot be kept in {path} ({reason}), so every start "
@@ -33,17 +34,21 @@ def keep_compilations() -> None:
         )
 
 
-def why_not_writable(path: str) -> str:
-    """In words, or nothing where a file can be written there; makes the directory."""
+def why_not_usable(path: str, writes: bool) -> str:
+    """In words, or nothing where it answers, and where ``writes`` can be written; makes
+    the directory then.
+    """
     reasons = [f"no answer within {TRYING_SECONDS:.0f} s"]
 
     def attempt() -> None:
         try:
             directory = epath.Path(path)
-            directory.mkdir(parents=True, exist_ok=True)
-            trial = directory / f".writable-{os.getpid()}-{os.urandom(4).hex()}"
-            trial.write_text("")
-            trial.unlink()
+            if writes:
+                directory.mkdir(parents=True, exist_ok=True)
+                trial = directory / f".writable-{os.getpid()}-{os.urandom(4).hex()}"
+                trial.write_text("")
+                trial.unlink()
+            directory.exists()
             reasons[0] = ""
         except Exception as error:  # of a library for object stores, of whatever type
             words = getattr(error, "strerror", None) or str(error) or repr(error)

@@ -277,7 +277,6 @@ def _main(argv: list[str]) -> None:
 
         # What other commands need is not waited for.
         module = importlib.import_module(f"mlseg_jax.cli.commands.{command}")
-        keep_compilations()
 
     # Libraries raise what they log; Orbax logs a full disk in a hundred lines.
     logging.set_verbosity(logging.FATAL)
@@ -294,6 +293,7 @@ def _main(argv: list[str]) -> None:
                 start_seconds=FLAGS.start_seconds,
                 heartbeat_seconds=FLAGS.heartbeat_seconds,
             )
+        keep_compilations(writes=processes.own_index() == 0)
         if command != "plan":  # which sets JAX up for devices that are not there
             log_to_stderr()
         with (

@@ -35,7 +35,16 @@ def test_one_that_cannot_be_written_is_a_sentence(settings, tmp_path, capsys):
     assert not jax.config.jax_enable_compilation_cache
 
 
+def test_one_that_is_only_read(settings, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "file/xla"))
+    before = jax.config.jax_enable_compilation_cache
+    compilations.keep_compilations(writes=False)
+    assert capsys.readouterr().err == ""
+    assert jax.config.jax_enable_compilation_cache == before
+
+
 def test_one_that_does_not_answer(monkeypatch):
     monkeypatch.setattr(compilations, "TRYING_SECONDS", 0.1)
     monkeypatch.setattr(compilations.epath, "Path", lambda _: time.sleep(3))
-    assert "no answer within" in compilations.why_not_writable("gs://wrong/xla")
+    assert "no answer within" in compilations.why_not_usable("gs://wrong/xla", False)
