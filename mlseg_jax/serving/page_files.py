@@ -4,10 +4,13 @@ import importlib.resources
 
 from mlseg_jax.export.predictor import Predictor
 
-OVER_HTTP = ("over_http.js", "page.js", "video.js")
+OVER_HTTP = ("over_http.js", "picture.js", "page.js", "video.js")
 """Scripts of the page whose pictures go to the server that it came from."""
 
-IN_BROWSER = ("resampling.js", "predictor.js", "in_browser.js", "page.js", "video.js")
+IN_BROWSER = (
+    *("resampling.js", "predictor.js", "in_browser.js"),
+    *("picture.js", "page.js", "video.js"),
+)
 """Scripts of the page that segments by itself."""
 
 
