@@ -7,6 +7,7 @@ what it raises becomes the part's sentence. JAX is imported within the parts: so
 the device to a process that they start.
 """
 
+import argparse
 import functools
 import json
 import os
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 
 import accelerator_cases as cases
@@ -149,11 +151,11 @@ def demo(output, dry) -> Iterator[dict]:
     yield row | {"oracle_mIoU": scores[-1].get("eval/oracle_mIoU")}
 
 
-def find(name: str):
+def find(name: str, torch_python: str):
     """The function of a part, of ``(output, dry)``."""
     first, _, classes = name.partition(" ")
     if first == "pytorch":
-        return functools.partial(steps.pytorch, f"train {classes}")
+        return functools.partial(steps.pytorch, f"train {classes}", torch_python)
     if first == "predict":
         return functools.partial(steps.predict, name)
     if first == "input":
@@ -163,7 +165,9 @@ def find(name: str):
     return named.get(first) or functools.partial(steps.train, name)
 
 
-def run(name: str, output: pathlib.Path, dry: bool) -> dict:
+def run(
+    name: str, output: pathlib.Path, dry: bool, torch_python: str = sys.executable
+) -> dict:
     """Writes the rows of a part as they come, and its sentence if it fails."""
     path = output / "parts" / f"{name.replace(' ', '_')}.json"
     result: dict = {"rows": []}
@@ -174,27 +178,29 @@ def run(name: str, output: pathlib.Path, dry: bool) -> dict:
         part.replace(path)
 
     try:
-        for row in find(name)(output, dry):
+        for row in find(name, torch_python)(output, dry):
             result["rows"].append(row)
             write()
     except steps.NotHereError as reason:
         result["left_out"] = str(reason)
     except Exception as error:
-        words = str(error).strip().split("\n")[0][:400]
-        result["error"] = f"{type(error).__name__}: {words}"
-        import traceback
-
+        result["error"] = steps.sentence(error)
         traceback.print_exc()
     write()
     return result
 
 
 if __name__ == "__main__":
-    *options, part_name, folder = sys.argv[1:]
-    if "--dry" in options:  # Compiling is all that takes time then.
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part")
+    parser.add_argument("output", type=pathlib.Path)
+    parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--torch-python", default=sys.executable)
+    args = parser.parse_args()
+    if args.dry:  # Compiling is all that takes time then.
         os.environ |= {
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "XLA_FLAGS": "--xla_backend_optimization_level=0",
         }
-    run(part_name, pathlib.Path(folder), "--dry" in options)
+    run(args.part, args.output, args.dry, args.torch_python)
