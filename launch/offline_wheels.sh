@@ -72,7 +72,7 @@ if [ "$arch" = "$(uname -m)" ] && command -v gcc objdump strip >/dev/null; then
   find . -name '*.so' -not -path './cv2/*' -not -path './PIL/*' -exec strip {} +
 fi
 cd "$work"
-tar -cf - offline | xz --x86 --lzma2=preset=9e,dict=128MiB --threads=1 > "$out"
+tar -cf - offline | xz --x86 --lzma2=preset=9 --threads=1 > "$out"
 bytes=$(stat -c %s "$out")
 echo "$out: $((bytes / 1000000)) MB, for Python $version on $arch"
 if [ "$bytes" -gt 60000000 ]; then
