@@ -46,8 +46,9 @@ for wheel in "$work"/wheels/*.whl; do
   "$python" -m zipfile -e "$wheel" "$work/offline"
 done
 cd "$work/offline"
-rm -rf cv2/data mpl_toolkits matplotlib/backends/web_backend pillow.libs/libavif-* \
-  PIL/_avif.* matplotlib/mpl-data/{images,sample_data,plot_directive,fonts/afm,fonts/pdfcorefonts}
+rm -rf cv2/data mpl_toolkits pillow.libs/libavif-* PIL/_avif.* \
+  matplotlib/backends/web_backend matplotlib/mpl-data/{images,sample_data} \
+  matplotlib/mpl-data/{plot_directive,fonts/afm,fonts/pdfcorefonts}
 find matplotlib/mpl-data/fonts/ttf -name '*.ttf' ! -name 'DejaVuSans*' -delete
 find . -type d \( -name tests -o -name testing -o -name baseline_images \) \
   -path './matplotlib/*' -prune -exec rm -rf {} +
