@@ -142,6 +142,7 @@ def demo(output, dry) -> Iterator[dict]:
     command += [f"--workdir={workdir}"]
     if dry:
         small = {"train.steps": 2, "data.train_examples": 16, "data.eval_examples": 4}
+        small |= {"model.backbone.depth": 1, "model.decoder.depth": 1}
         command += [f"--config.{key}={value}" for key, value in small.items()]
     begin = time.perf_counter()
     subprocess.run(command, cwd=root, check=True)
