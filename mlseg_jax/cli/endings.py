@@ -81,21 +81,19 @@ def _is_of_xla(error: Exception) -> bool:
     return isinstance(error, RuntimeError) or is_status is not None
 
 
-def _is_the_same_again(error: Exception) -> bool:
-    """Whether a restart would come to the same end, as the last ones did.
+def _ending(error: Exception) -> tuple[str, int, str, str] | None:
+    """Of an internal error: what `runs.failures` compares; None of any other.
 
     The place is in the error's notes (`Watchdog`), with the number of the step; other
     numbers, such as addresses and ports, differ from time to time.
     """
-    from mlseg_jax.distributed import heartbeat, processes
-    from mlseg_jax.runs.failures import times_in_a_row
+    from mlseg_jax.distributed import processes
 
     words, notes = str(error).strip(), getattr(error, "__notes__", [])
     if not notes or not re.match("UNKNOWN|INTERNAL", words):
-        return False
+        return None
     words = re.sub(r"0x[0-9a-f]+|\d+", "#", words.splitlines()[0])
-    how = FLAGS.workdir, processes.own_index(), words, "; ".join(notes)
-    return (heartbeat.attempt(lambda: times_in_a_row(*how)) or 0) >= SAME
+    return FLAGS.workdir, processes.own_index(), words, "; ".join(notes)
 
 
 def end_with(error: Exception) -> None:
@@ -104,6 +102,7 @@ def end_with(error: Exception) -> None:
     Returns where it is this program's own mistake, which its traceback tells best.
     """
     from mlseg_jax.distributed import heartbeat, processes
+    from mlseg_jax.runs import failures
 
     code, are_several = _code(error), processes.are_connected()
     if isinstance(error, UserError):
@@ -115,12 +114,18 @@ def end_with(error: Exception) -> None:
     # Most often another process has gone, and this one notices.
     traceback.print_exception(error)
     first = (str(error).strip() or repr(error)).splitlines()[0][:200]
-    if are_several and _is_of_xla(error):  # so does it report broken connections
+    ending, times = _ending(error), 1
+    if ending is not None:
+        times += heartbeat.attempt(lambda: failures.times_before(*ending)) or 0
+    # So do broken connections show. Who knows better says so while the others wait.
+    if are_several and _is_of_xla(error) and times < SAME:
         heartbeat.wait_for_a_loss(FLAGS.heartbeat_seconds)
+    if ending is not None:
+        heartbeat.attempt(lambda: failures.remember(*ending, times))
     who = f"Process {processes.own_index()} cannot go on ({first})."
-    if _is_the_same_again(error):
+    if times >= SAME:
         fail(
-            f"{who} It has ended so at the same place {SAME} times in a row, so this "
+            f"{who} It has ended so at the same place {times} times in a row, so this "
             f"does not pass: the lines above say where; look at this machine, or try "
             f"another version of JAX, and start the same command again."
         )

@@ -138,7 +138,7 @@ def test_the_same_internal_error_is_not_tried_for_ever(program, monkeypatch, tmp
         result = program("report", "--config=configs/demo.py", f"--workdir={tmp_path}")
         statuses.append(result.status)
     assert statuses == [75] * 6 + [1] * 2
-    assert "at the same place 3 times in a row" in result.err
+    assert "at the same place 4 times in a row" in result.err
 
 
 def test_a_process_of_several_tells_the_code_and_needs_no_message(program, monkeypatch):
