@@ -1,6 +1,6 @@
 """What all benchmarks share: timing in turns, memory of a process, machine, tables.
 
-Needs NumPy alone, so that a process without JAX can use it too.
+Needs at most NumPy, so that a process without JAX can use it too.
 """
 
 import json
@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 """The repository: scripts of this directory run without installing it."""
+
+NUM_SEGMENTS = 12
 
 MATRIX_SIDE = 2048
 """Side of the "large matrix product" that speeds are compared with."""
@@ -85,6 +87,25 @@ def answer(functions: Mapping[str, Callable[[], object]]) -> None:
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         print(json.dumps(functions[line.strip()]()), flush=True)
+
+
+def noise_batch(config, size: int, num_classes: int) -> dict:
+    """A training batch of pictures of noise, of the size of crops; segments of models
+    that find these are blocks in a grid of 8 x 8, and of `NUM_SEGMENTS` classes.
+    """
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    shape = (size, *config.data.crop_size)
+    batch = {"image": random.integers(0, 256, (*shape, 3), np.uint8)}
+    if config.data.segments == "none":
+        label_map = random.integers(0, num_classes, shape)
+        return batch | {"label_map": label_map.astype(np.int32)}
+    classes = np.full((size, config.data.max_segments), -1, np.int32)
+    classes[:, :NUM_SEGMENTS] = random.choice(num_classes, NUM_SEGMENTS)
+    masks = random.integers(0, NUM_SEGMENTS, (size, 8, 8)).astype(np.int32)
+    block = np.ones((1, shape[1] // 8, shape[2] // 8), np.int32)
+    return batch | {"segment_classes": classes, "masks": np.kron(masks, block)}
 
 
 def matmul_gflops(seconds: float, side: int = MATRIX_SIDE) -> float:
