@@ -6,7 +6,7 @@ One picture of 512 x 512, float32, all on the same ViT, as their recipes have th
 for K. Each framework is a process of its own; predictions, then steps, are made by one
 framework after the other, again and again, so that whatever else the machine does meets
 all alike. Printed are medians, multiply-accumulates of a prediction (``summary``), and
-what XLA says that either needs beside parameters and optimiser (`label_count`).
+what XLA says that a step needs beside parameters and optimiser (`label_count`).
 """
 
 import argparse
@@ -58,23 +58,30 @@ def answer(args, name: str, num_classes: int) -> None:
     config = make_config(args, name, num_classes)
     prepared = {}
 
-    def prepare(task: str) -> dict[str, float]:
+    def prepare_predict() -> dict[str, float]:
+        prepared["predict"] = label_count.prepare_prediction(config, num_classes)
+        prepared["predict"]()  # Compiles.
+        measure.give_back_memory()
+        return {}
+
+    def prepare_train() -> dict[str, float]:
         prepared.clear()  # Steps do not share their memory with predictions.
-        make = getattr(label_count, f"prepare_{WORDS[task]}")
-        needed, prepared[task] = make(config, num_classes)
-        prepared[task]()
-        if isinstance(needed, dict):
-            needed = max(needed.values())
-        return {f"{WORDS[task]} MB": needed / label_count.MB}
+        needed, prepared["train"] = label_count.prepare_step(config, num_classes)
+        prepared["train"]()
+        measure.give_back_memory()
+        return {"step MB": needed / label_count.MB}
 
     def facts() -> dict[str, float]:
         macs = count_macs(config, FunctionalModel.build(config, num_classes))
         return {"GMACs": sum(part.exact for part in macs.values()) / 1e9}
 
-    words = {"facts": facts}
-    for task in WORDS:
-        words[f"prepare {task}"] = functools.partial(prepare, task)
-        words[task] = lambda task=task: measure.seconds_of(prepared[task])
+    words = {
+        "facts": facts,
+        "prepare predict": prepare_predict,
+        "prepare train": prepare_train,
+        "predict": lambda: measure.seconds_of(prepared["predict"]),
+        "train": lambda: measure.seconds_of(prepared["train"]),
+    }
     measure.answer(words)
 
 

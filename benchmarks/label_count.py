@@ -99,12 +99,28 @@ def predict_programs(engine, policy, image: np.ndarray):
     yield "tile", tile_labels.lower(*arguments), arguments
 
 
-def prepare_prediction(config, num_classes: int, *, analyse_only: bool = False):
-    """A prediction of one picture of noise, of the size of crops.
+def prediction_bytes(config, num_classes: int) -> dict[str, int]:
+    """What each program of a prediction needs, compiled and not run."""
+    from mlseg_jax.models.build import FunctionalModel
+    from mlseg_jax.tasks.engines import evaluation_policy, make_engine
 
-    Returns:
-      Bytes by program, and a function that predicts, or None.
-    """
+    model = FunctionalModel.build(config, num_classes)
+    policy = evaluation_policy(config, num_classes)
+    engine = make_engine(config, model, model.shapes)
+    return {
+        name: beyond(lowered.compile(), arguments)
+        for name, lowered, arguments in predict_programs(engine, policy, noise(config))
+    }
+
+
+def noise(config) -> np.ndarray:
+    """A picture of the size of crops."""
+    shape = (*config.data.crop_size, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def prepare_prediction(config, num_classes: int):
+    """A function that predicts one picture of noise, with random weights."""
     import jax
 
     from input_pipeline.info import DatasetInfo
@@ -116,15 +132,7 @@ def prepare_prediction(config, num_classes: int, *, analyse_only: bool = False):
     find_segments = find_task(config).find_segments
     info = DatasetInfo("", tuple(map(str, range(num_classes))), (True,) * num_classes)
     policy = evaluation_policy(config, num_classes)
-    shape = (*config.data.crop_size, 3)
-    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    engine = make_engine(config, model, model.shapes)
-    parts = {
-        name: beyond(lowered.compile(), arguments)
-        for name, lowered, arguments in predict_programs(engine, policy, image)
-    }
-    if analyse_only:
-        return parts, None
+    image = noise(config)
     make = jax.jit(lambda: initial_parameters(config, num_classes, 0)[0])
     engine = make_engine(config, model, make())
 
@@ -135,7 +143,7 @@ def prepare_prediction(config, num_classes: int, *, analyse_only: bool = False):
         else:
             find_segments(picture, config.eval, info)
 
-    return parts, predict
+    return predict
 
 
 def prepare_step(config, num_classes: int, *, analyse_only: bool = False):
@@ -172,11 +180,15 @@ def prepare_step(config, num_classes: int, *, analyse_only: bool = False):
 
 
 def measured_row(args, task: str, config, num_classes: int) -> dict:
-    prepare = prepare_prediction if task == "predict" else prepare_step
-    needed, run = prepare(config, num_classes, analyse_only=args.analyse_only)
-    row = {"bytes": needed}
-    if isinstance(needed, dict):
-        row = {"bytes": max(needed.values()), "parts": needed}
+    run = None
+    if task == "predict":
+        parts = prediction_bytes(config, num_classes)
+        row = {"bytes": max(parts.values()), "parts": parts}
+        if not args.analyse_only:
+            run = prepare_prediction(config, num_classes)
+    else:
+        needed, run = prepare_step(config, num_classes, analyse_only=args.analyse_only)
+        row = {"bytes": needed}
     return row if run is None else row | run_row(run, args.repetitions)
 
 

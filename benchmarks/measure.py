@@ -3,6 +3,7 @@
 Needs at most NumPy, so that a process without JAX can use it too.
 """
 
+import ctypes
 import json
 import os
 import pathlib
@@ -140,6 +141,13 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def give_back_memory() -> None:
+    """To the system, what a compilation has freed; where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def machine() -> dict[str, object]:
