@@ -27,6 +27,12 @@ CACHED = 0.8
 has another schedule, and so is another program.
 """
 
+SLOWER = 0.9
+"""How fast later steps may be beside those that were measured: a training whose time
+is over before its schedule ends with a learning rate that is not down, which costs more
+than some steps less.
+"""
+
 MARGIN = 0.03
 """Of the minutes, kept for what was not measured: starting, saving, writing."""
 
@@ -74,7 +80,7 @@ def plan(
     wanted = EVALUATIONS if evaluates or keeps_best else 0
     evaluations = max(int(keeps_best), min(wanted, affordable))
     free -= evaluations * one
-    steps = max(1, int(free / timing.step))
+    steps = max(1, int(SLOWER * free / timing.step))
     return Plan(steps, evaluations, reserve + keeps_best * one)
 
 
