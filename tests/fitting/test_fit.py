@@ -1,11 +1,12 @@
 """Time: what fits into it, what is used of it, what a second command finds."""
 
+import dataclasses
 import json
 import types
 
 import pytest
 from etils import epath
-from tiny import tiny_config
+from tiny import OVERRIDES, tiny_config
 
 from configs import own_data
 from input_pipeline.datasets.open import open_dataset
@@ -14,6 +15,7 @@ from mlseg_jax.fitting import clock as clocks
 from mlseg_jax.fitting import fit
 from mlseg_jax.fitting import measure as measuring
 from mlseg_jax.fitting.clock import Clock
+from mlseg_jax.fitting.facts import Machine
 from mlseg_jax.fitting.measure import Timing
 from mlseg_jax.fitting.schedule import plan
 from mlseg_jax.runs.workdir import claim_workdir
@@ -102,6 +104,73 @@ def test_choices_are_made_once(trained, tmp_path):
     fit.train(config(4), workdir, given=keys)
     assert trained[2].train.batch_size == 4
     assert trained[2].train.steps == first.train.steps
+
+
+def test_all_processes_choose_what_the_first_one_found(trained, tmp_path, monkeypatch):
+    """The second has another machine, sees fewer pictures and is slower."""
+    laptop = Machine("cpu", "cpu", 2, 2, 8 << 30, 100 << 30)
+    slower = Timing(compiling=99.0, step=9.0, example=9.0)
+    look, sent, written = fit.look_at_data, [], []
+    monkeypatch.setattr(fit, "write_json", lambda *values: written.append(values))
+    monkeypatch.setattr(fit, "machine_flops", lambda *_: 1e11)
+    monkeypatch.setattr(fit, "look_at_machine", lambda _: laptop)
+    monkeypatch.setattr(fit.jax, "process_count", lambda: 2)
+
+    def gather_as_first(value):
+        sent.append(value)
+        return [value, None]
+
+    def train():
+        made = own_data.get_config("dataset=sign_scenes").unlock()
+        made.data.update(num_classes=20, train_examples=12, eval_examples=4)
+        fit.train(made, str(tmp_path), given=("data.num_classes",), minutes=10.0)
+
+    monkeypatch.setattr(fit, "gather", gather_as_first)
+    train()
+    monkeypatch.setattr(fit.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(fit, "machine_flops", lambda *_: 1e9)
+    monkeypatch.setattr(fit, "look_at_data", lambda config, _: look(config, -1.0))
+    monkeypatch.setattr(
+        fit, "look_at_machine", lambda _: dataclasses.replace(laptop, cores=64)
+    )
+    monkeypatch.setattr(fit, "measure", lambda *_: slower)
+    monkeypatch.setattr(fit, "gather", lambda value: [sent.pop(0), value])
+    train()
+    first, second = trained
+    assert second.to_json() == first.to_json() and first.data.num_threads == 2
+    assert len(written) == 1 and not sent
+
+
+@pytest.mark.usefixtures("quick_compiles")
+def test_a_run_within_its_minutes_from_end_to_end(tmp_path, monkeypatch):
+    """Looks, chooses, measures, trains, is stopped, goes on, keeps the best."""
+    measured, workdir = [], tmp_path / "run"
+    measure = fit.measure
+    monkeypatch.setattr(fit, "measure", lambda *x: measured.append(1) or measure(*x))
+    own = {"choose_settings": True, "eval.checkpoint": "best", "train.steps": 6}
+
+    def train(**settings) -> dict:
+        config = tiny_config(own | settings)
+        given = frozenset((*OVERRIDES, *own, *settings, "model", "selection.name"))
+        chosen = {f"train.{key}_every" for key in ("eval", "checkpoint")}
+        return fit.train(config, str(workdir), given=given - chosen, minutes=2.0)
+
+    assert train(**{"train.stop_after": 4}) == {}
+    assert not (workdir / "metrics.json").exists()
+    metrics = train(**{"train.stop_after": 0})
+    assert measured == [1]  # The second command has chosen nothing.
+    assert json.loads((workdir / "metrics.json").read_text()) == metrics
+    told = json.loads((workdir / fit.FILE).read_text())
+    kept = json.loads((workdir / "config.json").read_text())
+    assert kept["data"]["validation_split"] == "train[22:24]"
+    assert told["looked_at"]["of"] == 24 and "data.validation_split" in told["keys"]
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    scores = {x["step"]: x["eval/mIoU"] for x in lines if "eval/mIoU" in x}
+    # Validation, which the last step has too, has said which checkpoint it is.
+    assert max(scores) == 6 and len(scores) > 1
+    assert scores[metrics["step"]] == max(scores.values())
+    used = json.loads((workdir / clocks.FILE).read_text())["seconds"]
+    assert 0 < used < 120
 
 
 def test_minutes_fit_the_schedule_of_any_recipe(trained, tmp_path):
