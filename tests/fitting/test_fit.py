@@ -39,6 +39,24 @@ def test_a_plan_uses_the_time_and_no_more():
     ).steps == 1  # fmt: skip
 
 
+def test_where_evaluations_would_take_the_time_they_are_of_fewer_pictures():
+    left = {"left": 570.0, "total": 600.0, "reading": 5.0}
+    many = {"num_validation": 5_000, "num_test": 20_000}
+    best = {"keeps_best": True, "evaluates": False}
+    cut = plan(TIMING, **left, **many, **best, cuts_validation=True, cuts_test=True)
+    assert 1_000 < cut.num_test < 1_850 and 50 < cut.num_validation < 300
+    assert cut.evaluations >= 4
+    used = cut.steps * 0.5 + cut.evaluations * cut.num_validation * 0.1 + cut.reserve
+    assert 400 < used < 570
+    # What was given is looked at whole; few are never fewer.
+    whole = plan(TIMING, **left, **many, **best)
+    assert (whole.num_validation, whole.num_test) == (5_000, 20_000)
+    slow = dataclasses.replace(TIMING, example=100.0)
+    few = {"num_validation": 3, "num_test": 10} | best
+    cut = plan(slow, **left, **few, cuts_validation=True, cuts_test=True)
+    assert (cut.num_validation, cut.num_test) == (2, 8)
+
+
 def test_a_clock_goes_on_where_the_process_before_has_stopped(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(clocks.time, "monotonic", lambda: now[0])
