@@ -29,9 +29,9 @@ MIN_TEST = 8
 WARMUP = (0.05, 100)
 """Of a schedule that is chosen: share of the steps, and most steps."""
 
-CACHED = 0.8
-"""Of the seconds to trace and compile, that the loop takes again with a cache: its step
-has another schedule, and so is another program.
+CACHED = 0.3
+"""Of the seconds to trace and compile, that the loop takes again with a cache: its
+programs are the same, also that of a step, whose schedule is an argument.
 """
 
 MARGIN = 0.03

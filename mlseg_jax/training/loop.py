@@ -43,7 +43,7 @@ from mlseg_jax.training.forecast import refuse_what_cannot_end
 from mlseg_jax.training.kept import kept_state, open_validation, scores_last_step
 from mlseg_jax.training.reports import Reports
 from mlseg_jax.training.state import abstract_state, initialise
-from mlseg_jax.training.step import make_train_step
+from mlseg_jax.training.step import make_train_step, put_lengths
 from mlseg_jax.training.watch import ProfileWindow, Stopped, StopRequest
 from mlseg_jax.training.watchdog import Watchdog
 
@@ -183,6 +183,7 @@ class _Loop:
         self.engine = self.task.make_engine(config, model, {}, own_mesh(config))
         priors = long_tail.loss_priors(config, presence, model.num_classes)
         self.step_function = make_train_step(config, model, mesh, priors)
+        self.lengths = put_lengths(config, mesh)
         self.class_examples = long_tail.class_examples(presence, model.num_classes)
         self.stopped_early = False
         self.is_over = lambda: False
@@ -229,7 +230,7 @@ class _Loop:
                 self.watchdog.at(step + 1, "step")
                 # What is copied to or from a device by mistake stops the run.
                 with reports.watch.devices(), jax.transfer_guard("disallow"):
-                    state, metrics = self.step_function(state, batch)
+                    state, metrics = self.step_function(state, batch, self.lengths)
                 step += 1
                 bar.update()
                 reports.add(step, metrics)

@@ -207,7 +207,7 @@ def test_minutes_fit_the_schedule_of_any_recipe(trained, tmp_path):
 
 @pytest.mark.usefixtures("quick_compiles")
 def test_measuring_ends_with_its_seconds(monkeypatch):
-    """A new program, a step and two batches are the least; both weights count."""
+    """Two new programs, a step and a batch are the least; both weights count."""
     config = tiny_config({"optimizer.ema_decay": 0.9, "eval.weights": "better"})
     evaluated, evaluate = [], measuring.evaluate
 
@@ -218,7 +218,7 @@ def test_measuring_ends_with_its_seconds(monkeypatch):
 
     now = [0.0]
 
-    def step(state, batch):
+    def step(state, batch, lengths):
         assert batch["image"].shape[0] == config.train.batch_size
         now[0] += 7.0
         return state, {}
@@ -229,5 +229,5 @@ def test_measuring_ends_with_its_seconds(monkeypatch):
     monkeypatch.setattr(measuring, "time", clock)
     timing = measuring.measure(config, 20, 1.0)
     size = evaluated[0]
-    assert evaluated == [size, size]
-    assert timing == Timing(compiling=7.0 + 10.0, step=7.0, example=2 * 10.0 / size)
+    assert evaluated == [size, size, size]
+    assert timing == Timing(compiling=7.0 + 20.0, step=7.0, example=2 * 10.0 / size)
