@@ -94,7 +94,6 @@ def train(
         config = _chosen_before(config, workdir, path, frozenset(given))
     else:
         config = _choose(config, path, frozenset(given), clock)
-    clock.write()
     return loop.train(config, workdir, clock=clock)
 
 
@@ -163,6 +162,7 @@ def _choose(config, path: epath.Path, given: frozenset[str], clock: Clock):
     _fit_schedule(choices, data, clock, reading)
     for line in choices.lines:
         logger.info("%s", line)
+    clock.write()  # First: choices without a reserve would be taken up.
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, _record(choices, data, told, clock.seconds / 60))
@@ -206,7 +206,8 @@ def _fit_schedule(choices: Choices, data: Data, clock: Clock, reading: float) ->
             f"of the first {planned.num_test} of {num_test:,} pictures, for all take "
             f"too long; `evaluate --config.data.eval_examples=0` scores all",
         )
-    set_schedule(choices, planned, timing, data.num_pictures)
+    trained_on = len(open_dataset(config.data, train=True))
+    set_schedule(choices, planned, timing, trained_on)
     evaluation = planned.num_test * timing.example
     if evaluation > MAX_TEST * clock.seconds:
         fits = max(1, int(MAX_TEST * clock.seconds / timing.example))

@@ -106,6 +106,20 @@ def _batches(config, model: FunctionalModel, mesh, state, source):
     return batches, 0.0
 
 
+class _First:
+    """The first examples of a source."""
+
+    def __init__(self, source, count: int):
+        self.info, self._source = source.info, source
+        self._count = min(count, len(source))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict:
+        return self._source[index]
+
+
 def _evaluation(
     config, model: FunctionalModel, state, max_seconds: float
 ) -> tuple[float, float]:
@@ -113,21 +127,18 @@ def _evaluation(
     run, and what the last one does), and of one of the next; each as often as there are
     weights to evaluate.
     """
-    data = config.data.copy_and_resolve_references()
-    size = config.eval.batch_size
-    count = len(open_dataset(data, train=False))
+    source = open_dataset(config.data, train=False)
     task, mesh = find_task(config), own_mesh(config)
     engine = task.make_engine(config, model, {}, mesh)
     weights = evaluation_parameters(state, config.eval.weights)
     engine.parameters = to_own_mesh(next(iter(weights.values())), mesh)
     seconds = []
     for batches, is_last in ((1, False), (1, True), (1, True), (NUM_EVALUATED, True)):
-        data.eval_examples = examples = min(size * batches, count)
-        source = open_dataset(data, train=False)
+        few = _First(source, config.eval.batch_size * batches)
         evaluation = task.make_evaluation(config, source.info, with_oracle=is_last)
         begin = time.perf_counter()
-        evaluate(evaluation, engine, source, config)
+        evaluate(evaluation, engine, few, config)
         seconds.append(time.perf_counter() - begin)
         if gather(len(seconds) > 2 and seconds[-1] > max_seconds / NUM_EVALUATED)[0]:
             break
-    return sum(seconds[:2]), len(weights) * seconds[-1] / examples
+    return sum(seconds[:2]), len(weights) * seconds[-1] / len(few)

@@ -102,7 +102,7 @@ def plan(
 def set_schedule(choices: Choices, planned: Plan, timing: Timing, epoch: int) -> None:
     """Steps, and all that is counted in them, of the configuration.
 
-    ``epoch``: number of training pictures.
+    ``epoch``: number of pictures that are trained on.
     """
     config, steps = choices.config, planned.steps
     old = config.train.steps
