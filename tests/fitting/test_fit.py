@@ -31,7 +31,8 @@ def test_a_plan_uses_the_time_and_no_more():
     )  # fmt: skip
     assert planned.evaluations == 8
     last = planned.steps * 0.5 + 8 * 30 * 0.1 + 100 * 0.1 + 5.0
-    assert 0.9 * 570 < last < 570
+    # A tenth of the steps' time is kept for steps that take longer than these.
+    assert 0.8 * 570 < last < 0.95 * 570
     # No time at all is a step all the same, and an evaluation.
     assert plan(
         TIMING, left=1.0, total=60.0, reading=5.0,
