@@ -92,6 +92,7 @@ def train(
     clock = Clock(workdir, minutes, already, stops=jax.process_count() == 1)
     if goes_on:
         config = _chosen_before(config, workdir, path, frozenset(given))
+        clock.write()
     else:
         config = _choose(config, path, frozenset(given), clock)
     if jax.process_count() == 1:
