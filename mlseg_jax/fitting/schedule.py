@@ -94,7 +94,7 @@ def plan(
     wanted = min(wanted, affordable // max(num_validation, 1))
     evaluations = max(int(keeps_best), wanted)
     one = num_validation * timing.example
-    steps = max(1, int(SLOWER * (free - evaluations * one) / timing.step))
+    steps = max(1, int((free - evaluations * one) / timing.step))
     reserve += keeps_best * one
     return Plan(steps, evaluations, reserve, num_validation, num_test)
 
