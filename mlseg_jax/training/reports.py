@@ -109,9 +109,7 @@ class Reports:
             key: float(np.mean([metrics[key] for metrics in fetched]))
             for key in fetched[0]
         }
-        scalars["train/learning_rate"] = float(
-            make_schedule(self.config)(step - 1)
-        )
+        scalars["train/learning_rate"] = float(make_schedule(self.config)(step - 1))
         scalars["train/memory_peak_gib"] = peak_memory()
         scalars |= self._speed(step)
         bar.set_postfix(
