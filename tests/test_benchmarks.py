@@ -15,6 +15,7 @@ from benchmarks import (
     connected_components,
     frameworks,
     regions_memory,
+    selection_levers,
     study_steps,
     throughput,
 )
@@ -111,3 +112,19 @@ def test_connected_segments():
         made = {(c, (found == i).tobytes()) for i, c in classes.items()}
         assert made == expected and len(classes) == len(expected)
         assert set(np.unique(found)) - {0} == set(classes)
+
+
+def test_levers_select_what_is_allowed_and_thresholds_are_those_of_the_best_f1():
+    scores = np.array([[0.1, 0.9, 0.5, 0.7], [0.4, 0.3, 0.2, 0.1]])
+    allowed = np.array([[True, False, True, True], [False] * 4])
+    chosen = selection_levers.among(scores, allowed, 2)
+    assert chosen.class_ids[0].tolist() == [3, 2] and chosen.valid[0].all()
+    # No label at all is none: the best one stays.
+    assert chosen.valid[1].tolist() == [True, False]
+    scores = np.array([[3.0, 1.0], [2.0, 2.0], [1.0, 3.0], [0.0, 4.0]])
+    present = np.array([[True, False], [True, False], [False, False], [True, False]])
+    # The two best alone have an F1 of 0.8, all with a wrong one 6 / 7.
+    first, never = selection_levers.best_thresholds(scores, present)
+    assert first == 0.0 and never == np.inf
+    present[3, 0] = False
+    assert selection_levers.best_thresholds(scores, present)[0] == 2.0
