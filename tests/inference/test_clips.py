@@ -3,17 +3,8 @@
 import numpy as np
 import pytest
 from fake_model import POLICY, C, FakeModel, K, fake_engine, make_settings
-from shrink import (
-    random_parameters,
-    segmenter_config,
-    use_tiny_backbone,
-    use_tiny_decoder,
-)
 
 from mlseg_jax.inference.clips import Clips, change
-from mlseg_jax.inference.engine import Engine
-from mlseg_jax.label_selection import Selection, SelectionPolicy
-from mlseg_jax.models.build import FunctionalModel
 
 
 def scores(*scenes, seed=0):
@@ -97,26 +88,3 @@ def test_frames_of_a_clip_share_their_labels():
     for segmented, row in zip(alone, own, strict=True):
         found = set(np.asarray(segmented.selection.class_ids)[0].tolist())
         assert found == set(np.argsort(-row)[:K].tolist())
-
-
-def test_classes_join_the_encoder_of_every_frame(quick_compiles):
-    """Without a decoder: as if each frame had been told the labels of its clip."""
-    config = segmenter_config()
-    more = {"positions": "rotary", "key_bias": False, "num_registers": 2}
-    use_tiny_backbone(config, "vit", layer_scale=1.0, depth=3, **more)
-    use_tiny_decoder(config, "encoder_only", depth=2)
-    settings = make_settings(clip_change=1.0, batch_size=2)
-    model = FunctionalModel.build(config, C)
-    engine = Engine(model, random_parameters(model), settings)
-    images = np.random.default_rng(0).integers(0, 256, (4, 20, 30, 3), np.uint8)
-    clips = Clips(K, settings)
-    ((*results,),) = engine.segment(images, [(POLICY, None)], scope=clips)
-    shared = {tuple(x.selection.class_ids[0].tolist()) for x in results}
-    own = {tuple(np.argsort(-x.scores[0])[:K].tolist()) for x in results}
-    assert len(shared) == 1 and len(own) > 1
-    told = SelectionPolicy("given", K)
-    for image, found in zip(images, results, strict=True):
-        given = Selection(np.asarray([*shared]), None, C)
-        ((expected,),) = engine.segment([image], [(told, given)])
-        np.testing.assert_array_equal(found.label_maps(), expected.label_maps())
-        assert len(np.unique(found.label_maps())) > 1
