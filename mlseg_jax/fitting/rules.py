@@ -236,7 +236,7 @@ def keep_back(choices: Choices, data: Data, count: int) -> None:
 def _reading(choices: Choices, data: Data, machine: Machine) -> None:
     # Pixels of three octets, labels of four.
     size = 7.0 * data.sizes.prod(axis=1).mean() * data.num_pictures
-    fits = size <= CACHE_SHARE * machine.free_bytes
+    fits = bool(size <= CACHE_SHARE * machine.free_bytes)
     threads = max(1, min(4, machine.cores))
     choices.set(data={"cache": fits, "num_threads": threads})
     if not machine.is_cpu:
