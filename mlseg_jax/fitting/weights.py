@@ -138,10 +138,15 @@ def _take_model(choices: Choices, recipe: ml_collections.ConfigDict) -> None:
     pixels = {key: recipe.data[key] for key in ("pixel_mean", "pixel_std")}
     backbone = recipe.model.backbone.copy_and_resolve_references()
     choices.set(data=pixels, model={"backbone": backbone})
+    is_upernet = recipe.model.get("decoder", {}).get("name") == "upernet"
     if choices.config.model.backbone.name == "vit":
         _stand_on_vit(choices)
-    elif "decoder" in recipe.model and recipe.model.decoder.name == "upernet":
+    elif is_upernet:
         choices.set(model={"decoder": recipe.model.decoder})
+    is_run = epath.Path(choices.config.init).is_dir()
+    if not (is_run or is_upernet or choices.is_given("init_part")):
+        # Of files of whole models, whose other parts have no place here.
+        choices.narrow("init_part", "backbone/")
 
 
 def _stand_on_vit(choices: Choices) -> None:

@@ -153,6 +153,7 @@ def test_the_other_decoder_of_vits():
         choose(choices, facts, LAPTOP, 600.0, speed)
         check_config(choices.config)
         found.append(choices.config)
+        assert choices.config.init_part == "backbone/"
         assert choices.config.model.decoder.depth == 3
         assert choices.config.model.multilabel_head.classes_apart
         assert any("encoder_only on vit" in line for line in choices.lines)
