@@ -312,7 +312,8 @@ class _Loop:
         results = {}
         weights = evaluation_parameters(state, self.config.eval.weights)
         for name, parameters in weights.items():
-            evaluating(before, before + total)
+            self.watchdog.at(step, "evaluate", before)
+            # All processes together, so nobody may stop alone before it.
             self.engine.parameters = to_own_mesh(parameters, self.engine.mesh)
             evaluation = self.task.make_evaluation(
                 self.config, self.eval_source.info, class_examples=self.class_examples

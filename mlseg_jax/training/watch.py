@@ -74,7 +74,8 @@ class StopRequest:
             raise Stopped
 
     def check_together(self, name: str, is_over: bool) -> None:
-        """As `check`, for work of which each process does its share at its own pace.
+        """As `check`, for work of which each process does its share at its own pace,
+        without waiting for others.
 
         Args:
           name: of the work.
