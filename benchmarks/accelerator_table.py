@@ -94,10 +94,16 @@ def page(result: Mapping) -> str:
     device = parts.get("device", {"rows": []})["rows"][:1]
     facts = device[0] if device else {}
     name = f"{facts.get('count', '?')} x {facts.get('kind', 'an unknown device')}"
+    dry = " --dry" if result["dry"] else ""
     lines = [
         f"# {name}, {machine['time']}",
         "",
-        f"`python benchmarks/accelerator.py --minutes={result['minutes']:g}`; "
+        *(
+            ["**Tiny shapes on a processor: the figures mean nothing.**", ""]
+            if dry
+            else []
+        ),
+        f"`python benchmarks/accelerator.py{dry} --minutes={result['minutes']:g}`; "
         f"JAX {facts.get('jax', '?')}, {facts.get('runtime', '?')}, Python "
         f"{machine['python']}, {machine['cores']} cores of {machine['cpu']}.",
     ]
