@@ -61,6 +61,7 @@ if [ "$arch" = "$(uname -m)" ] && command -v gcc objdump strip >/dev/null; then
     grep -F '*UND*' >"$work/functions"
   for name in avcodec avformat avutil swscale aom; do
     library=$(echo opencv_python_headless.libs/lib$name-*)
+    if [ ! -e "$library" ]; then continue; fi
     version=$(grep -oE "LIB${name^^}_[0-9]+" "$work/functions" | head -1 || true)
     grep -E "${version:- ${name}_}" "$work/functions" | awk '{print $NF}' |
       sed 's/.*/void &(void) { __builtin_trap(); }/' >"$work/hollow.c"
