@@ -53,7 +53,7 @@ find matplotlib/mpl-data/fonts/ttf -name '*.ttf' ! -name 'DejaVuSans*' -delete
 find . -type d \( -name tests -o -name testing -o -name baseline_images \) \
   -path './matplotlib/*' -prune -exec rm -rf {} +
 
-if [ "$arch" = "$(uname -m)" ] && command -v gcc objdump strip >/dev/null; then
+if [ "$arch" = "$(uname -m)" ] && type gcc objdump strip >/dev/null 2>&1; then
   # OpenCV wants FFmpeg when it is loaded and calls it for films alone, and AOM for AVIF
   # pictures: in their place stand libraries with the same functions, which end the
   # program if they are called.
