@@ -71,7 +71,8 @@ if [ "$arch" = "$(uname -m)" ] && type gcc objdump strip >/dev/null 2>&1; then
   done
   rm -f opencv_python_headless.libs/lib{vpx,swresample,crypto,ssl,drm}-*
   # Those that were not changed after they were linked bear it.
-  find . -name '*.so' -not -path './cv2/*' -not -path './PIL/*' -exec strip {} +
+  find . -name '*.so' ! -path './cv2/*' ! -path './PIL/*' ! -path './*.libs/*' \
+    -exec strip {} +
 fi
 cd "$work"
 tar -cf - offline | xz --x86 --lzma2=preset=9 --threads=1 > "$out"
