@@ -240,7 +240,9 @@ class _Loop:
                     reports.log(step, bar)
             reports.check_finite()
             self._save(step, state)
-            if scores_last_step(self.config) and not self.stopped_early:
+            # Without time for it, there is no other checkpoint to compare this with.
+            is_only = self.is_over() and not self.checkpoints.scores(step)
+            if scores_last_step(self.config) and not (self.stopped_early or is_only):
                 self._evaluate(step, state, stop)
         finally:
             profile.close(metrics)
