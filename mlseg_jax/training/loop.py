@@ -181,6 +181,7 @@ class _Loop:
         self.task = find_task(config)
         # One engine for all evaluations: its compiled functions stay.
         self.engine = self.task.make_engine(config, model, {}, own_mesh(config))
+        self.engine.apart = True  # As the last evaluation, whose oracle needs it.
         priors = long_tail.loss_priors(config, presence, model.num_classes)
         self.step_function = make_train_step(config, model, mesh, priors)
         self.lengths = put_lengths(config, mesh)
