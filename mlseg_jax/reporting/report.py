@@ -146,6 +146,8 @@ def _flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
 def _tiles(known: Mapping, kind: str) -> list[Html]:
     """Every fragment "KIND KEY" of the template whose key is known, in its order."""
     values, oracle, tiles = dict(known), None, []
+    if known.get("k") == known.get("num_classes"):  # All are selected, and recalled.
+        values |= dict.fromkeys(("pixel_recall_at_k", "image_recall_at_k"))
     best = next((key for key in BEST if f"oracle_{key}" in known), BEST[0])
     if is_finite(known.get(f"oracle_{best}")) and is_finite(known.get(best)):
         oracle = known[f"oracle_{best}"]
