@@ -34,12 +34,6 @@ CACHED = 0.3
 programs are the same, also that of a step, whose schedule is an argument.
 """
 
-SLOWER = 0.9
-"""How fast later steps may be beside those that were measured: a training whose time
-is over before its schedule ends with a learning rate that is not down, which costs more
-than some steps less.
-"""
-
 MARGIN = 0.03
 """Of the minutes, kept for what was not measured: starting, saving, writing."""
 
@@ -100,7 +94,7 @@ def plan(
     wanted = min(wanted, affordable // max(num_validation, 1))
     evaluations = max(int(keeps_best), wanted)
     one = num_validation * timing.example
-    steps = max(1, int(SLOWER * (free - evaluations * one) / timing.step))
+    steps = max(1, int((free - evaluations * one) / timing.step))
     reserve += keeps_best * one
     return Plan(steps, evaluations, reserve, num_validation, num_test)
 
