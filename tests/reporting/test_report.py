@@ -170,6 +170,17 @@ def test_report_of_empty_files(tmp_path):
     assert "svg" not in parsed.tags and "img" not in parsed.tags
 
 
+def test_a_model_without_label_scores_shows_none(tmp_path):
+    make_workdir(tmp_path, num_classes=40, k=40)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model"] = {"multilabel_head": {"name": "none"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, parsed = check(report.write_report(tmp_path))
+    assert "This model scores no labels" in parsed.text
+    assert "recall@40" not in parsed.text.lower()
+    assert "Recall of the best" not in parsed.text
+
+
 def test_example_without_labels(tmp_path):
     make_workdir(tmp_path, num_examples=1)
     with np.load(tmp_path / "evaluation_examples.npz") as archive:
