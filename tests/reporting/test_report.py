@@ -82,8 +82,8 @@ def make_pictures(rng, num_examples, size, num_classes, k):
             f"truth_{i}": truth,
             f"prediction_{i}": np.roll(truth, 1).clip(0),
             f"label_ids_{i}": order,
-            f"label_scores_{i}": np.linspace(1, 0, k + 5, dtype=np.float32),
-            f"label_selected_{i}": np.arange(k + 5) < k,
+            f"label_scores_{i}": np.linspace(1, 0, len(order), dtype=np.float32),
+            f"label_selected_{i}": np.arange(len(order)) < k,
         }
     return arrays
 
