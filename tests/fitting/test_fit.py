@@ -117,7 +117,7 @@ def test_choices_are_made_once(trained, tmp_path):
     fit.train(config(), workdir, given=keys, minutes=10.0)
     (first,) = trained
     # 600 s less 10 s of compiling and what is kept; no step was measured for real.
-    assert 800 < first.train.steps < 1150 and first.train.eval_every
+    assert 800 < first.train.steps < 1200 and first.train.eval_every
     assert first.selection.name == "top_k" and first.train.batch_size == 8
     told = json.loads((tmp_path / fit.FILE).read_text())
     assert told["looked_at"]["pictures"] == 12 and "train.steps" in told["keys"]
@@ -234,7 +234,7 @@ def test_minutes_fit_the_schedule_of_any_recipe(trained, tmp_path):
     config = tiny_config({"train.steps": 1000, "optimizer.warmup_steps": 100})
     fit.train(config, str(tmp_path), minutes=10.0, already=60.0)
     (fitted,) = trained
-    assert 800 < fitted.train.steps < 1060
+    assert 800 < fitted.train.steps < 1080
     assert fitted.optimizer.warmup_steps == round(fitted.train.steps / 10)
     assert fitted.model.to_json() == config.model.to_json()
     # It keeps its evaluations, and has checkpoints every few minutes.
