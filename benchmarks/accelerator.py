@@ -209,8 +209,10 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, required=True, help="a folder")
     parser.add_argument("--parts", default="", help="some of them, by comma")
     parser.add_argument("--dry", action="store_true", help="tiny shapes, on CPU")
+    parser.add_argument("--torch-python", default=sys.executable, help="has PyTorch")
     args = parser.parse_args()
-    worker = [sys.executable, str(WORKER)] + ["--dry"] * args.dry
+    worker = [sys.executable, str(WORKER), f"--torch-python={args.torch_python}"]
+    worker += ["--dry"] * args.dry
     # As Ctrl-C does: parts are ended as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     run = Run(args.output.resolve(), args.minutes, worker)

@@ -18,6 +18,7 @@ import accelerator  # noqa: E402
 import accelerator_cases as cases  # noqa: E402
 import accelerator_parity  # noqa: E402
 import accelerator_parts  # noqa: E402
+import accelerator_pytorch  # noqa: E402
 import accelerator_steps as steps  # noqa: E402
 import accelerator_table  # noqa: E402
 
@@ -180,6 +181,27 @@ def test_parts_on_a_processor(tmp_path, monkeypatch):
         dict(minutes=8, machine=facts, parts=found, forecast=[], not_reached=[])
     )
     assert "## Training steps and prediction" in page and "| train 1284 |" in page
+
+
+def test_pytorch_has_a_python_of_its_own(tmp_path, monkeypatch):
+    """A made one here, which answers for the shapes that it is given."""
+    python = tmp_path / "python"
+
+    def answer(words):
+        python.write_text(f"#!/bin/sh\necho noise; test -f $1 && echo '{words}'")
+        python.chmod(0o700)
+        name, folder = "pytorch 1284", tmp_path / "out"
+        (folder / "parts").mkdir(parents=True, exist_ok=True)
+        return accelerator_parts.run(name, folder, True, str(python))
+
+    assert answer('{"batch": 1}')["rows"] == [{"batch": 1, "C": 24}]
+    assert answer('{"left_out": "No torch."}')["left_out"] == "No torch."
+    assert answer('{"error": "Crash: x"}')["error"].endswith("in PyTorch, Crash: x")
+    shapes = accelerator_pytorch.shapes_of(cases.make_config("train 1284", False), 4, 0)
+    assert shapes["embed_dim"] == 1024 and shapes["side"] == cases.SIDE
+    assert shapes["k"] == cases.RANKS and shapes["pool"] == cases.POOL
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "has no torch" in accelerator_pytorch.run(shapes)["left_out"]
 
 
 @pytest.mark.parametrize("dry", [False, True])

@@ -140,10 +140,6 @@ def _train(
         state = kept_state(config, num_classes, mesh, checkpoints, state)
         step = int(state["step"])
 
-        def evaluating(done: int) -> None:
-            watchdog.at(step, "evaluate", done)
-            stop.check()
-
         metrics, scores = evaluate_and_write(
             config,
             workdir,
@@ -152,13 +148,28 @@ def _train(
             step,
             eval_source,
             presence,
-            on_progress=evaluating,
+            on_progress=_evaluating(watchdog, stop, step, "final"),
         )
         if not config.data.validation_split:
             checkpoints.score(step, scores)
             writer.forget_evaluation(step)
             writer.write(step, evaluation_scalars(metrics))
         return metrics
+
+
+def _evaluating(watchdog: Watchdog, stop: StopRequest, step: int, name: str):
+    """What an evaluation calls with how many examples are done, and at how many one of
+    its passes ends.
+
+    Raises (as it is called):
+      Stopped: the run was asked to stop.
+    """
+
+    def evaluating(done: int, end: int) -> None:
+        watchdog.at(step, "evaluate", done)
+        stop.check_together(f"{name}/{step}/{end}", is_over=done == end)
+
+    return evaluating
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -299,15 +310,13 @@ class _Loop:
         if self.checkpoints.is_scored(step):
             return
 
-        def evaluating(done: int, _total: int = 0) -> None:
-            self.watchdog.at(step, "evaluate", before + done)
-            stop.check()
-
-        before = 0
+        evaluating = _evaluating(self.watchdog, stop, step, "evaluation")
+        before, total = 0, len(self.eval_source)
         results = {}
         weights = evaluation_parameters(state, self.config.eval.weights)
         for name, parameters in weights.items():
-            evaluating(0)
+            self.watchdog.at(step, "evaluate", before)
+            # All processes together, so nobody may stop alone before it.
             self.engine.parameters = to_own_mesh(parameters, self.engine.mesh)
             evaluation = self.task.make_evaluation(
                 self.config, self.eval_source.info, class_examples=self.class_examples
@@ -317,9 +326,9 @@ class _Loop:
                 self.engine,
                 self.eval_source,
                 self.config,
-                on_progress=evaluating,
+                on_progress=lambda done, _, b=before: evaluating(b + done, b + total),
             )
-            before += len(self.eval_source)
+            before += total
         self.engine.parameters = {}  # the step is about to donate them
         metrics, scores = better_weights(self.task, results)
         scalars = evaluation_scalars(metrics)
