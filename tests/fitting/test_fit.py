@@ -180,9 +180,11 @@ def test_all_processes_choose_what_the_first_one_found(trained, tmp_path, monkey
     assert len(written) == 1 and not sent
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_run_within_its_minutes_from_end_to_end(tmp_path, monkeypatch):
-    """Looks, chooses, measures, trains, is stopped, goes on, keeps the best."""
+    """Looks, chooses, measures, trains, is stopped, goes on, keeps the best.
+
+    Its programs are those of `test_train`.
+    """
     measured, workdir = [], tmp_path / "run"
     measure = fit.measure
     monkeypatch.setattr(fit, "measure", lambda *x: measured.append(1) or measure(*x))
