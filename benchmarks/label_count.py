@@ -37,7 +37,6 @@ import measure  # noqa: E402
 
 POOLS = {"pooled": 8, "unpooled": 0, "queries": 0}
 MB = 1e6
-NUM_SEGMENTS = 12
 
 
 def make_config(args, num_classes: int, k: int, head: str):
@@ -69,9 +68,9 @@ def nbytes(tree) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def beyond(lowered, arguments) -> int:
+def beyond(compiled, arguments) -> int:
     """Bytes besides parameters and state; ``arguments`` are the other arguments."""
-    memory = lowered.compile().memory_analysis()
+    memory = compiled.memory_analysis()
     made = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return nbytes(arguments) + made + memory.temp_size_in_bytes
 
@@ -100,7 +99,28 @@ def predict_programs(engine, policy, image: np.ndarray):
     yield "tile", tile_labels.lower(*arguments), arguments
 
 
-def predict_row(args, config, num_classes: int) -> dict:
+def prediction_bytes(config, num_classes: int) -> dict[str, int]:
+    """What each program of a prediction needs, compiled and not run."""
+    from mlseg_jax.models.build import FunctionalModel
+    from mlseg_jax.tasks.engines import evaluation_policy, make_engine
+
+    model = FunctionalModel.build(config, num_classes)
+    policy = evaluation_policy(config, num_classes)
+    engine = make_engine(config, model, model.shapes)
+    return {
+        name: beyond(lowered.compile(), arguments)
+        for name, lowered, arguments in predict_programs(engine, policy, noise(config))
+    }
+
+
+def noise(config) -> np.ndarray:
+    """A picture of the size of crops."""
+    shape = (*config.data.crop_size, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def prepare_prediction(config, num_classes: int):
+    """A function that predicts one picture of noise, with random weights."""
     import jax
 
     from input_pipeline.info import DatasetInfo
@@ -112,66 +132,64 @@ def predict_row(args, config, num_classes: int) -> dict:
     find_segments = find_task(config).find_segments
     info = DatasetInfo("", tuple(map(str, range(num_classes))), (True,) * num_classes)
     policy = evaluation_policy(config, num_classes)
-    image = np.random.default_rng(0).integers(
-        0, 256, (args.image,) * 2 + (3,), np.uint8
-    )
-    engine = make_engine(config, model, model.shapes)
-    parts = {
-        name: beyond(lowered, arguments)
-        for name, lowered, arguments in predict_programs(engine, policy, image)
-    }
-    row = {"bytes": max(parts.values()), "parts": parts}
-    if not args.analyse_only:
-        make = jax.jit(lambda: initial_parameters(config, num_classes, 0)[0])
-        engine = make_engine(config, model, make())
+    image = noise(config)
+    make = jax.jit(lambda: initial_parameters(config, num_classes, 0)[0])
+    engine = make_engine(config, model, make())
 
-        def predict():
-            picture = engine.segment([image], [(policy, None)])[0][0]
-            if find_segments is None:
-                picture.label_maps()
-            else:
-                find_segments(picture, config.eval, info)
+    def predict():
+        picture = engine.segment([image], [(policy, None)])[0][0]
+        if find_segments is None:
+            picture.label_maps()
+        else:
+            find_segments(picture, config.eval, info)
 
-        row |= run_row(predict, args.repetitions)
-    return row
+    return predict
 
 
-def train_row(args, config, num_classes: int) -> dict:
+def prepare_step(config, num_classes: int, *, analyse_only: bool = False):
+    """A training step of one crop of noise.
+
+    Returns:
+      Bytes, and a function that takes a step, or None.
+    """
     import jax
 
     from mlseg_jax.distributed.sharding import make_mesh, put_batch
     from mlseg_jax.models.build import FunctionalModel
     from mlseg_jax.training.state import abstract_state, initialise
     from mlseg_jax.training.step import make_train_step
-    from mlseg_jax.typing import IGNORE
 
     mesh = make_mesh(config)
     model = FunctionalModel.build(config, num_classes)
-    step = make_train_step(config, model, mesh)
-    random = np.random.default_rng(0)
-    shape = (1, args.image, args.image)
-    batch = {"image": random.integers(0, 256, (*shape, 3), np.uint8)}
-    if model.num_queries:
-        classes = np.full((1, config.data.max_segments), IGNORE, np.int32)
-        classes[:, :NUM_SEGMENTS] = random.choice(num_classes, NUM_SEGMENTS)
-        masks = random.integers(0, NUM_SEGMENTS, (1, 8, 8)).astype(np.int32)
-        masks = np.kron(masks, np.ones((1, shape[1] // 8, shape[2] // 8), np.int32))
-        batch |= {"masks": masks, "segment_classes": classes}
-    else:
-        label_map = random.integers(0, num_classes, shape)
-        batch["label_map"] = label_map.astype(np.int32)
+    batch = measure.noise_batch(config, 1, num_classes)
     batch = put_batch(mesh, batch)
-    state = abstract_state(config, num_classes, mesh)
-    row = {"bytes": beyond(step.lower(state, batch), batch)}
-    if not args.analyse_only:
-        held = [initialise(config, num_classes, mesh)]
+    lowered = make_train_step(config, model, mesh).lower(
+        abstract_state(config, num_classes, mesh), batch
+    )
+    step = lowered.compile()
+    needed = beyond(step, batch)
+    if analyse_only:
+        return needed, None
+    held = [initialise(config, num_classes, mesh)]
 
-        def train():
-            held[0], _ = step(held[0], batch)
-            jax.block_until_ready(held[0])
+    def train():
+        held[0], _ = step(held[0], batch)
+        jax.block_until_ready(held[0])
 
-        row |= run_row(train, args.repetitions)
-    return row
+    return needed, train
+
+
+def measured_row(args, task: str, config, num_classes: int) -> dict:
+    run = None
+    if task == "predict":
+        parts = prediction_bytes(config, num_classes)
+        row = {"bytes": max(parts.values()), "parts": parts}
+        if not args.analyse_only:
+            run = prepare_prediction(config, num_classes)
+    else:
+        needed, run = prepare_step(config, num_classes, analyse_only=args.analyse_only)
+        row = {"bytes": needed}
+    return row if run is None else row | run_row(run, args.repetitions)
 
 
 def run_row(function, repetitions: int) -> dict:
@@ -260,8 +278,7 @@ def main() -> None:
     if args.row:
         task, head, num_classes, k = args.row.split(",")
         config = make_config(args, int(num_classes), int(k), head)
-        make = predict_row if task == "predict" else train_row
-        print(json.dumps(make(args, config, int(num_classes))))
+        print(json.dumps(measured_row(args, task, config, int(num_classes))))
         return
     measure.print_machine(measure.machine())
     rows = []

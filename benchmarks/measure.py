@@ -1,8 +1,9 @@
 """What all benchmarks share: timing in turns, memory of a process, machine, tables.
 
-Needs NumPy alone, so that a process without JAX can use it too.
+Needs at most NumPy, so that a process without JAX can use it too.
 """
 
+import ctypes
 import json
 import os
 import pathlib
@@ -15,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 """The repository: scripts of this directory run without installing it."""
+
+NUM_SEGMENTS = 12
 
 MATRIX_SIDE = 2048
 """Side of the "large matrix product" that speeds are compared with."""
@@ -87,6 +90,25 @@ def answer(functions: Mapping[str, Callable[[], object]]) -> None:
         print(json.dumps(functions[line.strip()]()), flush=True)
 
 
+def noise_batch(config, size: int, num_classes: int) -> dict:
+    """A training batch of pictures of noise, of the size of crops; segments of models
+    that find these are blocks in a grid of 8 x 8, and of `NUM_SEGMENTS` classes.
+    """
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    shape = (size, *config.data.crop_size)
+    batch = {"image": random.integers(0, 256, (*shape, 3), np.uint8)}
+    if config.data.segments == "none":
+        label_map = random.integers(0, num_classes, shape)
+        return batch | {"label_map": label_map.astype(np.int32)}
+    classes = np.full((size, config.data.max_segments), -1, np.int32)
+    classes[:, :NUM_SEGMENTS] = random.choice(num_classes, NUM_SEGMENTS)
+    masks = random.integers(0, NUM_SEGMENTS, (size, 8, 8)).astype(np.int32)
+    block = np.ones((1, shape[1] // 8, shape[2] // 8), np.int32)
+    return batch | {"segment_classes": classes, "masks": np.kron(masks, block)}
+
+
 def matmul_gflops(seconds: float, side: int = MATRIX_SIDE) -> float:
     """10^9 operations a second of a square product; a multiply-accumulate is two."""
     return 2 * side**3 / seconds / 1e9
@@ -119,6 +141,13 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def give_back_memory() -> None:
+    """To the system, what a compilation has freed; where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def machine() -> dict[str, object]:

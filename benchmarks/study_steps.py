@@ -13,8 +13,6 @@ import statistics
 import sys
 import time
 
-import numpy as np
-
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 
@@ -22,6 +20,7 @@ class Row:
     """A row's compiled step, its state, and one batch of noise."""
 
     def __init__(self, name: str, size: str):
+        from benchmarks.measure import noise_batch
         from configs import selection_study
         from mlseg_jax.distributed.sharding import make_mesh, put_batch
         from mlseg_jax.models.build import FunctionalModel
@@ -37,12 +36,7 @@ class Row:
         model = FunctionalModel.build(config, num_classes)
         self.step = make_train_step(config, model, mesh)
         self.state = initialise(config, num_classes, mesh)
-        random = np.random.default_rng(0)
-        shape = (config.train.batch_size, *config.data.crop_size)
-        batch = {
-            "image": random.integers(0, 256, (*shape, 3), np.uint8),
-            "label_map": random.integers(0, num_classes, shape).astype(np.int32),
-        }
+        batch = noise_batch(config, config.train.batch_size, num_classes)
         self.batch = put_batch(mesh, batch)
         self.seconds = []
         self.run()  # compiles

@@ -48,13 +48,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         base_size=(4 * side, side),
         steps=40_000,
         backbone=backbone,
-        decoder={
-            "name": "encoder_only",
-            # Blocks of the backbone that the selected classes join, from the last one.
-            "depth": args.blocks
-            or eomt.BLOCKS.get(backbone.depth, max(1, backbone.depth // 2)),
-        },
-        multilabel_head=_head(args, backbone),
+        decoder=decoder(backbone, args.blocks),
+        multilabel_head=head(backbone, args.head, args.downsample),
         auxiliary_head={"name": "none"},
     )
     config.optimizer.update(
@@ -84,20 +79,29 @@ def make_backbone(name: str, side: int) -> ConfigDict:
     return backbones.dinov2(name)
 
 
-def _head(args: ConfigDict, backbone: ConfigDict) -> ConfigDict:
+def decoder(backbone: ConfigDict, blocks: int = 0) -> ConfigDict:
+    usual = eomt.BLOCKS.get(backbone.depth, max(1, backbone.depth // 2))
+    return ConfigDict(
+        {
+            "name": "encoder_only",
+            # Blocks of the backbone that the selected classes join, from the last one.
+            "depth": blocks or usual,
+        }
+    )
+
+
+def head(backbone: ConfigDict, kind: str = "narrow", downsample: int = 8) -> ConfigDict:
     """Classes do not see one another: what one costs does not grow with the others."""
-    if args.head == "pooling":
-        return ConfigDict(
-            {"name": "global_pooling", "downsample": args.downsample or 16}
-        )
+    if kind == "pooling":
+        return ConfigDict({"name": "global_pooling", "downsample": downsample or 16})
     width, heads = backbone.embed_dim, backbone.num_heads
-    is_narrow = args.head == "narrow"
+    is_narrow = kind == "narrow"
     return ConfigDict(
         {
             "name": "projected_encoder",
             "projection": "linear",
             # Bins a side that the patches are pooled to; 0 keeps them as they are.
-            "downsample": args.downsample,
+            "downsample": downsample,
             # 0 is the width of class queries.
             "embed_dim": width // 4 if is_narrow else 0,
             "num_heads": max(1, heads // 4) if is_narrow else heads,

@@ -12,10 +12,15 @@ before, and writes ``study.md`` and ``study.png``. One row alone is
 
 from ml_collections import ConfigDict
 
-from configs import common, query2label, segmenter
-from mlseg_jax.settings import backbones
+from configs import common, encoder_only, eomt, linear, query2label, segmenter
+from mlseg_jax.settings import backbones, base
 from mlseg_jax.settings.arguments import choose, parse_arg
 from mlseg_jax.settings.resolve import AUTO
+
+RECIPES = {
+    "": segmenter, "linear": linear, "encoder_only": encoder_only, "eomt": eomt,
+}  # fmt: skip
+"""By what stands before the colon of a row's argument, if anything."""
 
 MLSEG, BASELINE = "selection=top_k", "selection=complete"
 ALL = 1e9
@@ -141,15 +146,26 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def make(args: ConfigDict, size: dict, argument: str) -> ConfigDict:
-    """A row of a study on SignScenes without the row's own overrides."""
+    """A row of a study on SignScenes without the row's own overrides.
+
+    Every framework has the same pixels, backbone, batch and update rule.
+    """
     k, steps, side = size["k"], size["steps"], (size["side"], size["side"])
-    config = segmenter.get_config(
-        f"dataset=sign_scenes,backbone={size['backbone']},{argument}"
+    name, _, argument = argument.rpartition(":")
+    # The recipe of linear classifiers knows other backbones alone.
+    backbone = "dinov2_demo" if name == "linear" else size["backbone"]
+    config = choose(RECIPES, "recipe", name).get_config(
+        f"dataset=sign_scenes,backbone={backbone},{argument}"
     )
+    config.model.backbone = backbones.vit(size["backbone"], side)
+    config.data.pixel_mean, config.data.pixel_std = base.NORMALISATIONS["half"]
+    config.train.batch_size = 16
     if config.loss.multilabel_weight == AUTO:
         common.set_label_weight(config, 10.0)  # the paper's, for 150 labels
     _use_size(config, args, size, steps)
-    config.model.decoder.dropout_rate = 0.0
+    for part in (config.model.decoder, config.model.multilabel_head):
+        if "dropout_rate" in part:
+            part.dropout_rate = 0.0
     config.optimizer.update(learning_rate=7e-4, warmup_steps=min(50, steps // 4))
     config.optimizer.learning_rate_factors = LEARNING_RATE_FACTORS
     # The hundredfold decay of the multi-label head belongs to the paper's 1e-6.

@@ -1,13 +1,26 @@
 """Benchmarks still run; what they measure is not looked at here."""
 
 import pathlib
+import types
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 from tiny import tiny_config
 
-from benchmarks import connected_components, regions_memory, study_steps, throughput
+import mlseg_jax
+from benchmarks import (
+    autolabel,
+    connected_components,
+    frameworks,
+    regions_memory,
+    selection_levers,
+    study_steps,
+    throughput,
+)
+from input_pipeline.datasets.folder import Folder
+from mlseg_jax.models.build import check_config
 
 
 def test_throughput():
@@ -28,6 +41,52 @@ def test_regions_memory():
 def test_step_times_of_the_study():
     seconds = study_steps.measure(["apart"], "toy", repetitions=1)
     assert list(seconds) == ["apart"] and seconds["apart"] > 0
+
+
+def test_frameworks_are_alike_but_for_what_is_compared():
+    args = frameworks.parse_arguments(["--backbone=vit_s16", "--image=64", "--k=20"])
+    configs = [frameworks.make_config(args, name, 30) for name in frameworks.RECIPES]
+    for config in configs:
+        check_config(config)
+        assert config.data.crop_size == config.eval.window == (64, 64)
+        assert config.model.backbone.embed_dim == 384
+    assert {config.model.dtype for config in configs} == {"float32"}
+    selecting = [c.selection.k for c in configs if c.selection.name == "top_k"]
+    assert selecting == [20] * 4
+
+
+def test_the_script_of_the_page_on_labels_of_ones_own(tmp_path, monkeypatch):
+    """Sure pixels become labels, others are ignored; few of them are no picture."""
+    monkeypatch.chdir(tmp_path)
+    picture, mask = np.zeros((4, 5, 3), np.uint8), np.ones((4, 5), np.uint8)
+    for split in ("train", "val"):
+        for kind, array in (("images", picture), ("masks", mask)):
+            folder = tmp_path / "labelled" / kind / split
+            folder.mkdir(parents=True)
+            Image.fromarray(array).save(folder / "true.png")
+    (tmp_path / "labelled/classes.txt").write_text("a\nb\nc\n")
+    (tmp_path / "unlabelled").mkdir()
+    for name in ("sure.jpg", "unsure.jpg"):
+        Image.fromarray(picture).save(tmp_path / "unlabelled" / name)
+    found = np.full((4, 5), 2, np.uint16)
+    sure = np.zeros((1, 4, 5), np.float32)
+    sure[:, :2] = 0.95
+
+    def teacher(path, top_labels):
+        probabilities = sure if path.name == "sure.jpg" else 0.5 * sure
+        return types.SimpleNamespace(
+            top_probabilities=probabilities,
+            label_map=found,
+            class_names=("a", "b", "c"),
+        )
+
+    monkeypatch.setattr(mlseg_jax, "load", lambda workdir: teacher)
+    exec(autolabel.page_script(), {})
+    mixed = Folder("mixed")
+    maps = {mixed[i]["name"]: mixed[i]["label_map"] for i in range(len(mixed))}
+    assert len(maps) == 2
+    (made,) = (x for name, x in maps.items() if "auto_sure" in name)
+    np.testing.assert_array_equal(made, [[2] * 5] * 2 + [[-1] * 5] * 2)
 
 
 def test_connected_segments():
@@ -53,3 +112,19 @@ def test_connected_segments():
         made = {(c, (found == i).tobytes()) for i, c in classes.items()}
         assert made == expected and len(classes) == len(expected)
         assert set(np.unique(found)) - {0} == set(classes)
+
+
+def test_levers_select_what_is_allowed_and_thresholds_are_those_of_the_best_f1():
+    scores = np.array([[0.1, 0.9, 0.5, 0.7], [0.4, 0.3, 0.2, 0.1]])
+    allowed = np.array([[True, False, True, True], [False] * 4])
+    chosen = selection_levers.among(scores, allowed, 2)
+    assert chosen.class_ids[0].tolist() == [3, 2] and chosen.valid[0].all()
+    # No label at all is none: the best one stays.
+    assert chosen.valid[1].tolist() == [True, False]
+    scores = np.array([[3.0, 1.0], [2.0, 2.0], [1.0, 3.0], [0.0, 4.0]])
+    present = np.array([[True, False], [True, False], [False, False], [True, False]])
+    # The two best alone have an F1 of 0.8, all with a wrong one 6 / 7.
+    first, never = selection_levers.best_thresholds(scores, present)
+    assert first == 0.0 and never == np.inf
+    present[3, 0] = False
+    assert selection_levers.best_thresholds(scores, present)[0] == 2.0

@@ -38,7 +38,7 @@ NOT_OURS = {
     "mlseg_jax/models/decoders/pointwise.py",
     "mlseg_jax/cli/commands/NAME.py",
     *("register_ade20k_full.py", "register_ade20k_panoptic.py"),
-    *("labelme2voc.py", "labelme2coco.py"),
+    "labelme2voc.py",
 }
 
 

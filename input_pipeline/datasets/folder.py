@@ -23,6 +23,10 @@ Where its keys are colours, ``{"#000000": null, "#804080": "road"}``, the masks 
 as colours, and classes are numbered in the order of the file. ``labelmap.txt`` of CVAT
 says the same in its own way.
 
+A mask may be a file of Labelme (``data.mask_ending=.json``), whose labels are names of
+classes; where nothing was drawn is the class "background" or "_background_" if there is
+one, else IGNORE.
+
 A mask is stored as its image is shown, that is after the image's EXIF rotation, unless
 the images are read without it.
 """
@@ -38,7 +42,7 @@ from input_pipeline.datasets.folder_files import (
     find_files,
 )
 from input_pipeline.datasets.mask_labels import MaskLabels
-from input_pipeline.files import images, mask_files
+from input_pipeline.files import images, labelme, mask_files
 from input_pipeline.info import DataError, DatasetInfo, raise_fault
 from mlseg_jax.errors import printable
 
@@ -143,8 +147,9 @@ class Folder:
 
         Indices of a palette are the raw values. Where files give one index several
         colours, the colours were meant, and each file numbers them in its own way. None
-        also where colours are the raw values.
+        also where colours or labels are the raw values.
         """
-        if self._labels.classes.by_colour:
+        path = self._masks[self._stems[index]]
+        if self._labels.classes.by_colour or labelme.is_labelme(path):
             return None
-        return mask_files.palette_colours(self._masks[self._stems[index]])
+        return mask_files.palette_colours(path)

@@ -5,8 +5,8 @@ import os
 import cv2
 import numpy as np
 
-from input_pipeline.datasets.label_schema import ClassTable
-from input_pipeline.files import images, mask_files
+from input_pipeline.datasets.label_schema import IGNORED_NAME, ClassTable
+from input_pipeline.files import images, labelme, mask_files
 from input_pipeline.info import DataError
 from mlseg_jax.typing import IGNORE
 
@@ -15,9 +15,12 @@ _NO_CLASS = -2
 
 _COLOURS = 2**24
 
+_BACKGROUND = ("background", "_background_")
+"""Classes of what nobody has drawn a shape around; the second is Labelme's own."""
+
 
 class MaskLabels:
-    """Reads masks whose raw values, or colours, a table gives a meaning.
+    """Reads masks whose raw values, colours or labels a table gives a meaning.
 
     Args:
       classes: the table.
@@ -42,6 +45,8 @@ class MaskLabels:
 
     def from_bytes(self, data: bytes, path: str | os.PathLike) -> np.ndarray:
         """As a call, of a file's content; ``path`` is what errors call it."""
+        if labelme.is_labelme(path):
+            return self._of_shapes(data, path)
         if self.classes.by_colour:
             raw = mask_files.colours_from_bytes(data, path, self._max_pixels)
             label_map = self._table("colours", _COLOURS).take(raw).astype(np.int32)
@@ -52,6 +57,28 @@ class MaskLabels:
             label_map = cv2.LUT(raw, table) if depth == 8 else table.take(raw)
         if label_map.min() == _NO_CLASS:
             raise self._unmapped(raw, label_map == _NO_CLASS, path)
+        return label_map
+
+    def _of_shapes(self, data: bytes, path: str | os.PathLike) -> np.ndarray:
+        """Where nothing was drawn is background if a class is called so, else IGNORE;
+        labels are names of classes.
+        """
+        ids = {name: i for i, name in enumerate(self.classes.names)}
+        empty = next((ids[name] for name in _BACKGROUND if name in ids), IGNORE)
+        ids |= dict.fromkeys((IGNORED_NAME, f"__{IGNORED_NAME}__"), IGNORE)
+        size, shapes = labelme.shapes_from_bytes(data, path, self._max_pixels)
+        label_map = np.full(size, empty, np.int32)
+        unknown = sorted({label for label, _ in shapes if label not in ids})
+        if unknown:
+            raise DataError(
+                f"{path} has the label {unknown[0]!r}, which {self.classes.path} does "
+                f"not name; add the class, or correct the label.",
+                kind="unmapped",
+                path=str(path),
+                values=tuple(unknown),
+            )
+        for label, mask in shapes:
+            label_map[mask] = ids[label]
         return label_map
 
     def _table(self, kind: int | str, size: int) -> np.ndarray:
@@ -73,6 +100,8 @@ class MaskLabels:
         most = images.IGNORE_RAW[8]
         if not self.classes.keeps_ignore or len(self.classes.names) <= most:
             return None
+        if labelme.is_labelme(path):
+            return None
         raw, depth = mask_files.decode_mask(path, self._max_pixels)
         count = np.count_nonzero(raw == most)
         if depth != 8 or not count:
@@ -85,7 +114,7 @@ class MaskLabels:
 
     def ignored_value(self, path: str | os.PathLike) -> int | None:
         """The raw value that this mask has for IGNORE though no table names it."""
-        if not self.classes.keeps_ignore:
+        if not self.classes.keeps_ignore or labelme.is_labelme(path):
             return None
         _, depth = mask_files.decode_mask(path, self._max_pixels)
         value = images.IGNORE_RAW[depth]

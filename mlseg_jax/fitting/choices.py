@@ -22,7 +22,6 @@ class Choices:
     Attributes:
       config: with what is chosen so far.
       values: what was chosen, by dotted key.
-      lines: what is said of it.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, given: frozenset[str]):
@@ -30,7 +29,7 @@ class Choices:
         self.config.unlock()
         self.given = given
         self.values = {}
-        self.lines = []
+        self._said = {}
 
     def is_given(self, *keys: str) -> bool:
         """Whether the user has set any of these keys or sections."""
@@ -65,7 +64,13 @@ class Choices:
             put(self.config, each, given)
 
     def say(self, what: str, reason: str) -> None:
-        self.lines.append(f"{what}: {reason}")
+        """What was said of the same thing before no longer holds."""
+        self._said[what] = reason
+
+    @property
+    def lines(self) -> list[str]:
+        """What is said of all that was chosen."""
+        return [f"{what}: {reason}" for what, reason in self._said.items()]
 
 
 def given_side(choices: Choices) -> int:

@@ -13,6 +13,12 @@ FILE = "time.json"
 
 SECONDS_BETWEEN_WRITES = 5.0
 
+SETTLED = 20, 10.0
+"""Steps and seconds, before the pace of a training says how many fit."""
+
+TOLERANCE = 0.1
+"""Share of the steps by which those that fit may differ."""
+
 
 class Clock:
     """Wall time since a run's first command, without the time when nobody worked on it.
@@ -31,6 +37,8 @@ class Clock:
         self._stops = stops
         self.seconds = 60.0 * minutes
         self.reserve = 0.0
+        self.fits = False
+        self._paced = None
         self._path = epath.Path(workdir) / FILE
         self._began = time.monotonic() - already
         self._before = 0.0
@@ -52,6 +60,21 @@ class Clock:
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self.write()
         return self._stops and self.seconds > 0 and self.left() <= 0
+
+    def fitted(self, step: int, steps: int) -> int:
+        """How many steps there is time for at the pace so far, evaluations and saving
+        included; ``steps`` where that differs little, or is not to be changed
+        (``fits``). A machine is rarely as busy for minutes as it was while some steps
+        were measured.
+        """
+        now = time.monotonic()
+        if self._paced is None:
+            self._paced = step, now
+        done, seconds = step - self._paced[0], now - self._paced[1]
+        if not self.fits or done < SETTLED[0] or seconds < SETTLED[1]:
+            return steps
+        fitting = step + max(0, int(self.left() * done / seconds))
+        return fitting if abs(fitting - steps) > TOLERANCE * steps else steps
 
     def write(self) -> None:
         self._written = time.monotonic()

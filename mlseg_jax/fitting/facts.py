@@ -86,17 +86,16 @@ class Machine:
         return self.platform == "cpu"
 
     def __str__(self) -> str:
-        memory = f"{self.free_bytes / 2**30:.0f} GiB free"
-        if self.is_cpu:
-            return f"{self.cores} cores, {memory}"
-        return f"{self.num_devices} x {self.kind}, {self.cores} cores, {memory}"
+        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
+        text = f"{cores}, {self.free_bytes / 2**30:.0f} GiB free"
+        return text if self.is_cpu else f"{self.num_devices} x {self.kind}, {text}"
 
 
 def look_at_data(config: ml_collections.ConfigDict, max_seconds: float) -> Data:
     """Reads training pictures, but for no longer than ``max_seconds``.
 
     Raises:
-      UserError: none can be read.
+      UserError: none can be read, or no pixel of them has a class.
     """
     source = open_dataset(config.data, train=True)
     count = min(NUM_LOOKED_AT, len(source))
@@ -118,6 +117,12 @@ def look_at_data(config: ml_collections.ConfigDict, max_seconds: float) -> Data:
                 break
     if not sizes:
         raise UserError("No training picture can be read; run doctor to see why.")
+    if not pixels.any():
+        raise UserError(
+            f"No pixel of the {len(sizes)} training pictures looked at has a class: "
+            f"their masks are ignored as a whole; run doctor, and correct the masks or "
+            f"the file that names their values."
+        )
     names = tuple(source.info.class_names)
     first = getattr(source, "first", 0)
     return Data(len(source), names, np.array(sizes), np.array(rows), pixels, first)

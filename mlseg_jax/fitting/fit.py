@@ -15,10 +15,15 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.fitting.choices import FILE, Choices, put, value_of
 from mlseg_jax.fitting.clock import FILE as TIME
 from mlseg_jax.fitting.clock import Clock
-from mlseg_jax.fitting.facts import NUM_LOOKED_AT, look_at_data, look_at_machine
+from mlseg_jax.fitting.facts import (
+    NUM_LOOKED_AT,
+    Data,
+    look_at_data,
+    look_at_machine,
+)
 from mlseg_jax.fitting.measure import measure
-from mlseg_jax.fitting.rules import choose
-from mlseg_jax.fitting.schedule import plan, set_schedule
+from mlseg_jax.fitting.rules import choose, keep_back
+from mlseg_jax.fitting.schedule import MAX_TEST, plan, set_schedule
 from mlseg_jax.models.build import check_config
 from mlseg_jax.runs.checkpoint import write_json
 from mlseg_jax.settings import saved
@@ -41,9 +46,6 @@ DEFAULT_MINUTES = 30.0
 
 LOOKING, MEASURING = 0.05, 0.03
 """Shares of the minutes for looking at the data and for measured steps."""
-
-MAX_TEST = 0.3
-"""Share of the minutes, above which the evaluation at the end is said to be long."""
 
 
 def train(
@@ -90,9 +92,14 @@ def train(
     clock = Clock(workdir, minutes, already, stops=jax.process_count() == 1)
     if goes_on:
         config = _chosen_before(config, workdir, path, frozenset(given))
+        clock.write()
     else:
         config = _choose(config, path, frozenset(given), clock)
-    clock.write()
+    if jax.process_count() == 1:
+        # What a decoder learns to do without by some step is to be done by the end.
+        anneals = config.model.decoder.name == "eomt"
+        record = json.loads(path.read_text())
+        clock.fits = not anneals and "train.steps" in record["keys"]
     return loop.train(config, workdir, clock=clock)
 
 
@@ -144,15 +151,36 @@ def _choose(config, path: epath.Path, given: frozenset[str], clock: Clock):
     choices = Choices(config, given)
     begin = time.perf_counter()
     data = look_at_data(config, LOOKING * clock.seconds)
-    looking = time.perf_counter() - begin
+    reading = (time.perf_counter() - begin) / len(data.sizes)
     if config.choose_settings:
         machine = look_at_machine(str(path.parent))
         facts = (data, machine, clock.left(), machine_flops(config.model.dtype))
         # All processes choose by what the first one found.
         data, *facts = gather(facts)[0]
         choose(choices, data, *facts)
+        if data.num_classes == 1:
+            logger.warning(
+                "There is one class, %r, and every pixel will be given it; name what "
+                "is none of it, too: a class for the rest, such as background.",
+                data.class_names[0],
+            )
+    check_config(choices.config)
+    _fit_schedule(choices, data, clock, reading)
+    for line in choices.lines:
+        logger.info("%s", line)
+    clock.write()  # First: choices without a reserve would be taken up.
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, _record(choices, data, told, clock.seconds / 60))
+    choices.config.lock()
+    return choices.config
+
+
+def _fit_schedule(choices: Choices, data: Data, clock: Clock, reading: float) -> None:
+    """Measures, and fits steps and evaluations into what is left; ``reading``: seconds
+    a picture.
+    """
     config = choices.config
-    check_config(config)
     timing = measure(config, data.num_classes, MEASURING * clock.seconds)
     num_test = len(open_dataset(config.data, train=False))
     validation = config.data.copy_and_resolve_references()
@@ -160,26 +188,39 @@ def _choose(config, path: epath.Path, given: frozenset[str], clock: Clock):
         validation.update(eval_split=config.data.validation_split, eval_examples=0)
     num_validation = len(open_dataset(validation, train=False))
     reads = sum(min(NUM_LOOKED_AT, n) for n in (data.num_pictures, num_test))
+    chooses = config.choose_settings
     planned = plan(
         timing,
         left=clock.left(),
         total=clock.seconds,
-        reading=looking / len(data.sizes) * reads,
+        reading=reading * reads,
         num_validation=num_validation,
         num_test=num_test,
         keeps_best=config.eval.checkpoint == "best",
-        evaluates=not config.choose_settings and config.train.eval_every > 0,
+        evaluates=not chooses and config.train.eval_every > 0,
+        cuts_validation="data.validation_split" in choices.values,
+        cuts_test=chooses and not choices.is_given("data.eval_examples"),
     )
     planned, timing = gather((planned, timing))[0]
     clock.reserve = planned.reserve
-    set_schedule(choices, planned, timing, data.num_pictures)
-    evaluation = num_test * timing.example
+    if planned.num_validation < num_validation:
+        keep_back(choices, data, planned.num_validation)
+    if planned.num_test < num_test:
+        choices.set(data={"eval_examples": planned.num_test})
+        choices.say(
+            "scores",
+            f"of the first {planned.num_test} of {num_test:,} pictures, for all take "
+            f"too long; `evaluate --config.data.eval_examples=0` scores all",
+        )
+    trained_on = len(open_dataset(config.data, train=True))
+    set_schedule(choices, planned, timing, trained_on)
+    evaluation = planned.num_test * timing.example
     if evaluation > MAX_TEST * clock.seconds:
         fits = max(1, int(MAX_TEST * clock.seconds / timing.example))
         logger.warning(
             "The evaluation of %d pictures at the end takes about %.0f of the %g "
             "minutes; look at fewer with --config.data.eval_examples=%d.",
-            *(num_test, evaluation / 60, clock.seconds / 60, fits),
+            *(planned.num_test, evaluation / 60, clock.seconds / 60, fits),
         )
     elif planned.steps == 1:
         logger.warning(
@@ -187,28 +228,23 @@ def _choose(config, path: epath.Path, given: frozenset[str], clock: Clock):
             "--minutes, or smaller crops with --config.data.crop_size.",
             clock.seconds / 60,
         )
-    for line in choices.lines:
-        logger.info("%s", line)
-    if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record = {
-            "minutes": clock.seconds / 60,
-            "given": told,
-            "keys": sorted(choices.values),
-            "lines": choices.lines,
-            # For the report, which says what limits the result.
-            "looked_at": {
-                "pictures": len(data.sizes),
-                "of": data.num_pictures,
-                "class_pictures": dict(
-                    zip(
-                        data.class_names,
-                        data.present.sum(axis=0).tolist(),
-                        strict=True,
-                    )
-                ),
-            },
-        }
-        write_json(path, record)
-    choices.config.lock()
-    return choices.config
+
+
+def _record(
+    choices: Choices, data: Data, told: dict[str, str], minutes: float
+) -> dict[str, object]:
+    """What `FILE` holds; ``looked_at`` for the report, which says what limits the
+    result.
+    """
+    counts = data.present.sum(axis=0).tolist()
+    return {
+        "minutes": minutes,
+        "given": told,
+        "keys": sorted(choices.values),
+        "lines": choices.lines,
+        "looked_at": {
+            "pictures": len(data.sizes),
+            "of": data.num_pictures,
+            "class_pictures": dict(zip(data.class_names, counts, strict=True)),
+        },
+    }

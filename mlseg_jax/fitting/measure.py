@@ -26,12 +26,12 @@ from mlseg_jax.tasks.evaluation import evaluate
 from mlseg_jax.tasks.table import find_task
 from mlseg_jax.training import frozen_features
 from mlseg_jax.training.state import initialise
-from mlseg_jax.training.step import make_train_step
+from mlseg_jax.training.step import make_train_step, put_lengths
 
 MAX_STEPS = 60
 NUM_EVALUATED = 2
-"""Batches of examples of an evaluation, if there is time, after two that are alone: the
-first compiles.
+"""Batches of examples of an evaluation, if there is time, after three that are alone:
+the first two compile.
 """
 
 
@@ -68,14 +68,14 @@ def measure(
     begin = time.perf_counter()
     model = FunctionalModel.build(config, num_classes)
     state = initialise(config, num_classes, mesh)
-    step = make_train_step(config, model, mesh)
+    step, lengths = make_train_step(config, model, mesh), put_lengths(config, mesh)
     source = open_dataset(config.data, train=True)
     batches, preparing = _batches(config, model, mesh, state, source)
     try:
         # The first compiles, and in the second memory is new to the process.
         times = []
         while len(times) < 2 + MAX_STEPS:
-            state, _ = step(state, put_batch(mesh, next(batches)))
+            state, _ = step(state, put_batch(mesh, next(batches)), lengths)
             jax.block_until_ready(state)
             times.append(time.perf_counter() - begin)
             begin = time.perf_counter()
@@ -106,27 +106,39 @@ def _batches(config, model: FunctionalModel, mesh, state, source):
     return batches, 0.0
 
 
+class _First:
+    """The first examples of a source."""
+
+    def __init__(self, source, count: int):
+        self.info, self._source = source.info, source
+        self._count = min(count, len(source))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict:
+        return self._source[index]
+
+
 def _evaluation(
     config, model: FunctionalModel, state, max_seconds: float
 ) -> tuple[float, float]:
-    """Seconds of the first examples, which compile, and of one of the next; each as
-    often as there are weights to evaluate.
+    """Seconds of the first examples, which compile (what evaluations during training
+    run, and what the last one does), and of one of the next; each as often as there are
+    weights to evaluate.
     """
-    data = config.data.copy_and_resolve_references()
-    size = config.eval.batch_size
-    count = len(open_dataset(data, train=False))
+    source = open_dataset(config.data, train=False)
     task, mesh = find_task(config), own_mesh(config)
     engine = task.make_engine(config, model, {}, mesh)
     weights = evaluation_parameters(state, config.eval.weights)
     engine.parameters = to_own_mesh(next(iter(weights.values())), mesh)
     seconds = []
-    for batches in (1, 1, NUM_EVALUATED):
-        data.eval_examples = examples = min(size * batches, count)
-        source = open_dataset(data, train=False)
-        evaluation = task.make_evaluation(config, source.info, with_oracle=True)
+    for batches, is_last in ((1, False), (1, True), (1, True), (NUM_EVALUATED, True)):
+        few = _First(source, config.eval.batch_size * batches)
+        evaluation = task.make_evaluation(config, source.info, with_oracle=is_last)
         begin = time.perf_counter()
-        evaluate(evaluation, engine, source, config)
+        evaluate(evaluation, engine, few, config)
         seconds.append(time.perf_counter() - begin)
-        if gather(len(seconds) > 1 and seconds[-1] > max_seconds / NUM_EVALUATED)[0]:
+        if gather(len(seconds) > 2 and seconds[-1] > max_seconds / NUM_EVALUATED)[0]:
             break
-    return seconds[0], len(weights) * seconds[-1] / examples
+    return sum(seconds[:2]), len(weights) * seconds[-1] / len(few)

@@ -206,32 +206,37 @@ def _evaluation(choices: Choices, data: Data) -> None:
 
 def _validation(choices: Choices, data: Data) -> None:
     count = max(MIN_VALIDATION, round(VALIDATION * data.num_pictures))
-    left = data.num_pictures - count
-    config, first = choices.config, data.first
-    name = split_part(config.data.train_split).name
+    checkpoint = choices.config.eval.checkpoint
     if choices.is_given("data.validation_split"):
         choices.say("validation", "as given")
-    elif choices.is_given("eval.checkpoint") and config.eval.checkpoint == "latest":
+    elif choices.is_given("eval.checkpoint") and checkpoint == "latest":
         choices.say("validation", "none, for the last checkpoint is kept")
-    elif left < count:
+    elif data.num_pictures < 2 * count:
         choices.set(eval={"checkpoint": "latest"})
         choices.say("validation", "none, for the pictures are too few")
     else:
-        middle, end = first + left, first + data.num_pictures
-        choices.set(data={"validation_split": f"{name}[{middle}:{end}]"})
-        # Of a part that was given, too: what is kept back must not be trained on.
-        choices.narrow("data.train_split", f"{name}[{first}:{middle}]")
-        choices.say(
-            "validation",
-            f"the last {count} training pictures say which checkpoint is kept",
-        )
+        keep_back(choices, data, count)
+
+
+def keep_back(choices: Choices, data: Data, count: int) -> None:
+    """The last so many training pictures are for validation, and not trained on, also
+    of a part of the pictures that was given.
+    """
+    name = split_part(choices.config.data.train_split).name
+    first, end = data.first, data.first + data.num_pictures
+    middle = end - count
+    choices.set(data={"validation_split": f"{name}[{middle}:{end}]"})
+    choices.narrow("data.train_split", f"{name}[{first}:{middle}]")
+    choices.say(
+        "validation",
+        f"the last {count} training pictures say which checkpoint is kept",
+    )
 
 
 def _reading(choices: Choices, data: Data, machine: Machine) -> None:
-    height, width = data.size
     # Pixels of three octets, labels of four.
-    size = 7.0 * height * width * data.num_pictures
-    fits = size <= CACHE_SHARE * machine.free_bytes
+    size = 7.0 * data.sizes.prod(axis=1).mean() * data.num_pictures
+    fits = bool(size <= CACHE_SHARE * machine.free_bytes)
     threads = max(1, min(4, machine.cores))
     choices.set(data={"cache": fits, "num_threads": threads})
     if not machine.is_cpu:

@@ -14,6 +14,7 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.fitting.choices import SHARE_OF_STEPS, Choices, given_side
 from mlseg_jax.fitting.facts import Data, Machine
 from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.encoder_only import held_back
 from mlseg_jax.models.flops import count_macs
 from mlseg_jax.pretrained.download import weight_file
 from mlseg_jax.pretrained.read import read_weights
@@ -33,6 +34,9 @@ FEW_EPOCHS = 3
 
 LAST_BLOCKS = 4
 """That are trained where there is no time for all."""
+
+ON_VITS = ("linear", "encoder_only")
+"""Decoders; which of them is better with published weights was not measured."""
 
 MAX_VARIANTS = 8
 FEATURE_SHARE = 0.3
@@ -80,7 +84,7 @@ def start_from_weights(
     width, depth = backbone.embed_dim, backbone.get("depth", "4 stages")
     text = {
         "whole": "all of it is trained, earlier blocks at lower rates",
-        "last": f"the last {LAST_BLOCKS} blocks and what follows are trained",
+        "last": f"the last {_num_last(config)} blocks and what follows are trained",
         "frozen": "the backbone stays as it is",
     }[chosen.name]
     if chosen.variants:
@@ -90,9 +94,10 @@ def start_from_weights(
         epochs = "for as long as there is time: the machine's speed is not known"
     elif chosen.epochs < FEW_EPOCHS:
         epochs += ", which is little: give more --minutes, or a smaller model"
+    model = f"{config.model.decoder.name} on {backbone.name}"
     choices.say(
         "model",
-        f"{backbone.name} ({width} wide, {depth} deep) from {init}; {text}, {epochs}",
+        f"{model} ({width} wide, {depth} deep) from {init}; {text}, {epochs}",
     )
 
 
@@ -128,27 +133,48 @@ def _recipe(init: str) -> ml_collections.ConfigDict:
 
 def _take_model(choices: Choices, recipe: ml_collections.ConfigDict) -> None:
     """The recipe's backbone and what its pixels are normalised by; UPerNet on pyramids,
-    and else a linear classifier of normalised features.
+    and else what `_stand_on_vit` says.
     """
     pixels = {key: recipe.data[key] for key in ("pixel_mean", "pixel_std")}
     backbone = recipe.model.backbone.copy_and_resolve_references()
     choices.set(data=pixels, model={"backbone": backbone})
-    backbone = choices.config.model.backbone
-    if backbone.name == "vit":
-        choices.set(
-            model={
-                "decoder": ml_collections.ConfigDict(
-                    {"name": "linear", "dropout_rate": 0.0}
-                )
-            },
-            model__multilabel_head={
-                "downsample": 8,
-                "num_heads": max(1, backbone.embed_dim // 64),
-            },
-        )
-        choices.set(model__backbone={"drop_path_rate": 0.0})
-    elif "decoder" in recipe.model and recipe.model.decoder.name == "upernet":
+    is_upernet = recipe.model.get("decoder", {}).get("name") == "upernet"
+    if choices.config.model.backbone.name == "vit":
+        _stand_on_vit(choices)
+    elif is_upernet:
         choices.set(model={"decoder": recipe.model.decoder})
+    is_run = epath.Path(choices.config.init).is_dir()
+    if not (is_run or is_upernet or choices.is_given("init_part")):
+        # Of files of whole models, whose other parts have no place here.
+        choices.narrow("init_part", "backbone/")
+
+
+def _stand_on_vit(choices: Choices) -> None:
+    """A linear classifier of normalised features, or the other decoder of `ON_VITS`
+    where its name is given.
+    """
+    model, name = choices.config.model, ON_VITS[0]
+    if choices.is_given("model.decoder.name"):
+        name = model.decoder.name
+    if name not in ON_VITS:
+        raise UserError(
+            f"configs/own_data.py puts {' or '.join(ON_VITS)} on a ViT; for "
+            f"model.decoder.name={name!r} take its recipe of configs/, with --minutes."
+        )
+    choices.set(model__backbone={"drop_path_rate": 0.0})
+    if name == "encoder_only":
+        encoder_only = recipes.get("encoder_only")
+        decoder = encoder_only.decoder(model.backbone)
+        head = encoder_only.head(model.backbone)
+        choices.set(optimizer={"layer_decay_rule": "joint"})
+    else:
+        decoder = ml_collections.ConfigDict({"name": name, "dropout_rate": 0.0})
+        head = model.multilabel_head.copy_and_resolve_references()
+        num_heads = max(1, model.backbone.embed_dim // 64)
+        head.unlock().update(downsample=8, num_heads=num_heads)
+    choices.set(model={"decoder": decoder})
+    if model.multilabel_head.name == "projected_encoder":
+        choices.set(model={"multilabel_head": head})
 
 
 def _sizes(choices: Choices, data: Data) -> None:
@@ -171,7 +197,8 @@ def how_to_train(
 ) -> Training:
     """All of the backbone, or its last blocks, if there is time for `EPOCHS`; else none
     of it, with as many crops as there is time and disk to keep features of. Pyramids
-    are trained as a whole, and several processes keep no features.
+    are trained as a whole; several processes, and decoders that run the last blocks,
+    keep no features.
     """
     if speed is None:
         return Training("whole", math.inf)
@@ -179,8 +206,10 @@ def how_to_train(
     backbone, rest = macs["backbone"], sum(macs.values()) - macs["backbone"]
     time = SHARE_OF_STEPS * seconds * speed
     is_vit = config.model.backbone.name == "vit"
-    depth = config.model.backbone.depth if is_vit else 1
-    last = min(1.0, LAST_BLOCKS / depth)
+    # Blocks that the decoder runs count as its own, and are always trained.
+    held = _num_held(config)
+    depth = config.model.backbone.depth - held if is_vit else 1
+    last = min(1.0, max(0, LAST_BLOCKS - held) / max(1, depth))
     for name, operations in (
         ("whole", 6 * (backbone + rest)),
         ("last", (2 + 4 * last) * backbone + 6 * rest),
@@ -188,7 +217,7 @@ def how_to_train(
         epochs = time / operations / data.num_pictures
         if epochs >= EPOCHS or not is_vit:
             return Training(name, epochs)
-    if jax.process_count() > 1:
+    if held or jax.process_count() > 1:
         return Training("last", epochs)
     vit, crop = config.model.backbone, config.data.crop_size
     cells = math.prod(-(-side // vit.patch_size) for side in crop)
@@ -208,6 +237,14 @@ def how_to_train(
     return Training("frozen", max(0.0, left) / (6 * rest) / data.num_pictures, variants)
 
 
+def _num_held(config: ml_collections.ConfigDict) -> int:
+    return held_back(config).get("held_back", 0)
+
+
+def _num_last(config: ml_collections.ConfigDict) -> int:
+    return max(LAST_BLOCKS, _num_held(config))
+
+
 def _rates(choices: Choices, chosen: Training) -> None:
     backbone = choices.config.model.backbone
     if chosen.name == "frozen":
@@ -225,9 +262,8 @@ def _rates(choices: Choices, chosen: Training) -> None:
         return
     choices.set(optimizer={"layer_decay": LAYER_DECAY})
     if chosen.name == "last":
-        kept = "|".join(
-            str(i) for i in range(backbone.depth - LAST_BLOCKS, backbone.depth)
-        )
+        last = range(backbone.depth)[-_num_last(choices.config) :]
+        kept = "|".join(map(str, last))
         choices.set(
             optimizer={"frozen": (rf"^backbone/(?!blocks/blocks/({kept})/|norm)",)}
         )

@@ -35,7 +35,7 @@ def limits_of_run(workdir: epath.Path, metrics: Mapping) -> list[Limit]:
     if (workdir / "config.json").exists():
         saved = json.loads((workdir / "config.json").read_text())
         config = {"init": saved.get("init", "")}
-        for section in ("selection", "train"):
+        for section in ("eval", "selection", "train"):
             for key, value in saved.get(section, {}).items():
                 config[f"{section}.{key}"] = value
     best = max((score for _, score in points), default=0.0)

@@ -76,7 +76,10 @@ def find_limits(
     found = [
         *_selection(metrics, config),
         *_classes(metrics, classes, looked_at),
-        *(list(_training(validation)) or _steps(metrics, config, steps, looked_at)),
+        *(
+            list(_training(validation, config))
+            or _steps(metrics, config, steps, looked_at)
+        ),
     ]
     if not config.get("init"):
         found.append(
@@ -141,7 +144,9 @@ def _classes(
         )
 
 
-def _training(validation: Sequence[tuple[int, float]]) -> Iterator[Limit]:
+def _training(
+    validation: Sequence[tuple[int, float]], config: Mapping
+) -> Iterator[Limit]:
     if len(validation) < 2:
         return
     (_, before), (last, score) = validation[-2:]
@@ -154,12 +159,16 @@ def _training(validation: Sequence[tuple[int, float]]) -> Iterator[Limit]:
             MORE_TIME,
         )
     if top - score >= LOSS:
+        kept = config.get("eval.checkpoint") == "best"
         yield Limit(
             top - score,
-            f"It was best at step {best} and then got worse, from {100 * top:.1f} to "
-            f"{100 * score:.1f} %: it learns its pictures by heart.",
-            "label more pictures, or let fewer steps do "
-            f"(--config.train.steps={best}).",
+            f"It was best at step {best}{', which is kept,' if kept else ''} and then "
+            f"got worse, from {100 * top:.1f} to {100 * score:.1f} %: it learns its "
+            f"pictures by heart.",
+            "label more pictures."
+            if kept
+            else "label more pictures, or keep the best checkpoint with "
+            "--config.eval.checkpoint=best.",
         )
 
 

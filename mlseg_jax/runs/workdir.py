@@ -127,7 +127,7 @@ def claim_workdir(
             path.parent.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
                 write_json(path.parent / "dataset.json", dataclasses.asdict(info))
-                write_json(path, wanted)
+                write_config(config, workdir)
         except OSError as error:
             raise UserError(
                 f"Cannot write to the work directory {workdir} ({error.strerror}); "
@@ -159,7 +159,13 @@ def claim_workdir(
             f"{more if any(x.startswith('train.steps ') for x in differences) else ''}"
         )
     if jax.process_index() == 0:
-        write_json(path, wanted)  # Where the data is now, and how it is evaluated.
+        write_config(config, workdir)  # Where the data is, how it is evaluated.
+
+
+def write_config(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """``config.json`` of a run, whose configuration is resolved."""
+    path = epath.Path(workdir) / "config.json"
+    write_json(path, json.loads(config.to_json_best_effort()))
 
 
 def _holds_checkpoint(workdir: epath.Path) -> bool:

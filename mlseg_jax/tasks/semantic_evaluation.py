@@ -18,6 +18,11 @@ from mlseg_jax.tasks.segmentation_evaluation import (
 from mlseg_jax.tasks.selection_evaluation import LABEL_COUNTS, LABEL_STATES
 from mlseg_jax.typing import Int
 
+MAX_SHOWN_SIDE = 2048
+"""Of pictures that are kept for the report, in pixels: whole, eight of 24 megapixels
+with their labels would be two gigabytes.
+"""
+
 
 class SemanticEvaluation(AbstractSegmentationEvaluation):
     """Mean IoU, with the oracle's where asked for, and what of the labels was found."""
@@ -62,7 +67,7 @@ class SemanticEvaluation(AbstractSegmentationEvaluation):
         for example, prediction, scores in zip(
             examples[:missing], predictions, segmented.scores, strict=False
         ):
-            self.pictures.append((example, prediction.astype(np.int32), scores))
+            self.pictures.append((*_shown(example, prediction), scores))
 
     def count_oracle(
         self, segmented: Segmented | SegmentedRegions, examples: list[dict]
@@ -98,6 +103,16 @@ class SemanticEvaluation(AbstractSegmentationEvaluation):
             arrays[f"prediction_{i}"] = prediction
         with path.open("wb") as file:
             np.savez_compressed(file, **arrays)
+
+
+def _shown(example: dict, prediction: np.ndarray) -> tuple[dict, np.ndarray]:
+    """An example and what was predicted, every so many-th pixel of them where they are
+    larger than any page shows.
+    """
+    every = -(-max(prediction.shape) // MAX_SHOWN_SIDE)
+    keys = ("image", "label_map")
+    small = {key: example[key][::every, ::every].copy() for key in keys}
+    return example | small, prediction[::every, ::every].astype(np.int32)
 
 
 def _label_maps(examples: list[dict]) -> Int[np.ndarray, "N H W"]:

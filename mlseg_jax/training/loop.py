@@ -25,7 +25,7 @@ from mlseg_jax.pretrained.initialise import start_from
 from mlseg_jax.runs.checkpoint import Checkpoints
 from mlseg_jax.runs.progress import MetricWriter, log_line, progress_bar
 from mlseg_jax.runs.weights import evaluation_parameters
-from mlseg_jax.runs.workdir import claim_workdir
+from mlseg_jax.runs.workdir import claim_workdir, write_config
 from mlseg_jax.settings.resolve import AUTO, resolve
 from mlseg_jax.tasks.evaluation import evaluate
 from mlseg_jax.tasks.given_selection import add_given_labels
@@ -43,7 +43,7 @@ from mlseg_jax.training.forecast import refuse_what_cannot_end
 from mlseg_jax.training.kept import kept_state, open_validation, scores_last_step
 from mlseg_jax.training.reports import Reports
 from mlseg_jax.training.state import abstract_state, initialise
-from mlseg_jax.training.step import make_train_step
+from mlseg_jax.training.step import make_train_step, put_lengths
 from mlseg_jax.training.watch import ProfileWindow, Stopped, StopRequest
 from mlseg_jax.training.watchdog import Watchdog
 
@@ -55,7 +55,8 @@ def train(
 ) -> dict[str, float]:
     """Trains, or takes up where the work directory stands; ends with an evaluation.
 
-    ``clock``: says with ``is_over()`` when there is time for the evaluation alone.
+    ``clock``: says with ``is_over()`` when there is time for the evaluation alone, with
+    ``fitted(step, steps)`` how many steps there is time for.
     Returns the metrics that are also in ``metrics.json``.
     """
     check_config(config)
@@ -125,9 +126,9 @@ def _train(
         writer = MetricWriter(workdir, int(state["step"]), config)
         opened.callback(writer.close)
         reports = Reports(config, model, train_source, checkpoints, writer, watchdog)
-        loop = _Loop(config, model, mesh, reports, validation, presence)
+        loop = _Loop(config, model, mesh, reports, validation, presence, workdir)
         if clock is not None:
-            loop.is_over = clock.is_over
+            loop.is_over, loop.fitted = clock.is_over, clock.fitted
         profile = ProfileWindow(
             workdir, config.train.profile_start, config.train.profile_steps
         )
@@ -170,8 +171,8 @@ class _Loop:
     evaluation see the same weights, a stop in the evaluation loses nothing, and a
     fetched batch is always used."""
 
-    def __init__(self, config, model, mesh, reports, eval_source, presence):
-        self.config = config
+    def __init__(self, config, model, mesh, reports, eval_source, presence, workdir):
+        self.config, self.workdir = config, workdir
         self.model = model
         self.mesh = mesh
         self.reports, self.watchdog = reports, reports.watchdog
@@ -183,9 +184,11 @@ class _Loop:
         self.engine = self.task.make_engine(config, model, {}, own_mesh(config))
         priors = long_tail.loss_priors(config, presence, model.num_classes)
         self.step_function = make_train_step(config, model, mesh, priors)
+        self.lengths = put_lengths(config, mesh)
         self.class_examples = long_tail.class_examples(presence, model.num_classes)
         self.stopped_early = False
         self.is_over = lambda: False
+        self.fitted = lambda step, steps: steps
 
     def run(self, state, skips, stop, profile):
         settings, source, reports = self.config.train, self.source, self.reports
@@ -229,12 +232,13 @@ class _Loop:
                 self.watchdog.at(step + 1, "step")
                 # What is copied to or from a device by mistake stops the run.
                 with reports.watch.devices(), jax.transfer_guard("disallow"):
-                    state, metrics = self.step_function(state, batch)
+                    state, metrics = self.step_function(state, batch, self.lengths)
                 step += 1
                 bar.update()
                 reports.add(step, metrics)
                 if step == first + 1:
                     reports.say_first_step(metrics)
+                self._refit(step, bar)
                 if _is_due(step, settings.log_every) or step == settings.steps:
                     reports.log(step, bar)
             reports.check_finite()
@@ -246,6 +250,22 @@ class _Loop:
             bar.close()
             batches.close()
         return state
+
+    def _refit(self, step: int, bar) -> None:
+        """Where there turns out to be time for more or fewer steps, the schedule is
+        that of so many from here on, in the run's configuration too.
+        """
+        settings = self.config.train
+        steps = self.fitted(step, settings.steps)
+        if steps == settings.steps:
+            return
+        every = settings.eval_every
+        if every:
+            settings.eval_every = max(1, round(every * steps / settings.steps))
+        settings.steps = bar.total = steps
+        log_line(step, {"steps that there is time for": float(steps)})
+        self.lengths = put_lengths(self.config, self.mesh)
+        write_config(self.config, self.workdir)
 
     def _augment(self, source):
         if frozen_features.is_used(self.config):

@@ -10,7 +10,12 @@ import optax
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import Parameters
 from mlseg_jax.models.encoder_only import held_back
-from mlseg_jax.training.schedule import make_schedule, one_cycle
+from mlseg_jax.training.schedule import (
+    Lengths,
+    make_schedule,
+    one_cycle,
+    schedule_lengths,
+)
 from mlseg_jax.typing import Array, Float, Int
 
 BLOCKS = r"backbone/blocks/blocks/(?:(\d+)/)?"
@@ -38,19 +43,26 @@ def average_decay(
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
-def _scale_by_adam(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def _scale_by_adam(
+    config: ml_collections.ConfigDict, lengths: Lengths
+) -> optax.GradientTransformation:
     if config.optimizer.schedule != "one_cycle":
         return optax.scale_by_adam()
     low, high = CYCLE_BETA1
     adam = optax.inject_hyperparams(
         optax.scale_by_adam, static_args=("b2", "eps", "eps_root", "nesterov")
     )
-    return adam(b1=one_cycle(config.train.steps, low, high, low))
+    return adam(b1=one_cycle(lengths["steps"], low, high, low))
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """The update rule: SGD with decay in the gradient, or AdamW with it decoupled."""
-    optimizer = config.optimizer
+def make_optimizer(
+    config: ml_collections.ConfigDict, lengths: Lengths | None = None
+) -> optax.GradientTransformation:
+    """The update rule: SGD with decay in the gradient, or AdamW with it decoupled.
+
+    ``lengths``: as `make_schedule`.
+    """
+    optimizer, lengths = config.optimizer, lengths or schedule_lengths(config)
     steps = []
     if optimizer.clip_norm > 0:
         steps.append(optax.clip_by_global_norm(optimizer.clip_norm))
@@ -60,15 +72,15 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
     if optimizer.name == "sgd":
         steps += [decay, optax.trace(decay=optimizer.momentum)]
     else:
-        steps += [_scale_by_adam(config), decay]
+        steps += [_scale_by_adam(config, lengths), decay]
     factors = tuple(map(tuple, optimizer.learning_rate_factors))
     joint = _joint(config)
     if factors or optimizer.layer_decay != 1.0:
         steps.append(_scale_by_path(factors, optimizer.layer_decay, joint))
     if optimizer.backbone_warmup_steps:
-        steps.append(_scale_by_two_rates(config))
+        steps.append(_scale_by_two_rates(config, lengths))
     else:
-        steps.append(optax.scale_by_learning_rate(make_schedule(config)))
+        steps.append(optax.scale_by_learning_rate(make_schedule(config, lengths)))
     update_rule = optax.chain(*steps)
     return _train_the_rest(config, update_rule) if optimizer.frozen else update_rule
 
@@ -82,10 +94,10 @@ def _joint(config: ml_collections.ConfigDict) -> int | None:
 
 
 def _scale_by_two_rates(
-    config: ml_collections.ConfigDict,
+    config: ml_collections.ConfigDict, lengths: Lengths
 ) -> optax.GradientTransformation:
     """One learning rate for the backbone, one for what follows it."""
-    rates = make_schedule(config), make_schedule(config, of_backbone=True)
+    rates = [make_schedule(config, lengths, of_backbone=x) for x in (False, True)]
 
     def update(updates: Parameters, state, parameters: Parameters):
         del parameters

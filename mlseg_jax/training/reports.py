@@ -47,7 +47,6 @@ class Reports:
         self.watchdog = watchdog
         self.watch = Stopwatch()
         self.flops_per_image = training_flops(config, model)
-        self.schedule = make_schedule(config)
         self.pending = []
         self.warned = False
         self.behind = None
@@ -110,7 +109,7 @@ class Reports:
             key: float(np.mean([metrics[key] for metrics in fetched]))
             for key in fetched[0]
         }
-        scalars["train/learning_rate"] = float(self.schedule(step - 1))
+        scalars["train/learning_rate"] = float(make_schedule(self.config)(step - 1))
         scalars["train/memory_peak_gib"] = peak_memory()
         scalars |= self._speed(step)
         bar.set_postfix(

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mlseg_jax.distributed.sharding import within
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
@@ -14,6 +15,7 @@ from mlseg_jax.settings.resolve import resolve
 from mlseg_jax.tasks.table import find_task
 from mlseg_jax.training.accumulate import accumulated_gradients
 from mlseg_jax.training.optimizer import average_decay, frozen_paths, make_optimizer
+from mlseg_jax.training.schedule import Lengths, schedule_lengths
 from mlseg_jax.training.state import TrainState, abstract_state
 from mlseg_jax.typing import Array
 
@@ -45,16 +47,27 @@ def example_shapes(
     return shapes
 
 
+def put_lengths(config: ml_collections.ConfigDict, mesh: Mesh) -> Lengths:
+    """What a training counts in steps, on all devices, as an argument of its step."""
+    lengths = {
+        key: np.asarray(value, np.int32)
+        for key, value in schedule_lengths(config).items()
+    }
+    return jax.device_put(lengths, NamedSharding(mesh, P()))
+
+
 def make_train_step(
     config: ml_collections.ConfigDict,
     model: FunctionalModel,
     mesh: Mesh,
     priors: ClassPriors = NO_PRIORS,
 ):
-    """The jitted step: ``(state, batch) -> (state, metrics)``; the state is donated."""
+    """The jitted step: ``(state, batch, lengths) -> (state, metrics)``; the state is
+    donated. With `put_lengths` trainings of any length are one program; without them
+    the configuration's are a part of it.
+    """
     config = resolve(config, model.num_classes)
     task = find_task(config)
-    optimizer = make_optimizer(config)
     num_parts = config.train.accumulate
     dropout_key = jax.random.key(config.seed + 1)
 
@@ -66,7 +79,10 @@ def make_train_step(
         means = task.means(bound, batch, config, rng, priors)
         return means, statistics(bound)
 
-    def train_step(state: TrainState, batch: dict[str, Array]):
+    def train_step(
+        state: TrainState, batch: dict[str, Array], lengths: Lengths | None = None
+    ):
+        optimizer = make_optimizer(config, lengths)
         rng = jax.random.fold_in(dropout_key, state["step"])
         # An example each, so that a batch can be split.
         size = len(next(iter(batch.values())))

@@ -1,11 +1,12 @@
 """Time: what fits into it, what is used of it, what a second command finds."""
 
+import dataclasses
 import json
 import types
 
 import pytest
 from etils import epath
-from tiny import tiny_config
+from tiny import OVERRIDES, tiny_config
 
 from configs import own_data
 from input_pipeline.datasets.open import open_dataset
@@ -14,6 +15,7 @@ from mlseg_jax.fitting import clock as clocks
 from mlseg_jax.fitting import fit
 from mlseg_jax.fitting import measure as measuring
 from mlseg_jax.fitting.clock import Clock
+from mlseg_jax.fitting.facts import Machine
 from mlseg_jax.fitting.measure import Timing
 from mlseg_jax.fitting.schedule import plan
 from mlseg_jax.runs.workdir import claim_workdir
@@ -37,6 +39,26 @@ def test_a_plan_uses_the_time_and_no_more():
     ).steps == 1  # fmt: skip
 
 
+def test_where_evaluations_would_take_the_time_they_are_of_fewer_pictures():
+    left = {"left": 570.0, "total": 600.0, "reading": 5.0}
+    many = {"num_validation": 5_000, "num_test": 20_000}
+    best = {"keeps_best": True, "evaluates": False}
+    cut = plan(TIMING, **left, **many, **best, cuts_validation=True, cuts_test=True)
+    assert 1_000 < cut.num_test < 1_850 and 50 < cut.num_validation < 300
+    assert cut.evaluations >= 4
+    # The last evaluation of validation pictures is in the reserve.
+    evaluations = (cut.evaluations - 1) * cut.num_validation * 0.1
+    used = cut.steps * 0.5 + evaluations + cut.reserve
+    assert 400 < used < 570
+    # What was given is looked at whole; few are never fewer.
+    whole = plan(TIMING, **left, **many, **best)
+    assert (whole.num_validation, whole.num_test) == (5_000, 20_000)
+    slow = dataclasses.replace(TIMING, example=100.0)
+    few = {"num_validation": 3, "num_test": 10} | best
+    cut = plan(slow, **left, **few, cuts_validation=True, cuts_test=True)
+    assert (cut.num_validation, cut.num_test) == (2, 8)
+
+
 def test_a_clock_goes_on_where_the_process_before_has_stopped(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(clocks.time, "monotonic", lambda: now[0])
@@ -52,6 +74,24 @@ def test_a_clock_goes_on_where_the_process_before_has_stopped(tmp_path, monkeypa
     # Several processes are not ended, nor is what has no limit.
     assert not Clock(str(tmp_path), 1.0, already=26.0, stops=False).is_over()
     assert not Clock(str(tmp_path), 0.0, already=26.0).is_over()
+
+
+def test_steps_are_fitted_to_the_pace_that_there_is(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(clocks.time, "monotonic", lambda: now[0])
+    clock = Clock(str(tmp_path), 10.0)
+    clock.reserve = 50.0
+    assert clock.fitted(1, 100) == 100  # From here on.
+    now[0] = 30.0
+    assert clock.fitted(31, 100) == 100  # The steps were given.
+    clock.fits = True
+    assert clock.fitted(20, 100) == 100  # Too few, to know.
+    assert clock.fitted(31, 100) == 31 + 520
+    assert clock.fitted(31, 540) == 540  # That is close enough.
+    now[0] = 400.0  # It has become slower.
+    assert clock.fitted(41, 540) == 41 + 15
+    now[0] = 560.0
+    assert clock.fitted(50, 540) == 50
 
 
 @pytest.fixture
@@ -104,6 +144,79 @@ def test_choices_are_made_once(trained, tmp_path):
     assert trained[2].train.steps == first.train.steps
 
 
+def test_all_processes_choose_what_the_first_one_found(trained, tmp_path, monkeypatch):
+    """The second has another machine, sees fewer pictures and is slower."""
+    laptop = Machine("cpu", "cpu", 2, 2, 8 << 30, 100 << 30)
+    slower = Timing(compiling=99.0, step=9.0, example=9.0)
+    look, sent, written = fit.look_at_data, [], []
+    monkeypatch.setattr(fit, "write_json", lambda *values: written.append(values))
+    monkeypatch.setattr(fit, "machine_flops", lambda *_: 1e11)
+    monkeypatch.setattr(fit, "look_at_machine", lambda _: laptop)
+    monkeypatch.setattr(fit.jax, "process_count", lambda: 2)
+
+    def gather_as_first(value):
+        sent.append(value)
+        return [value, None]
+
+    def train():
+        made = own_data.get_config("dataset=sign_scenes").unlock()
+        made.data.update(num_classes=20, train_examples=12, eval_examples=4)
+        fit.train(made, str(tmp_path), given=("data.num_classes",), minutes=10.0)
+
+    monkeypatch.setattr(fit, "gather", gather_as_first)
+    train()
+    monkeypatch.setattr(fit.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(fit, "machine_flops", lambda *_: 1e9)
+    monkeypatch.setattr(fit, "look_at_data", lambda config, _: look(config, -1.0))
+    monkeypatch.setattr(
+        fit, "look_at_machine", lambda _: dataclasses.replace(laptop, cores=64)
+    )
+    monkeypatch.setattr(fit, "measure", lambda *_: slower)
+    monkeypatch.setattr(fit, "gather", lambda value: [sent.pop(0), value])
+    train()
+    first, second = trained
+    assert second.to_json() == first.to_json() and first.data.num_threads == 2
+    assert len(written) == 1 and not sent
+
+
+@pytest.mark.usefixtures("quick_compiles")
+def test_a_run_within_its_minutes_from_end_to_end(tmp_path, monkeypatch):
+    """Looks, chooses, measures, trains, is stopped, goes on, keeps the best."""
+    measured, workdir = [], tmp_path / "run"
+    measure = fit.measure
+    monkeypatch.setattr(fit, "measure", lambda *x: measured.append(1) or measure(*x))
+    own = {"choose_settings": True, "eval.checkpoint": "best", "train.steps": 6}
+
+    def train(**settings) -> dict:
+        config = tiny_config(own | settings)
+        given = frozenset((*OVERRIDES, *own, *settings, "model", "selection.name"))
+        chosen = {f"train.{key}_every" for key in ("eval", "checkpoint")}
+        return fit.train(config, str(workdir), given=given - chosen, minutes=2.0)
+
+    assert train(**{"train.stop_after": 4}) == {}
+    assert not (workdir / "metrics.json").exists()
+    # There turns out to be time for more steps.
+    fitted = {5: 9}
+    monkeypatch.setattr(
+        fit.Clock, "fitted", lambda _, step, steps: fitted.get(step, steps)
+    )
+    metrics = train(**{"train.stop_after": 0})
+    assert measured == [1]  # The second command has chosen nothing.
+    assert json.loads((workdir / "metrics.json").read_text()) == metrics
+    told = json.loads((workdir / fit.FILE).read_text())
+    kept = json.loads((workdir / "config.json").read_text())
+    assert kept["data"]["validation_split"] == "train[22:24]"
+    assert kept["train"]["steps"] == 9
+    assert told["looked_at"]["of"] == 24 and "data.validation_split" in told["keys"]
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    scores = {x["step"]: x["eval/mIoU"] for x in lines if "eval/mIoU" in x}
+    # Validation, which the last step has too, has said which checkpoint it is.
+    assert max(scores) == 9 and len(scores) > 1
+    assert scores[metrics["step"]] == max(scores.values())
+    used = json.loads((workdir / clocks.FILE).read_text())["seconds"]
+    assert 0 < used < 120
+
+
 def test_minutes_fit_the_schedule_of_any_recipe(trained, tmp_path):
     config = tiny_config({"train.steps": 1000, "optimizer.warmup_steps": 100})
     fit.train(config, str(tmp_path), minutes=10.0, already=60.0)
@@ -120,7 +233,7 @@ def test_minutes_fit_the_schedule_of_any_recipe(trained, tmp_path):
 
 @pytest.mark.usefixtures("quick_compiles")
 def test_measuring_ends_with_its_seconds(monkeypatch):
-    """A new program, a step and two batches are the least; both weights count."""
+    """Two new programs, a step and a batch are the least; both weights count."""
     config = tiny_config({"optimizer.ema_decay": 0.9, "eval.weights": "better"})
     evaluated, evaluate = [], measuring.evaluate
 
@@ -131,7 +244,7 @@ def test_measuring_ends_with_its_seconds(monkeypatch):
 
     now = [0.0]
 
-    def step(state, batch):
+    def step(state, batch, lengths):
         assert batch["image"].shape[0] == config.train.batch_size
         now[0] += 7.0
         return state, {}
@@ -142,5 +255,5 @@ def test_measuring_ends_with_its_seconds(monkeypatch):
     monkeypatch.setattr(measuring, "time", clock)
     timing = measuring.measure(config, 20, 1.0)
     size = evaluated[0]
-    assert evaluated == [size, size]
-    assert timing == Timing(compiling=7.0 + 10.0, step=7.0, example=2 * 10.0 / size)
+    assert evaluated == [size, size, size]
+    assert timing == Timing(compiling=7.0 + 20.0, step=7.0, example=2 * 10.0 / size)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import own_data
+from mlseg_jax.errors import UserError
 from mlseg_jax.fitting.choices import Choices
 from mlseg_jax.fitting.facts import Data, Machine
 from mlseg_jax.fitting.rules import choose
@@ -139,3 +140,31 @@ def test_weights_are_trained_as_far_as_time_goes():
     ]
     assert is_frozen == [True, True, False, False]
     assert whole.optimizer.frozen == () and whole.optimizer.layer_decay < 1
+
+
+def test_the_other_decoder_of_vits():
+    """What joins the last blocks is trained with them, however little time there is."""
+    facts, found = data(300, (180, 240), 200, 8), []
+    for speed in (1e11, 1e14):
+        config = own_data.get_config().unlock()
+        config.init = "dinov2_vits14"
+        config.model.decoder.name = "encoder_only"
+        choices = Choices(config, frozenset({"init", "model.decoder.name"}))
+        choose(choices, facts, LAPTOP, 600.0, speed)
+        check_config(choices.config)
+        found.append(choices.config)
+        assert choices.config.init_part == "backbone/"
+        assert choices.config.model.decoder.depth == 3
+        assert choices.config.model.multilabel_head.classes_apart
+        assert any("encoder_only on vit" in line for line in choices.lines)
+    last, whole = found
+    assert last.data.feature_variants == 0 and whole.optimizer.frozen == ()
+    pattern = last.optimizer.frozen[0]
+    is_frozen = [
+        bool(re.search(pattern, f"backbone/blocks/blocks/{i}/x")) for i in (7, 8, 11)
+    ]
+    assert is_frozen == [True, False, False]
+    config.model.decoder.name = "eomt"
+    choices = Choices(config, frozenset({"init", "model.decoder.name"}))
+    with pytest.raises(UserError, match="linear or encoder_only on a ViT"):
+        choose(choices, facts, LAPTOP, 600.0, 1e11)

@@ -54,7 +54,10 @@ def test_the_dearest_limit_comes_first():
     first, second = changes(lost, validation=[(1, 0.30), (2, 0.50)])
     assert "twice the --minutes" in first and "eval_k=16" in second
     first, second = changes(lost, validation=[(1, 0.52), (2, 0.49)])
-    assert "eval_k=16" in first and "train.steps=1" in second
+    assert "eval_k=16" in first and "eval.checkpoint=best" in second
+    kept = INIT | {"eval.checkpoint": "best"}
+    (said,) = changes(config=kept, validation=[(1, 0.52), (2, 0.49)])
+    assert "step 1, which is kept," in said and said.endswith("label more pictures.")
     complete = INIT | {"selection.name": "complete"}
     assert changes(lost, config=complete) == []
     # Level: neither rising nor falling.

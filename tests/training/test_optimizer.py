@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -12,7 +13,7 @@ from configs import mask2former, query2label, segmenter
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.training.optimizer import average_decay, make_optimizer
-from mlseg_jax.training.schedule import make_schedule
+from mlseg_jax.training.schedule import make_schedule, schedule_lengths
 
 
 def configure(**optimizer):
@@ -67,6 +68,27 @@ def test_steps_of_coco():
             strict=True,
         ):
             assert float(schedule(step)) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("name", ["poly", "cosine", "steps", "one_cycle"])
+def test_trainings_of_any_length_are_one_program(name):
+    rate = jax.jit(
+        lambda config, lengths, step: make_schedule(config, lengths)(step),
+        static_argnums=0,
+    )
+    programs = []
+    for steps, warm in ((100, 10), (120, 0)):
+        config = configure(
+            schedule=name, steps=steps, warmup_steps=warm, falls_at=(0.5, 0.9)
+        )
+        config = ml_collections.FrozenConfigDict(config)
+        lengths = jax.tree.map(jnp.asarray, schedule_lengths(config))
+        programs.append(rate.lower(config, lengths, 0).as_text())
+        expected = [float(make_schedule(config)(i)) for i in (0, 5, 50, 90, 130)]
+        found = [float(rate(config, lengths, i)) for i in (0, 5, 50, 90, 130)]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
+        assert len(set(expected)) > 2
+    assert programs[0] == programs[1]
 
 
 def test_constant_schedule():

@@ -170,8 +170,8 @@ def test_nan_names_the_step_the_part_and_the_last_good_checkpoint(
     def make_poisoned(*args):
         step = make(*args)
 
-        def poisoned(state, batch):
-            state, metrics = step(state, batch)
+        def poisoned(state, *more):
+            state, metrics = step(state, *more)
             if int(state["step"]) == 5:
                 metrics = {**metrics, "loss/pixel": np.float32("nan")}
             return state, metrics
