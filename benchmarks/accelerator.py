@@ -160,6 +160,7 @@ class Run:
         rows = self.read("forecast")
         result = {
             "minutes": self.minutes,
+            "dry": "--dry" in self.worker,
             "machine": measure.machine(),
             "parts": self.results,
             "forecast": rows["rows"],
@@ -209,8 +210,10 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, required=True, help="a folder")
     parser.add_argument("--parts", default="", help="some of them, by comma")
     parser.add_argument("--dry", action="store_true", help="tiny shapes, on CPU")
+    parser.add_argument("--torch-python", default=sys.executable, help="has PyTorch")
     args = parser.parse_args()
-    worker = [sys.executable, str(WORKER)] + ["--dry"] * args.dry
+    worker = [sys.executable, str(WORKER), f"--torch-python={args.torch_python}"]
+    worker += ["--dry"] * args.dry
     # As Ctrl-C does: parts are ended as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     run = Run(args.output.resolve(), args.minutes, worker)

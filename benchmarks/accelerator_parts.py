@@ -7,7 +7,9 @@ what it raises becomes the part's sentence. JAX is imported within the parts: so
 the device to a process that they start.
 """
 
+import argparse
 import functools
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -16,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 
 import accelerator_cases as cases
@@ -80,7 +83,7 @@ def forecast(output, dry) -> Iterator[dict]:
     topology = topologies.parse_topology(name)
     topologies.prepare(topology)
     usable = found["memory_bytes"] or topology.usable_memory
-    for case in cases.CASES:
+    for case in cases.CASES[: 1 if dry else None]:
         batch = 2 if dry else cases.BATCH
         config = cases.make_config(case, dry)
         made = plan.plan(config, topology, batch, with_predict=False)
@@ -139,6 +142,7 @@ def demo(output, dry) -> Iterator[dict]:
     command += [f"--workdir={workdir}"]
     if dry:
         small = {"train.steps": 2, "data.train_examples": 16, "data.eval_examples": 4}
+        small |= {"model.backbone.depth": 1, "model.decoder.depth": 1}
         command += [f"--config.{key}={value}" for key, value in small.items()]
     begin = time.perf_counter()
     subprocess.run(command, cwd=root, check=True)
@@ -149,11 +153,11 @@ def demo(output, dry) -> Iterator[dict]:
     yield row | {"oracle_mIoU": scores[-1].get("eval/oracle_mIoU")}
 
 
-def find(name: str):
+def find(name: str, torch_python: str):
     """The function of a part, of ``(output, dry)``."""
     first, _, classes = name.partition(" ")
     if first == "pytorch":
-        return functools.partial(steps.pytorch, f"train {classes}")
+        return functools.partial(steps.pytorch, f"train {classes}", torch_python)
     if first == "predict":
         return functools.partial(steps.predict, name)
     if first == "input":
@@ -163,7 +167,9 @@ def find(name: str):
     return named.get(first) or functools.partial(steps.train, name)
 
 
-def run(name: str, output: pathlib.Path, dry: bool) -> dict:
+def run(
+    name: str, output: pathlib.Path, dry: bool, torch_python: str = sys.executable
+) -> dict:
     """Writes the rows of a part as they come, and its sentence if it fails."""
     path = output / "parts" / f"{name.replace(' ', '_')}.json"
     result: dict = {"rows": []}
@@ -174,27 +180,39 @@ def run(name: str, output: pathlib.Path, dry: bool) -> dict:
         part.replace(path)
 
     try:
-        for row in find(name)(output, dry):
+        for row in find(name, torch_python)(output, dry):
             result["rows"].append(row)
             write()
     except steps.NotHereError as reason:
         result["left_out"] = str(reason)
     except Exception as error:
-        words = str(error).strip().split("\n")[0][:400]
-        result["error"] = f"{type(error).__name__}: {words}"
-        import traceback
-
+        result["error"] = steps.sentence(error)
         traceback.print_exc()
     write()
     return result
 
 
+def quick_to_compile() -> dict[str, str]:
+    """Of the environment, for the processor: as `tests/conftest.py`, which says why."""
+    flags = "--xla_backend_optimization_level=0"
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        flags += " --xla_cpu_use_fusion_emitters=false"
+        flags += " --xla_cpu_parallel_codegen_split_count=1"
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
+        "XLA_FLAGS": flags,
+    }
+
+
 if __name__ == "__main__":
-    *options, part_name, folder = sys.argv[1:]
-    if "--dry" in options:  # Compiling is all that takes time then.
-        os.environ |= {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        }
-    run(part_name, pathlib.Path(folder), "--dry" in options)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part")
+    parser.add_argument("output", type=pathlib.Path)
+    parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--torch-python", default=sys.executable)
+    args = parser.parse_args()
+    if args.dry:
+        os.environ |= quick_to_compile()
+    run(args.part, args.output, args.dry, args.torch_python)

@@ -1,9 +1,11 @@
 """Training steps and predictions of `accelerator.py`, ours and PyTorch's."""
 
-import functools
-import importlib.util
+import json
+import os
 import pathlib
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -142,6 +144,12 @@ def with_fallback(make, batch: int):
     return made, reason
 
 
+def sentence(error: Exception) -> str:
+    """What of it stands in the table."""
+    words = str(error).strip().split("\n")[0][:400]
+    return f"{type(error).__name__}: {words}"
+
+
 def is_out_of_memory(error: Exception) -> bool:
     words = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
     return any(word in str(error) for word in words)
@@ -165,19 +173,28 @@ def train(case: str, output, dry) -> Iterator[dict]:
     yield row
 
 
-def pytorch(case: str, output, dry) -> Iterator[dict]:
-    """The authors' algorithm in PyTorch, bfloat16 and compiled, on the same device."""
-    if importlib.util.find_spec("torch") is None:
-        raise NotHereError("PyTorch is not installed here.")
-    import accelerator_pytorch
+def pytorch(case: str, python: str, output, dry) -> Iterator[dict]:
+    """The authors' algorithm in PyTorch, bfloat16 and compiled, on the same device; in
+    a process of ``python``, for JAX and PyTorch rarely want the same CUDA libraries.
+    """
+    import accelerator_pytorch as theirs
 
     batch = 1 if dry else cases.forecast_of(output, case)["batch"]
     config = cases.make_config(case, dry)
-    if not (dry or accelerator_pytorch.has_gpu()):
-        raise NotHereError("PyTorch finds no GPU here.")
-    make = functools.partial(accelerator_pytorch.step, config, dry)
-    row, fell_back = with_fallback(make, batch)
-    yield row | {"C": config.data.num_classes, "fell_back": fell_back}
+    shapes = json.dumps(theirs.shapes_of(config, batch, dry))
+    command = [python, theirs.__file__, shapes]
+    environment = dict(os.environ)
+    if python != sys.executable:  # Packages of this Python are not for that one.
+        environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env=environment
+    )
+    row = json.loads(done.stdout.splitlines()[-1])
+    if "left_out" in row:
+        raise NotHereError(row["left_out"])
+    if "error" in row:
+        raise RuntimeError(f"in PyTorch, {row['error']}")
+    yield row | {"C": config.data.num_classes}
 
 
 def predict(case: str, output, dry) -> Iterator[dict]:

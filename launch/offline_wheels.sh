@@ -6,8 +6,9 @@
 #   tar xf offline.tar.xz
 #   PYTHONPATH=offline python benchmarks/accelerator.py --minutes=8 --output=DIR
 # The wheels are unpacked and packed again as one, which halves them. Left out are JAX
-# with NumPy and SciPy, which are there, and what nothing here calls (tests, film codecs'
-# data, drawing of contours). ARCH=aarch64 for another processor.
+# with NumPy and SciPy, which are there, and what the benchmark does not call: tests,
+# fonts and drawing, symbols for debuggers, films and AVIF pictures. The last three need gcc and
+# binutils for the same processor; ARCH=aarch64 for another.
 set -euo pipefail
 
 out=${1:?the file to write, such as offline.tar.xz}
@@ -45,12 +46,36 @@ for wheel in "$work"/wheels/*.whl; do
   "$python" -m zipfile -e "$wheel" "$work/offline"
 done
 cd "$work/offline"
-rm -rf cv2/data matplotlib/mpl-data/{images,sample_data,plot_directive} \
-  matplotlib/backends/web_backend
+rm -rf cv2/data mpl_toolkits pillow.libs/libavif-* PIL/_avif.* \
+  matplotlib/backends/web_backend matplotlib/mpl-data/{images,sample_data} \
+  matplotlib/mpl-data/{plot_directive,fonts/afm,fonts/pdfcorefonts}
+find matplotlib/mpl-data/fonts/ttf -name '*.ttf' ! -name 'DejaVuSans*' -delete
 find . -type d \( -name tests -o -name testing -o -name baseline_images \) \
   -path './matplotlib/*' -prune -exec rm -rf {} +
+
+if [ "$arch" = "$(uname -m)" ] && type gcc objdump strip >/dev/null 2>&1; then
+  # OpenCV wants FFmpeg when it is loaded and calls it for films alone, and AOM for AVIF
+  # pictures: in their place stand libraries with the same functions, which end the
+  # program if they are called.
+  objdump -T cv2/cv2.abi3.so opencv_python_headless.libs/libavif-* |
+    grep -F '*UND*' >"$work/functions"
+  for name in avcodec avformat avutil swscale aom; do
+    library=$(echo opencv_python_headless.libs/lib$name-*)
+    if [ ! -e "$library" ]; then continue; fi
+    version=$(grep -oE "LIB${name^^}_[0-9]+" "$work/functions" | head -1 || true)
+    grep -E "${version:- ${name}_}" "$work/functions" | awk '{print $NF}' |
+      sed 's/.*/void &(void) { __builtin_trap(); }/' >"$work/hollow.c"
+    echo "${version:-HOLLOW} { *; };" >"$work/versions"
+    gcc -shared -nostdlib -Os -Wl,-soname,"$(basename "$library")" \
+      -Wl,--version-script,"$work/versions" -o "$library" "$work/hollow.c"
+  done
+  rm -f opencv_python_headless.libs/lib{vpx,swresample,crypto,ssl,drm}-*
+  # Those that were not changed after they were linked bear it.
+  find . -name '*.so' ! -path './cv2/*' ! -path './PIL/*' ! -path './*.libs/*' \
+    -exec strip {} +
+fi
 cd "$work"
-tar -cf - offline | xz --x86 --lzma2=preset=7 --threads=1 > "$out"
+tar -cf - offline | xz --x86 --lzma2=preset=9 --threads=1 > "$out"
 bytes=$(stat -c %s "$out")
 echo "$out: $((bytes / 1000000)) MB, for Python $version on $arch"
 if [ "$bytes" -gt 60000000 ]; then

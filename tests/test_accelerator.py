@@ -18,6 +18,7 @@ import accelerator  # noqa: E402
 import accelerator_cases as cases  # noqa: E402
 import accelerator_parity  # noqa: E402
 import accelerator_parts  # noqa: E402
+import accelerator_pytorch  # noqa: E402
 import accelerator_steps as steps  # noqa: E402
 import accelerator_table  # noqa: E402
 
@@ -93,6 +94,7 @@ def test_what_fails_hangs_or_comes_too_late_is_named(tmp_path, monkeypatch):
         wait_until(lambda child=child: not is_alive(child))
     assert json.loads((tmp_path / "accelerator.json").read_text()) == result
     page = (tmp_path / "accelerator.md").read_text()
+    assert "mean nothing" not in page and "accelerator.py --minutes=60`" in page
     assert "| train 1284 | 4 | 123.4 | 2.00 |" in page
     assert "- train 150: Its process ended with code 1" in page
     assert "Not reached in time: demo." in page
@@ -177,9 +179,32 @@ def test_parts_on_a_processor(tmp_path, monkeypatch):
     assert "error" in accelerator_parts.run("no such part", tmp_path, dry=True)
     facts = dict(time="", python="", cores=1, cpu="")
     page = accelerator_table.page(
-        dict(minutes=8, machine=facts, parts=found, forecast=[], not_reached=[])
+        dict(minutes=8, dry=True, machine=facts, parts=found)
+        | dict(forecast=[], not_reached=[])
     )
+    assert "mean nothing" in page and "accelerator.py --dry --minutes=8`" in page
     assert "## Training steps and prediction" in page and "| train 1284 |" in page
+
+
+def test_pytorch_has_a_python_of_its_own(tmp_path, monkeypatch):
+    """A made one here, which answers for the shapes that it is given."""
+    python = tmp_path / "python"
+
+    def answer(words):
+        python.write_text(f"#!/bin/sh\necho noise; test -f $1 && echo '{words}'")
+        python.chmod(0o700)
+        name, folder = "pytorch 1284", tmp_path / "out"
+        (folder / "parts").mkdir(parents=True, exist_ok=True)
+        return accelerator_parts.run(name, folder, True, str(python))
+
+    assert answer('{"batch": 1}')["rows"] == [{"batch": 1, "C": 24}]
+    assert answer('{"left_out": "No torch."}')["left_out"] == "No torch."
+    assert answer('{"error": "Crash: x"}')["error"].endswith("in PyTorch, Crash: x")
+    shapes = accelerator_pytorch.shapes_of(cases.make_config("train 1284", False), 4, 0)
+    assert shapes["embed_dim"] == 1024 and shapes["side"] == cases.SIDE
+    assert shapes["k"] == cases.RANKS and shapes["pool"] == cases.POOL
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "has no torch" in accelerator_pytorch.run(shapes)["left_out"]
 
 
 @pytest.mark.parametrize("dry", [False, True])

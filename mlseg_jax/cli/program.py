@@ -1,19 +1,18 @@
 """The program: from flags to commands, and from exceptions to one sentence."""
 
 import contextlib
-import errno
 import importlib
 import pathlib
 import re
 import sys
-import traceback
 
 from absl import app, flags, logging
 
+from mlseg_jax.cli.endings import end_with, fail
 from mlseg_jax.cli.flags import FLAGS
 from mlseg_jax.cli.overrides import last_of_each
 from mlseg_jax.distributed.host_memory import keep_freed_memory
-from mlseg_jax.errors import TransientError, UserError, refuse_foreign_pipeline
+from mlseg_jax.errors import UserError, refuse_foreign_pipeline
 from mlseg_jax.settings import recipes, saved
 from mlseg_jax.settings.arguments import did_you_mean
 
@@ -111,80 +110,20 @@ def run() -> None:
     app.run(_main, argv=sys.argv, flags_parser=_parse_flags)
 
 
-def _fail(sentence: str, code: int = 1) -> None:
-    from mlseg_jax.distributed import heartbeat, processes
-
-    if processes.are_connected():
-        heartbeat.fail(sentence, code)
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(code)
-
-
-_PASSING_ERRORS = {
-    getattr(errno, name)
-    for name in (
-        *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EINTR", "EPIPE"),
-        *("ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "ENOTCONN", "ESHUTDOWN"),
-        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETRESET", "ENETUNREACH"),
-    )
-    if hasattr(errno, name)
-}
-"""Of a disk or a network that may answer again."""
-
-_PASSING_WORDS = re.compile(
-    r"(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED): "
-    r"|Worker process was terminated"
-)
-"""Of XLA, whose collectives tell of a broken connection or a faulty chip so, and of
-Grain, whose workers are killed where memory is short."""
-
-
-def _code(error: Exception) -> int:
-    """Of the process: whether it should be started again."""
-    from mlseg_jax.distributed import heartbeat
-
-    passes = isinstance(error, TransientError | ConnectionError | TimeoutError)
-    if isinstance(error, OSError):
-        passes |= error.errno in _PASSING_ERRORS
-    elif not isinstance(error, UserError):
-        passes |= _PASSING_WORDS.match(str(error)) is not None
-    return heartbeat.TRY_AGAIN if passes else 1
-
-
-def _fail_with_file(error: OSError) -> None:
-    """A file or directory that cannot be made, written or read."""
-    from mlseg_jax.distributed import heartbeat
-
-    if error.errno == errno.ENOSPC:
-        where = error.filename or FLAGS.workdir or FLAGS.output
-        # The libraries' exit handlers would each try to write once more, and fail.
-        heartbeat.fail(
-            f"The disk is full ({where}); free some space and run the same command "
-            f"again."
-        )
-    if error.errno is None or not error.filename:
-        traceback.print_exception(error)
-        _fail(f"{str(error) or repr(error)}; the lines above say where.", _code(error))
-    advice = "correct the path or its permissions"
-    if _code(error) == heartbeat.TRY_AGAIN:
-        advice = "run the same command again"
-    _fail(f"{error.strerror}: {error.filename}; {advice}.", _code(error))
-
-
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses; what is wrong with a flag or a key is said in a sentence."""
     command = argv[1]
     if command not in COMMANDS:
-        _fail(f"There is no command {command!r}{did_you_mean(command, COMMANDS)}")
+        fail(f"There is no command {command!r}{did_you_mean(command, COMMANDS)}")
     try:
         with recipes.bound():
             rest = FLAGS(_complete(argv))[2:]
     except flags.Error as error:
-        _fail(_last_reason(str(error)))
+        fail(_last_reason(str(error)))
     except (AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-        _fail(_explain_config_error(error))
+        fail(_explain_config_error(error))
     if rest:
-        _fail(f"{command} takes flags only, not {rest[0]!r}; see {LAUNCH} --help.")
+        fail(f"{command} takes flags only, not {rest[0]!r}; see {LAUNCH} --help.")
     return [argv[0], command]
 
 
@@ -208,7 +147,7 @@ def _complete(argv: list[str]) -> list[str]:
         if not workdir:
             following = argv[argv.index(given["workdir"]) + 1 :]
             workdir = (
-                following[0] if following else _fail("--workdir needs a directory.")
+                following[0] if following else fail("--workdir needs a directory.")
             )
         result.insert(2, f"--config={saved.__file__}:{workdir}")
     return result
@@ -220,7 +159,7 @@ def _find_config(value: str) -> str:
         # `configs/segmenter.py` means ours from everywhere.
         return f"{recipes.find(path)}{colon}{arguments}"
     except UserError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _explain_config_error(error: Exception) -> str:
@@ -254,12 +193,6 @@ _OF_PYTHON = (
 """What Python says of a number, and what a user reads."""
 
 
-def _is_of_xla(error: Exception) -> bool:
-    """Whether it tells a status, such as ``UNKNOWN: Gloo AllGather failed``."""
-    is_status = re.match(r"[A-Z_]{5,}: ", str(error))
-    return isinstance(error, RuntimeError) or is_status is not None
-
-
 def _main(argv: list[str]) -> None:
     from mlseg_jax.planning.chatter import quiet
 
@@ -267,12 +200,12 @@ def _main(argv: list[str]) -> None:
     try:
         refuse_foreign_pipeline()
     except UserError as error:
-        _fail(str(error))
+        fail(str(error))
     if command == "train":
         keep_freed_memory()
     with quiet() if command == "plan" else contextlib.nullcontext():
         from mlseg_jax.cli.compilations import keep_compilations
-        from mlseg_jax.distributed import heartbeat, processes
+        from mlseg_jax.distributed import processes
         from mlseg_jax.runs.progress import compilations_logged, log_to_stderr
 
         # What other commands need is not waited for.
@@ -301,29 +234,11 @@ def _main(argv: list[str]) -> None:
         ):
             module.run(FLAGS)
         processes.leave()
-    except UserError as error:
-        _fail(str(error), _code(error))
-    except OSError as error:
-        _fail_with_file(error)
+    except Exception as error:
+        end_with(error)
+        raise
     except KeyboardInterrupt:
         again = "the same command takes the run up at its last checkpoint"
         if command != "train":
             again = "run the same command again"
-        _fail(f"Interrupted; {again}.")
-    except Exception as error:
-        if not processes.are_connected() and _code(error) == 1:
-            raise
-        # Most often another process has gone, and this one notices.
-        traceback.print_exc()
-        first = (str(error).strip() or repr(error)).splitlines()[0][:200]
-        if not processes.are_connected():
-            _fail(f"{first}; start the same command again.", _code(error))
-        if _is_of_xla(error):  # so does it report broken connections
-            heartbeat.wait_for_a_loss(FLAGS.heartbeat_seconds)
-        _fail(
-            f"Process {processes.own_index()} cannot go on "
-            f"({first}). If this is about the connection, "
-            f"another process has ended: its log says why. Start all processes again; "
-            f"the run is taken up at its last checkpoint.",
-            _code(error),
-        )
+        fail(f"Interrupted; {again}.")

@@ -59,7 +59,7 @@ class _Heart:
                 code, _, sentence = words.partition(" ")
                 end(int(code), _loss(self.own, process, f"has ended ({sentence})"))
             for sentence in alarms.values():
-                _attempt(_witness)
+                attempt(_witness)
                 end(TRY_AGAIN, f"\nerror: {sentence}")
             self._look_for_silence(alive)
 
@@ -147,7 +147,7 @@ def end_all(sentence: str) -> None:
     again. The first sentence is the one that all say.
     """
     if _heart is None:
-        _attempt(_witness)
+        attempt(_witness)
         end(TRY_AGAIN, f"\nerror: {sentence}")
     with contextlib.suppress(RuntimeError):
         _heart.client.key_value_set("alarm/0", sentence)  # Refused where there is one.
@@ -202,7 +202,7 @@ def end(code: int, sentence: str = "") -> None:
         sys.stdout.flush()
 
     try:
-        _attempt(speak)
+        attempt(speak)
         stop()
         if _heart is not None and sentence:
             _heart.say_farewell()
@@ -210,16 +210,18 @@ def end(code: int, sentence: str = "") -> None:
         os._exit(code)
 
 
-def _attempt(function: Callable[[], None]) -> None:
-    """Calls it; whatever it raises or waits for (a broken terminal, a full disk, a pipe
-    that nobody reads) does not keep the process from ending.
+def attempt(function: Callable[[], Any]) -> Any:
+    """What it returns, or None; whatever it raises or waits for (a broken terminal, a
+    full disk, a pipe that nobody reads) does not keep the process from ending.
     """
+    results = []
 
-    def attempt() -> None:
+    def run() -> None:
         with contextlib.suppress(Exception):
-            function()
+            results.append(function())
 
-    thread = threading.Thread(target=attempt, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     with contextlib.suppress(RuntimeError):  # No thread begins where Python ends.
         thread.start()
         thread.join(LAST_SECONDS)
+    return results[0] if results else None

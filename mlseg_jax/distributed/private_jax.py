@@ -16,9 +16,13 @@ from mlseg_jax.errors import UserError
 MODULE = "jax._src.distributed"
 FIELDS = ("client", "num_processes", "process_id")
 CALLS = (
-    "blocking_key_value_get", "key_value_dir_get", "key_value_set", "wait_at_barrier"
+    "blocking_key_value_get", "key_value_dir_get", "key_value_set", "key_value_try_get",
+    "wait_at_barrier",
 )  # fmt: skip
 """Of the client, once there is one."""
+STOP_KEY = "RECEIVED_PREEMPTION_NOTICE"
+"""Under which JAX tells all processes that one of them has got a SIGTERM. Another name
+only means that an evaluation is not broken off, and the stop comes after it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,15 @@ def find_state():
 
 
 global_state = find_state()
+
+
+def own_port() -> int | None:
+    """Where process 0 waits for the others, from the beginning of JAX's ``initialize``;
+    None elsewhere.
+    """
+    address = getattr(global_state, "coordinator_address", None) or ""
+    port = address.rpartition(":")[2]
+    return int(port) if port.isdigit() and global_state.process_id == 0 else None
 
 
 def check() -> None:

@@ -4,6 +4,7 @@ TPU pods and SLURM say by themselves who is there; elsewhere (Kubernetes, a loca
 ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` do, or flags.
 """
 
+import collections
 import faulthandler
 import os
 import pathlib
@@ -20,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from mlseg_jax.distributed import heartbeat
 from mlseg_jax.distributed import private_jax as distributed
+from mlseg_jax.distributed.callers import callers
 from mlseg_jax.errors import TransientError, UserError
 
 START_SECONDS = 600
@@ -90,7 +92,9 @@ def connect(
         # JAX aborts when its time is up, so it has more than this module's own.
         with (
             heartbeat.Deadline(float(start_seconds), f"{apart}; {advice}"),
-            _Reports(lambda: f"the other processes (at most {start_seconds} s)"),
+            _Reports(
+                lambda: f"the others (at most {start_seconds} s{_who_has_come()})"
+            ),
         ):
             jax.distributed.initialize(
                 *given,
@@ -154,6 +158,20 @@ def own_index() -> int:
     return distributed.global_state.process_id or 0
 
 
+def _who_has_come() -> str:
+    """Of the processes that start, in words. Only process 0 knows: the others reach its
+    port, and the address that is missing is that of the one which is missing.
+    """
+    port = distributed.own_port()
+    here = [] if port is None else callers(port)
+    if not here:
+        return ""
+    counts = collections.Counter(here).items()
+    places = [f"{place} ({count})" if count > 1 else place for place, count in counts]
+    count = distributed.global_state.num_processes
+    return f"; {len(here)} of {count} are here, from {', '.join(places)}"
+
+
 class _Reports:
     """While something is waited for, a line on stderr now and then says what.
 
@@ -212,7 +230,7 @@ def tell_all(name: str, value: str, seconds: float = ANSWER_SECONDS) -> list[str
       TransientError: names the process that says nothing.
     """
     client, count = distributed.global_state.client, jax.process_count()
-    client.key_value_set(f"{name}/{jax.process_index()}", value)
+    say(name, value)
     words = []
     for process in range(count):
         try:
@@ -225,6 +243,22 @@ def tell_all(name: str, value: str, seconds: float = ANSWER_SECONDS) -> list[str
                 f"{seconds:.0f} s ({name}); look at its log."
             ) from error
     return words
+
+
+def say(name: str, value: str) -> None:
+    """As `tell_all`, where this process does not wait for the words of others."""
+    distributed.global_state.client.key_value_set(f"{name}/{own_index()}", value)
+
+
+def is_told_to_stop() -> bool:
+    """Whether one of several processes has got a SIGTERM; it is asked without waiting
+    for any of them, and they come to know at different moments.
+    """
+    try:
+        distributed.global_state.client.key_value_try_get(distributed.STOP_KEY)
+    except RuntimeError:  # Nothing is said there.
+        return False
+    return True
 
 
 def gather(value: Any) -> list[Any]:

@@ -78,7 +78,7 @@ def _evaluate(
         step,
         source,
         presence,
-        on_progress=lambda done: watchdog.at(step, "evaluate", done),
+        on_progress=lambda done, _: watchdog.at(step, "evaluate", done),
         on_segments=on_segments,
     )
     if files is not None:

@@ -14,5 +14,6 @@
     report.html               the page that `report` writes
     training_presence.npz     which classes each training example holds
     hangs/                    what threads did when nothing moved any more, by process
+    failures/                 how the last attempt of each process ended (XLA's errors)
     model_card.json           where converted weights are from (`convert`)
 """

@@ -22,26 +22,28 @@ def evaluate_and_write(
     step: int,
     source,
     presence: Presence | None = None,
-    on_progress=lambda done: None,
+    on_progress=lambda done, end: None,
     on_segments: Callable | None = None,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """An evaluation with the oracle of each of ``weights``; writes ``metrics.json`` and
     what the report needs of the better one. ``presence``: classes of the training
     examples, where they are known. ``on_segments`` is called with each example and what
     was found in it, where a task finds segments, ``on_progress`` with how many examples
-    are done, over all weights. Returns the metrics, and how good each is.
+    are done, over all weights, and at how many the pass with these ends. Returns
+    the metrics, and how good each is.
     """
     task, mesh = find_task(config), own_mesh(config)
     engine = task.make_engine(config, model, {}, mesh)
     weights = {name: to_own_mesh(each, mesh) for name, each in weights.items()}
     evaluations, results, before = {}, {}, 0
     for name, engine.parameters in weights.items():
-        on_progress(before)
+        end = before + len(source)
+        on_progress(before, end)
         with progress_bar(len(source), 0, "evaluating") as bar:
 
-            def show(done: int, total: int, bar=bar, before=before) -> None:
+            def show(done: int, _, bar=bar, before=before, end=end) -> None:
                 bar.update(done - bar.n)
-                on_progress(before + done)
+                on_progress(before + done, end)
 
             evaluations[name] = task.make_evaluation(
                 config,
@@ -54,7 +56,7 @@ def evaluate_and_write(
             results[name] = evaluate(
                 evaluations[name], engine, source, config, on_progress=show
             )
-        before += len(source)
+        before = end
     metrics, scores = better_weights(task, results)
     metrics["step"] = step
     metrics["parameters"] = model.num_parameters

@@ -140,10 +140,6 @@ def _train(
         state = kept_state(config, num_classes, mesh, checkpoints, state)
         step = int(state["step"])
 
-        def evaluating(done: int) -> None:
-            watchdog.at(step, "evaluate", done)
-            stop.check()
-
         metrics, scores = evaluate_and_write(
             config,
             workdir,
@@ -152,13 +148,28 @@ def _train(
             step,
             eval_source,
             presence,
-            on_progress=evaluating,
+            on_progress=_evaluating(watchdog, stop, step, "final"),
         )
         if not config.data.validation_split:
             checkpoints.score(step, scores)
             writer.forget_evaluation(step)
             writer.write(step, evaluation_scalars(metrics))
         return metrics
+
+
+def _evaluating(watchdog: Watchdog, stop: StopRequest, step: int, name: str):
+    """What an evaluation calls with how many examples are done, and at how many one of
+    its passes ends.
+
+    Raises (as it is called):
+      Stopped: the run was asked to stop.
+    """
+
+    def evaluating(done: int, end: int) -> None:
+        watchdog.at(step, "evaluate", done)
+        stop.check_together(f"{name}/{step}/{end}", is_over=done == end)
+
+    return evaluating
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -182,6 +193,7 @@ class _Loop:
         self.task = find_task(config)
         # One engine for all evaluations: its compiled functions stay.
         self.engine = self.task.make_engine(config, model, {}, own_mesh(config))
+        self.engine.apart = True  # As the last evaluation, whose oracle needs it.
         priors = long_tail.loss_priors(config, presence, model.num_classes)
         self.step_function = make_train_step(config, model, mesh, priors)
         self.lengths = put_lengths(config, mesh)
@@ -243,7 +255,9 @@ class _Loop:
                     reports.log(step, bar)
             reports.check_finite()
             self._save(step, state)
-            if scores_last_step(self.config) and not self.stopped_early:
+            # Without time for it, there is no other checkpoint to compare this with.
+            is_only = self.is_over() and not self.checkpoints.scores(step)
+            if scores_last_step(self.config) and not (self.stopped_early or is_only):
                 self._evaluate(step, state, stop)
         finally:
             profile.close(metrics)
@@ -296,15 +310,13 @@ class _Loop:
         if self.checkpoints.is_scored(step):
             return
 
-        def evaluating(done: int, _total: int = 0) -> None:
-            self.watchdog.at(step, "evaluate", before + done)
-            stop.check()
-
-        before = 0
+        evaluating = _evaluating(self.watchdog, stop, step, "evaluation")
+        before, total = 0, len(self.eval_source)
         results = {}
         weights = evaluation_parameters(state, self.config.eval.weights)
         for name, parameters in weights.items():
-            evaluating(0)
+            self.watchdog.at(step, "evaluate", before)
+            # All processes together, so nobody may stop alone before it.
             self.engine.parameters = to_own_mesh(parameters, self.engine.mesh)
             evaluation = self.task.make_evaluation(
                 self.config, self.eval_source.info, class_examples=self.class_examples
@@ -314,9 +326,9 @@ class _Loop:
                 self.engine,
                 self.eval_source,
                 self.config,
-                on_progress=evaluating,
+                on_progress=lambda done, _, b=before: evaluating(b + done, b + total),
             )
-            before += len(self.eval_source)
+            before += total
         self.engine.parameters = {}  # the step is about to donate them
         metrics, scores = better_weights(self.task, results)
         scalars = evaluation_scalars(metrics)

@@ -13,9 +13,15 @@ import time
 import jax
 from jax.experimental import multihost_utils
 
+from mlseg_jax.distributed import processes
 from mlseg_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""How often a process asks in long work whether another was told to stop."""
+
+ONE_DAY = 86400.0
 
 _IMPORTED = time.perf_counter()
 
@@ -34,6 +40,8 @@ class StopRequest:
     def __init__(self):
         self.requested = False
         self._previous = None
+        self._looked = 0.0
+        self._finished = set()
 
     def __enter__(self):
         # Several processes: JAX listens, and agrees with the others.
@@ -64,6 +72,31 @@ class StopRequest:
         """Raises `Stopped` where a stop was asked for; for long work without steps."""
         if self.requested:
             raise Stopped
+
+    def check_together(self, name: str, is_over: bool) -> None:
+        """As `check`, for work of which each process does its share at its own pace,
+        without waiting for others.
+
+        Args:
+          name: of the work.
+          is_over: this share is done. Each then waits for the words of all, so that
+            either all go on or none does.
+        """
+        if jax.process_count() == 1:
+            return self.check()
+        if name in self._finished:
+            return
+        looked, now = self._looked, time.monotonic()
+        if now - looked > LOOK_SECONDS:
+            self._looked = now
+            if processes.is_told_to_stop():
+                processes.say(name, "stopped")
+                logger.info("asked to stop: the evaluation is made up for later")
+                raise Stopped
+        if is_over:
+            if "stopped" in processes.tell_all(name, "done", ONE_DAY):
+                raise Stopped
+            self._finished.add(name)
 
     def __exit__(self, *_):
         if self._previous is not None:

@@ -112,9 +112,11 @@ class Watchdog:
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, _, error, __):
         self._over.set()
         movement.listen(None)
+        if error is not None:  # For whoever reads it; the program compares it too.
+            error.add_note(f"This process {self._place}.")
 
     def _limit(self) -> float:
         """Seconds for which this process may stay where it is."""

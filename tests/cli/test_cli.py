@@ -122,6 +122,25 @@ def test_what_passes_is_tried_again(program, monkeypatch, error, code, words):
     assert result.status == code and words in result.err
 
 
+def test_the_same_internal_error_is_not_tried_for_ever(program, monkeypatch, tmp_path):
+    """Three times in a row at the same step; numbers but that of the step may differ."""
+    ends = [(7, "INTERNAL"), (7, "INTERNAL"), (8, "INTERNAL"), (8, "UNAVAILABLE")]
+    ends += 4 * [(9, "INTERNAL")]
+    statuses = []
+    for number, (step, status) in enumerate(ends):
+
+        def run(flags, number=number, step=step, status=status):
+            error = RuntimeError(f"{status}: no kernel {number} at 0xab{number}")
+            error.add_note(f"This process computes step {step}.")
+            raise error
+
+        monkeypatch.setattr(report, "run", run)
+        result = program("report", "--config=configs/demo.py", f"--workdir={tmp_path}")
+        statuses.append(result.status)
+    assert statuses == [75] * 6 + [1] * 2
+    assert "at the same place 4 times in a row" in result.err
+
+
 def test_a_process_of_several_tells_the_code_and_needs_no_message(program, monkeypatch):
     def run(flags):
         raise ValueError

@@ -159,8 +159,9 @@ def test_opening_the_data_is_watched(monkeypatch, tmp_path):
     monkeypatch.setattr(loop, "open_dataset", hangs)
     monkeypatch.setattr(evaluate_run, "load_parameters", hangs)
     for work in (loop.train, evaluate_run.evaluate_run):
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError) as raised:
             work(tiny_config(), str(tmp_path))
+        assert raised.value.__notes__[-1] == "This process opens the data."
         place = watched[-1].__self__._place
         assert place.doing == "open" and place.done == 1
         assert movement._listener is None

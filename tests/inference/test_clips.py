@@ -1,10 +1,20 @@
 """Clips of a video: where they begin, and what their labels are selected by."""
 
+import jax
 import numpy as np
 import pytest
 from fake_model import POLICY, C, FakeModel, K, fake_engine, make_settings
+from shrink import (
+    random_parameters,
+    segmenter_config,
+    use_tiny_backbone,
+    use_tiny_decoder,
+)
 
 from mlseg_jax.inference.clips import Clips, change
+from mlseg_jax.inference.engine import Engine
+from mlseg_jax.label_selection import Selection, SelectionPolicy
+from mlseg_jax.models.build import FunctionalModel
 
 
 def scores(*scenes, seed=0):
@@ -88,3 +98,27 @@ def test_frames_of_a_clip_share_their_labels():
     for segmented, row in zip(alone, own, strict=True):
         found = set(np.asarray(segmented.selection.class_ids)[0].tolist())
         assert found == set(np.argsort(-row)[:K].tolist())
+
+
+def test_classes_join_the_encoder_of_every_frame(quick_compiles):
+    """Without a decoder: as if each frame had been told the labels of its clip."""
+    config = segmenter_config()
+    more = {"positions": "rotary", "key_bias": False, "num_registers": 2}
+    use_tiny_backbone(config, "vit", layer_scale=1.0, depth=3, **more)
+    use_tiny_decoder(config, "encoder_only", depth=2)
+    size = {"window": (20, 32), "stride": (20, 32), "batch_size": 2}
+    settings = make_settings(clip_change=1.0, **size)
+    model = FunctionalModel.build(config, C)
+    engine = Engine(model, jax.device_put(random_parameters(model)), settings)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (20, 30, 3), np.uint8) for _ in range(4)]
+    (results,) = engine.segment(images, [(POLICY, None)], scope=Clips(K, settings))
+    ids = np.concatenate([x.selection.class_ids for x in results])
+    assert len(ids) == 4 and np.all(ids == ids[0])
+    told = SelectionPolicy("given", K)
+    grids = np.concatenate([x.grids[0] for x in results])
+    for i, image in enumerate(images):
+        given = Selection(ids[i : i + 1], None, C)
+        ((alone,),) = engine.segment([image], [(told, given)])
+        np.testing.assert_allclose(grids[i], alone.grids[0][0], atol=1e-5)
+    assert np.ptp(grids, axis=0).max() > 0.1
