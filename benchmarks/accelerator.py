@@ -160,6 +160,7 @@ class Run:
         rows = self.read("forecast")
         result = {
             "minutes": self.minutes,
+            "dry": "--dry" in self.worker,
             "machine": measure.machine(),
             "parts": self.results,
             "forecast": rows["rows"],

@@ -83,6 +83,7 @@ def _other(name: str, dry: bool):
             config.model.backbone.update(scan=True, remat="full")
         if dry:
             config.data.update(num_classes=20, crop_size=(32, 32))
+            config.model.backbone.depths = (1, 1, 1, 1)
             config.selection.k = 4
             if name == "mask2former":
                 config.model.decoder.update(depth=1, num_queries=8, image_layer=1)

@@ -1,9 +1,11 @@
 """Training steps and predictions of `accelerator.py`, ours and PyTorch's."""
 
 import json
+import os
 import pathlib
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -181,8 +183,13 @@ def pytorch(case: str, python: str, output, dry) -> Iterator[dict]:
     config = cases.make_config(case, dry)
     shapes = json.dumps(theirs.shapes_of(config, batch, dry))
     command = [python, theirs.__file__, shapes]
-    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    row = json.loads(said.splitlines()[-1])
+    environment = dict(os.environ)
+    if python != sys.executable:  # Packages of this Python are not for that one.
+        environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env=environment
+    )
+    row = json.loads(done.stdout.splitlines()[-1])
     if "left_out" in row:
         raise NotHereError(row["left_out"])
     if "error" in row:

@@ -33,6 +33,7 @@ STEP = {
     "compiled_bytes": ("by its compiler", _gib),
     "planned_bytes": ("by plan", _gib),
     "compile_seconds": ("compiled in s", _number),
+    "torch": ("PyTorch", str),
 }
 PARITY = {
     "what": ("against the processor", str),
@@ -87,20 +88,30 @@ def line(result: Mapping) -> str:
     return f"{len(result['rows'])} rows in {result['seconds']:.0f} s{rate}"
 
 
+def _heading(result: Mapping, facts: Mapping) -> list[str]:
+    """``facts``: the first row of the part `device`; empty without that part."""
+    machine = result["machine"]
+    name = runtime = "a device that was not asked"
+    if facts:
+        name = f"{facts['count']} x {facts['kind']}"
+        runtime = f"JAX {facts['jax']}, {facts['runtime']}"
+    lines = [f"# {name}, {machine['time']}", ""]
+    if result["dry"]:
+        lines += ["**Tiny shapes on a processor: the figures mean nothing.**", ""]
+    dry = " --dry" * result["dry"]
+    return [
+        *lines,
+        f"`python benchmarks/accelerator.py{dry} --minutes={result['minutes']:g}`; "
+        f"{runtime}, Python {machine['python']}, {machine['cores']} cores of "
+        f"{machine['cpu']}.",
+    ]
+
+
 def page(result: Mapping) -> str:
     """All tables, and what failed, was left out or not reached."""
-    machine = result["machine"]
     parts = {part["part"]: part for part in result["parts"]}
-    device = parts.get("device", {"rows": []})["rows"][:1]
-    facts = device[0] if device else {}
-    name = f"{facts.get('count', '?')} x {facts.get('kind', 'an unknown device')}"
-    lines = [
-        f"# {name}, {machine['time']}",
-        "",
-        f"`python benchmarks/accelerator.py --minutes={result['minutes']:g}`; "
-        f"JAX {facts.get('jax', '?')}, {facts.get('runtime', '?')}, Python "
-        f"{machine['python']}, {machine['cores']} cores of {machine['cpu']}.",
-    ]
+    facts = next(iter(parts.get("device", {"rows": []})["rows"]), {})
+    lines = _heading(result, facts)
     groups: dict[str, list] = {title: [] for title in TITLES}
     for part in result["parts"]:
         first = part["part"].split()[0]

@@ -53,7 +53,7 @@ find matplotlib/mpl-data/fonts/ttf -name '*.ttf' ! -name 'DejaVuSans*' -delete
 find . -type d \( -name tests -o -name testing -o -name baseline_images \) \
   -path './matplotlib/*' -prune -exec rm -rf {} +
 
-if [ "$arch" = "$(uname -m)" ] && command -v gcc objdump strip >/dev/null; then
+if [ "$arch" = "$(uname -m)" ] && type gcc objdump strip >/dev/null 2>&1; then
   # OpenCV wants FFmpeg when it is loaded and calls it for films alone, and AOM for AVIF
   # pictures: in their place stand libraries with the same functions, which end the
   # program if they are called.
@@ -61,6 +61,7 @@ if [ "$arch" = "$(uname -m)" ] && command -v gcc objdump strip >/dev/null; then
     grep -F '*UND*' >"$work/functions"
   for name in avcodec avformat avutil swscale aom; do
     library=$(echo opencv_python_headless.libs/lib$name-*)
+    if [ ! -e "$library" ]; then continue; fi
     version=$(grep -oE "LIB${name^^}_[0-9]+" "$work/functions" | head -1 || true)
     grep -E "${version:- ${name}_}" "$work/functions" | awk '{print $NF}' |
       sed 's/.*/void &(void) { __builtin_trap(); }/' >"$work/hollow.c"
@@ -70,7 +71,8 @@ if [ "$arch" = "$(uname -m)" ] && command -v gcc objdump strip >/dev/null; then
   done
   rm -f opencv_python_headless.libs/lib{vpx,swresample,crypto,ssl,drm}-*
   # Those that were not changed after they were linked bear it.
-  find . -name '*.so' -not -path './cv2/*' -not -path './PIL/*' -exec strip {} +
+  find . -name '*.so' ! -path './cv2/*' ! -path './PIL/*' ! -path './*.libs/*' \
+    -exec strip {} +
 fi
 cd "$work"
 tar -cf - offline | xz --x86 --lzma2=preset=9 --threads=1 > "$out"

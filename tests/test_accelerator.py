@@ -94,6 +94,7 @@ def test_what_fails_hangs_or_comes_too_late_is_named(tmp_path, monkeypatch):
         wait_until(lambda child=child: not is_alive(child))
     assert json.loads((tmp_path / "accelerator.json").read_text()) == result
     page = (tmp_path / "accelerator.md").read_text()
+    assert "mean nothing" not in page and "accelerator.py --minutes=60`" in page
     assert "| train 1284 | 4 | 123.4 | 2.00 |" in page
     assert "- train 150: Its process ended with code 1" in page
     assert "Not reached in time: demo." in page
@@ -178,8 +179,10 @@ def test_parts_on_a_processor(tmp_path, monkeypatch):
     assert "error" in accelerator_parts.run("no such part", tmp_path, dry=True)
     facts = dict(time="", python="", cores=1, cpu="")
     page = accelerator_table.page(
-        dict(minutes=8, machine=facts, parts=found, forecast=[], not_reached=[])
+        dict(minutes=8, dry=True, machine=facts, parts=found)
+        | dict(forecast=[], not_reached=[])
     )
+    assert "mean nothing" in page and "accelerator.py --dry --minutes=8`" in page
     assert "## Training steps and prediction" in page and "| train 1284 |" in page
 
 

@@ -80,8 +80,11 @@ def test_a_late_process_joins_and_is_named_where_it_is_missing():
     "family, place", [("AF_INET", "127.0.0.1"), ("AF_INET6", "::1")]
 )
 def test_who_has_called(family, place):
-    family = getattr(socket, family)
-    with socket.create_server((place, 0), family=family) as server:
+    try:
+        server = socket.create_server((place, 0), family=getattr(socket, family))
+    except OSError:
+        pytest.skip(f"There is no {place} here.")
+    with server:
         port = server.getsockname()[1]
         assert callers.callers(port) == []
         with socket.create_connection((place, port)):
