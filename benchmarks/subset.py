@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="vit_b16")
     parser.add_argument("--image", type=int, default=512, help="pixels a side")
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.set_defaults(apart=False, mlp_ratio=4)  # As `make_config` wants them.
     args = parser.parse_args()
     measure.use_repository()
     facts = measure.machine()

@@ -1,6 +1,7 @@
 """Labels selected per frame against per clip, on videos of SignScenes.
 
-    python benchmarks/video_selection.py --workdir=runs/demo [--videos=20] [--side=96]
+    python benchmarks/video_selection.py --workdir=runs/demo [--videos=20] [--side=96] \
+        [--width=96]
 
 For each way to select and each K: mIoU over all frames, VC8 and VC16 (of the pixels
 whose truth stands still for so many frames, how many stand still in the prediction),
@@ -34,7 +35,7 @@ def make_videos(args):
 
     scenes = SignScenes(
         num_classes=args.num_classes,
-        image_size=(args.side, args.side),
+        image_size=(args.side, args.width or args.side),
         split="val",
         num_examples=args.videos,
     )
@@ -89,7 +90,8 @@ def main() -> None:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--videos", type=int, default=20)
     parser.add_argument("--frames", type=int, default=24)
-    parser.add_argument("--side", type=int, default=96)
+    parser.add_argument("--side", type=int, default=96, help="rows of a frame")
+    parser.add_argument("--width", type=int, default=0, help="columns; 0: as many")
     parser.add_argument("--k", default="5,10,20")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--clip-change", type=float, default=0.4, help="eval's")
@@ -104,7 +106,8 @@ def main() -> None:
     config.eval.clip_change = args.clip_change
     args.num_classes = config.data.num_classes
     videos = make_videos(args)
-    print(f"{args.videos} videos of {args.frames} frames of {args.side}x{args.side}")
+    rows, columns = videos[0]["image"].shape[1:3]
+    print(f"{args.videos} videos of {args.frames} frames of {rows}x{columns}")
     print("| K | labels | mIoU | VC8 | VC16 | changes | CPU ms | wall ms |")
     print("|---|---|---|---|---|---|---|---|")
     segmenters = {}

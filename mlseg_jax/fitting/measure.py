@@ -30,8 +30,8 @@ from mlseg_jax.training.step import make_train_step, put_lengths
 
 MAX_STEPS = 60
 NUM_EVALUATED = 2
-"""Batches of examples of an evaluation, if there is time, after three that are alone:
-the first two compile.
+"""Batches of examples of an evaluation, if there is time, after two that are alone: the
+first compiles.
 """
 
 
@@ -123,9 +123,8 @@ class _First:
 def _evaluation(
     config, model: FunctionalModel, state, max_seconds: float
 ) -> tuple[float, float]:
-    """Seconds of the first examples, which compile (what evaluations during training
-    run, and what the last one does), and of one of the next; each as often as there are
-    weights to evaluate.
+    """Seconds of the first examples, which compile, and of one of the next; each as
+    often as there are weights to evaluate.
     """
     source = open_dataset(config.data, train=False)
     task, mesh = find_task(config), own_mesh(config)
@@ -133,12 +132,12 @@ def _evaluation(
     weights = evaluation_parameters(state, config.eval.weights)
     engine.parameters = to_own_mesh(next(iter(weights.values())), mesh)
     seconds = []
-    for batches, is_last in ((1, False), (1, True), (1, True), (NUM_EVALUATED, True)):
+    for batches in (1, 1, NUM_EVALUATED):
         few = _First(source, config.eval.batch_size * batches)
-        evaluation = task.make_evaluation(config, source.info, with_oracle=is_last)
+        evaluation = task.make_evaluation(config, source.info, with_oracle=True)
         begin = time.perf_counter()
         evaluate(evaluation, engine, few, config)
         seconds.append(time.perf_counter() - begin)
-        if gather(len(seconds) > 2 and seconds[-1] > max_seconds / NUM_EVALUATED)[0]:
+        if gather(len(seconds) > 1 and seconds[-1] > max_seconds / NUM_EVALUATED)[0]:
             break
-    return sum(seconds[:2]), len(weights) * seconds[-1] / len(few)
+    return seconds[0], len(weights) * seconds[-1] / len(few)

@@ -81,8 +81,8 @@ def _say_what_is_there(choices: Choices, data: Data, machine: Machine) -> None:
     sizes = "all" if data.is_uniform else "half of them up to"
     choices.say(
         "data",
-        f"{data.num_pictures:,} training pictures, {sizes} {width} x {height}, of "
-        f"{data.num_classes:,} classes {data.num_labels.mean():.1f} in a picture",
+        f"{data.num_pictures:,} training pictures, {sizes} {width} x {height}, "
+        f"{data.num_labels.mean():.1f} of {data.num_classes:,} classes in a picture",
     )
     choices.say("machine", str(machine))
 

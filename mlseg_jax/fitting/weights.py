@@ -89,15 +89,15 @@ def start_from_weights(
     }[chosen.name]
     if chosen.variants:
         text += f"; features of {chosen.variants} crops of each picture are kept"
-    epochs = f"for about {chosen.epochs:,.1f} epochs"
     if math.isinf(chosen.epochs):
-        epochs = "for as long as there is time: the machine's speed is not known"
+        text += ", for as long as there is time: the machine's speed is not known"
     elif chosen.epochs < FEW_EPOCHS:
-        epochs += ", which is little: give more --minutes, or a smaller model"
+        text += f", for about {chosen.epochs:.1f} epochs, which is little: give more "
+        text += "--minutes, or a smaller model"
     model = f"{config.model.decoder.name} on {backbone.name}"
     choices.say(
         "model",
-        f"{model} ({width} wide, {depth} deep) from {init}; {text}, {epochs}",
+        f"{model} ({width} wide, {depth} deep) from {init}; {text}",
     )
 
 

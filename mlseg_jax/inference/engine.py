@@ -78,6 +78,10 @@ class Engine:
             return labels.scores, *classify(parameters, labels, None, policy)
 
         self.parameters = parameters
+        self.apart = False
+        """Whether `encode` and `classify` are to run where `predict` would do: for who
+        needs them anyway, and would compile another program.
+        """
         # One program where each window selects for itself; two where something must
         # be known of all windows in between, or one encoding serves two selections.
         self.predict = jax.jit(on_mesh(mesh, predict), static_argnames="policy")
@@ -125,7 +129,8 @@ class Engine:
         ]
         (policy, given), *others = policies
         scope = scope or self.settings.selection_scope
-        if not others and given is None and scope == "per_window":
+        is_alone = not others and given is None and scope == "per_window"
+        if is_alone and not self.apart:
             parts = [
                 (*self.predict(self.parameters, *batch, allowed, policy), count)
                 for batch, count in self.batches(windows)

@@ -54,6 +54,10 @@ def make_labels(
     )
 
 
+NO_SCORE = 0.5
+"""Of all labels where the model has no label scores: the sigmoid of 0."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Prediction:
     """What a picture was segmented into.
@@ -112,9 +116,9 @@ class Prediction:
                 self.image, found, self.class_names, font=self.font, if_none=if_none
             )
             return Drawing(picture.shape[:2], lambda: iter([picture]))
-        scores = np.zeros(len(self.class_names))
-        for label in self.labels:
-            scores[label.class_id] = label.score
+        scores = {label.class_id: label.score for label in self.labels}
+        if set(scores.values()) == {NO_SCORE}:
+            scores = None
         return visualise.draw_overlay(
             self.image, self.label_map, self.class_names, scores, font=self.font
         )

@@ -176,6 +176,11 @@ def _draw(video: AbstractVideo, record: VideoRecord, class_names, font: str) -> 
                     continue
                 path = os.fspath(record.folder / line["label_map"])
                 label_map = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+                if label_map is None:
+                    raise UserError(
+                        f"{path}, which was written, cannot be read any more; choose "
+                        f"another --output, or remove {record.folder}."
+                    )
                 if overlay is None:
                     size = frame.image.shape[:2]
                     overlay = VideoOverlay(size, class_names, record.lines(), font)

@@ -70,6 +70,9 @@ class VideoRecord:
             if memory := known.get("memory"):
                 with np.load(self.folder / memory) as arrays:
                     self.memory = dict(arrays)
+            lines = self.folder / LABELS
+            if known["frames"] and lines.stat().length < known["bytes"]:
+                raise ValueError("lines that count are lost")
         except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile):
             raise UserError(
                 f"{path} is damaged; choose another --output, or remove {self.folder}."

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import pickle
 
 import jax
 import ml_collections
@@ -34,7 +35,8 @@ def export_weights(workdir: str, output: str, to: str, checkpoint: str) -> str:
 
     Args:
       workdir: whose weights.
-      output: the file, which must not exist.
+      output: the file, which must not exist. For ``detectron2`` it may end with
+        ``.pkl``, which that code's checkpointer reads (``MODEL.WEIGHTS``).
       to: ``safetensors`` keeps our names and layouts; the others (`STATE_DICTS`) give
         a state dict, for `load_state_dict`. Beside that of transformers lies its
         ``config.json``: ``from_pretrained`` reads a folder with both if the file is
@@ -42,8 +44,9 @@ def export_weights(workdir: str, output: str, to: str, checkpoint: str) -> str:
       checkpoint: latest, best or a step.
     """
     path = pathlib.Path(output)
-    if path.suffix != ".safetensors":
-        raise UserError(f"--output={output} must end with .safetensors.")
+    suffixes = (".safetensors", ".pkl")[: 1 + (to == "detectron2")]
+    if path.suffix not in suffixes:
+        raise UserError(f"--output={output} must end with {' or '.join(suffixes)}.")
     settings_path = path.with_name("config.json")
     for made in (path, settings_path)[: 1 + (to in SETTINGS)]:
         if made.exists():
@@ -63,11 +66,28 @@ def export_weights(workdir: str, output: str, to: str, checkpoint: str) -> str:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    save_file(arrays, path, metadata=metadata)
+    if path.suffix == ".pkl":
+        save_pickle(arrays, path)
+    else:
+        save_file(arrays, path, metadata=metadata)
     if to in SETTINGS:
         settings = SETTINGS[to](config, info.class_names)
         settings_path.write_text(json.dumps(settings, indent=2) + "\n")
     return f"{len(arrays)} arrays in {output}"
+
+
+def save_pickle(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
+    """A file of Detectron2's zoo, whose names are taken as they are (masks.md 8.4).
+
+    Arrays are made by ``numpy.ndarray`` itself, which has had this name in every NumPy;
+    what makes those of a usual pickle moved with its second version.
+    """
+    with path.open("wb") as file:
+        pickler = pickle.Pickler(file, protocol=4)
+        pickler.dispatch_table = {
+            np.ndarray: lambda x: (np.ndarray, (x.shape, x.dtype.str, x.tobytes()))
+        }
+        pickler.dump({"model": arrays, "__author__": "mlseg_jax"})
 
 
 def apart(

@@ -156,6 +156,12 @@ def _from_buffer(numbers, dtype, shape, order, *_) -> _Array:
     return made
 
 
+def _from_bytes(shape=(), code="", numbers=b"", *_) -> _Array:
+    made = _Array()
+    made.array = _make_array(numbers, _DType(code), shape, "C")
+    return made
+
+
 def _encode(text, codec="", *_) -> bytes:
     """How pickles of the older protocols write bytes."""
     is_bytes = isinstance(text, str) and codec in ("latin1", "latin-1")
@@ -173,8 +179,8 @@ def plain(value):
 
 FUNCTIONS = {
     ("numpy", "dtype"): _DType,
-    # Only handed on to the next one.
-    ("numpy", "ndarray"): lambda *_: Ignored(),
+    # Mostly handed on to the next one; our own files call it.
+    ("numpy", "ndarray"): _from_bytes,
     ("builtins", "set"): lambda *items: frozenset(*items),
     ("_codecs", "encode"): _encode,
     # Called without anything: no bytes at all.

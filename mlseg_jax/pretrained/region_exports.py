@@ -127,10 +127,7 @@ def to_detectron2(config: ml_collections.ConfigDict, arrays: Arrays) -> Arrays:
         "model.backbone.name": ("swin", "resnet"),
         "model.pixel_decoder.name": pixel_decoders.get(config.model.decoder.name, ()),
     }
-    found = _export(config, arrays, _DETECTRON2_ROWS, DETECTRON2, wanted)
-    if "ml_head.cls_emb" in found:
-        found["ml_head.cls_emb"] = found["ml_head.cls_emb"][0]
-    return found
+    return _export(config, arrays, _DETECTRON2_ROWS, DETECTRON2, wanted)
 
 
 def _export(

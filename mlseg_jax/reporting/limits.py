@@ -179,6 +179,13 @@ def _steps(
     planned, wrong = config.get("train.steps", 0), 1 - metrics.get("mIoU", 1.0)
     if done is None or not planned:
         return
+    if done == 0:
+        yield Limit(
+            WON * wrong,
+            "Nothing was trained: the time was over before the first step.",
+            MORE_TIME,
+        )
+        return
     pictures = looked_at.get("of", 0)
     epochs = done * config.get("train.batch_size", 1) / max(pictures, 1)
     if done < SHARE_DONE * planned:

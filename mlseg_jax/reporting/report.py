@@ -86,6 +86,9 @@ def write_report(workdir: str | os.PathLike) -> epath.Path:
         pictures, worst = segment_sections.examples, segment_sections.worst
         wrong = segment_sections.missed
     legend = "legend of segments" if has_segments else "legend of pixels"
+    ranked = fill("no scores")
+    if config.get("model.multilabel_head.name") != "none":
+        ranked = section(examples, evaluate, _ranked)
     if is_video:
         pictures = functools.partial(video_sections.examples, has_tracks=has_segments)
         legend = "legend of strips"
@@ -96,7 +99,7 @@ def write_report(workdir: str | os.PathLike) -> epath.Path:
         tiles=_tiles(known, "tile"),
         legend=fill(legend),
         examples=section(examples, evaluate, pictures),
-        ranked=section(examples, evaluate, _ranked),
+        ranked=ranked,
         selection=section(evaluation, evaluate, selection_charts),
         errors=[wrong(metrics), section(evaluation, evaluate, worst)],
         limits=_limits(workdir, evaluate, metrics),
@@ -146,6 +149,8 @@ def _flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
 def _tiles(known: Mapping, kind: str) -> list[Html]:
     """Every fragment "KIND KEY" of the template whose key is known, in its order."""
     values, oracle, tiles = dict(known), None, []
+    if known.get("k") == known.get("num_classes"):  # All are selected, and recalled.
+        values |= dict.fromkeys(("pixel_recall_at_k", "image_recall_at_k"))
     best = next((key for key in BEST if f"oracle_{key}" in known), BEST[0])
     if is_finite(known.get(f"oracle_{best}")) and is_finite(known.get(best)):
         oracle = known[f"oracle_{best}"]

@@ -30,7 +30,7 @@ def _card(number: int, e: Mapping, names, has_tracks: bool) -> Html:
         truth = np.maximum(truth, 0)
         prediction = in_true_numbers(truth, prediction)
         colours = track_colours(1 + int(max(truth.max(), prediction.max())))
-        note = f"{len(np.unique(truth)) - 1} tracks"
+        note = f"{np.count_nonzero(np.unique(truth))} tracks"
     else:
         colours = visualise.class_colours(names)
         note = f"{len(visualise.present_labels(np.concatenate(truth)))} labels"

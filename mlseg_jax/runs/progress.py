@@ -176,27 +176,30 @@ def log_line(step: int, scalars: dict[str, float]) -> None:
 
 @contextlib.contextmanager
 def compilations_logged() -> Iterator[None]:
-    """Logs at the end how many programs were compiled, and which ones more than once:
-    the price of shapes that differ.
+    """Logs at the end how many programs were compiled, which of them more than once,
+    the price of shapes that differ, and which took longest.
     """
-    names, times = collections.Counter(), []
+    counts, times = collections.Counter(), collections.Counter()
 
     def listen(event: str, seconds: float, fun_name: str = "", **_) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            names[fun_name] += 1
-            times.append(seconds)
+            counts[fun_name] += 1
+            times[fun_name] += seconds
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         yield
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    often = [f"{name} {count} times" for name, count in names.most_common(3)]
+    often = [f"{name} {count} times" for name, count in counts.most_common(3)]
+    longest = [f"{name} {seconds:.1f} s" for name, seconds in times.most_common(5)]
     logger.info(
-        "compiled (or found in the cache) %d programs in %.1f s; most often %s",
-        len(times),
-        sum(times),
+        "compiled (or found in the cache) %d programs in %.1f s; most often %s; "
+        "longest %s",
+        counts.total(),
+        times.total(),
         ", ".join(often) or "none",
+        ", ".join(longest) or "none",
     )
 
 

@@ -18,7 +18,11 @@ from mlseg_jax.metrics.missed_segments import missed_instances, no_counts, share
 from mlseg_jax.models.mlseg import MLSeg
 from mlseg_jax.tasks.segment_pictures import SegmentPictures
 from mlseg_jax.tasks.segmentation_evaluation import AbstractSegmentationEvaluation
-from mlseg_jax.tasks.selection_evaluation import LABEL_COUNTS, LABEL_STATES
+from mlseg_jax.tasks.selection_evaluation import (
+    LABEL_COUNTS,
+    LABEL_STATES,
+    labels_there,
+)
 from mlseg_jax.typing import Int
 
 
@@ -71,8 +75,10 @@ class InstanceEvaluation(AbstractSegmentationEvaluation):
         )
         selected = segmented.selected_class_ids
         self.missed += missed_instances(true, found, selected)
-        self.true_pixels += self.histogram(examples)[0]
-        self.pictures.add_instances(example, true, segments, segmented.scores[0])
+        pixels = self.histogram(examples)[0]
+        self.true_pixels += pixels
+        shown = example | {"label_map": labels_there(pixels)}
+        self.pictures.add_instances(shown, true, segments, segmented.scores[0])
         if self.on_segments is not None:
             self.on_segments(example, segments)
 

@@ -110,6 +110,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "model classifies regions; set them to none and 0 (data.repeat_factor and "
             "data.rare_crop_rate help rare classes of regions, too)."
         )
+    if loss.missed_weight or config.model.auxiliary_head.name != "none":
+        raise UserError(
+            "loss.missed_weight and model.auxiliary_head are of pixels, and this model "
+            "classifies regions; set them to 0 and none (selection.with_present keeps "
+            "labels that are there)."
+        )
     one_view = len(config.eval.scales) == 1 and not config.eval.flip
     if config.task != "semantic" and not (config.eval.mode == "whole" and one_view):
         raise UserError(

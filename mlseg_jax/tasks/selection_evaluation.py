@@ -139,4 +139,11 @@ class AbstractSelectionEvaluation(AbstractEvaluation):
         }
 
 
+def labels_there(histogram: Int[np.ndarray, "C"]) -> Int[np.ndarray, "1 n"]:
+    """Classes that have a pixel, as a label map of one row: what the report compares
+    label scores with where they are not of a picture's label map.
+    """
+    return np.flatnonzero(histogram)[None].astype(np.int32)
+
+
 _select_oracle = jax.jit(select_oracle, static_argnames="k")

@@ -18,6 +18,7 @@ from mlseg_jax.tasks.segmentation_evaluation import NUM_REPORT_EXAMPLES
 from mlseg_jax.tasks.selection_evaluation import (
     LABEL_COUNTS,
     AbstractSelectionEvaluation,
+    labels_there,
 )
 from mlseg_jax.typing import Int
 
@@ -153,7 +154,9 @@ class AbstractVideoEvaluation(AbstractSelectionEvaluation):
             "strip_truth": self.truth_of(truth)[chosen],
             "strip_prediction": prediction[chosen],
         }
-        first = {name: truth[name][0] for name in ("image", "label_map")}
+        # Scores are of the chunk, and so are the labels that they are compared with.
+        labels = labels_there(self.histogram(truth)[0])
+        first = {"image": truth["image"][0], "label_map": labels}
         self.pictures.append((first, prediction[0], arrays, clip.scores[0]))
 
     @abc.abstractmethod

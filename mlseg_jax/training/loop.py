@@ -193,6 +193,7 @@ class _Loop:
         self.task = find_task(config)
         # One engine for all evaluations: its compiled functions stay.
         self.engine = self.task.make_engine(config, model, {}, own_mesh(config))
+        self.engine.apart = True  # As the last evaluation, whose oracle needs it.
         priors = long_tail.loss_priors(config, presence, model.num_classes)
         self.step_function = make_train_step(config, model, mesh, priors)
         self.lengths = put_lengths(config, mesh)
@@ -254,7 +255,9 @@ class _Loop:
                     reports.log(step, bar)
             reports.check_finite()
             self._save(step, state)
-            if scores_last_step(self.config) and not self.stopped_early:
+            # Without time for it, there is no other checkpoint to compare this with.
+            is_only = self.is_over() and not self.checkpoints.scores(step)
+            if scores_last_step(self.config) and not (self.stopped_early or is_only):
                 self._evaluate(step, state, stop)
         finally:
             profile.close(metrics)

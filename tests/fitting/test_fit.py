@@ -4,6 +4,7 @@ import dataclasses
 import json
 import types
 
+import jax
 import pytest
 from etils import epath
 from tiny import OVERRIDES, tiny_config
@@ -116,7 +117,7 @@ def test_choices_are_made_once(trained, tmp_path):
     fit.train(config(), workdir, given=keys, minutes=10.0)
     (first,) = trained
     # 600 s less 10 s of compiling and what is kept; no step was measured for real.
-    assert 800 < first.train.steps < 1150 and first.train.eval_every
+    assert 800 < first.train.steps < 1200 and first.train.eval_every
     assert first.selection.name == "top_k" and first.train.batch_size == 8
     told = json.loads((tmp_path / fit.FILE).read_text())
     assert told["looked_at"]["pictures"] == 12 and "train.steps" in told["keys"]
@@ -179,49 +180,45 @@ def test_all_processes_choose_what_the_first_one_found(trained, tmp_path, monkey
     assert len(written) == 1 and not sent
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_run_within_its_minutes_from_end_to_end(tmp_path, monkeypatch):
-    """Looks, chooses, measures, trains, is stopped, goes on, keeps the best."""
-    measured, workdir = [], tmp_path / "run"
-    measure = fit.measure
-    monkeypatch.setattr(fit, "measure", lambda *x: measured.append(1) or measure(*x))
-    own = {"choose_settings": True, "eval.checkpoint": "best", "train.steps": 6}
+    """Looks, chooses, measures, trains, keeps the best; its programs are those of
+    `test_train`.
+    """
+    workdir, programs = tmp_path / "run", []
+    monkeypatch.setattr(fit, "MEASURING", 0.0)
+    own = {"eval.checkpoint": "best", "train.steps": 6, "train.eval_every": 2}
+    given = {*OVERRIDES, *own, "model", "selection.name"}
+    config = tiny_config(own | {"choose_settings": True})
 
-    def train(**settings) -> dict:
-        config = tiny_config(own | settings)
-        given = frozenset((*OVERRIDES, *own, *settings, "model", "selection.name"))
-        chosen = {f"train.{key}_every" for key in ("eval", "checkpoint")}
-        return fit.train(config, str(workdir), given=given - chosen, minutes=2.0)
+    def listen(event: str, seconds: float, fun_name: str = "", **_) -> None:
+        programs.append(fun_name)
 
-    assert train(**{"train.stop_after": 4}) == {}
-    assert not (workdir / "metrics.json").exists()
-    # There turns out to be time for more steps.
-    fitted = {5: 9}
-    monkeypatch.setattr(
-        fit.Clock, "fitted", lambda _, step, steps: fitted.get(step, steps)
-    )
-    metrics = train(**{"train.stop_after": 0})
-    assert measured == [1]  # The second command has chosen nothing.
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        metrics = fit.train(config, str(workdir), given=given, minutes=60.0)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    # What compares checkpoints runs what the evaluation at the end runs.
+    assert {"jit(train_step)", "jit(encode)", "jit(classify)"} < set(programs)
+    assert "jit(predict)" not in programs
     assert json.loads((workdir / "metrics.json").read_text()) == metrics
     told = json.loads((workdir / fit.FILE).read_text())
     kept = json.loads((workdir / "config.json").read_text())
     assert kept["data"]["validation_split"] == "train[22:24]"
-    assert kept["train"]["steps"] == 9
     assert told["looked_at"]["of"] == 24 and "data.validation_split" in told["keys"]
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     scores = {x["step"]: x["eval/mIoU"] for x in lines if "eval/mIoU" in x}
     # Validation, which the last step has too, has said which checkpoint it is.
-    assert max(scores) == 9 and len(scores) > 1
+    assert list(scores) == [2, 4, 6]
     assert scores[metrics["step"]] == max(scores.values())
-    used = json.loads((workdir / clocks.FILE).read_text())["seconds"]
-    assert 0 < used < 120
+    assert json.loads((workdir / clocks.FILE).read_text())["reserve"] > 0
 
 
 def test_minutes_fit_the_schedule_of_any_recipe(trained, tmp_path):
     config = tiny_config({"train.steps": 1000, "optimizer.warmup_steps": 100})
     fit.train(config, str(tmp_path), minutes=10.0, already=60.0)
     (fitted,) = trained
-    assert 800 < fitted.train.steps < 1060
+    assert 800 < fitted.train.steps < 1080
     assert fitted.optimizer.warmup_steps == round(fitted.train.steps / 10)
     assert fitted.model.to_json() == config.model.to_json()
     # It keeps its evaluations, and has checkpoints every few minutes.
@@ -233,7 +230,7 @@ def test_minutes_fit_the_schedule_of_any_recipe(trained, tmp_path):
 
 @pytest.mark.usefixtures("quick_compiles")
 def test_measuring_ends_with_its_seconds(monkeypatch):
-    """Two new programs, a step and a batch are the least; both weights count."""
+    """A new program, a step and two batches are the least; both weights count."""
     config = tiny_config({"optimizer.ema_decay": 0.9, "eval.weights": "better"})
     evaluated, evaluate = [], measuring.evaluate
 
@@ -255,5 +252,5 @@ def test_measuring_ends_with_its_seconds(monkeypatch):
     monkeypatch.setattr(measuring, "time", clock)
     timing = measuring.measure(config, 20, 1.0)
     size = evaluated[0]
-    assert evaluated == [size, size, size]
-    assert timing == Timing(compiling=7.0 + 20.0, step=7.0, example=2 * 10.0 / size)
+    assert evaluated == [size, size]
+    assert timing == Timing(compiling=7.0 + 10.0, step=7.0, example=2 * 10.0 / size)

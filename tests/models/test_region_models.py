@@ -87,6 +87,21 @@ def make_images(batch=2, height=26, width=35):
     return rng.normal(size=(batch, height, width, 3)).astype(np.float32)
 
 
+def released_logits(parameters, queries, ids):
+    """Cosines with the selected rows and no-object, then a norm over both (method.md
+    11.2, items 3 to 5).
+    """
+    rows, last = parameters["class_embeddings"][ids], parameters["decoder/no_object"]
+    rows = np.concatenate([rows, np.broadcast_to(last, (len(rows), 1, len(last)))], 1)
+    rows, queries = (x / np.linalg.norm(x, axis=-1)[..., None] for x in (rows, queries))
+    cosines = np.einsum("bpnd,bkd->bpnk", queries, rows)
+    plain = cosines - cosines.mean(-1, keepdims=True)
+    plain /= np.sqrt(cosines.var(-1, keepdims=True) + 1e-5)
+    ranks = [*range(ids.shape[1]), -1]
+    scale, shift = (parameters[f"rank_norm/{x}"][ranks] for x in ("scale", "bias"))
+    return plain * scale + shift
+
+
 @pytest.mark.parametrize("recipe, image", [(M2F, "queries"), (MF, "pixels")])
 def test_selections(recipe, image):
     """K < C with ranks that only pad; the evaluation's prediction is the training's
@@ -123,10 +138,14 @@ def test_selections(recipe, image):
         ).class_logits
         masks = [each.regions.mask_logits() for each in (*outputs, trained)]
         some = trained.regions.mask_logits_of(jnp.asarray([[4, 1], [0, 0]]))
-        return [each.class_logits for each in (*outputs, trained)], told, masks, some
+        logits = [each.class_logits for each in (*outputs, trained)]
+        return logits, told, masks, some, labels.elements.queries
 
-    logits, told, masks, some = run(parameters, make_images())
+    logits, told, masks, some, queries = run(parameters, make_images())
     few, with_padding, complete, trained = map(np.asarray, logits)
+    np.testing.assert_allclose(
+        few, released_logits(parameters, queries, ids), rtol=1e-4, atol=1e-4
+    )
     assert few.shape == (2, 1, 5, 4) and complete.shape == (2, 1, 5, C + 1)
     np.testing.assert_array_equal(with_padding[..., 3:5], UNSELECTED_LOGIT)
     np.testing.assert_allclose(

@@ -126,6 +126,15 @@ def test_killed_in_the_middle(scope, clip, tmp_path, monkeypatch):
     (output / "overlay.mp4").rename(output / "overlay.mp4.part")
     write(segmenter, clip, output)
     assert (output / "overlay.mp4").stat().st_size > 1000
+    # Results that somebody else has spoilt.
+    (output / "video.json").write_text(json.dumps(record | {"complete": False}))
+    (output / "label_maps" / "000003.png").unlink()
+    with pytest.raises(UserError, match="000003.png, which was written"):
+        write(segmenter, clip, output)
+    for spoil in (lambda p: p.write_bytes(p.read_bytes()[:-9]), lambda p: p.unlink()):
+        spoil(output / "labels.jsonl")
+        with pytest.raises(UserError, match="video.json is damaged"):
+            write(segmenter, clip, output)
 
 
 def test_killed_beside_frames_that_cannot_be_read(segmenter, tmp_path, monkeypatch):

@@ -82,8 +82,8 @@ def make_pictures(rng, num_examples, size, num_classes, k):
             f"truth_{i}": truth,
             f"prediction_{i}": np.roll(truth, 1).clip(0),
             f"label_ids_{i}": order,
-            f"label_scores_{i}": np.linspace(1, 0, k + 5, dtype=np.float32),
-            f"label_selected_{i}": np.arange(k + 5) < k,
+            f"label_scores_{i}": np.linspace(1, 0, len(order), dtype=np.float32),
+            f"label_selected_{i}": np.arange(len(order)) < k,
         }
     return arrays
 
@@ -168,6 +168,17 @@ def test_report_of_empty_files(tmp_path):
     (tmp_path / "evaluation.json").write_text(json.dumps(empty))
     _, parsed = check(report.write_report(tmp_path))
     assert "svg" not in parsed.tags and "img" not in parsed.tags
+
+
+def test_a_model_without_label_scores_shows_none(tmp_path):
+    make_workdir(tmp_path, num_classes=40, k=40)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model"] = {"multilabel_head": {"name": "none"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, parsed = check(report.write_report(tmp_path))
+    assert "This model scores no labels" in parsed.text
+    assert "recall@40" not in parsed.text.lower()
+    assert "Recall of the best" not in parsed.text
 
 
 def test_example_without_labels(tmp_path):

@@ -191,6 +191,8 @@ def test_a_batch_in_parts_has_the_same_losses():
         ({"eval.scales": (0.5, 1.0)}, "looks at a picture once"),
         ({"eval.mode": "slide"}, "looks at a picture once"),
         ({"loss.logit_adjustment": 0.5}, "are of pixels"),
+        ({"loss.missed_weight": 0.5}, "are of pixels"),
+        ({"model.auxiliary_head.name": "fcn"}, "are of pixels"),
     ],
 )
 def test_keys_that_do_not_go_together(overrides, words):

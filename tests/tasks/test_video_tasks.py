@@ -126,6 +126,12 @@ def test_right_tracks_have_full_precision(num_frames, tmp_path):
     )
     assert metrics["AP"] == metrics["AR10"] == metrics["oracle_AP"] == 1.0
     assert metrics["examples"] == 4 and metrics["frames"] == 4 * LENGTH
+    # The report compares label scores with the things of the chunk, not of a frame.
+    shown = [first["label_map"][0].tolist() for first, *_ in evaluation.pictures]
+    chunk = range(num_frames or LENGTH)
+    for i, labels in enumerate(shown):
+        there = np.unique(source[i]["frames"].read(chunk)["label_map"]).tolist()
+        assert labels == [x for x in there if x >= 0 and info.is_thing[x]]
     files[0].close()
     results = json.loads((tmp_path / "results.json").read_text())
     assert {entry["video_id"] for entry in results} == {
