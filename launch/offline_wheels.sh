@@ -62,10 +62,10 @@ if [ "$arch" = "$(uname -m)" ] && type gcc objdump strip >/dev/null 2>&1; then
   for name in avcodec avformat avutil swscale aom; do
     library=$(echo opencv_python_headless.libs/lib$name-*)
     if [ ! -e "$library" ]; then continue; fi
-    version=$(grep -oE "LIB${name^^}_[0-9]+" "$work/functions" | head -1 || true)
-    grep -E "${version:- ${name}_}" "$work/functions" | awk '{print $NF}' |
+    symbols=$(grep -oE "LIB${name^^}_[0-9]+" "$work/functions" | head -1 || true)
+    grep -E "${symbols:- ${name}_}" "$work/functions" | awk '{print $NF}' |
       sed 's/.*/void &(void) { __builtin_trap(); }/' >"$work/hollow.c"
-    echo "${version:-HOLLOW} { *; };" >"$work/versions"
+    echo "${symbols:-HOLLOW} { *; };" >"$work/versions"
     gcc -shared -nostdlib -Os -Wl,-soname,"$(basename "$library")" \
       -Wl,--version-script,"$work/versions" -o "$library" "$work/hollow.c"
   done
