@@ -144,7 +144,7 @@ class MultiHeadAttention(nnx.Module):
         self,
         residual: Float[Array, "B L D"],
         tokens: Float[Array, "B L D"],
-        context: Bool[Array, "B L"] | PlacedTokens | None,
+        context: Bool[Array, "B L"] | Whom | None,
         scale: Float[Array, "D"] | None = None,
     ) -> Float[Array, "B L D"]:
         """Residual + attention of the tokens, with one head in memory at a time.
@@ -170,7 +170,7 @@ class MultiHeadAttention(nnx.Module):
                 (tokens @ kernels[:, i] + biases[None, None, i])[:, :, None]
                 for i in range(3)
             )
-            if isinstance(context, PlacedTokens):
+            if isinstance(context, Whom):
                 out = context.attend(query, key, value, 0.0, None)[:, :, 0]
             else:
                 out = attention(query, key, value, context)[:, :, 0]
@@ -243,13 +243,6 @@ class TransformerBlock(nnx.Module):
     ) -> Float[Array, "B *L D"]:
         """``context`` goes to the attention: a mask hides padding from all others."""
         is_long = tokens.ndim == 3 and tokens.shape[1] > LONG_SEQUENCE
-        is_apart = isinstance(context, ClassesApart)
-        if rng is None and is_long and is_apart:
-            tokens = tokens + _scaled(
-                self.attention(over_rows(self.attention_norm, tokens), context),
-                self.attention_scale,
-            )
-            return over_rows(lambda rows: rows + self._mlp(rows), tokens)
         if rng is None and is_long and isinstance(self.attention, MultiHeadAttention):
             normalised = over_rows(self.attention_norm, tokens)
             scale = self.attention_scale
