@@ -60,7 +60,9 @@ class Levers:
         self.num_classes = source.info.num_classes
         self.k = evaluation_policy(config, self.num_classes).k
         self.engine = make_engine(config, model, parameters)
-        examples = [source[i] for i in range(len(source) // batch * batch)]
+        if len(source) % batch:
+            sys.exit(f"--batch={batch} does not divide {len(source)} examples.")
+        examples = [source[i] for i in range(len(source))]
         self.label_maps = np.stack([e["label_map"] for e in examples])
         images = np.stack([e["image"] for e in examples])
         self.encoded = [
@@ -105,7 +107,8 @@ class Levers:
             "labels_selected": float(selected.sum(axis=1).mean()),
             "mAP": float(np.nanmean(labels.per_class_average_precision())),
             "pixel_recall": float(selected[rows, np.maximum(truth, 0)][known].mean()),
-            "mIoU": float(np.nanmean(state.per_class_iou())),
+            # Of the classes that are there: of the same ones whatever is predicted.
+            "mIoU": float(state.per_class_iou()[state.labelled > 0].mean()),
             "wrong_absent": float(state.wrong_absent / max(1, np.sum(wrong(state)))),
         }
 
@@ -152,12 +155,12 @@ def wrong(state: MeanIoU) -> int:
 def among(
     scores: Float[np.ndarray, "N C"], allowed: Bool[np.ndarray, "N C"], k: int
 ) -> Selection:
-    """The best ``k`` of the allowed labels, the best label in any case."""
+    """The best ``k`` of the allowed labels; the best of all where none is allowed."""
+    best = scores == scores.max(axis=1, keepdims=True)
+    allowed = np.where(allowed.any(axis=1, keepdims=True), allowed, best)
     shifted = np.where(allowed, scores, -np.inf)
     ids = np.argsort(-shifted, axis=1, kind="stable")[:, :k]
-    valid = np.take_along_axis(allowed, ids, axis=1)
-    valid[:, 0] = True
-    return Selection(ids, valid, scores.shape[1])
+    return Selection(ids, np.take_along_axis(allowed, ids, axis=1), scores.shape[1])
 
 
 def best_thresholds(

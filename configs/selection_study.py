@@ -142,7 +142,7 @@ STEP_TIMES = {
 }  # fmt: skip
 """What the budget ``cost`` divides the steps by; fixed, so that a cell stays a cell."""
 
-FRAMEWORKS = ("mlseg", "encoder_only", "linear", "eomt")
+FRAMEWORKS = ("baseline", "mlseg", "encoder_only", "linear", "eomt")
 
 STAGES = {
     # name: size, budget, rows, seeds; in this order cells are run.

@@ -119,8 +119,10 @@ def test_levers_select_what_is_allowed_and_thresholds_are_those_of_the_best_f1()
     allowed = np.array([[True, False, True, True], [False] * 4])
     chosen = selection_levers.among(scores, allowed, 2)
     assert chosen.class_ids[0].tolist() == [3, 2] and chosen.valid[0].all()
-    # No label at all is none: the best one stays.
-    assert chosen.valid[1].tolist() == [True, False]
+    # Where none is allowed, the best one is.
+    assert chosen.class_ids[1, 0] == 0 and chosen.valid[1].tolist() == [True, False]
+    last = selection_levers.among(scores[:, ::-1], allowed, 2)
+    assert last.class_ids[1, 0] == 3
     scores = np.array([[3.0, 1.0], [2.0, 2.0], [1.0, 3.0], [0.0, 4.0]])
     present = np.array([[True, False], [True, False], [False, False], [True, False]])
     # The two best alone have an F1 of 0.8, all with a wrong one 6 / 7.

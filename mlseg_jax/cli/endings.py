@@ -90,6 +90,8 @@ def _ending(error: Exception) -> tuple[str, int, str, str] | None:
     from mlseg_jax.distributed import processes
 
     words, notes = str(error).strip(), getattr(error, "__notes__", [])
+    # JAX adds notes, too.
+    notes = [note for note in notes if note.startswith("This process ")]
     if not notes or not re.match("UNKNOWN|INTERNAL", words):
         return None
     words = re.sub(r"0x[0-9a-f]+|\d+", "#", words.splitlines()[0])

@@ -16,8 +16,8 @@ SECONDS_BETWEEN_WRITES = 5.0
 SETTLED = 20, 10.0
 """Steps and seconds, before the pace of a training says how many fit."""
 
-TOLERANCE = 0.1
-"""Share of the steps by which those that fit may differ."""
+TOLERANCE = 0.1, 0.01
+"""Shares of the steps that are left, and of all, by which those that fit may differ."""
 
 
 class Clock:
@@ -37,7 +37,7 @@ class Clock:
         self._stops = stops
         self.seconds = 60.0 * minutes
         self.reserve = 0.0
-        self.fits = False
+        self.chosen = frozenset()
         self._paced = None
         self._path = epath.Path(workdir) / FILE
         self._began = time.monotonic() - already
@@ -63,18 +63,23 @@ class Clock:
 
     def fitted(self, step: int, steps: int) -> int:
         """How many steps there is time for at the pace so far, evaluations and saving
-        included; ``steps`` where that differs little, or is not to be changed
-        (``fits``). A machine is rarely as busy for minutes as it was while some steps
-        were measured.
+        included; ``steps`` where that differs little, or was not ``chosen``. A machine
+        is rarely as busy for minutes as it was while some steps were measured.
         """
         now = time.monotonic()
         if self._paced is None:
             self._paced = step, now
         done, seconds = step - self._paced[0], now - self._paced[1]
-        if not self.fits or done < SETTLED[0] or seconds < SETTLED[1]:
+        if (
+            "train.steps" not in self.chosen
+            or done < SETTLED[0]
+            or seconds < SETTLED[1]
+        ):
             return steps
         fitting = step + max(0, int(self.left() * done / seconds))
-        return fitting if abs(fitting - steps) > TOLERANCE * steps else steps
+        of_left, of_all = TOLERANCE
+        most = max(of_left * (steps - step), of_all * steps)
+        return fitting if abs(fitting - steps) > most else steps
 
     def write(self) -> None:
         self._written = time.monotonic()

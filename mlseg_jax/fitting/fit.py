@@ -95,11 +95,9 @@ def train(
         clock.write()
     else:
         config = _choose(config, path, frozenset(given), clock)
-    if jax.process_count() == 1:
-        # What a decoder learns to do without by some step is to be done by the end.
-        anneals = config.model.decoder.name == "eomt"
-        record = json.loads(path.read_text())
-        clock.fits = not anneals and "train.steps" in record["keys"]
+    # What EoMT learns to do without by some step is to be done by the end.
+    if jax.process_count() == 1 and config.model.decoder.name != "eomt":
+        clock.chosen = frozenset(json.loads(path.read_text())["keys"])
     return loop.train(config, workdir, clock=clock)
 
 

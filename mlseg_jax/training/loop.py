@@ -127,8 +127,7 @@ def _train(
         opened.callback(writer.close)
         reports = Reports(config, model, train_source, checkpoints, writer, watchdog)
         loop = _Loop(config, model, mesh, reports, validation, presence, workdir)
-        if clock is not None:
-            loop.is_over, loop.fitted = clock.is_over, clock.fitted
+        loop.clock = clock
         profile = ProfileWindow(
             workdir, config.train.profile_start, config.train.profile_steps
         )
@@ -199,8 +198,8 @@ class _Loop:
         self.lengths = put_lengths(config, mesh)
         self.class_examples = long_tail.class_examples(presence, model.num_classes)
         self.stopped_early = False
-        self.is_over = lambda: False
-        self.fitted = lambda step, steps: steps
+        self.clock = None
+        self.planned = config.train.copy_and_resolve_references()
 
     def run(self, state, skips, stop, profile):
         settings, source, reports = self.config.train, self.source, self.reports
@@ -230,7 +229,7 @@ class _Loop:
                     gainless = float(settings.patience + 1)
                     log_line(step, {"evaluations without a gain": gainless})
                     break
-                if self.is_over():
+                if self._is_over():
                     left = float(settings.steps - step)
                     log_line(step, {"steps without time": left})
                     break
@@ -250,13 +249,15 @@ class _Loop:
                 reports.add(step, metrics)
                 if step == first + 1:
                     reports.say_first_step(metrics)
-                self._refit(step, bar)
+                if self.clock is not None:
+                    reports.keep_up()
+                    self._refit(step, bar)
                 if _is_due(step, settings.log_every) or step == settings.steps:
                     reports.log(step, bar)
             reports.check_finite()
             self._save(step, state)
             # Without time for it, there is no other checkpoint to compare this with.
-            is_only = self.is_over() and not self.checkpoints.scores(step)
+            is_only = self._is_over() and not self.checkpoints.scores(step)
             if scores_last_step(self.config) and not (self.stopped_early or is_only):
                 self._evaluate(step, state, stop)
         finally:
@@ -265,17 +266,18 @@ class _Loop:
             batches.close()
         return state
 
+    def _is_over(self) -> bool:
+        return self.clock is not None and self.clock.is_over()
+
     def _refit(self, step: int, bar) -> None:
-        """Where there turns out to be time for more or fewer steps, the schedule is
-        that of so many from here on, in the run's configuration too.
-        """
-        settings = self.config.train
-        steps = self.fitted(step, settings.steps)
+        """From here on the schedule is that of the steps that there is time for."""
+        settings, planned = self.config.train, self.planned
+        steps = self.clock.fitted(step, settings.steps)
         if steps == settings.steps:
             return
-        every = settings.eval_every
-        if every:
-            settings.eval_every = max(1, round(every * steps / settings.steps))
+        for name in ("eval_every", "checkpoint_every"):
+            if planned[name] and f"train.{name}" in self.clock.chosen:
+                settings[name] = max(1, planned[name] * steps // planned.steps)
         settings.steps = bar.total = steps
         log_line(step, {"steps that there is time for": float(steps)})
         self.lengths = put_lengths(self.config, self.mesh)

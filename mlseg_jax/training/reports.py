@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 MAX_INPUT_WAIT = 0.05
 """Share of the time waiting for data above which the run says so."""
 
+AHEAD = 2
+"""Steps that may be begun and not done, where a clock counts them."""
+
 MAX_LAG = 0.2
 """Share of a step that one process may take longer than the others before it is named.
 """
@@ -60,6 +63,14 @@ class Reports:
         jax.block_until_ready(metrics)
         logger.info("first step after %.1f s of this process", seconds_since_start())
         self.watch.read()
+
+    def keep_up(self) -> None:
+        """Waits for all steps but the last `AHEAD`, for a clock that counts steps: else
+        many are begun at once, and none of them is done.
+        """
+        if len(self.pending) > AHEAD:
+            with self.watch.devices():
+                jax.block_until_ready(self.pending[-1 - AHEAD][1])
 
     def check_finite(self) -> list[dict[str, np.ndarray]]:
         """Fetches what the last steps measured.

@@ -85,7 +85,7 @@ def test_steps_are_fitted_to_the_pace_that_there_is(tmp_path, monkeypatch):
     assert clock.fitted(1, 100) == 100  # From here on.
     now[0] = 30.0
     assert clock.fitted(31, 100) == 100  # The steps were given.
-    clock.fits = True
+    clock.chosen = frozenset({"train.steps"})
     assert clock.fitted(20, 100) == 100  # Too few, to know.
     assert clock.fitted(31, 100) == 31 + 520
     assert clock.fitted(31, 540) == 540  # That is close enough.
