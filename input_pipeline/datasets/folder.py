@@ -17,7 +17,8 @@ folders and other endings are a matter of configuration (`folder_files.FolderLay
 null or "ignore": ``{"0": "ignore", "7": "road", "8": "road", "11": "car"}``. Classes
 are then numbered in order of raw value, and values with one name share a class. With
 ``classes.txt``, 255 in an 8-bit mask and 65535 in a 16-bit mask mean IGNORE unless they
-are classes; with ``classes.json``, exactly what it says holds.
+are classes, and a line ``__ignore__`` is no class but ignored; with ``classes.json``,
+exactly what it says holds.
 
 Where its keys are colours, ``{"#000000": null, "#804080": "road"}``, the masks are read
 as colours, and classes are numbered in the order of the file. ``labelmap.txt`` of CVAT

@@ -8,6 +8,7 @@ import pathlib
 import zlib
 from collections.abc import Callable
 
+from input_pipeline.datasets.label_schema import CLASS_FILES
 from input_pipeline.files import images, text
 from input_pipeline.info import DataError
 
@@ -101,9 +102,13 @@ def find_files(
             f"in {', '.join(endings)} there."
         )
     listed_masks = _walk(mask_dir)
+    for name in CLASS_FILES if mask_dir == root else ():
+        listed_masks.pop(name, None)
     mask_of, twice_masks = _by_stem(listed_masks, (layout.mask_ending,), report)
     if not layout.image_ending:
-        for fault in _passed_over(listed, image_of, mask_of, twice):
+        masks = (layout.mask_ending,) if mask_dir == image_dir else ()
+        others = {n: path for n, path in listed.items() if not _stem(n, masks)}
+        for fault in _passed_over(others, image_of, mask_of, twice):
             report(fault)
     stems = sorted(image_of)
     if not is_split:

@@ -16,6 +16,9 @@ from mlseg_jax.typing import IGNORE
 IGNORED_NAME = "ignore"
 """A name that stands for no class, as null does."""
 
+LABELME_IGNORED = "__ignore__"
+"""What Labelme calls it, in the first line of its labels.txt."""
+
 CLASS_FILES = ("classes.txt", "classes.json", "labelmap.txt")
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
@@ -65,8 +68,12 @@ def read_classes(root: pathlib.Path) -> ClassTable:
         return read_class_table(path)
     if there == ["labelmap.txt"]:
         return _read_labelmap(path)
-    names = _read_class_lines(path)
-    class_of = dict(enumerate(range(len(names))))
+    lines = _read_class_lines(path)
+    names = tuple(name for name in lines if name != LABELME_IGNORED)
+    if not names:
+        raise DataError(f"{path} names no class; write one class name a line.")
+    ids = {name: i for i, name in enumerate(names)}
+    class_of = {raw: ids.get(name, IGNORE) for raw, name in enumerate(lines)}
     return ClassTable(str(path), names, class_of, keeps_ignore=True)
 
 

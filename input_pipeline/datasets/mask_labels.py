@@ -5,7 +5,11 @@ import os
 import cv2
 import numpy as np
 
-from input_pipeline.datasets.label_schema import IGNORED_NAME, ClassTable
+from input_pipeline.datasets.label_schema import (
+    IGNORED_NAME,
+    LABELME_IGNORED,
+    ClassTable,
+)
 from input_pipeline.files import images, labelme, mask_files
 from input_pipeline.info import DataError
 from mlseg_jax.typing import IGNORE
@@ -65,10 +69,9 @@ class MaskLabels:
         """
         ids = {name: i for i, name in enumerate(self.classes.names)}
         empty = next((ids[name] for name in _BACKGROUND if name in ids), IGNORE)
-        ids |= dict.fromkeys((IGNORED_NAME, f"__{IGNORED_NAME}__"), IGNORE)
-        size, shapes = labelme.shapes_from_bytes(data, path, self._max_pixels)
-        label_map = np.full(size, empty, np.int32)
-        unknown = sorted({label for label, _ in shapes if label not in ids})
+        ids |= dict.fromkeys((IGNORED_NAME, LABELME_IGNORED), IGNORE)
+        size, labels, shapes = labelme.shapes_from_bytes(data, path, self._max_pixels)
+        unknown = sorted(set(labels).difference(ids))
         if unknown:
             raise DataError(
                 f"{path} has the label {unknown[0]!r}, which {self.classes.path} does "
@@ -77,6 +80,7 @@ class MaskLabels:
                 path=str(path),
                 values=tuple(unknown),
             )
+        label_map = np.full(size, empty, np.int32)
         for label, mask in shapes:
             label_map[mask] = ids[label]
         return label_map
@@ -98,7 +102,8 @@ class MaskLabels:
     def odd_ignore(self, path: str | os.PathLike) -> DataError | None:
         """A fault of kind "ignore_value" if a mask seems to mean void by a class."""
         most = images.IGNORE_RAW[8]
-        if not self.classes.keeps_ignore or len(self.classes.names) <= most:
+        class_id = self.classes.class_of.get(most, IGNORE)
+        if not self.classes.keeps_ignore or class_id == IGNORE:
             return None
         if labelme.is_labelme(path):
             return None
@@ -108,7 +113,7 @@ class MaskLabels:
             return None
         return DataError(
             f"Mask {path} has 8 bits and {count} pixels of the value {most}, which is "
-            f"the class {self.classes.names[most]!r}.",
+            f"the class {self.classes.names[class_id]!r}.",
             kind="ignore_value",
         )
 

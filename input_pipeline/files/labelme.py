@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -14,6 +15,9 @@ ENDING = ".json"
 CORNERS = 64
 """Of the polygon that stands for a circle."""
 
+_POLYGONS = ("polygon", "rectangle", "oriented_rectangle", None)
+"""Types of shapes whose points are corners."""
+
 
 def is_labelme(path: str | os.PathLike) -> bool:
     """Whether a mask is a file of Labelme, by its name."""
@@ -22,7 +26,7 @@ def is_labelme(path: str | os.PathLike) -> bool:
 
 def shapes_from_bytes(
     data: bytes, path: str | os.PathLike, max_pixels: int = images.MAX_PIXELS
-) -> tuple[tuple[int, int], list[tuple[str, np.ndarray]]]:
+) -> tuple[tuple[int, int], list[str], Iterator[tuple[str, np.ndarray]]]:
     """Reads what was drawn on a picture.
 
     Args:
@@ -31,12 +35,13 @@ def shapes_from_bytes(
       max_pixels: height times width of the largest picture whose shapes are drawn.
 
     Returns:
-      (H, W) of the picture, and for each shape its label and a bool mask ``[H W]``,
-      the topmost last.
+      (H, W) of the picture, the label of each shape, and an iterator of each shape's
+      label and bool mask ``[H W]``, the topmost last. Masks are drawn one by one, for
+      they are large; a rectangle or circle without extent has an empty one.
 
     Raises:
-      DataError: it is no file of Labelme, or holds a shape that is damaged or has no
-        area.
+      DataError: it is no file of Labelme; while iterating, a shape is damaged or of a
+        type that has no area.
     """
     try:
         content = json.loads(data)
@@ -50,18 +55,22 @@ def shapes_from_bytes(
             f"imageWidth); save it in Labelme again, or remove it."
         ) from error
     size = coco_masks.check_image_size(width, height, f"{path}", max_pixels)
-    masks = []
-    for number, (label, points, shape) in enumerate(described, start=1):
-        where = f"Shape {number} ({label!r}) of {path}"
-        masks.append((str(label), _mask(shape, points, size, where, max_pixels)))
-    return size, masks
+
+    def masks():
+        for number, (label, points, shape) in enumerate(described, start=1):
+            where = f"Shape {number} ({label!r}) of {path}"
+            yield str(label), _mask(shape, points, size, where, max_pixels)
+
+    return size, [str(label) for label, _, _ in described], masks()
 
 
 def _mask(shape: dict, points, size, where: str, max_pixels: int) -> np.ndarray:
     kind = shape.get("shape_type", "polygon")
     try:
         points = np.asarray(points, np.float64).reshape(-1, 2)
-        if kind == "rectangle":
+        if not np.isfinite(points).all():
+            raise ValueError("not finite")
+        if kind == "rectangle" and len(points) == 2:  # Else all four corners are there.
             (x0, y0), (x1, y1) = points
             points = np.asarray([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
         elif kind == "circle":
@@ -72,7 +81,7 @@ def _mask(shape: dict, points, size, where: str, max_pixels: int) -> np.ndarray:
             points = np.clip(points, 0, size[::-1])
         elif kind == "mask":
             return _pasted(shape["mask"], points, size, where, max_pixels)
-        elif kind != "polygon":
+        elif kind not in _POLYGONS:
             raise DataError(
                 f"{where} is a {kind}, which has no area; draw a polygon in its place, "
                 f"or remove it."

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import ml_collections
 import numpy as np
 
+from input_pipeline.files import labelme
 from input_pipeline.findings import Finding, check_readings, differing_classes
 from mlseg_jax.doctor.label_statistics import least_k, pixel_curve
 from mlseg_jax.training.checks import warmup_note
@@ -104,7 +105,12 @@ def _tell_unmapped(faults, num_read: int, name: str) -> tuple[str, ...]:
             continue
         shown = ", ".join(map(str, values[:10])) + (", ..." if values[10:] else "")
         advice = "name them, or ignore them with null, in a classes.json"
-        if len(alike) > num_read / 2:
+        if labelme.is_labelme(alike[0].path):
+            advice = (
+                "add each as a line of classes.txt, or rename it to __ignore__ in "
+                "Labelme"
+            )
+        elif len(alike) > num_read / 2:
             advice = (
                 "on most masks, so it is nearly always void: write a classes.json that "
                 f'names the classes and ends in "{values[0]}": null'

@@ -71,8 +71,7 @@ def selection_charts(evaluation: bytes) -> Html:
         curve = {"images": (xs, (counts.cumsum() / counts.sum())[xs])}
         title, x_label = "Images with at most n labels", "labels in the image"
         cards.append(_chart(title, curve, x_label, note, True, True, mark))
-    is_selected = k != evaluation.get("num_classes")  # Else all are recalled.
-    recall = (is_selected and evaluation.get("recall_at_k")) or {}
+    recall = (evaluation.get("ranked", True) and evaluation.get("recall_at_k")) or {}
     curves = {f"{n} recall": (recall["k"], recall[n]) for n in recall if n != "k"}
     note = "Where the curves are flat, a smaller K is enough."
     cards.append(_chart("Recall of the best n labels", curves, "labels n", note, True))

@@ -149,7 +149,8 @@ def _flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
 def _tiles(known: Mapping, kind: str) -> list[Html]:
     """Every fragment "KIND KEY" of the template whose key is known, in its order."""
     values, oracle, tiles = dict(known), None, []
-    if known.get("k") == known.get("num_classes"):  # All are selected, and recalled.
+    selected = known.get("labels_selected")
+    if is_finite(selected) and selected == known.get("num_classes"):  # All recalled.
         values |= dict.fromkeys(("pixel_recall_at_k", "image_recall_at_k"))
     best = next((key for key in BEST if f"oracle_{key}" in known), BEST[0])
     if is_finite(known.get(f"oracle_{best}")) and is_finite(known.get(best)):
@@ -235,12 +236,18 @@ def _examples(archive: bytes) -> list[Html]:
             figures.append(fill("figure", picture=picture, caption=name))
         judged = truth != visualise.IGNORE
         right = float((truth == prediction)[judged].mean()) if judged.any() else None
-        present = visualise.present_labels(truth)
+        present = _present(e)
         parts = {"figures": figures, "right": format_percent(right)}
         parts["chips"] = _chips(present, prediction, selected, names)
         counts = {"found": len(selected & set(present)), "present": len(present)}
         cards.append(fill("example", number=number, **counts, **parts))
     return cards
+
+
+def _present(example: Mapping) -> dict[int, float]:
+    """Labels of the truth by share, also small ones that the picture shown has lost."""
+    shares = visualise.present_labels(example["truth"])
+    return dict.fromkeys(map(int, example.get("present", ())), 0.0) | shares
 
 
 def _chips(present, prediction, selected, names) -> list[Html]:
@@ -268,7 +275,7 @@ def _ranked(archive: bytes) -> Html:
     examples, names = load_examples(archive, RANKED_EXAMPLES)
     cards = []
     for number, e in enumerate(examples, 1):
-        truth = set(visualise.present_labels(e["truth"]))
+        truth = set(_present(e))
         order, selected = e["label_ids"].tolist(), e["label_selected"]
         rows, last = [], -1
         for r, i in enumerate(order):

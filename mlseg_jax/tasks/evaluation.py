@@ -202,6 +202,7 @@ def label_details(
             "pixel": np.asarray(curve["pixel_recall"]).tolist(),
             "image": np.asarray(curve["image_recall"]).tolist(),
         },
+        "ranked": True,
         "classes_per_image": np.asarray(recall.classes_per_image).tolist(),
         "inverse_temperature": None,
         "inverse_temperature_label": "",

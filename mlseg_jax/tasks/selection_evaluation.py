@@ -112,7 +112,8 @@ class AbstractSelectionEvaluation(AbstractEvaluation):
         """``evaluation.json``: ``columns`` by class, and the recall by rank."""
         inverse_temperature = model.rank_norm.inverse_temperature(self.policy.k)
         precision = np.full(self.info.num_classes, np.nan)
-        if self.config.model.multilabel_head.name != "none":
+        has_scores = self.config.model.multilabel_head.name != "none"
+        if has_scores:
             precision = self.label_scores.per_class_average_precision()
         details = label_details(
             self.info,
@@ -122,6 +123,7 @@ class AbstractSelectionEvaluation(AbstractEvaluation):
             examples=self.examples_per_class,
             **columns,
         )
+        details["ranked"] = has_scores and self.policy.name != "complete"
         if inverse_temperature is not None:
             details["inverse_temperature"] = np.asarray(inverse_temperature).tolist()
         details["inverse_temperature_label"] = "scale of the rank norm (1 / tau)"

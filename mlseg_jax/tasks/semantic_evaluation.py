@@ -67,7 +67,8 @@ class SemanticEvaluation(AbstractSegmentationEvaluation):
         for example, prediction, scores in zip(
             examples[:missing], predictions, segmented.scores, strict=False
         ):
-            self.pictures.append((*_shown(example, prediction), scores))
+            shown = _shown(example, prediction, self.info.num_classes)
+            self.pictures.append((*shown, scores))
 
     def count_oracle(
         self, segmented: Segmented | SegmentedRegions, examples: list[dict]
@@ -101,17 +102,22 @@ class SemanticEvaluation(AbstractSegmentationEvaluation):
         for i, (example, prediction, scores) in enumerate(self.pictures):
             arrays |= self.label_arrays(i, example, scores)
             arrays[f"prediction_{i}"] = prediction
+            arrays[f"present_{i}"] = example["present"]
         with path.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
 
-def _shown(example: dict, prediction: np.ndarray) -> tuple[dict, np.ndarray]:
+def _shown(
+    example: dict, prediction: np.ndarray, num_classes: int
+) -> tuple[dict, np.ndarray]:
     """An example and what was predicted, every so many-th pixel of them where they are
-    larger than any page shows.
+    larger than any page shows; ``present`` are the labels of all pixels.
     """
     every = -(-max(prediction.shape) // MAX_SHOWN_SIDE)
     keys = ("image", "label_map")
     small = {key: example[key][::every, ::every].copy() for key in keys}
+    pixels = pixel_histogram(_label_maps([example]), num_classes)[0]
+    small["present"] = np.flatnonzero(pixels)
     return example | small, prediction[::every, ::every].astype(np.int32)
 
 

@@ -10,6 +10,8 @@ from PIL import Image
 
 from configs import segmenter
 from input_pipeline.datasets.open import open_dataset
+from input_pipeline.info import DataError
+from mlseg_jax.doctor.checks import _tell_unmapped
 from mlseg_jax.doctor.doctor import examine
 from mlseg_jax.training.data_remarks import say_oddities
 
@@ -153,6 +155,12 @@ def test_colours_without_a_class(tmp_path):
     findings, _ = found(configuration(root))
     assert "(#010101)" in findings["unmapped"].message
     assert '"#010101": null' in findings["unmapped"].places[0]
+
+
+def test_labels_without_a_class():
+    faults = [DataError("x", path=f"{i}.json", values=("zz",)) for i in range(4)]
+    (place,) = _tell_unmapped(faults, 4, "train")
+    assert "classes.txt" in place and "null" not in place
 
 
 def test_splits_of_json_files_with_other_categories(tmp_path):

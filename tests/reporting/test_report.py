@@ -14,7 +14,7 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 HOSTILE = "<script>alert(\"1\")</script> & 'co' $title https://evil.example/x.js"
 
 
-def make_workdir(path, num_classes=40, k=10, num_examples=2, size=(48, 64)):
+def make_workdir(path, num_classes=40, k=10, num_examples=2, size=(48, 64), **more):
     """Every file that ``train`` and ``evaluate`` write, with random content."""
     rng = np.random.default_rng(0)
     names = [f"class {i}" for i in range(num_classes)]
@@ -31,6 +31,7 @@ def make_workdir(path, num_classes=40, k=10, num_examples=2, size=(48, 64)):
         "image_recall_at_k": 0.9, "pixel_accuracy": 0.8, "wrong_not_selected": 0.05,
         "wrong_confused": 0.15, "examples": 2, "images_per_second": 12.5,
         "parameters": 105_300_000, "step": 100, "num_classes": num_classes, "k": k,
+        "labels_selected": k,
     }  # fmt: skip
     classes = [
         {
@@ -52,6 +53,7 @@ def make_workdir(path, num_classes=40, k=10, num_examples=2, size=(48, 64)):
             "pixel": np.linspace(0.4, 0.99, k).tolist(),
             "image": np.linspace(0.1, 0.9, k).tolist(),
         },
+        "ranked": more.get("ranked", True),
         "classes_per_image": [0, 1, 5, 9, 4, 1],
         "inverse_temperature": np.linspace(20, 5, k).tolist(),
         "inverse_temperature_label": "gamma of the rank norm (1/tau)",
@@ -63,7 +65,7 @@ def make_workdir(path, num_classes=40, k=10, num_examples=2, size=(48, 64)):
     log = "\n".join(map(json.dumps, events)) + '\n{"step": 4010, "loss/to'
     path.mkdir(exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))
-    (path / "metrics.json").write_text(json.dumps(metrics))
+    (path / "metrics.json").write_text(json.dumps(metrics | more))
     (path / "metrics.jsonl").write_text(log)
     (path / "evaluation.json").write_text(json.dumps(evaluation))
     arrays = make_pictures(rng, num_examples, size, num_classes, k)
@@ -171,7 +173,7 @@ def test_report_of_empty_files(tmp_path):
 
 
 def test_a_model_without_label_scores_shows_none(tmp_path):
-    make_workdir(tmp_path, num_classes=40, k=40)
+    make_workdir(tmp_path, num_classes=40, k=40, ranked=False)
     config = json.loads((tmp_path / "config.json").read_text())
     config["model"] = {"multilabel_head": {"name": "none"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -179,6 +181,10 @@ def test_a_model_without_label_scores_shows_none(tmp_path):
     assert "This model scores no labels" in parsed.text
     assert "recall@40" not in parsed.text.lower()
     assert "Recall of the best" not in parsed.text
+    # Ranked labels of which a picture selects only the likely ones.
+    make_workdir(tmp_path, num_classes=40, k=40, labels_selected=12.5)
+    _, parsed = check(report.write_report(tmp_path))
+    assert "recall@40" in parsed.text.lower() and "Recall of the best" in parsed.text
 
 
 def test_example_without_labels(tmp_path):
@@ -189,6 +195,11 @@ def test_example_without_labels(tmp_path):
     np.savez_compressed(tmp_path / "evaluation_examples.npz", **arrays)
     _, parsed = check(report.write_report(tmp_path))
     assert "0 of 0 labels selected" in parsed.text
+    # A label too small for the picture that is shown.
+    arrays["present_0"] = arrays["label_ids_0"][:1]
+    np.savez_compressed(tmp_path / "evaluation_examples.npz", **arrays)
+    _, parsed = check(report.write_report(tmp_path))
+    assert "1 of 1 labels selected" in parsed.text
 
 
 def test_missing_metrics_name_the_command(tmp_path):

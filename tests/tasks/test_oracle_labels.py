@@ -8,6 +8,7 @@ from tiny import tiny_config
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.inference.engine import Engine
 from mlseg_jax.inference.views import label_maps_of_views, make_views
+from mlseg_jax.tasks import semantic_evaluation
 from mlseg_jax.tasks.engines import evaluation_settings
 from mlseg_jax.tasks.semantic_evaluation import SemanticEvaluation
 
@@ -51,6 +52,14 @@ def test_labels_after_the_resize_as_the_release():
     # Every view its own: twice as large, class 3 is there.
     views = ask(**{"eval.scales": (1.0, 2.0), "eval.flip": True})
     assert views == [{1, 4}, {1, 4}, {1, 3, 4}, {1, 3, 4}] * 2
+
+
+def test_small_labels_of_large_pictures_are_kept(monkeypatch):
+    monkeypatch.setattr(semantic_evaluation, "MAX_SHOWN_SIDE", 15)
+    example = make_example()
+    shown, _ = semantic_evaluation._shown(example, example["label_map"], C)
+    assert shown["label_map"].shape == (10, 15) and 3 not in shown["label_map"]
+    assert shown["present"].tolist() == [1, 3, 4]
 
 
 @pytest.mark.parametrize("base_size", [(0, 0), (37, 23)])

@@ -45,6 +45,13 @@ def test_line_ends(tmp_path, content):
     assert classes.raw_values == (0, 1, 2)
 
 
+def test_labels_of_labelme(tmp_path):
+    lines = "__ignore__\n_background_\ncar\n"
+    classes = read_classes(_write(tmp_path, "classes.txt", lines))
+    assert classes.names == ("_background_", "car")
+    assert classes.raw_values == (1, 2) and classes.class_of[0] == IGNORE
+
+
 @pytest.mark.parametrize(
     "bad",
     ["\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\0", "\t", "\x1b"],
@@ -70,6 +77,9 @@ def test_half_a_character_is_no_name(tmp_path):
 def test_files_that_are_no_text(tmp_path):
     utf16 = "road\ncar\n".encode("utf-16")
     assert "save it as UTF-8" in _message(_write(tmp_path, "classes.txt", utf16))
+    lines = "__ignore__\n__ignore__\n"
+    assert "both say" in _message(_write(tmp_path, "classes.txt", lines))
+    assert "no class" in _message(_write(tmp_path, "classes.txt", "__ignore__\n"))
     assert "is empty" in _message(_write(tmp_path, "classes.txt", "\ufeff\r\n\r\n"))
     assert "Line 2" in _message(_write(tmp_path, "classes.txt", "a\n\nb\n"))
     assert "both say 'a'" in _message(_write(tmp_path, "classes.txt", "a\r\na"))

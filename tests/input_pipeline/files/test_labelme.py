@@ -9,6 +9,7 @@ import pytest
 
 from input_pipeline.datasets.folder import Folder
 from input_pipeline.datasets.folder_files import FolderLayout
+from input_pipeline.files import labelme
 from input_pipeline.info import DataError
 
 LAYOUT = FolderLayout(mask_folder="images", mask_ending=".json")
@@ -45,6 +46,14 @@ def test_shapes_are_drawn_over_one_another(tmp_path):
     np.testing.assert_array_equal(source[0]["label_map"], expected)
     assert source.palette(0) is None and source.ignored_value(0) is None
     assert source.remarks(0) == []
+    # Corners, whatever the type says; a stray click covers nothing.
+    corners = [[4, 2], [8, 2], [8, 6], [4, 6]]
+    for kind in ("rectangle", "oriented_rectangle", None):
+        click = shape("road", [[1, 1], [1, 1]], "rectangle")
+        source = folder(tmp_path, [click, shape("car", corners, kind)])
+        expected = np.zeros((8, 10), np.int32)
+        expected[2:6, 4:8] = 2
+        np.testing.assert_array_equal(source[0]["label_map"], expected)
     # A circle of radius 3, and no class for the rest.
     source = folder(tmp_path, [shape("car", [[5, 4], [8, 4]], "circle")], "car\n")
     values, counts = np.unique(source[0]["label_map"], return_counts=True)
@@ -58,6 +67,7 @@ def test_shapes_are_drawn_over_one_another(tmp_path):
         ([shape("car", [[0, 0], [5, 0]], "line")], {}, "is a line, which has no area"),
         ([shape("car", [[0, 0], [50, 0], [5, 5]])], {}, "outside its image"),
         ([shape("car", [[0, 0], [5]])], {}, "damaged points"),
+        ([shape("car", [[0, 0], [5, np.nan]], "circle")], {}, "damaged points"),
         (
             [shape("car", [[9, 0]], "mask", mask="%")],
             {},
@@ -71,3 +81,27 @@ def test_shapes_are_drawn_over_one_another(tmp_path):
 def test_what_is_wrong_is_said(tmp_path, shapes, content, message):
     with pytest.raises(DataError, match=message):
         folder(tmp_path, shapes, **content)[0]
+
+
+def test_pictures_shapes_and_classes_in_one_folder(tmp_path):
+    for stem in ("a", "b"):
+        cv2.imwrite(str(tmp_path / f"{stem}.png"), np.zeros((8, 10, 3), np.uint8))
+    for stem in ("a", "b", "deleted", "notes"):
+        (tmp_path / f"{stem}.json").write_text("{}")
+    (tmp_path / "classes.json").write_text('{"0": "road"}')
+    layout = FolderLayout(image_folder=".", mask_folder=".", mask_ending=".json")
+    source = Folder(tmp_path, layout=layout)
+    unused = [path.rsplit("/")[-1] for path in source.unused_masks]
+    assert unused == ["deleted.json", "notes.json"]
+    (tmp_path / "deleted.heic").write_bytes(b"?")
+    with pytest.raises(DataError, match="deleted.heic is not read"):
+        Folder(tmp_path, layout=layout)
+
+
+def test_masks_are_drawn_one_by_one():
+    bad = shape("car", [[0, 0]], "point")
+    content = {"imageHeight": 8, "imageWidth": 10, "shapes": [bad]}
+    _, labels, shapes = labelme.shapes_from_bytes(json.dumps(content).encode(), "x")
+    assert labels == ["car"]
+    with pytest.raises(DataError, match="is a point"):
+        next(shapes)
