@@ -29,6 +29,7 @@ from mlseg_jax.tasks import semantic
 from mlseg_jax.tasks.engines import check_given
 from mlseg_jax.training.loop import train
 from mlseg_jax.training.optimizer import average_decay, make_optimizer
+from mlseg_jax.training.schedule import make_schedule
 from mlseg_jax.training.state import abstract_state
 from mlseg_jax.training.step import example_shapes, make_train_step
 
@@ -185,7 +186,6 @@ def test_a_saved_configuration_is_the_one_that_was_saved(tmp_path):
 
 # Leaves that nobody has to read, each with its reason.
 UNREAD = {
-    "choose_settings": "read before a training, by `fitting`",
     "name": "says in a saved configuration which file it came from",
     "eval.track_score": "of videos of regions",
     "optimizer.falls_at": "of the schedule `steps` alone",
@@ -263,7 +263,9 @@ def test_every_key_is_read(tmp_path, monkeypatch):
     list(segmenter.video([picture] * 2, selection_scope="per_clip"))
     model = FunctionalModel.build(config, config.data.num_classes)
     # What only another optimiser, multi-label head, schedule or data set reads.
-    make_optimizer(tiny_config({"optimizer.name": "sgd", "optimizer.schedule": "poly"}))
+    sgd = tiny_config({"optimizer.name": "sgd", "optimizer.schedule": "poly"})
+    make_optimizer(sgd)
+    make_schedule(sgd)(0)
     average_decay(config, 0)
     whole = tiny_config({"data.augmentation": "whole", "data.crop_size": (9, 9)}).data
     empty = {"image": np.zeros((9, 9, 3), np.uint8)}

@@ -18,6 +18,9 @@ class Clock:
         self.calls += 1
         return self.calls > 2
 
+    def fitted(self, step, steps):
+        return steps
+
 
 @pytest.mark.usefixtures("quick_compiles")
 def test_the_best_checkpoint_in_time_is_kept(tmp_path, monkeypatch):
