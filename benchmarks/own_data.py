@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--against", default="smp", choices=["smp", "nothing"])
     parser.add_argument("--data", required=True)
     parser.add_argument("--minutes", default="10", help="with commas")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", default="0", help="with commas")
     parser.add_argument("--train-split", default="train[:90%]")
     parser.add_argument("--validation-split", default="train[90%:]")
     parser.add_argument("--test-split", default="val")
@@ -64,7 +64,7 @@ def main() -> None:
         folder = pathlib.Path(folder)
         rates = {}
         for minutes in map(float, args.minutes.split(",")):
-            for seed in range(args.seeds):
+            for seed in map(int, args.seeds.split(",")):
                 if models != ["ours"]:
                     write_arrays(args, minutes, seed, folder)
                 for name in models:  # in turns
