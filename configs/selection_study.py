@@ -151,20 +151,20 @@ STAGES = {
         ("baseline", "mlseg", "apart", "with_present", "mlseg_auto"),
         2,
     ),
+    "c120, frameworks": ("c120", "steps", FRAMEWORKS, 3),
+    "c120, frameworks at equal cost": ("c120", "cost", FRAMEWORKS, 3),
+    "c480, the best of these": ("c480", "steps", ("baseline", "mlseg"), 2),
     "c120, more switches": (
         *("c120", "steps"),
         ("prior_calibrated", "noise", "label_gradient_0.3", "prior_ranks", "missed"),
         2,
     ),
+    "c120, are the curves flat": (*("c120", "steps"), ("baseline_2x", "mlseg_2x"), 2),
     "camvid, K = 8 of 11": (
         *("camvid", "steps"),
         ("baseline", "mlseg", "mlseg_auto", "apart", "with_present"),
         2,
     ),
-    "c120, are the curves flat": (*("c120", "steps"), ("baseline_2x", "mlseg_2x"), 2),
-    "c480, the best of these": ("c480", "steps", ("baseline", "mlseg"), 2),
-    "c120, frameworks": ("c120", "steps", FRAMEWORKS, 3),
-    "c120, frameworks at equal cost": ("c120", "cost", FRAMEWORKS, 3),
 }
 
 AGAINST = ("baseline", "mlseg")
