@@ -144,7 +144,11 @@ def test_annealing_follows_the_lengths_that_the_step_is_given(plain, monkeypatch
     class Told:
         def means(self, model, batch, config, rng, priors):
             progress = batch["progress"]
-            return {"progress": Mean(progress.sum(), jnp.ones_like(progress).sum())}
+            return {
+                "progress": Mean(
+                    progress.sum(), jnp.ones_like(progress).sum(), weight=1.0
+                )
+            }
 
     monkeypatch.setattr("mlseg_jax.training.step.find_task", lambda config: Told())
     model = FunctionalModel.build(plain.config, CLASSES)
