@@ -20,7 +20,7 @@ from input_pipeline.datasets.open import open_dataset
 from input_pipeline.files.images import read_image
 from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
-from mlseg_jax.export import artifacts, parity, predictor
+from mlseg_jax.export import artifacts, parity, predict, predictor
 from mlseg_jax.export.onnx_files import write_onnx
 from mlseg_jax.export.onnx_weights import Weights
 from mlseg_jax.export.resampling import resize, views_of
@@ -144,6 +144,23 @@ def test_the_program_beside_the_model_needs_three_packages(exported, tmp_path):
     assert label_map.dtype == np.uint16 and label_map.shape == (40, 50)
     assert set(np.unique(label_map)) <= {x["class_id"] for x in line["labels"]}
     assert max(read_image(tmp_path / "out/a_overlay.png").shape) >= 480
+
+
+def test_no_picture_is_written_over_and_no_output_by_another(tmp_path):
+    names = ("a.jpg", "a.png", "a_overlay.png", "B.png", "b.gif")
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    paths = predict.paths_of([str(tmp_path)])
+    assert len(paths) == len(names)
+    outputs = [x for pair in predict.names_of(paths, tmp_path / "out") for x in pair]
+    assert len({name.casefold() for name in outputs}) == 2 * len(names)
+    # The label map of the first would take the place of the second.
+    for given in (paths, [tmp_path / "a.jpg", tmp_path / "A.png"]):
+        with pytest.raises(ValueError, match=".png would be written over a picture"):
+            predict.names_of(given, tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="there is no picture in .*empty"):
+        predict.paths_of([str(tmp_path / "empty")])
 
 
 def test_stablehlo_is_read_with_jax_alone(exported, workdir, tmp_path):
