@@ -29,6 +29,9 @@ PACKAGE = "onnxruntime-web@1.30.0"
 
 MODEL = ("encode.onnx", "classify.onnx", "weights.bin")
 
+_UNREADABLE = OSError, KeyError, AttributeError, tarfile.TarError, EOFError, zlib.error
+"""What reading an archive raises that is cut off, damaged or of something else."""
+
 LOADER = "ort.wasm.min.js"
 PROGRAM = ("ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 
@@ -148,7 +151,7 @@ def runtime_files(given: str | None = None) -> dict[str, bytes]:
                 name: archive.extractfile(f"package/dist/{name}").read()
                 for name in wanted
             }
-    except (OSError, KeyError, AttributeError, tarfile.TarError) as error:
+    except _UNREADABLE as error:
         raise UserError(
             f"{path} is not what `npm pack {PACKAGE}` makes ({error}); make it again."
         ) from error
