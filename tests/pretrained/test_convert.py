@@ -78,9 +78,11 @@ def test_back_again_is_bitwise(converted, tmp_path, to):
     assert set(first) == set(second)
     for path, array in first.items():
         np.testing.assert_array_equal(array, second[path])
-    assert "exists already" in said(
-        export_weights, str(workdir), str(output), to, "latest"
-    )
+    nowhere = tmp_path / "link.safetensors"
+    nowhere.symlink_to(tmp_path / "not_there" / "x")
+    for path, why in ((output, "exists already"), (nowhere, "cannot be written")):
+        sentence = said(export_weights, str(workdir), str(path), to, "latest")
+        assert f"{path} {why}" in sentence
 
 
 # -------------------------------------------------------------------- what is refused
