@@ -30,6 +30,7 @@ class Reading:
       pixels: [n] number of pixels of each of them.
       num_pixels: of the label map.
       size: height and width of the label map.
+      octets: of memory that the example takes.
       image_hash: of the decoded picture, so that it is equal for two encodings.
       label_hash: of the label map.
       colour: of all pixels of the picture, where it has only one.
@@ -45,6 +46,7 @@ class Reading:
     pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.int64([]))
     num_pixels: int = 0
     size: tuple[int, int] = (0, 0)
+    octets: int = 0
     image_hash: bytes = b""
     label_hash: bytes = b""
     colour: tuple[int, ...] | None = None
@@ -83,7 +85,9 @@ def read_facts(
     label_map = example["label_map"]
     pixels = np.bincount(label_map.ravel() - IGNORE)[1:]
     ids = np.flatnonzero(pixels)
-    more = {"segments": counts, "size": label_map.shape}
+    arrays = [value for value in example.values() if isinstance(value, np.ndarray)]
+    octets = sum(array.nbytes for array in arrays)
+    more = {"segments": counts, "size": label_map.shape, "octets": octets}
     if with_hashes:
         palette = getattr(source, "palette", None)
         remarks = getattr(source, "remarks", None)

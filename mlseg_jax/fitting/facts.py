@@ -30,6 +30,7 @@ class Data:
       sizes: [n 2] height and width of the n pictures looked at, in pixels.
       present: [n C] which classes each holds.
       pixels: [C] pixels of each class in all of them.
+      octets: [n] of memory that each takes, with its labels.
       first: where the first of them stands in the split.
     """
 
@@ -38,6 +39,7 @@ class Data:
     sizes: Int[np.ndarray, "n 2"]
     present: Bool[np.ndarray, "n C"]
     pixels: Int[np.ndarray, "C"]
+    octets: Int[np.ndarray, "n"]
     first: int = 0
 
     @property
@@ -102,13 +104,14 @@ def look_at_data(config: ml_collections.ConfigDict, max_seconds: float) -> Data:
     # Spread over the split also where time ends early.
     order = np.random.default_rng(0).permutation(len(source))[:count].tolist()
     num_classes, end = source.info.num_classes, time.monotonic() + max_seconds
-    sizes, rows, pixels = [], [], np.zeros(num_classes, np.int64)
+    sizes, rows, octets, pixels = [], [], [], np.zeros(num_classes, np.int64)
     threads = config.data.num_threads
     readings = survey(source, order, threads, with_hashes=False)
     with contextlib.closing(readings):
         for reading in readings:
             if reading.fault is None:
                 sizes.append(reading.size)
+                octets.append(reading.octets)
                 row = np.zeros(num_classes, bool)
                 row[reading.class_ids] = True
                 rows.append(row)
@@ -125,7 +128,8 @@ def look_at_data(config: ml_collections.ConfigDict, max_seconds: float) -> Data:
         )
     names = tuple(source.info.class_names)
     first = getattr(source, "first", 0)
-    return Data(len(source), names, np.array(sizes), np.array(rows), pixels, first)
+    looked_at = (np.array(sizes), np.array(rows), pixels, np.array(octets))
+    return Data(len(source), names, *looked_at, first)
 
 
 def look_at_machine(workdir: str) -> Machine:
