@@ -148,7 +148,7 @@ def test_choices_are_made_once(trained, tmp_path, monkeypatch):
     fit.train(config(4), workdir, given=keys)
     assert trained[2].train.batch_size == 4
     assert trained[2].train.steps == first.train.steps
-    # Steps that are given are no more fitted, and a part of what was chosen whole stays.
+    # Steps that are given are not fitted, and a part of what was chosen whole stays.
     other = config()
     other.train.steps = 300
     other.model.backbone.embed_dim = 48
