@@ -289,13 +289,13 @@ def _decode_with_pillow(
     """Decodes to uint8 ``[H W 3]``."""
     stored = read_orientation(picture)
     orientation = stored if options.exif else 1
+    if picture.format == "TIFF":  # Pillow and cv2 turn it, and no other, by themselves.
+        orientation = 1 if options.exif else {6: 8, 8: 6}.get(stored, stored)
     if options.white != WHITE and picture.mode in ("RGB", "RGBA"):
         # Of 16-bit colours Pillow gives no more than the high bytes.
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if values is not None and values.dtype == np.uint16:
             return _turn(_to_8_bits(values[..., 2::-1], options.white), orientation)
-    if picture.format == "TIFF":  # Pillow turns it, and no other, by itself.
-        orientation = 1 if options.exif else {6: 8, 8: 6}.get(stored, stored)
     if _is_16_bit(picture):
         grey = _to_8_bits(load_pixels(picture, path), options.white)
         return _turn(np.repeat(grey[:, :, None], 3, axis=2), orientation)
