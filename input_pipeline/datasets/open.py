@@ -226,6 +226,7 @@ def open_dataset(
 def _as_clips(source, data: ml_collections.ConfigDict) -> clips.Clips:
     """The videos of a data set, where clips are to be looked at and not pictures."""
     if isinstance(source, Folder):
+        source = source.in_order_of_time()
         source = FrameVideos(source, source.names, f"The folder {data.path}")
     if getattr(source, "videos", None) is None:
         raise DataError(
