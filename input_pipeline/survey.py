@@ -71,17 +71,20 @@ def read_facts(
       with_hashes: whether to look for more than its classes.
       segments: as ``data.segments``; those are counted.
     """
-    counts = None
     try:
-        example = source[index]
-        if segments != "none":
-            counts = count(segments, example, source.info)
+        return _read_facts(source, index, with_hashes, segments)
     except DataError as error:
         return Reading(index, fault=error)
     except Exception as error:  # A library's own: the other examples matter as well.
         reason = " ".join(str(error).split()) or "no reason given"
         fault = f"Example {index} cannot be read ({type(error).__name__}: {reason})."
         return Reading(index, fault=DataError(fault))
+
+
+def _read_facts(source, index: int, with_hashes: bool, segments: str) -> Reading:
+    example, counts = source[index], None
+    if segments != "none":
+        counts = count(segments, example, source.info)
     label_map = example["label_map"]
     pixels = np.bincount(label_map.ravel() - IGNORE)[1:]
     ids = np.flatnonzero(pixels)

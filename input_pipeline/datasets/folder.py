@@ -160,7 +160,7 @@ class Folder:
         path = self._masks[self._stems[index]]
         if self._labels.classes.by_colour or labelme.is_labelme(path):
             return None
-        return mask_files.palette_colours(path)
+        return mask_files.palette_colours(path, self._options.max_pixels)
 
 
 def _folder_and_number(stem: str) -> tuple[str, list]:

@@ -111,10 +111,10 @@ def open_mask(
 
 
 def palette_colours(
-    path: str | os.PathLike,
+    path: str | os.PathLike, max_pixels: int = images.MAX_PIXELS
 ) -> dict[int, tuple[int, ...]] | None:
     """RGB by value of the values in a palette PNG; None if it has no palette."""
-    with images.open_picture(images.read_bytes(path), path) as picture:
+    with images.open_picture(images.read_bytes(path), path, max_pixels) as picture:
         if picture.mode != "P":
             return None
         colours = np.reshape(picture.getpalette("RGB"), (-1, 3))
