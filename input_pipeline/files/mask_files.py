@@ -96,11 +96,12 @@ def open_mask(
         or "webp" in compression
     ):
         raise _lossy(path, f"{picture.format} {compression}".strip())
-    if picture.format == "TIFF" and picture.mode == "L":
+    if picture.format == "TIFF" and picture.mode in ("1", "L"):
         tags = picture.tag_v2
-        is_inverted = tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
-        if is_inverted or tags.get(_TIFF_BITS, (8,))[0] < 8:  # Pillow changes values.
-            raise _lossy(path, "TIFF of under 8 bits or with white as 0")
+        is_inverted = tags.get(_TIFF_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
+        is_short = picture.mode == "L" and tags.get(_TIFF_BITS, (8,))[0] < 8
+        if is_inverted or is_short:  # Pillow changes values.
+            raise _lossy(path, "TIFF of 2 to 7 bits or with white as 0")
     pages = images.count_pages(picture, path) if picture.format == "TIFF" else 1
     if pages > 1:
         raise DataError(

@@ -170,6 +170,15 @@ def test_masks_whose_values_would_change(tmp_path):
     grey.save(path, save_all=True, append_images=[grey])
     with pytest.raises(DataError, match="has 2 pages"):
         mask_files.read_mask(path)
+    few = np.arange(64).reshape(8, 8) % 3 == 0
+    for mode, values in (("1", few), ("L", 255 * few)):
+        Image.fromarray(few).convert(mode).save(path)
+        np.testing.assert_array_equal(mask_files.read_mask(path), values)
+        tag, data = b"\6\1\3\0\1\0\0\0", path.read_bytes()  # What black is.
+        assert data.count(tag + b"\1") == 1
+        path.write_bytes(data.replace(tag + b"\1", tag + b"\0"))
+        with pytest.raises(DataError, match="white as 0"):
+            mask_files.read_mask(path)
     for kind in ("webp", "ppm", "gif"):
         grey.save(tmp_path / f"a.{kind}")
         with pytest.raises(DataError, match="not a PNG file inside"):
