@@ -20,6 +20,13 @@ NUM_LOOKED_AT = 256
 """Training pictures that are read, spread over the split, if time allows."""
 
 
+_GROUPS = {
+    "": ("", "memory.max", "memory.current"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
+"""By kind of a control group: its folder, and its files of what it may and does use."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Facts about the training pictures.
@@ -149,9 +156,18 @@ def look_at_machine(workdir: str) -> Machine:
     )
 
 
-def free_memory(meminfo: str = "/proc/meminfo", cgroup: str = "/sys/fs/cgroup") -> int:
+def free_memory(
+    meminfo: str = "/proc/meminfo",
+    cgroup: str = "/sys/fs/cgroup",
+    own: str = "/proc/self/cgroup",
+) -> int:
     """Bytes that this process may still take; half of all memory where the system does
     not say.
+
+    Args:
+      meminfo: what the system says.
+      cgroup: where limits of containers and jobs stand, a folder for each group.
+      own: the groups that this process is in.
     """
     try:
         lines = pathlib.Path(meminfo).read_text().splitlines()
@@ -159,12 +175,28 @@ def free_memory(meminfo: str = "/proc/meminfo", cgroup: str = "/sys/fs/cgroup") 
         free = 1024 * int(facts["MemAvailable"].split()[0])
     except (OSError, LookupError, ValueError):
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    try:  # A container's or a job's share; "max" is no limit.
-        limit, used = (
-            int((pathlib.Path(cgroup) / f"memory.{name}").read_text())
-            for name in ("max", "current")
-        )
-        free = min(free, max(0, limit - used))
-    except (OSError, ValueError):
-        pass
-    return free
+    return min([free, *_left_to_groups(pathlib.Path(cgroup), pathlib.Path(own))])
+
+
+def _left_to_groups(root: pathlib.Path, own: pathlib.Path) -> list[int]:
+    """Bytes left to the memory groups of this process, and to those around them, that
+    have a limit.
+
+    A line of ``own`` is "number:kinds:/group"; groups without kinds are of version 2
+    (man 7 cgroups).
+    """
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        lines = ["0::/"]
+    left = []
+    for line in lines:
+        _, kinds, group = line.split(":", 2)
+        for folder, *names in (_GROUPS[x] for x in kinds.split(",") if x in _GROUPS):
+            place = root / folder / group.strip("/")
+            # Within a container its own may be hidden, and that around it the first.
+            for each in (place, *place.parents):
+                with contextlib.suppress(OSError, ValueError):  # "max" is no limit.
+                    limit, used = (int((each / name).read_text()) for name in names)
+                    left.append(max(0, limit - used))
+    return left
