@@ -129,9 +129,9 @@ def find_files(
 def _sub_folders(image_dir: pathlib.Path, split: str, ending: str) -> list[str]:
     """The splits that have a folder each, or none; raises DataError."""
     entries = _list(image_dir)
-    folders = sorted(e.name for e in entries if e.is_dir())
+    folders = sorted(e.name for e in entries if _is_folder(e))
     endings = (ending,) if ending else images.IMAGE_SUFFIXES
-    loose = [e.name for e in entries if not e.is_dir() and _stem(e.name, endings)]
+    loose = [e.name for e in entries if not _is_folder(e) and _stem(e.name, endings)]
     if folders and loose:
         raise DataError(
             f"{image_dir} holds both images and the folders {', '.join(folders)}; "
@@ -158,6 +158,13 @@ def _list(folder: pathlib.Path) -> list[os.DirEntry]:
         ) from error
 
 
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link to itself.
+        return False
+
+
 def _walk(folder: pathlib.Path) -> dict[str, str]:
     """Path by name, within the folder and all that it holds, in order of name."""
     found, waiting = {}, [("", folder, frozenset())]
@@ -168,7 +175,7 @@ def _walk(folder: pathlib.Path) -> dict[str, str]:
             continue
         above |= {identity}
         for entry in _list(place):
-            if entry.is_dir():
+            if _is_folder(entry):
                 waiting.append((f"{prefix}{entry.name}/", entry.path, above))
             else:
                 found[prefix + entry.name] = entry.path

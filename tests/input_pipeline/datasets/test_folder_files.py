@@ -63,6 +63,8 @@ def test_links_to_folders(root, tmp_path_factory):
         for name in ("one", "two"):
             (root / kind / "train" / name).symlink_to(elsewhere / kind)
         (root / kind / "train" / "loop").symlink_to(root / kind / "train")
+        (root / kind / "train" / "itself").symlink_to("itself")
+        (root / kind / "itself").symlink_to("itself")
     assert _faults(root) == (["one/a", "two/a"], [])
 
 
