@@ -5,6 +5,7 @@ import collections
 import dataclasses
 import os
 import pathlib
+import unicodedata
 import zlib
 from collections.abc import Callable
 
@@ -182,8 +183,16 @@ def _walk(folder: pathlib.Path) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def _composed(name: str) -> str:
+    """One spelling of a name: an accented letter may be one character or two, by the
+    program that named the file, and nobody sees which.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
 def _stem(name: str, endings: tuple[str, ...]) -> str:
     """The name without the ending that it has, or "" if it has none of them."""
+    name = _composed(name)
     for ending in endings:
         if name.lower().endswith(ending.lower()):
             return name[: len(name) - len(ending)]
@@ -222,7 +231,7 @@ def _passed_over(listed, image_of, mask_of, twice):
     for name, path in listed.items():
         if _stem(name, images.IMAGE_SUFFIXES):
             continue
-        stem, suffix = os.path.splitext(name)
+        stem, suffix = os.path.splitext(_composed(name))
         if stem in image_of or stem in twice:
             continue
         if stem in mask_of or suffix.lower() in _NOT_READ:
@@ -234,7 +243,8 @@ def _passed_over(listed, image_of, mask_of, twice):
 
 
 def _report_missing(missing, image_of, mask_dir, listed_masks, layout, report) -> None:
-    names = sorted((name.lower(), name) for name in listed_masks)
+    names = map(_composed, listed_masks)
+    names = sorted((name.lower(), name) for name in names)
     for i, stem in enumerate(missing):
         others = (
             f", nor have {len(missing) - 1} others" if missing[1:] and i == 0 else ""
@@ -294,7 +304,7 @@ def _choose_stems(root, split, image_dir, image_of, twice, report) -> list[str]:
 
 
 def _read_list(path: pathlib.Path, image_dir, image_of, twice, report) -> list[str]:
-    stems = text.read_lines(path)
+    stems = [_composed(line) for line in text.read_lines(path)]
     if not stems:
         raise DataError(f"List {path} is empty; write one file stem a line.")
     seen = {}

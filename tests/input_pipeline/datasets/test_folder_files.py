@@ -224,6 +224,18 @@ def test_names_that_are_not_utf_8(root):
     str(error.value).encode()
 
 
+def test_names_in_both_spellings_of_accents(root):
+    """As one letter (Linux, Windows) and as a letter and its accent (macOS)."""
+    one, two = "caf\u00e9", "cafe\u0301"
+    for name, mask in (("1", "1"), ("2", "2"), ("3", "3_mask")):
+        _image(root / f"images/{one}{name}.jpg")
+        _mask(root / f"masks/{two}{mask}.png")
+    (root / "train.txt").write_text(f"{two}1\n{one}2\n{two}3\n")
+    names, (fault,) = _faults(root)
+    assert names == [f"{one}1", f"{one}2"]
+    assert "so set data.mask_ending=_mask.png if that is it" in fault
+
+
 def test_lists_of_all_sorts_of_line_ends(root):
     for stem in ("a", "b c", "d\u2028e"):
         _image(root / f"images/{stem}.png")
