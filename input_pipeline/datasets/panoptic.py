@@ -96,6 +96,7 @@ def _example(file, number, image, png_dir, image_dir, info, with_table) -> RawEx
         make_label=make_label,
         elsewhere=tuple(places[1:]),
         remarks=functools.partial(empty_segments, png, segments, where),
+        image_id=number,
     )
 
 

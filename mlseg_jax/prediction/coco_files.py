@@ -31,7 +31,18 @@ _STUFF += (176, 177, 178, 180, 181, *range(184, 201))
 CATEGORY_IDS = {
     "coco_panoptic": tuple(i for i in range(1, 91) if i not in _MISSING) + _STUFF,
 }
-"""Category of each class in a data set's own files, where it is not the class id."""
+"""Category of each class in a data set's own files, which a prepared one forgets."""
+
+
+def categories_of(info: DatasetInfo, otherwise: Sequence[int]) -> tuple[int, ...]:
+    """The category of each class in the files that it came from, so that those written
+    mean the same; ``otherwise`` where that is not known, or is no number.
+    """
+    raw_values = info.raw_values or ()
+    if raw_values and all(isinstance(value, int) for value in raw_values):
+        return tuple(raw_values)
+    published = CATEGORY_IDS.get(info.name, ())
+    return tuple(published if len(published) == info.num_classes else otherwise)
 
 
 def encode_segment_ids(
@@ -66,7 +77,7 @@ class _CocoWriter:
     ):
         self.folder = epath.Path(folder)
         if category_ids is None:
-            category_ids = CATEGORY_IDS.get(info.name, range(info.num_classes))
+            category_ids = categories_of(info, range(info.num_classes))
         self.category_ids = tuple(category_ids)
         self.categories = [
             {"id": number, "name": name, "isthing": int(thing)}
@@ -102,7 +113,7 @@ class PanopticWriter(_CocoWriter):
       folder: where to; it is made if it is not there.
       info: the classes.
       category_ids: number of each class in the JSON; by default as in the data set's
-        own files (`CATEGORY_IDS`), else the class id.
+        own files (`categories_of`), else the class id.
     """
 
     def add(
@@ -212,7 +223,9 @@ class SegmentFiles:
     def __init__(self, task: str, folder: str | os.PathLike, info: DatasetInfo):
         self._writer = _WRITERS[task](folder, info)
 
-    def add(self, name: str, stem: str, size, found) -> None:
+    def add(
+        self, name: str, stem: str, size, found, image_id: int | str | None = None
+    ) -> None:
         """The segments of a picture: `Panoptic`, or instances.
 
         Args:
@@ -220,8 +233,10 @@ class SegmentFiles:
           stem: of files that are written for it alone.
           size: its height and width.
           found: its segments.
+          image_id: as the data set's own file has it; None makes one of the name.
         """
-        image_id, file_name = image_id_of(name), os.path.basename(name)
+        file_name = os.path.basename(name)
+        image_id = image_id_of(name) if image_id is None else image_id
         if isinstance(found, Panoptic):
             self._writer.add(image_id, file_name, stem, found)
         else:

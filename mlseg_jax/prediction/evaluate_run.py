@@ -65,7 +65,8 @@ def _evaluate(
         def on_segments(example: dict, found) -> None:
             name = example["name"]
             stem = name.replace("/", "_")
-            files.add(name, stem, example["image"].shape[:2], found)
+            size, image_id = example["image"].shape[:2], example.get("image_id")
+            files.add(name, stem, size, found, image_id)
 
     # Only the mean IoU is told apart by it.
     is_semantic = config.task == "semantic"

@@ -1,6 +1,7 @@
 """Files of segments, as the project's own readers and pycocotools read them."""
 
 import contextlib
+import dataclasses
 import io
 import json
 
@@ -20,6 +21,7 @@ from mlseg_jax.prediction.coco_files import (
     CATEGORY_IDS,
     InstanceWriter,
     PanopticWriter,
+    categories_of,
 )
 from mlseg_jax.typing import IGNORE
 
@@ -59,7 +61,8 @@ def write_images(root, stems):
 @pytest.mark.parametrize("category_ids", [None, (1, 7, 9)])
 def test_panoptic_files_are_read_again(tmp_path, category_ids):
     found = make_panoptic()
-    writer = PanopticWriter(tmp_path / "out", INFO, category_ids)
+    own = dataclasses.replace(INFO, name="coco_panoptic", raw_values=category_ids)
+    writer = PanopticWriter(tmp_path / "out", own)
     nothing = Panoptic(np.zeros(SIZE, np.int32), ())
     writer.add(5, "a.jpg", "a", found)
     writer.add("b", "b.jpg", "b_0", nothing)
@@ -71,9 +74,10 @@ def test_panoptic_files_are_read_again(tmp_path, category_ids):
         tmp_path / "images",
         "mine",
     )
-    assert info == INFO
+    assert info == INFO and info.raw_values == (category_ids or (0, 1, 2))
     source = coco_json.RawSource(info, raws)
     first, second = source[0], source[1]
+    assert (first["image_id"], second["image_id"]) == (5, "b")
     expected = np.full(SIZE, IGNORE)
     for number, class_id in found.classes.items():
         expected[found.segment_map == number] = class_id
@@ -120,6 +124,7 @@ def test_instance_files_are_read_again(tmp_path):
     assert info.class_names == INFO.class_names
     source = coco_json.RawSource(info, raws)
     example = source[0]
+    assert info.raw_values == (3, 5, 6) and example["image_id"] == 1
     np.testing.assert_array_equal(
         example["label_map"], np.where(first, 1, np.where(second, 0, IGNORE))
     )
@@ -143,6 +148,9 @@ def test_instance_files_are_read_again(tmp_path):
 def test_categories_of_published_files():
     info = names.read_info("coco_panoptic", "coco_panoptic")
     ids = CATEGORY_IDS["coco_panoptic"]
+    assert categories_of(info, ()) == ids
+    colours = dataclasses.replace(INFO, raw_values=("#ff0000", "#00ff00", "#0000ff"))
+    assert categories_of(colours, range(3)) == (0, 1, 2)
     assert len(ids) == info.num_classes == 133 and list(ids) == sorted(set(ids))
     by_name = dict(zip(info.class_names, ids, strict=True))
     assert by_name["person"] == 1 and by_name["toothbrush"] == 90
