@@ -63,10 +63,8 @@ def _evaluate(
         files = SegmentFiles(config.task, f"{output}/predictions", source.info)
 
         def on_segments(example: dict, found) -> None:
-            name = example["name"]
-            stem = name.replace("/", "_")
-            size, image_id = example["image"].shape[:2], example.get("image_id")
-            files.add(name, stem, size, found, image_id)
+            name, size = example["name"], example["image"].shape[:2]
+            files.add(name, name, size, found, example.get("image_id"))
 
     # Only the mean IoU is told apart by it.
     is_semantic = config.task == "semantic"

@@ -21,6 +21,7 @@ from mlseg_jax.prediction.coco_files import (
     CATEGORY_IDS,
     InstanceWriter,
     PanopticWriter,
+    SegmentFiles,
     categories_of,
 )
 from mlseg_jax.typing import IGNORE
@@ -143,6 +144,37 @@ def test_instance_files_are_read_again(tmp_path):
     assert [a["score"] for a in results.anns.values()] == [0.9, 0.123456789]
     assert [a["area"] for a in results.anns.values()] == [25, 25]
     assert [a["category_id"] for a in results.anns.values()] == [5, 3]
+
+
+def test_pictures_of_one_name_stay_apart(tmp_path):
+    runs = coco.rle(coco.box(1, 1, 6, 6))
+    runs = {**runs, "counts": runs["counts"].encode()}
+    for given, ids in (
+        (("d/07.jpg", "d/cat.jpg"), [7, "cat"]),
+        (("d/07.jpg", "d/7.jpg"), ["07", "7"]),
+        (("a/1.jpg", "b/1.jpg"), ["a/1", "b/1"]),
+        (("a/1.jpg", "a/1.png"), ["a/1.jpg", "a/1.png"]),
+    ):
+        files = SegmentFiles("instance", tmp_path, INFO)
+        for i, name in enumerate(given):
+            found = (segment(1, i, 0.9, runs),)
+            files.add(name, "", SIZE, found, "own" if name == "d/cat.jpg" else None)
+        files.close()
+        ids = ["own" if i == "cat" else i for i in ids]
+        made = json.loads((tmp_path / "instances.json").read_text())
+        assert [image["id"] for image in made["images"]] == ids
+        assert len({image["file_name"] for image in made["images"]}) == 2
+        results = json.loads((tmp_path / "instances_results.json").read_text())
+        found = [(r["image_id"], r["category_id"]) for r in results]
+        assert found == list(zip(ids, (0, 1), strict=True))
+    files = SegmentFiles("panoptic", tmp_path, INFO)
+    for name, ids in (("a/b_c", (1, 2, 3)), ("a_b/c", (4, 5, 6))):
+        files.add(name, name, SIZE, make_panoptic(ids))
+    files.close()
+    made = json.loads((tmp_path / "panoptic.json").read_text())
+    for entry, ids in zip(made["annotations"], ((1, 2, 3), (4, 5, 6)), strict=True):
+        png = np.asarray(Image.open(tmp_path / "panoptic" / entry["file_name"]))
+        assert set(np.unique(png[..., 0])) == {0, *ids}
 
 
 def test_categories_of_published_files():
