@@ -128,6 +128,8 @@ class AbstractVideoEvaluation(AbstractSelectionEvaluation):
             policies.append((self.oracle_policy, oracle))
         clip, *with_oracle = engine.segment(list(truth["image"]), policies)
         self.count(clip, truth, places)
+        if given is None:  # By the scores of the chunks before, too, where asked for.
+            given = clip.frames[0].selection
         self.add_labels(clip.scores, histogram, given)
         for each in with_oracle:
             self.count_oracle(each, truth, places)

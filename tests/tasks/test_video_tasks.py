@@ -29,6 +29,7 @@ from mlseg_jax.tasks.engines import evaluation_policy, evaluation_settings
 from mlseg_jax.tasks.evaluation import evaluate
 from mlseg_jax.tasks.table import find_task
 from mlseg_jax.tasks.video_evaluation import chunks
+from mlseg_jax.typing import IGNORE
 
 LENGTH, QUERIES = 10, 12
 
@@ -40,6 +41,7 @@ def config_of(task, num_frames):
             short_sides=(SIDE,), video_length=LENGTH, eval_examples=4, num_classes=20
         )
         config.eval.num_frames = num_frames
+        config.selection.k = CLASSES
     return config
 
 
@@ -82,8 +84,11 @@ class OracleEngine(ClipEngine):
                 query = order[self._names.setdefault(number, len(self._names))]
                 masks[frame, ..., query] = np.where(what == number, 9.0, -9.0)
                 (class_id,) = np.unique(truth["label_map"][what == number])
-                logits[query, (class_id + (number in self._wrong)) % CLASSES] = 20.0
-        selection = Selection(np.arange(CLASSES, dtype=np.int32)[None], None, CLASSES)
+                said = (class_id + (number in self._wrong)) % CLASSES
+                logits[query, CLASSES - 1 - said] = 20.0
+        # Not in the order of the scores, which know of no chunk before.
+        class_ids = np.arange(CLASSES, dtype=np.int32)[None, ::-1]
+        selection = Selection(class_ids, None, CLASSES)
         scores = np.zeros((1, CLASSES), np.float32)
         frames = []
         for row, image in enumerate(images):
@@ -215,6 +220,15 @@ def test_right_labels_of_videos(num_frames, tmp_path):
     # Where the truth stands still, so does what equals it; there are too few frames.
     assert metrics["VC8"] == 1.0 and np.isnan(metrics["VC16"])
     assert metrics["frames"] == 4 * LENGTH
+    # Recall is of what was selected, whatever the scores of the chunk alone would be.
+    there = [
+        np.setdiff1d(source[i]["frames"].read(places)["label_map"], [IGNORE])
+        for i in range(4)
+        for places in chunks(LENGTH, num_frames)
+    ]
+    expected = np.mean([np.mean(labels >= CLASSES // 2) for labels in there])
+    recall = evaluation.recall.curve()["image_recall"][CLASSES - CLASSES // 2 - 1]
+    assert recall == pytest.approx(expected) and 0 < recall < 1
     paths = sorted((tmp_path / "maps").rglob("*.png"))
     assert len(paths) == 4 * LENGTH and paths[3].name == "00000003.png"
     if num_frames:
