@@ -1,6 +1,7 @@
 """Evaluations of videos: perfect and imperfect answers, whole and in chunks."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -20,7 +21,6 @@ from mlseg_jax.inference.views import make_views
 from mlseg_jax.label_selection import Selection
 from mlseg_jax.prediction.clip_pictures import ClipPictures
 from mlseg_jax.prediction.segmenter import Segmenter
-from mlseg_jax.prediction.tracks import Tracker
 from mlseg_jax.prediction.video_files import LabelMapFiles, TrackFiles
 from mlseg_jax.reporting.report import write_report
 from mlseg_jax.runs.checkpoint import without_nan
@@ -67,7 +67,12 @@ class OracleEngine(ClipEngine):
                 self._truth[image.tobytes()] = own
 
     def begin(self, memory=None):
-        self._names = {}
+        known = (memory or {}).get("names", np.empty((0, 2), int))
+        self._names = dict(known.tolist())
+
+    def memory(self):
+        names = np.asarray([*self._names.items()], int).reshape(-1, 2)
+        return {"names": names}
 
     def segment(self, images, policies, allowed=None, scope=None):
         self.scopes.add(scope)
@@ -245,26 +250,35 @@ def test_frames_of_a_stream_keep_their_tracks():
     engine = OracleEngine(config, source)
     pictures = ClipPictures(engine, QUERIES)
     info, policy = source.info, evaluation_policy(config, CLASSES)
-    clip = source[1]["frames"].read(range(LENGTH))
-    tracker = Tracker(info.is_thing, 0.5)
-    pictures.begin()
-    numbers = {}
-    for places in chunks(LENGTH, pictures.batch_sizes[0]):
-        images = list(clip["image"][places.start : places.stop])
-        (frames,) = pictures.segment(images, [(policy, None)], scope="per_window")
-        for place, frame in zip(places, frames, strict=True):
-            segments = instance.find_segments(frame, config.eval, info)
-            for segment, number in zip(segments, tracker.add(segments), strict=True):
+    find = functools.partial(
+        instance.find_segments, settings=config.eval, info=source.info
+    )
+    segmenter = Segmenter(pictures, info, policy, find_segments=find)
+    clip, other = (source[i]["frames"].read(range(LENGTH)) for i in (1, 2))
+
+    def check(predictions):
+        """Each true object is one track."""
+        tracks = {}
+        for place, prediction in enumerate(predictions):
+            pairs = zip(prediction.segments, prediction.tracks, strict=True)
+            for segment, track in pairs:
                 (true,) = np.unique(clip["instance_map"][place][segment.mask])
-                if number is not None:
-                    numbers.setdefault(int(true), set()).add(number)
-    assert len(numbers) >= 2 and all(len(each) == 1 for each in numbers.values())
-    assert len(set.union(*numbers.values())) == len(numbers)
+                if track is not None:
+                    tracks.setdefault(int(true), set()).add(track)
+        assert len(tracks) >= 2 and all(len(each) == 1 for each in tracks.values())
+        assert len(set.union(*tracks.values())) == len(tracks)
+
+    check(segmenter.video(clip["image"]))
+    # Also if a picture and another video are asked for between two frames.
+    video, mixed = segmenter.video(clip["image"]), []
+    for _ in segmenter.video(other["image"]):
+        mixed.append(next(video))
+        segmenter(other["image"][0])
+    check(mixed)
     # The caller's scope is the engine's; clips of pictures' models are not to be had.
-    assert engine.scopes == {"per_window"}
-    segmenter = Segmenter(pictures, info, policy)
+    assert engine.scopes == {"per_window", None}
     list(segmenter.video(clip["image"][:2], selection_scope="per_image"))
-    assert engine.scopes == {"per_window", "per_image"}
+    assert engine.scopes == {"per_window", "per_image", None}
     with pytest.raises(UserError, match="per_clip is of models of pictures"):
         segmenter.video(clip["image"], selection_scope="per_clip")
     with config.unlocked(), pytest.raises(UserError, match="per_clip is of models"):
