@@ -78,10 +78,16 @@ class LabelMapFiles:
     def add(
         self,
         example: dict,
-        label_map: UInt[np.ndarray, "H W"] | Int[np.ndarray, "H W"],
+        label_map: UInt[np.ndarray, "H W"] | Int[np.ndarray, "H W"] | None,
     ) -> None:
-        """A frame; ``example`` has the names of the video and of the frame."""
+        """A frame; ``example`` has the names of the video and of the frame. None takes
+        back all frames of a video, which cannot be read to its end.
+        """
         folder = self._folder / example["name"]
+        if label_map is None:
+            for path in folder.glob("*.png"):
+                path.unlink()
+            return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{example['frame_name']}.png"
         write_label_map(path, label_map, self._num_classes)

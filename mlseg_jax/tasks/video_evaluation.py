@@ -82,6 +82,9 @@ class AbstractVideoEvaluation(AbstractSelectionEvaluation):
     def end(self, example: dict) -> None:
         """A video ends."""
 
+    def take_back(self, example: dict) -> None:
+        """Takes back what was given to `on_segments` of a video with a bad frame."""
+
     def groups(
         self, engine: ClipEngine, examples: Iterator[dict]
     ) -> Iterator[list[dict]]:
@@ -96,12 +99,14 @@ class AbstractVideoEvaluation(AbstractSelectionEvaluation):
         """
         (example,) = examples
         before = {name: getattr(self, name) for name in self.states}
-        before |= {name: copy.copy(getattr(self, name)) for name in self.counts}
+        counts = *self.counts, "pictures"
+        before |= {name: copy.copy(getattr(self, name)) for name in counts}
         try:
             self._add_video(engine, example)
         except DataError:
             for name, value in before.items():
                 setattr(self, name, value)
+            self.take_back(example)
             raise
 
     def _add_video(self, engine: ClipEngine, example: dict) -> None:

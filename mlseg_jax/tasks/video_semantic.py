@@ -52,6 +52,10 @@ class VideoSemanticEvaluation(AbstractVideoEvaluation):
     def end(self, example: dict) -> None:
         del self._video
 
+    def take_back(self, example: dict) -> None:
+        if self.on_segments is not None:
+            self.on_segments(example, None)
+
     def truth_of(self, truth: dict) -> Int[np.ndarray, "T H W"]:
         return truth["label_map"]
 

@@ -201,6 +201,24 @@ def test_a_video_with_one_bad_frame_counts_nowhere():
         evaluate(task.make_evaluation(config, source.info), engine, torn, config)
 
 
+def test_frames_of_a_bad_video_are_taken_back(tmp_path):
+    """Those that were written, and shown, before the one that cannot be read."""
+    config = config_of("video_semantic", 3)
+    source = open_dataset(config.data, train=False)
+    evaluation = find_task(config).make_evaluation(config, source.info)
+    written = []
+
+    def keep(example, label_map):
+        LabelMapFiles(tmp_path, source.info).add(example, label_map)
+        written.append(len(list(tmp_path.rglob("*.png"))))
+
+    evaluation.on_segments = keep
+    engine = OracleEngine(config, source)
+    with pytest.raises(DataError, match="torn"):
+        evaluation.add(engine, [Clips(Torn(source), 2, 3)[1]])
+    assert written == [*range(1, LENGTH), 0] and not evaluation.pictures
+
+
 def test_tracks_of_wrong_classes():
     _, metrics, _ = run("video_instance", 0, wrong=(1,))
     assert 0.0 < metrics["AP"] < 1.0
