@@ -334,6 +334,8 @@ class Segmenter:
     ) -> Prediction:
         names = self.info.class_names
         labels = make_labels(names, label_map, class_ids, scores)
+        # Behind those that were selected are ranks that only pad.
+        top = (part if part is None else part[: len(class_ids)] for part in top)
         return Prediction(image, label_map, labels, names, *top, found, self._font)
 
 

@@ -294,6 +294,15 @@ def test_frames_as_they_come(segmenter):
         segmenter.video(stack, selection_scope="per_film")
 
 
+def test_only_selected_labels_are_the_likeliest(segmenter):
+    (picture,) = frames(1)
+    best = segmenter(picture).labels[0].class_id
+    found = segmenter(picture, cumulative=1e-6, top_labels=3)
+    assert [label.class_id for label in found.labels] == [best]
+    assert found.top_class_ids.shape == (1, HEIGHT, WIDTH)
+    assert (found.top_class_ids == best).all() and (found.top_probabilities == 1).all()
+
+
 def test_a_damaged_video_ends_with_an_error(segmenter, clip, tmp_path):
     shutil.copy(clip, tmp_path / "clip.mp4")
     seen = []
