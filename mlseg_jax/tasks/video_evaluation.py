@@ -20,7 +20,7 @@ from mlseg_jax.tasks.selection_evaluation import (
     AbstractSelectionEvaluation,
     labels_there,
 )
-from mlseg_jax.typing import Int
+from mlseg_jax.typing import Float, Int, UInt
 
 VIDEO_COUNTS = (*LABEL_COUNTS, "num_frames", "true_pixels")
 
@@ -150,21 +150,30 @@ class AbstractVideoEvaluation(AbstractSelectionEvaluation):
     def video_metrics(self) -> dict[str, float]:
         return self.label_metrics() | {"frames": self.num_frames}
 
-    def keep_strip(self, clip, truth: dict, places: range, prediction) -> None:
-        """Some frames of a video's beginning, for the report: picture, truth, found."""
+    def strip(self, places: range) -> list[int]:
+        """Frames of a chunk that the report shows: of the first one of a few videos."""
         if places.start or len(self.pictures) >= NUM_REPORT_EXAMPLES // 2:
-            return
+            return []
         count = min(STRIP_FRAMES, len(places))
-        chosen = np.linspace(0, len(places) - 1, count).round().astype(int)
+        return np.linspace(0, len(places) - 1, count).round().astype(int).tolist()
+
+    def keep_strip(
+        self,
+        scores: Float[np.ndarray, "1 C"],
+        truth: dict,
+        chosen: list[int],
+        prediction: Int[np.ndarray, "n H W"] | UInt[np.ndarray, "n H W"],
+    ) -> None:
+        """Keeps the frames ``chosen`` of a chunk, of which this is the prediction."""
         arrays = {
             "strip": truth["image"][chosen],
             "strip_truth": self.truth_of(truth)[chosen],
-            "strip_prediction": prediction[chosen],
+            "strip_prediction": prediction,
         }
         # Scores are of the chunk, and so are the labels that they are compared with.
         labels = labels_there(self.histogram(truth)[0])
         first = {"image": truth["image"][0], "label_map": labels}
-        self.pictures.append((first, prediction[0], arrays, clip.scores[0]))
+        self.pictures.append((first, prediction[0], arrays, scores[0]))
 
     @abc.abstractmethod
     def truth_of(self, truth: dict) -> Int[np.ndarray, "T H W"]:

@@ -243,6 +243,12 @@ def test_right_labels_of_videos(num_frames, tmp_path):
     # Where the truth stands still, so does what equals it; there are too few frames.
     assert metrics["VC8"] == 1.0 and np.isnan(metrics["VC16"])
     assert metrics["frames"] == 4 * LENGTH
+    for _, first, strip, _ in evaluation.pictures:
+        labelled = strip["strip_truth"] != IGNORE
+        assert len(labelled) == (num_frames or 6)
+        np.testing.assert_array_equal(first, strip["strip_prediction"][0])
+        expected = strip["strip_truth"][labelled]
+        np.testing.assert_array_equal(strip["strip_prediction"][labelled], expected)
     # Recall is of what was selected, whatever the scores of the chunk alone would be.
     there = [
         np.setdiff1d(source[i]["frames"].read(places)["label_map"], [IGNORE])
