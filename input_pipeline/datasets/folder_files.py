@@ -93,13 +93,19 @@ def find_files(
                 mask_dir = mask_dir / split
     endings = (layout.image_ending,) if layout.image_ending else images.IMAGE_SUFFIXES
     listed = _walk(image_dir)
-    image_of, twice = _by_stem(listed, endings, report)
+    beside = layout.mask_ending if mask_dir == image_dir else ""
+    image_of, twice = _by_stem(listed, endings, report, beside)
     if not (image_of or twice):
         others = ", ".join(sorted({pathlib.PurePath(name).suffix for name in listed}))
         raise DataError(
             f"{image_dir} holds no images"
             f"{f' (but files ending in {others})' if others else ''}; put files ending "
             f"in {', '.join(endings)} there."
+        )
+    if not image_of:
+        raise DataError(
+            f"No image of {image_dir} has a stem of its own; rename them, or set "
+            "data.image_ending to the ending of those that are no masks."
         )
     listed_masks = _walk(mask_dir)
     for name in CLASS_FILES if mask_dir == root else ():
@@ -178,9 +184,12 @@ def _stem(name: str, endings: tuple[str, ...]) -> str:
 
 
 def _by_stem(
-    listed: dict[str, str], endings: tuple[str, ...], report
+    listed: dict[str, str], endings: tuple[str, ...], report, beside: str = ""
 ) -> tuple[dict[str, str], set[str]]:
-    """Path by stem of the files with these endings, and the stems of several files."""
+    """Path by stem of the files with these endings, and the stems of several files.
+
+    ``beside``: ending of masks that are in the folder, too.
+    """
     groups = collections.defaultdict(list)
     for name, path in listed.items():
         stem = _stem(name, endings)
@@ -188,9 +197,14 @@ def _by_stem(
             groups[stem].append(path)
     twice = {stem for stem, paths in groups.items() if len(paths) > 1}
     for stem in sorted(twice):
+        advice, masks = "rename one", (beside,) if beside else ()
+        pictures = [path for path in groups[stem] if not _stem(path, masks)]
+        if masks and len(pictures) == 1:
+            ending = os.path.splitext(pictures[0])[1]
+            advice = f"set data.image_ending={ending} if the other is its mask"
         fault = (
             f"{' and '.join(groups[stem])} share the stem {stem!r}, so a mask cannot "
-            "tell them apart; rename one."
+            f"tell them apart; {advice}."
         )
         report(DataError(fault, kind="listing"))
     return {s: paths[0] for s, paths in groups.items() if s not in twice}, twice

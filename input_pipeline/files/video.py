@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
-import re
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -23,6 +22,7 @@ from input_pipeline.files.images import (
     ReadOptions,
     read_image,
 )
+from input_pipeline.files.text import natural
 from input_pipeline.info import DataError
 from mlseg_jax.errors import UserError
 from mlseg_jax.typing import UInt8
@@ -123,7 +123,7 @@ class FrameFolder(AbstractVideo):
         self.time_base, self.problems = 1 / frame_rate, []
         inside = [p for p in folder.iterdir() if not p.name.startswith(".")]
         pictures = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
-        self._paths = sorted(pictures, key=lambda path: _natural(path.name))
+        self._paths = sorted(pictures, key=lambda path: natural(path.name))
         self.num_frames = len(self._paths)
         if not self._paths:
             raise DataError(
@@ -149,12 +149,6 @@ class FrameFolder(AbstractVideo):
             stat = path.stat()
             files.update(f"{path.name}/{stat.length}/{stat.mtime}/".encode())
         return {"frames": len(self._paths), "files": files.hexdigest()[:16]}
-
-
-def _natural(name: str) -> list:
-    """A key by which frame_2 comes before frame_10."""
-    parts = re.split(r"(\d+)", name)
-    return [(int(p), p) if p.isdecimal() else (-1, p) for p in parts]
 
 
 class VideoFile(AbstractVideo):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -41,7 +42,13 @@ def run_timed(
     running.add(process.pid)
     if cores:  # before the process counts those it may use
         os.sched_setaffinity(process.pid, cores)
-    _, status, usage = os.wait4(process.pid, 0)
+    interrupted = None
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except KeyboardInterrupt as error:  # what it has cost until then counts, too
+        interrupted = error
+        os.kill(process.pid, signal.SIGTERM)  # it saves where it is
+        _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     running.discard(process.pid)
     cost["peak_bytes"] = max(cost["peak_bytes"], resident_bytes(usage))
@@ -49,6 +56,8 @@ def run_timed(
     cost["cpu_seconds"] += usage.ru_utime + usage.ru_stime
     cost["done"] = process.returncode == 0
     (folder / COST_FILE).write_text(json.dumps(cost))
+    if interrupted is not None:
+        raise interrupted
     if not cost["done"]:
         raise UserError(
             f"A run of the study failed; read {folder}/output.txt, then run the "

@@ -181,6 +181,27 @@ def test_images_and_masks_in_one_folder(root):
     assert _faults(root, **layout, mask_ending="_mask.png") == (["a", "b"], [])
 
 
+@pytest.mark.parametrize("split", ["all", "all/train"])
+def test_images_and_masks_in_one_folder_of_which_nobody_says_which(root, split):
+    for stem in ("a", "b"):
+        _image(root / split / f"{stem}.jpg")
+        _mask(root / split / f"{stem}.png")
+    (root / "train.txt").write_text("a\nb\n")
+    folders, faults = {"image_folder": "all", "mask_folder": "all"}, []
+    layout = FolderLayout(**folders)
+    with pytest.raises(DataError, match="No image of .*/all.* has a stem of its own"):
+        Folder(root, "train", faults.append, layout)
+    advice = "cannot tell them apart; set data.image_ending=.jpg if the other is its"
+    assert len(faults) == 2 and all(advice in str(fault) for fault in faults)
+    assert _faults(root, image_ending=".jpg", **folders) == (["a", "b"], [])
+    _image(root / split / "c.jpg")
+    _image(root / split / "c.bmp")
+    _mask(root / split / "c.png")
+    with pytest.raises(DataError):
+        Folder(root, "train", faults.append, layout)
+    assert str(faults[-1]).endswith("; rename one.")
+
+
 def test_names_that_are_not_utf_8(root):
     """They have a split and a name that can be printed."""
     for i in range(12):
