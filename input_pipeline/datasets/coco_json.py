@@ -99,7 +99,10 @@ def list_examples(
         make_label = functools.partial(
             label_regions, size, regions, path, paint_order, empty
         )
-        raws.append(RawExample(image_name, places[0], make_label, tuple(places[1:])))
+        elsewhere = tuple(places[1:])
+        raws.append(
+            RawExample(image_name, places[0], make_label, elsewhere, image_id=number)
+        )
     return info, coco_images.short_keys(raws)
 
 

@@ -98,6 +98,7 @@ def _example(
         make_label=functools.partial(label_segments, png, segments, table, **limit),
         elsewhere=tuple(places[1:]),
         remarks=functools.partial(empty_segments, png, segments, where, **limit),
+        image_id=number,
     )
 
 

@@ -7,6 +7,7 @@ is passed over and said: a damaged tail costs the tail alone.
 import abc
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -79,7 +80,9 @@ class AbstractVideo(abc.ABC):
 
     @abc.abstractmethod
     def identity(self) -> dict:
-        """What tells this video from another at the same path: sizes and times."""
+        """What tells this video from another at the same path: names, sizes, times of
+        files.
+        """
 
 
 def open_video(
@@ -141,8 +144,11 @@ class FrameFolder(AbstractVideo):
             yield Frame(index, index * self.time_base, image, path.name)
 
     def identity(self) -> dict:
-        last = self._paths[-1]
-        return {"frames": len(self._paths), "last": last.name}
+        files = hashlib.sha256()
+        for path in self._paths:
+            stat = path.stat()
+            files.update(f"{path.name}/{stat.length}/{stat.mtime}/".encode())
+        return {"frames": len(self._paths), "files": files.hexdigest()[:16]}
 
 
 class VideoFile(AbstractVideo):
