@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Collection
 
@@ -72,8 +73,8 @@ def train(
     Raises:
       UserError: no time is left to train in, or what `loop.train` says.
     """
-    if minutes < 0:
-        raise UserError(f"--minutes is {minutes:g}; give a number above 0.")
+    if not 0 <= minutes < math.inf:
+        raise UserError(f"--minutes is {minutes:g}; give a finite number above 0.")
     if (minutes or config.choose_settings) and config.selection.name == "given":
         raise UserError(
             "Neither --minutes nor configs/own_data.py fit trainings with "

@@ -9,6 +9,7 @@ import sys
 import time
 
 from mlseg_jax.errors import UserError
+from mlseg_jax.runs.checkpoint import write_json
 from mlseg_jax.training.watch import resident_bytes
 
 COST_FILE = "study.json"
@@ -55,7 +56,7 @@ def run_timed(
     cost["wall_seconds"] += time.perf_counter() - start
     cost["cpu_seconds"] += usage.ru_utime + usage.ru_stime
     cost["done"] = process.returncode == 0
-    (folder / COST_FILE).write_text(json.dumps(cost))
+    write_json(folder / COST_FILE, cost)
     if interrupted is not None:
         raise interrupted
     if not cost["done"]:

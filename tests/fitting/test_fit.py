@@ -240,8 +240,9 @@ def test_minutes_fit_the_schedule_of_any_recipe(trained, tmp_path):
     # It keeps its evaluations, and has checkpoints every few minutes.
     assert 100 < fitted.train.eval_every < fitted.train.steps / 7
     assert fitted.train.checkpoint_every <= fitted.train.eval_every
-    with pytest.raises(UserError, match="above 0"):
-        fit.train(config, str(tmp_path), minutes=-1.0)
+    for minutes in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(UserError, match="finite number above 0"):
+            fit.train(config, str(tmp_path), minutes=minutes)
 
 
 @pytest.mark.usefixtures("quick_compiles")
