@@ -77,16 +77,11 @@ ROWS = {
         "linear",
     ),
     "eomt": (f"eomt:{MLSEG}", WEIGHT, "eomt"),
-    # Where classes enter (one block before the end, in place of two of four), what the
-    # head is made of.
+    # Where classes enter (one block before the end, in place of two of four), how wide
+    # the head is.
     "encoder_only_late": (f"encoder_only:{MLSEG},blocks=1", WEIGHT, "encoder_only"),
-    "encoder_only_shared": (
-        f"encoder_only:{MLSEG},head=shared",
-        WEIGHT,
-        "encoder_only",
-    ),
-    "encoder_only_late_shared": (
-        f"encoder_only:{MLSEG},blocks=1,head=shared",
+    "encoder_only_narrow": (
+        f"encoder_only:{MLSEG},head=narrow",
         WEIGHT,
         "encoder_only",
     ),
@@ -167,7 +162,7 @@ STAGES = {
     ),
     "c120, variants of encoder-only": (
         *("c120", "steps"),
-        ("encoder_only_late", "encoder_only_shared", "encoder_only_late_shared"),
+        ("encoder_only_late", "encoder_only_narrow"),
         1,
     ),
     "c120, frameworks": ("c120", "steps", FRAMEWORKS, 3),
