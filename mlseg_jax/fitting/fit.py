@@ -155,13 +155,12 @@ def _choose(config, path: epath.Path, given: frozenset[str], clock: Clock):
     data = look_at_data(config, LOOKING * clock.seconds)
     reading = (time.perf_counter() - begin) / len(data.sizes)
     if config.choose_settings:
-        machine = look_at_machine(str(path.parent))
+        # All processes choose by what the first one found.
+        machine = gather(look_at_machine(str(path.parent)))[0]
         choose_precision(choices, machine)
         speed = machine_flops(choices.config.model.dtype)
-        facts = (data, machine, clock.left(), speed)
-        # All processes choose by what the first one found.
-        data, *facts = gather(facts)[0]
-        choose(choices, data, *facts)
+        data, *facts = gather((data, clock.left(), speed))[0]
+        choose(choices, data, machine, *facts)
         if data.num_classes == 1:
             logger.warning(
                 "There is one class, %r, and every pixel will be given it; name what "

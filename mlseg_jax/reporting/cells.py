@@ -16,6 +16,7 @@ import ml_collections
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.runs.checkpoint import without_nan
+from mlseg_jax.runs.workdir import FREE_TO_CHANGE
 from mlseg_jax.settings.resolve import PATHS, resolve
 
 
@@ -62,10 +63,14 @@ def _changed(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]
 
 
 def check_run(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Raises UserError where a run was trained with other values than ``config``."""
+    """Raises UserError where a run was trained with other values than ``config``, of
+    those that change what comes out.
+    """
     then = dict(_leaves(json.loads((folder / "config.json").read_text()), ""))
     now = without_nan(flat_values(config))
     for key in _changed(then, now):
+        if any(f"{key}.".startswith(f"{free}.") for free in FREE_TO_CHANGE):
+            continue
         raise UserError(
             f"{folder} was trained with {key}={then[key]!r}, and the study says "
             f"{now[key]!r} now; give the changed row another name, or delete the "

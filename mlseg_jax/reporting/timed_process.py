@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+from etils import epath
+
 from mlseg_jax.errors import UserError
 from mlseg_jax.runs.checkpoint import write_json
 from mlseg_jax.training.watch import resident_bytes
@@ -40,11 +42,11 @@ def run_timed(
             stdout=output,
             stderr=output,
         )
-    running.add(process.pid)
-    if cores:  # before the process counts those it may use
-        os.sched_setaffinity(process.pid, cores)
     interrupted = None
     try:
+        running.add(process.pid)
+        if cores:  # before the process counts those it may use
+            os.sched_setaffinity(process.pid, cores)
         _, status, usage = os.wait4(process.pid, 0)
     except KeyboardInterrupt as error:  # what it has cost until then counts, too
         interrupted = error
@@ -56,7 +58,7 @@ def run_timed(
     cost["wall_seconds"] += time.perf_counter() - start
     cost["cpu_seconds"] += usage.ru_utime + usage.ru_stime
     cost["done"] = process.returncode == 0
-    write_json(folder / COST_FILE, cost)
+    write_json(epath.Path(folder) / COST_FILE, cost)
     if interrupted is not None:
         raise interrupted
     if not cost["done"]:

@@ -5,6 +5,7 @@ No run is trained here: a stand-in for the program writes scores and what it was
 
 import json
 import os
+import signal
 import sys
 import types
 
@@ -48,13 +49,13 @@ details = {"classes": [row, row], "recall_at_k": {}, "inverse_temperature": [2.0
 """
 
 INTERRUPTED = """
-import os, signal, sys
+import os, signal, sys, time
 def save(*_):
     print("saved")
     sys.exit(0)
 signal.signal(signal.SIGTERM, save)
 os.kill(int(os.environ["STUDY"]), signal.SIGINT)
-signal.pause()
+time.sleep(60)
 """
 
 
@@ -211,8 +212,13 @@ def test_what_an_interrupted_process_cost_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(program)])
     monkeypatch.setenv("STUDY", str(os.getpid()))
     folder, running = tmp_path / "run", set()
-    with pytest.raises(KeyboardInterrupt):
-        run_timed("train", [], folder, set(), running)
+    # A suite in the background may have been told to ignore it.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_timed("train", [], folder, set(), running)
+    finally:
+        signal.signal(signal.SIGINT, usual)
     before = read_cost(folder)
     assert (folder / "output.txt").read_text() == "saved\n"
     assert before["cpu_seconds"] > 0 and not running and not is_done(folder)

@@ -116,6 +116,7 @@ class Conv(nnx.Module):
         return product(rows, columns, *self.kernel.shape[-4:])
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise(
     grid: Float[Array, "B H W C"],
     kernel: Float[Array, "n n 1 C"],
@@ -124,23 +125,52 @@ def depthwise(
 ) -> Float[Array, "B h w C"]:
     """Each channel by a window of its own, without padding: a sum of shifted maps.
 
-    XLA makes one loop over the map of it. Its own convolution of as many groups as
-    channels takes 9 times as long on a processor, and its gradients 18 times, for 768
-    channels of 128 x 128 (benchmarks/depthwise.py).
+    XLA makes one loop over the map of it; the gradient to the kernel goes place by
+    place, so that no map is kept for each. XLA's own convolution of as many groups as
+    channels is slow on processors (benchmarks/depthwise.py).
     """
-    window = kernel.shape[0]
-    rows, columns = (
-        out_length(length, window, stride, 0, dilation) for length in grid.shape[1:3]
+    places = itertools.product(range(kernel.shape[0]), repeat=2)
+    parts = (
+        _shifted(grid, kernel.shape[0], i, j, stride, dilation)
+        * kernel[None, i : i + 1, j].astype(jnp.float32)
+        for i, j in places
     )
+    return sum(parts).astype(grid.dtype)
 
-    def shifted(i, j):
-        top, left = i * dilation, j * dilation
-        bottom, right = top + stride * (rows - 1) + 1, left + stride * (columns - 1) + 1
-        part = grid[:, top:bottom:stride, left:right:stride].astype(jnp.float32)
-        return part * kernel[None, i : i + 1, j].astype(jnp.float32)
 
-    places = itertools.product(range(window), repeat=2)
-    return sum(itertools.starmap(shifted, places)).astype(grid.dtype)
+def _shifted(grid, window, i, j, stride, dilation) -> Float[Array, "B h w C"]:
+    """What the window's place (i, j), which may be traced, lies on, in float32."""
+    batch, *lengths, width = grid.shape
+    reach = [
+        stride * (out_length(length, window, stride, 0, dilation) - 1) + 1
+        for length in lengths
+    ]
+    start = (0, i * dilation, j * dilation, 0)
+    part = jax.lax.dynamic_slice(grid, start, (batch, *reach, width))
+    return part[:, ::stride, ::stride].astype(jnp.float32)
+
+
+def _depthwise_forward(grid, kernel, stride, dilation):
+    return depthwise(grid, kernel, stride, dilation), (grid, kernel)
+
+
+def _depthwise_backward(stride, dilation, inputs, out):
+    grid, kernel = inputs
+    _, to_grid = jax.vjp(
+        lambda grid: depthwise.fun(grid, kernel, stride, dilation), grid
+    )
+    window = kernel.shape[0]
+
+    def at(place):
+        part = _shifted(grid, window, *place, stride, dilation)
+        return jnp.sum(part * out.astype(jnp.float32), axis=(0, 1, 2))
+
+    places = jnp.stack(jnp.divmod(jnp.arange(window**2), window), axis=1)
+    to_kernel = jax.lax.map(at, places).reshape(kernel.shape)
+    return *to_grid(out), to_kernel.astype(kernel.dtype)
+
+
+depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class ConvUnit(nnx.Module):
