@@ -140,7 +140,6 @@ def claim_workdir(
                 write_config(config, workdir)
                 # Of checkpoints that are gone.
                 (path.parent / "checkpoints" / SCORES).unlink(missing_ok=True)
-                _forget_the_end(path.parent)
         except OSError as error:
             raise UserError(
                 f"Cannot write to the work directory {workdir} ({error.strerror}); "
@@ -174,14 +173,15 @@ def claim_workdir(
         )
     if jax.process_index() == 0:
         write_config(config, workdir)  # Where the data is, how it is evaluated.
-        _forget_the_end(path.parent)
 
 
-def _forget_the_end(workdir: epath.Path) -> None:
-    """Who asks whether a run is at its end looks for this file (launch/slurm.sh,
-    reporting/timed_process.py), and `evaluate` writes it of any checkpoint.
+def forget_the_end(workdir: str) -> None:
+    """Of a run that goes on. Who asks whether one is at its end looks for this file
+    (launch/slurm.sh, reporting/timed_process.py), and `evaluate` writes it of any
+    checkpoint.
     """
-    (workdir / "metrics.json").unlink(missing_ok=True)
+    if jax.process_index() == 0:
+        (epath.Path(workdir) / "metrics.json").unlink(missing_ok=True)
 
 
 def write_config(config: ml_collections.ConfigDict, workdir: str) -> None:
