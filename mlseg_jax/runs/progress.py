@@ -38,6 +38,9 @@ class MetricWriter:
             events = str(epath.Path(workdir) / "events")
             self._events = SummaryWriter(events, purge_step=start + 1)
             self._keep(lambda line: line["step"] <= start)
+            # Who asks whether a run is at its end looks for this file (launch/slurm.sh,
+            # reporting/timed_process.py), and `evaluate` writes it of any checkpoint.
+            (epath.Path(workdir) / "metrics.json").unlink(missing_ok=True)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         if not self._active:

@@ -175,15 +175,6 @@ def claim_workdir(
         write_config(config, workdir)  # Where the data is, how it is evaluated.
 
 
-def forget_the_end(workdir: str) -> None:
-    """Of a run that goes on. Who asks whether one is at its end looks for this file
-    (launch/slurm.sh, reporting/timed_process.py), and `evaluate` writes it of any
-    checkpoint.
-    """
-    if jax.process_index() == 0:
-        (epath.Path(workdir) / "metrics.json").unlink(missing_ok=True)
-
-
 def write_config(config: ml_collections.ConfigDict, workdir: str) -> None:
     """``config.json`` of a run, whose configuration is resolved."""
     path = epath.Path(workdir) / "config.json"

@@ -25,7 +25,7 @@ from mlseg_jax.pretrained.initialise import start_from
 from mlseg_jax.runs.checkpoint import Checkpoints
 from mlseg_jax.runs.progress import MetricWriter, log_line, progress_bar
 from mlseg_jax.runs.weights import evaluation_parameters
-from mlseg_jax.runs.workdir import claim_workdir, forget_the_end, write_config
+from mlseg_jax.runs.workdir import claim_workdir, write_config
 from mlseg_jax.settings.resolve import AUTO, resolve
 from mlseg_jax.tasks.evaluation import evaluate
 from mlseg_jax.tasks.given_selection import add_given_labels
@@ -110,7 +110,6 @@ def _train(
         if clock is None:  # Else steps fit the time there is.
             refuse_what_cannot_end(config, model, max(checkpoints.steps(), default=0))
         state = _start(config, num_classes, mesh, checkpoints)
-        forget_the_end(workdir)
         if frozen_features.is_used(config):
 
             def computing(done: int) -> None:
