@@ -16,7 +16,7 @@ from mlseg_jax.training.step import make_train_step
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 RECIPES = {
-    "encoder_only": (encoder_only, ""),
+    "encoder_only": (encoder_only, ",head=narrow"),
     "eomt": (eomt, ",task=panoptic,selection=top_k"),
 }
 
