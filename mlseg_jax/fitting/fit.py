@@ -95,8 +95,7 @@ def train(
         clock.write()
     else:
         config = _choose(config, path, frozenset(given), clock)
-    # What EoMT learns to do without by some step is to be done by the end.
-    if jax.process_count() == 1 and config.model.decoder.name != "eomt":
+    if jax.process_count() == 1:
         clock.chosen = frozenset(json.loads(path.read_text())["keys"])
     return loop.train(config, workdir, clock=clock)
 

@@ -54,7 +54,7 @@ def _check_encoder(config, backbone) -> None:
 
 def build_eomt(config, backbone, **common):
     _check_encoder(config, backbone)
-    section, steps = config.model.decoder, config.train.steps
+    section = config.model.decoder
     for key in ("mask_starts", "mask_ends"):
         if len(getattr(section, key)) not in (0, section.depth):
             raise UserError(
@@ -66,12 +66,7 @@ def build_eomt(config, backbone, **common):
             f"model.decoder.image_layer is {section.image_layer}; give a block from 1 "
             f"to {section.depth}."
         )
-    said = {
-        "backbone": backbone,
-        "mask_starts": tuple(share * steps for share in section.mask_starts),
-        "mask_ends": tuple(share * steps for share in section.mask_ends),
-    }
-    return from_section(EomtDecoder, section, said, **common)
+    return from_section(EomtDecoder, section, {"backbone": backbone}, **common)
 
 
 def build_encoder_only(config, backbone, **common):

@@ -291,7 +291,7 @@ class AbstractDecoder(nnx.Module):
       class_bias: whether every class also has a learned bias on its scores.
       num_queries: object queries of a picture; 0 where pixels are classified. Where
         there are any, scores have a last column, no-object, of the decoder's own.
-      anneals: whether `embed` is told the step of the training, too.
+      anneals: whether `embed` is told the progress of the training, too.
     """
 
     embed_dim: int

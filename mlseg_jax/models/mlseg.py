@@ -112,23 +112,24 @@ class MLSeg(nnx.Module):
         *,
         image_size: Int[Array, "B 2"] | None = None,
         rng: PRNGKeyArray | None = None,
-        step: Int[Array, ""] | None = None,
+        progress: Float[Array, ""] | None = None,
         features: Float[Array, "B h w D"] | None = None,
     ) -> Output | RegionOutput:
         """Label scores, the selection that ``select`` makes of them, logits over ranks.
 
         ``image_size`` is the real height and width where images only fill the upper
-        left of a padded canvas. ``rng`` switches dropout on (training), of which
-        ``step`` is the step. With an axis T they are frames of clips: there is one
-        selection for each clip. ``features``: what the backbone makes of the images,
-        its maps side by side, where that is known; the images may then be None.
+        left of a padded canvas. ``rng`` switches dropout on (training); ``progress`` is
+        the share of it that is over. With an axis T they are frames of clips: there is
+        one selection for each clip. ``features``: what the backbone makes of the
+        images, its maps side by side, where known; the images may then be None.
         """
         encode_rng, classify_rng, auxiliary_rng = split_rng(rng, 3)
         if features is None:
-            maps, labels = self._encode(images, image_size, encode_rng, step)
+            maps, labels = self._encode(images, image_size, encode_rng, progress)
         else:
             maps = self._as_maps(features)
-            labels = self._labels(maps, self.class_embeddings[...], encode_rng, step)
+            classes = self.class_embeddings[...]
+            labels = self._labels(maps, classes, encode_rng, progress)
         selection = select(labels.scores)  # 4.
         output = self.classify(labels, selection, rng=classify_rng)
         if self.auxiliary_head is None or rng is None:
@@ -147,7 +148,7 @@ class MLSeg(nnx.Module):
         return self._encode(images, image_size, rng)[1]
 
     def _encode(
-        self, images, image_size, rng, step=None
+        self, images, image_size, rng, progress=None
     ) -> tuple[tuple[FeatureMap, ...], LabelPrediction]:
         backbone_rng, _, _ = split_rng(rng, 3)
         num_frames = images.shape[1] if images.ndim == 5 else None
@@ -163,12 +164,12 @@ class MLSeg(nnx.Module):
         else:
             features = self.backbone(pixels, image_size, backbone_rng)
         features = tuple(to_clip(each, num_frames) for each in features)
-        return features, self._labels(features, classes, rng, step)
+        return features, self._labels(features, classes, rng, progress)
 
-    def _labels(self, features, classes, rng, step=None) -> LabelPrediction:
+    def _labels(self, features, classes, rng, progress=None) -> LabelPrediction:
         _, decoder_rng, head_rng = split_rng(rng, 3)
-        progress = {"step": step} if self.decoder.anneals else {}
-        embeddings = self.decoder.embed(features, decoder_rng, **progress)  # 2.
+        more = {"progress": progress} if self.decoder.anneals else {}
+        embeddings = self.decoder.embed(features, decoder_rng, **more)  # 2.
         return self.multilabel_head(embeddings, classes, head_rng)  # 3.
 
     def backbone_features(

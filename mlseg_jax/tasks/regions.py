@@ -158,9 +158,9 @@ def means(
     model_rng, points_rng = jax.random.split(rng)
     # The padding of a canvas is part of the picture, as released.
     select = training_select(config, batch, histogram, model_rng)
-    # Of each example alike: the step of the training.
-    step = batch["step"][0] if "step" in batch else None
-    output = model(batch["image"], select, rng=model_rng, step=step)
+    # Of each example alike.
+    progress = batch["progress"][0] if "progress" in batch else None
+    output = model(batch["image"], select, rng=model_rng, progress=progress)
     targets = make_targets(
         class_ids,
         areas,

@@ -82,12 +82,13 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: dict[str, Array], lengths: Lengths | None = None
     ):
+        lengths = lengths or schedule_lengths(config)
         optimizer = make_optimizer(config, lengths)
         rng = jax.random.fold_in(dropout_key, state["step"])
         # An example each, so that a batch can be split.
         size = len(next(iter(batch.values())))
-        steps = jnp.full(size, state["step"], jnp.int32)
-        batch = batch | {"step": steps}
+        progress = jnp.full(size, state["step"] / lengths["steps"], jnp.float32)
+        batch = batch | {"progress": progress}
         with within(mesh):
             grads, metrics, stats = accumulated_gradients(
                 forward, num_parts, state["params"], state["stats"], batch, rng

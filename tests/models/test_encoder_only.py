@@ -28,12 +28,13 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def test_masks_cease_step_by_step():
-    start, end = 3.0, 8.0
-    for step in range(12):
+    start, end, steps = 3.0, 8.0, 12
+    shares = start / steps, end / steps
+    for step in range(steps):
         expected = (1 - min(max(step - start, 0) / (end - start), 1)) ** 0.9
-        assert abs(mask_share(jnp.int32(step), start, end) - expected) < 1e-6
-    assert mask_share(jnp.int32(3), start, end) == 1.0
-    assert mask_share(jnp.int32(8), start, end) == 0.0
+        assert abs(mask_share(jnp.float32(step / steps), *shares) - expected) < 1e-6
+    assert mask_share(jnp.float32(3 / steps), *shares) == 1.0
+    assert mask_share(jnp.float32(8 / steps), *shares) == 0.0
 
 
 def naive(query, key, value, angles, num_others, seen):
@@ -165,19 +166,18 @@ def test_a_scan_and_rematerialisation_change_nothing(decoder):
     results, parameters = [], None
     for options in ({}, {"scan": True, "remat": "dots"}):
         config = tiny(decoder, **options)
-        steps = config.train.steps
         model = FunctionalModel.build(config, NUM_CLASSES)
         if parameters is None:
             parameters = random_parameters(model)
         else:
             parameters = stacked(parameters, model.shapes)
 
-        def loss(parameters, images, model=model, steps=steps):
+        def loss(parameters, images, model=model):
             class_ids = jnp.asarray([[3, 1, 7, 2], [0, 9, 4, 5]])
             given = select_given(class_ids, None, NUM_CLASSES)
-            key, step = jax.random.key(1), jnp.int32(steps // 4)
+            key = jax.random.key(1)
             output = model.bind(parameters)(
-                images, lambda scores: given, rng=key, step=step
+                images, lambda _: given, rng=key, progress=jnp.float32(0.25)
             )
             if decoder == "encoder_only":
                 return jnp.sum(jnp.sin(output.logits))
@@ -199,26 +199,29 @@ def test_blocks_cease_to_mask_one_after_the_other(monkeypatch):
     """In the end training is as evaluation; between, only the second block masks."""
     config = tiny("eomt")
     config.model.decoder.update(mask_starts=(0.0, 0.5), mask_ends=(0.25, 0.75))
-    steps = config.train.steps
     model = FunctionalModel.build(config, NUM_CLASSES)
     arrays = random_parameters(model), make_images()
 
-    def last(parameters, images, step=None, is_training=True):
+    def last(parameters, images, progress=None, is_training=True):
         given = select_given(jnp.asarray([[3, 1], [0, 9]]), None, NUM_CLASSES)
         rng = jax.random.key(1) if is_training else None
-        output = model.bind(parameters)(images, lambda _: given, rng=rng, step=step)
+        output = model.bind(parameters)(
+            images, lambda _: given, rng=rng, progress=progress
+        )
         masks = output.regions.mask_logits(output.regions.num_predictions - 1)
         return output.class_logits[:, -1], masks
 
     train = jax.jit(last)
     begin, between, end = (
-        train(*arrays, jnp.int32(share * steps)) for share in (0.0, 0.4, 0.8)
+        train(*arrays, jnp.float32(share)) for share in (0.0, 0.4, 0.8)
     )
     evaluated = jax.jit(functools.partial(last, is_training=False))(*arrays)
     monkeypatch.setattr(
-        EomtDecoder, "_unmask", lambda self, seen, block, rng, step: seen | (block == 0)
+        EomtDecoder,
+        "_unmask",
+        lambda self, seen, block, rng, progress: seen | (block == 0),
     )
-    second = jax.jit(functools.partial(last, step=jnp.int32(0)))(*arrays)
+    second = jax.jit(functools.partial(last, progress=jnp.float32(0)))(*arrays)
     for i in range(2):
         assert_close(end[i], evaluated[i], 2e-4)
         assert_close(between[i], second[i], 2e-4)

@@ -93,9 +93,9 @@ def test_eomt(case):
     def run(params):
         def loss(params):
             bound = model.bind(params)
-            # A key means all predictions and masks; at step 0 none is drawn away.
+            # A key means all predictions and masks; at the start none is drawn away.
             output = bound(
-                images, select_complete, rng=jax.random.key(0), step=jnp.int32(0)
+                images, select_complete, rng=jax.random.key(0), progress=jnp.float32(0)
             )
             found = output.regions
             masks = [found.mask_logits(i) for i in range(found.num_predictions)]

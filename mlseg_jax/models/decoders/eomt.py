@@ -23,18 +23,20 @@ from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.pyramid import DoubleSize
 from mlseg_jax.models.layers.transformer import gelu, split_rng, torch_uniform
 from mlseg_jax.models.macs import Macs, in_full, product
-from mlseg_jax.typing import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
+from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
 
 FALL = 0.9
 """Power with which the share of masked queries falls."""
 
 
-def mask_share(step: Int[Array, ""], start: float, end: float) -> Float[Array, ""]:
-    """Share of the queries that a block still masks: 1 until the step ``start``, 0 from
-    the step ``end`` on.
+def mask_share(
+    progress: Float[Array, ""], start: float, end: float
+) -> Float[Array, ""]:
+    """Share of the queries that a block still masks when ``progress`` of the training
+    is over: 1 until ``start``, 0 from ``end`` on.
     """
-    progress = (step - start) / max(end - start, 1e-6)
-    return (1.0 - jnp.clip(progress, 0.0, 1.0)) ** FALL
+    fallen = (progress - start) / max(end - start, 1e-6)
+    return (1.0 - jnp.clip(fallen, 0.0, 1.0)) ** FALL
 
 
 class Upscale(nnx.Module):
@@ -78,8 +80,9 @@ class EomtDecoder(AbstractRegionDecoder):
 
     There is a prediction before each of them and one after the last. In training a
     block shows a query only the patches that the prediction before it calls its mask;
-    with which share of the queries it still does so falls from 1 to 0 between the steps
-    ``mask_starts`` and ``mask_ends`` of that block; without those, nothing is masked.
+    with which share of the queries it still does so falls from 1 to 0 while the share
+    of the training that is over goes from ``mask_starts`` to ``mask_ends`` of that
+    block; without those, nothing is masked.
     In evaluation nothing is, and there is the last prediction alone.
 
     The multi-label head looks at the patches that enter these blocks (``image`` is
@@ -126,9 +129,11 @@ class EomtDecoder(AbstractRegionDecoder):
         self,
         features: tuple[TokenMap],
         rng: PRNGKeyArray | None = None,
-        step: Int[Array, ""] | None = None,
+        progress: Float[Array, ""] | None = None,
     ) -> Embeddings:
-        """``step`` is that of the training; without it masks are as at its start."""
+        """``progress`` is the share of the training that is over; without it masks are
+        as at its start.
+        """
         (tokens,) = features
         batch, num_queries = tokens.grid.shape[0], self.num_queries
         queries = jnp.broadcast_to(
@@ -145,7 +150,7 @@ class EomtDecoder(AbstractRegionDecoder):
                 supervised.append(self._predict(state, tokens))
                 if self.masks:
                     seen = self._seen(*supervised[-1][1:], tokens)
-                    seen = self._unmask(seen, i, draw_rng, step)
+                    seen = self._unmask(seen, i, draw_rng, progress)
                     placed = dataclasses.replace(context, seen=seen)
             (state,) = self.backbone.blocks.after(
                 (first + i,), state, placed, blocks_rng, first=first + i
@@ -187,12 +192,12 @@ class EomtDecoder(AbstractRegionDecoder):
         seen: Bool[Array, "B N P"],
         block: int,
         rng: PRNGKeyArray,
-        step: Int[Array, ""] | None,
+        progress: Float[Array, ""] | None,
     ) -> Bool[Array, "B N P"]:
         """Opens the rows of as many queries as the annealing says."""
-        if step is None:
+        if progress is None:
             return seen
-        share = mask_share(step, *self.masks[block])
+        share = mask_share(progress, *self.masks[block])
         rng = jax.random.fold_in(rng, block)
         keeps = jax.random.uniform(rng, seen.shape[:2]) < share
         return seen | ~keeps[..., None]
