@@ -8,7 +8,8 @@ a decoder of pixels is cut up into segments. A class of stuff is one segment; of
 of things each piece that hangs together (8 neighbours) is one. Pieces of fewer pixels
 than ``--least-areas`` are void, for speckles would count as wrong segments; choose this
 on another split than the one that is reported. Two touching signs of one class are one
-piece: that is what the method cannot do. The quality is that of `evaluate`.
+piece: that is what the method cannot do, and with ``--truth`` it is all that it can do
+wrong, for the true label map is cut up. The quality is that of `evaluate`.
 """
 
 import argparse
@@ -56,7 +57,11 @@ def connected_segments(
 
 
 def evaluate(
-    workdir: str, split: str, num_examples: int, least_areas: Sequence[int]
+    workdir: str,
+    split: str,
+    num_examples: int,
+    least_areas: Sequence[int],
+    of_truth: bool = False,
 ) -> list[dict]:
     """A row for each least area, all of one pass over the split."""
     config = load_config(workdir)
@@ -73,9 +78,12 @@ def evaluate(
         source, process_index=0, process_count=1, num_threads=config.data.num_threads
     )
     for group in groups_by_shape(examples, engine.batch_sizes[0]):
-        images = [example["image"] for example in group]
-        (results,) = engine.segment(images, [(policy, None)])
-        label_maps = [m for part in results for m in part.label_maps()]
+        if of_truth:
+            label_maps = [example["label_map"] for example in group]
+        else:
+            images = [example["image"] for example in group]
+            (results,) = engine.segment(images, [(policy, None)])
+            label_maps = [m for part in results for m in part.label_maps()]
         for example, label_map in zip(group, label_maps, strict=True):
             truth = TrueSegments.from_maps(
                 example["label_map"], example["instance_map"], is_thing
@@ -92,10 +100,11 @@ def main() -> None:
     parser.add_argument("--split", default="val")
     parser.add_argument("--examples", type=int, default=200)
     parser.add_argument("--least-areas", default="0,20,40,80", help="pixels")
+    parser.add_argument("--truth", action="store_true", help="its label maps")
     parser.add_argument("--json")
     flags = parser.parse_args()
     areas = [int(area) for area in flags.least_areas.split(",")]
-    rows = evaluate(flags.workdir, flags.split, flags.examples, areas)
+    rows = evaluate(flags.workdir, flags.split, flags.examples, areas, flags.truth)
     measure.print_table(rows)
     measure.write_json(flags.json, {"rows": rows} | vars(flags))
 

@@ -133,8 +133,8 @@ STEP_TIMES = {
     # size: row: time of a step over the baseline's, measured once, interleaved
     # (benchmarks/study_steps.py).
     "toy": {"baseline": 1.0, "mlseg": 0.5},  # made up: toy only tries the machinery
-    # Medians of 21 turns on one core of an EPYC that was left alone: 336, 300, 177, 205,
-    # 564 ms.
+    # Medians of 21 turns on one core of an EPYC that was left alone: 336, 300, 177,
+    # 205, 564 ms.
     "c120": {
         "baseline": 1.0, "mlseg": 0.89, "encoder_only": 0.53, "linear": 0.61,
         "eomt": 1.68,

@@ -1,6 +1,7 @@
 """Single steps of training: repeatable, restored bitwise, accumulated and averaged."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from run_states import CLASSES, assert_bitwise, read_state
@@ -10,11 +11,12 @@ from input_pipeline.augmentation.augment import make_augment
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.pipeline import train_batches
 from mlseg_jax.distributed.sharding import make_mesh, put_batch
+from mlseg_jax.losses.reduce import Mean
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.runs.checkpoint import Checkpoints
 from mlseg_jax.runs.weights import evaluation_parameters
 from mlseg_jax.training.state import abstract_state, initialise
-from mlseg_jax.training.step import make_train_step
+from mlseg_jax.training.step import make_train_step, put_lengths
 
 
 class Setup:
@@ -134,3 +136,27 @@ def test_accumulation_clipping_and_averaging():
     assert evaluation_parameters(state) == {"average": state["ema"]}
     assert list(evaluation_parameters(state, "better")) == ["average", "latest"]
     assert list(evaluation_parameters(state, "latest")) == ["latest"]
+
+
+def test_annealing_follows_the_lengths_that_the_step_is_given(plain, monkeypatch):
+    """Not those it was compiled with: the length of a training may be fitted anew."""
+
+    class Told:
+        def means(self, model, batch, config, rng, priors):
+            progress = batch["progress"]
+            return {
+                "progress": Mean(
+                    progress.sum(), jnp.ones_like(progress).sum(), weight=1.0
+                )
+            }
+
+    monkeypatch.setattr("mlseg_jax.training.step.find_task", lambda config: Told())
+    model = FunctionalModel.build(plain.config, CLASSES)
+    step = make_train_step(plain.config, model, plain.mesh)
+    for steps in (8, 40):
+        config = plain.config.copy_and_resolve_references().unlock()
+        config.train.steps = steps
+        state = {**jax.device_get(plain.start()), "step": np.int32(4)}
+        _, metrics = step(state, plain.batches[0], put_lengths(config, plain.mesh))
+        assert metrics["progress"] == pytest.approx(4 / steps)
+    assert step._cache_size() == 1
