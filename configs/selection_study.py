@@ -77,6 +77,19 @@ ROWS = {
         "linear",
     ),
     "eomt": (f"eomt:{MLSEG}", WEIGHT, "eomt"),
+    # Where classes enter (one block before the end, in place of two of four), what the
+    # head is made of.
+    "encoder_only_late": (f"encoder_only:{MLSEG},blocks=1", WEIGHT, "encoder_only"),
+    "encoder_only_shared": (
+        f"encoder_only:{MLSEG},head=shared",
+        WEIGHT,
+        "encoder_only",
+    ),
+    "encoder_only_late_shared": (
+        f"encoder_only:{MLSEG},blocks=1,head=shared",
+        WEIGHT,
+        "encoder_only",
+    ),
 }
 """The baseline, the paper's method, and the candidates one by one on top of it."""
 
@@ -153,6 +166,11 @@ STAGES = {
         2,
     ),
     "c120, frameworks": ("c120", "steps", FRAMEWORKS, 3),
+    "c120, variants of encoder-only": (
+        *("c120", "steps"),
+        ("encoder_only_late", "encoder_only_shared", "encoder_only_late_shared"),
+        1,
+    ),
     "c120, frameworks at equal cost": ("c120", "cost", FRAMEWORKS, 3),
     "c480, the best of these": ("c480", "steps", ("baseline", "mlseg"), 2),
     "c120, more switches": (

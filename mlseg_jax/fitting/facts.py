@@ -61,6 +61,10 @@ class Data:
         return self.present.sum(axis=1)
 
 
+AMPERE = 8
+"""Major compute capability of the first NVIDIA GPUs with bfloat16."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Machine:
     """Facts about where the training runs.
@@ -72,6 +76,7 @@ class Machine:
       cores: that this process may use.
       free_bytes: of memory.
       free_disk: bytes where the run is kept.
+      has_bfloat16: whether its devices multiply matrices of bfloat16 faster.
     """
 
     platform: str
@@ -80,6 +85,7 @@ class Machine:
     cores: int
     free_bytes: int
     free_disk: int
+    has_bfloat16: bool = False
 
     @property
     def is_cpu(self) -> bool:
@@ -142,7 +148,17 @@ def look_at_machine(workdir: str) -> Machine:
         cores,
         free_memory(),
         shutil.disk_usage(there).free,
+        multiplies_bfloat16(
+            device.platform, str(getattr(device, "compute_capability", ""))
+        ),
     )
+
+
+def multiplies_bfloat16(platform: str, compute_capability: str = "") -> bool:
+    """TPUs do, and NVIDIA's GPUs from Ampere on ("8.0"). Of others it is not known."""
+    major = compute_capability.partition(".")[0]
+    is_ampere = major.isdigit() and int(major) >= AMPERE
+    return platform == "tpu" or (platform == "gpu" and is_ampere)
 
 
 def free_memory(meminfo: str = "/proc/meminfo", cgroup: str = "/sys/fs/cgroup") -> int:

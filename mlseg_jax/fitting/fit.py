@@ -22,7 +22,7 @@ from mlseg_jax.fitting.facts import (
     look_at_machine,
 )
 from mlseg_jax.fitting.measure import measure
-from mlseg_jax.fitting.rules import choose, keep_back
+from mlseg_jax.fitting.rules import choose, choose_precision, keep_back
 from mlseg_jax.fitting.schedule import MAX_TEST, plan, set_schedule
 from mlseg_jax.models.build import check_config
 from mlseg_jax.runs.checkpoint import write_json
@@ -151,7 +151,9 @@ def _choose(config, path: epath.Path, given: frozenset[str], clock: Clock):
     reading = (time.perf_counter() - begin) / len(data.sizes)
     if config.choose_settings:
         machine = look_at_machine(str(path.parent))
-        facts = (data, machine, clock.left(), machine_flops(config.model.dtype))
+        choose_precision(choices, machine)
+        speed = machine_flops(choices.config.model.dtype)
+        facts = (data, machine, clock.left(), speed)
         # All processes choose by what the first one found.
         data, *facts = gather(facts)[0]
         choose(choices, data, *facts)

@@ -76,6 +76,12 @@ def choose(
     _reading(choices, data, machine)
 
 
+def choose_precision(choices: Choices, machine: Machine) -> None:
+    """Before the machine's speed is measured, which depends on it."""
+    if machine.has_bfloat16:
+        choices.set(model={"dtype": "bfloat16"})
+
+
 def _say_what_is_there(choices: Choices, data: Data, machine: Machine) -> None:
     height, width = data.size
     sizes = "all" if data.is_uniform else "half of them up to"
@@ -84,7 +90,9 @@ def _say_what_is_there(choices: Choices, data: Data, machine: Machine) -> None:
         f"{data.num_pictures:,} training pictures, {sizes} {width} x {height}, "
         f"{data.num_labels.mean():.1f} of {data.num_classes:,} classes in a picture",
     )
-    choices.say("machine", str(machine))
+    dtype = choices.config.model.dtype
+    precision = "" if dtype == "float32" else f"; {dtype}, parameters in float32"
+    choices.say("machine", f"{machine}{precision}")
 
 
 def _sizes(choices: Choices, data: Data, machine: Machine, seconds: float) -> None:

@@ -9,8 +9,8 @@ import pytest
 from configs import own_data
 from mlseg_jax.errors import UserError
 from mlseg_jax.fitting.choices import Choices
-from mlseg_jax.fitting.facts import Data, Machine
-from mlseg_jax.fitting.rules import choose
+from mlseg_jax.fitting.facts import Data, Machine, multiplies_bfloat16
+from mlseg_jax.fitting.rules import choose, choose_precision
 from mlseg_jax.models.build import check_config
 
 LAPTOP = Machine("cpu", "cpu", 1, 2, 8 << 30, 100 << 30)
@@ -108,6 +108,24 @@ def test_more_time_and_faster_machines_take_larger_models():
     widths = [x.config.model.backbone.embed_dim for x in (small, large)]
     assert widths == [32, 64] and large.config.model.backbone.depths == (3, 4, 6, 3)
     assert small.config.data.crop_size < large.config.data.crop_size
+
+
+def test_bfloat16_where_the_machine_multiplies_it():
+    for has_it, *device in (
+        (True, "tpu"),
+        (True, "gpu", "8.6"),
+        (True, "gpu", "12.0"),
+        (False, "gpu", "7.5"),
+        (False, "gpu", "gfx90a"),
+        (False, "cpu"),
+    ):
+        assert multiplies_bfloat16(*device) == has_it
+        machine = dataclasses.replace(LAPTOP, has_bfloat16=has_it)
+        for given in ((), {"model.dtype"}):
+            choices = Choices(own_data.get_config().unlock(), frozenset(given))
+            choose_precision(choices, machine)
+            expected = "bfloat16" if has_it and not given else "float32"
+            assert choices.config.model.dtype == expected
 
 
 def test_weights_are_trained_as_far_as_time_goes():
