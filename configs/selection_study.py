@@ -165,12 +165,12 @@ STAGES = {
         ("baseline", "mlseg", "apart", "with_present", "mlseg_auto"),
         2,
     ),
-    "c120, frameworks": ("c120", "steps", FRAMEWORKS, 3),
     "c120, variants of encoder-only": (
         *("c120", "steps"),
         ("encoder_only_late", "encoder_only_shared", "encoder_only_late_shared"),
         1,
     ),
+    "c120, frameworks": ("c120", "steps", FRAMEWORKS, 3),
     "c120, frameworks at equal cost": ("c120", "cost", FRAMEWORKS, 3),
     "c480, the best of these": ("c480", "steps", ("baseline", "mlseg"), 2),
     "c120, more switches": (
