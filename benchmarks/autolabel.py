@@ -137,10 +137,24 @@ def quality(folder: pathlib.Path, args) -> dict[str, float]:
     }
 
 
+def claim(folder: pathlib.Path, arguments: dict[str, object]) -> None:
+    """Only an empty folder is begun in, and only the same trial goes on in it."""
+    told = folder / "arguments.json"
+    if told.exists() and json.loads(told.read_text()) != arguments:
+        sys.exit(f"{folder} is of other arguments ({told}); name another --folder.")
+    if not told.exists():
+        if folder.exists() and any(folder.iterdir()):
+            sys.exit(f"{folder} is not empty; name a new --folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        told.write_text(json.dumps(arguments))
+
+
 def run(args) -> dict[str, dict]:
     folder = pathlib.Path(args.folder).resolve()
+    claim(folder, {k: v for k, v in vars(args).items() if k not in ("folder", "json")})
     if not (folder / "labelled/classes.txt").exists():
-        shutil.rmtree(folder, ignore_errors=True)
+        for part in ("labelled", "unlabelled"):
+            shutil.rmtree(folder / part, ignore_errors=True)
         write_scenes(folder, args)
     result = {"teacher": train(folder, args, "runs/teacher", "labelled")}
     if not (folder / "labels.json").exists():

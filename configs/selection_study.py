@@ -77,16 +77,11 @@ ROWS = {
         "linear",
     ),
     "eomt": (f"eomt:{MLSEG}", WEIGHT, "eomt"),
-    # Where classes enter (one block before the end, in place of two of four), what the
-    # head is made of.
+    # Where classes enter (one block before the end, in place of two of four), how wide
+    # the head is.
     "encoder_only_late": (f"encoder_only:{MLSEG},blocks=1", WEIGHT, "encoder_only"),
-    "encoder_only_shared": (
-        f"encoder_only:{MLSEG},head=shared",
-        WEIGHT,
-        "encoder_only",
-    ),
-    "encoder_only_late_shared": (
-        f"encoder_only:{MLSEG},blocks=1,head=shared",
+    "encoder_only_narrow": (
+        f"encoder_only:{MLSEG},head=narrow",
         WEIGHT,
         "encoder_only",
     ),
@@ -146,12 +141,10 @@ STEP_TIMES = {
     # size: row: time of a step over the baseline's, measured once, interleaved
     # (benchmarks/study_steps.py).
     "toy": {"baseline": 1.0, "mlseg": 0.5},  # made up: toy only tries the machinery
-    # Medians of 21 turns on one core of an EPYC that was left alone: 336, 300, 177,
-    # 205 ms; eomt after its depthwise convolutions had become quicker, where the core
-    # was busy: 2,063 of 1,367 ms.
+    # Medians of 21 turns on one core of an EPYC: 348, 308, 240, 209, 540 ms.
     "c120": {
-        "baseline": 1.0, "mlseg": 0.89, "encoder_only": 0.53, "linear": 0.61,
-        "eomt": 1.51,
+        "baseline": 1.0, "mlseg": 0.89, "encoder_only": 0.69, "linear": 0.60,
+        "eomt": 1.55,
     },
 }  # fmt: skip
 """What the budget ``cost`` divides the steps by; fixed, so that a cell stays a cell."""
@@ -165,13 +158,13 @@ STAGES = {
         ("baseline", "mlseg", "apart", "with_present", "mlseg_auto"),
         2,
     ),
-    "c120, variants of encoder-only": (
-        *("c120", "steps"),
-        ("encoder_only_late", "encoder_only_shared", "encoder_only_late_shared"),
-        1,
-    ),
     "c120, frameworks": ("c120", "steps", FRAMEWORKS, 3),
     "c120, frameworks at equal cost": ("c120", "cost", FRAMEWORKS, 3),
+    "c120, variants of encoder-only": (
+        *("c120", "steps"),
+        ("encoder_only_late", "encoder_only_narrow"),
+        1,
+    ),
     "c480, the best of these": ("c480", "steps", ("baseline", "mlseg"), 2),
     "c120, more switches": (
         *("c120", "steps"),

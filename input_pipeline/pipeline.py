@@ -208,7 +208,7 @@ def read_some(source, num_threads: int, limit: int = 256) -> None:
     Raises:
       DataError: an example cannot be read.
     """
-    step = max(1, len(source) // limit)
+    step = max(1, -(-len(source) // limit))
     dataset = grain.MapDataset.source(source).slice(slice(0, None, step))
     for _ in _iterate(dataset, num_threads, prefetch=8):
         movement.moves()

@@ -30,6 +30,7 @@ class Reading:
       pixels: [n] number of pixels of each of them.
       num_pixels: of the label map.
       size: height and width of the label map.
+      octets: of memory that the example takes.
       image_hash: of the decoded picture, so that it is equal for two encodings.
       label_hash: of the label map.
       colour: of all pixels of the picture, where it has only one.
@@ -45,6 +46,7 @@ class Reading:
     pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.int64([]))
     num_pixels: int = 0
     size: tuple[int, int] = (0, 0)
+    octets: int = 0
     image_hash: bytes = b""
     label_hash: bytes = b""
     colour: tuple[int, ...] | None = None
@@ -69,21 +71,26 @@ def read_facts(
       with_hashes: whether to look for more than its classes.
       segments: as ``data.segments``; those are counted.
     """
-    counts = None
     try:
-        example = source[index]
-        if segments != "none":
-            counts = count(segments, example, source.info)
+        return _read_facts(source, index, with_hashes, segments)
     except DataError as error:
         return Reading(index, fault=error)
     except Exception as error:  # A library's own: the other examples matter as well.
         reason = " ".join(str(error).split()) or "no reason given"
         fault = f"Example {index} cannot be read ({type(error).__name__}: {reason})."
         return Reading(index, fault=DataError(fault))
+
+
+def _read_facts(source, index: int, with_hashes: bool, segments: str) -> Reading:
+    example, counts = source[index], None
+    if segments != "none":
+        counts = count(segments, example, source.info)
     label_map = example["label_map"]
     pixels = np.bincount(label_map.ravel() - IGNORE)[1:]
     ids = np.flatnonzero(pixels)
-    more = {"segments": counts, "size": label_map.shape}
+    arrays = [value for value in example.values() if isinstance(value, np.ndarray)]
+    octets = sum(array.nbytes for array in arrays)
+    more = {"segments": counts, "size": label_map.shape, "octets": octets}
     if with_hashes:
         palette = getattr(source, "palette", None)
         remarks = getattr(source, "remarks", None)

@@ -99,7 +99,10 @@ def list_examples(
         make_label = functools.partial(
             label_regions, size, regions, path, paint_order, empty
         )
-        raws.append(RawExample(image_name, places[0], make_label, tuple(places[1:])))
+        elsewhere = tuple(places[1:])
+        raws.append(
+            RawExample(image_name, places[0], make_label, elsewhere, image_id=number)
+        )
     return info, coco_images.short_keys(raws)
 
 
@@ -244,8 +247,9 @@ def open_panoptic(
     places += [f"annotations/{split}"]
     png_dir = coco_format.find(root, places, "folder of panoptic PNG files")
     image_dir = _find_images(root, split, json_path)
+    options = {"with_table": True, "max_pixels": reading.max_pixels}
     listed = panoptic.list_examples(
-        json_path, png_dir, image_dir, root.name, report, with_table=True
+        json_path, png_dir, image_dir, root.name, report, **options
     )
     return RawSource(*listed, reading)
 

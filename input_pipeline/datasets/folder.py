@@ -32,6 +32,7 @@ A mask is stored as its image is shown, that is after the image's EXIF rotation,
 the images are read without it.
 """
 
+import copy
 import os
 import pathlib
 from collections.abc import Callable
@@ -43,7 +44,7 @@ from input_pipeline.datasets.folder_files import (
     find_files,
 )
 from input_pipeline.datasets.mask_labels import MaskLabels
-from input_pipeline.files import images, labelme, mask_files
+from input_pipeline.files import images, labelme, mask_files, text
 from input_pipeline.info import DataError, DatasetInfo, raise_fault
 from mlseg_jax.errors import printable
 
@@ -102,6 +103,12 @@ class Folder:
         """Of all examples, in order."""
         return tuple(self._stems)
 
+    def in_order_of_time(self) -> "Folder":
+        """The same, frames of a folder side by side, numbers in names as numbers."""
+        ordered = copy.copy(self)
+        ordered._stems = sorted(self._stems, key=_folder_and_number)
+        return ordered
+
     def __getitem__(self, index: int) -> dict:
         """Reads one example.
 
@@ -153,4 +160,9 @@ class Folder:
         path = self._masks[self._stems[index]]
         if self._labels.classes.by_colour or labelme.is_labelme(path):
             return None
-        return mask_files.palette_colours(path)
+        return mask_files.palette_colours(path, self._options.max_pixels)
+
+
+def _folder_and_number(stem: str) -> tuple[str, list]:
+    folder, slash, name = stem.rpartition("/")
+    return folder + slash, text.natural(name)

@@ -5,6 +5,7 @@ import collections
 import dataclasses
 import os
 import pathlib
+import unicodedata
 import zlib
 from collections.abc import Callable
 
@@ -93,13 +94,19 @@ def find_files(
                 mask_dir = mask_dir / split
     endings = (layout.image_ending,) if layout.image_ending else images.IMAGE_SUFFIXES
     listed = _walk(image_dir)
-    image_of, twice = _by_stem(listed, endings, report)
+    beside = layout.mask_ending if mask_dir == image_dir else ""
+    image_of, twice = _by_stem(listed, endings, report, beside)
     if not (image_of or twice):
         others = ", ".join(sorted({pathlib.PurePath(name).suffix for name in listed}))
         raise DataError(
             f"{image_dir} holds no images"
             f"{f' (but files ending in {others})' if others else ''}; put files ending "
             f"in {', '.join(endings)} there."
+        )
+    if not image_of:
+        raise DataError(
+            f"No image of {image_dir} has a stem of its own; rename them, or set "
+            "data.image_ending to the ending of those that are no masks."
         )
     listed_masks = _walk(mask_dir)
     for name in CLASS_FILES if mask_dir == root else ():
@@ -123,9 +130,9 @@ def find_files(
 def _sub_folders(image_dir: pathlib.Path, split: str, ending: str) -> list[str]:
     """The splits that have a folder each, or none; raises DataError."""
     entries = _list(image_dir)
-    folders = sorted(e.name for e in entries if e.is_dir())
+    folders = sorted(e.name for e in entries if _is_folder(e))
     endings = (ending,) if ending else images.IMAGE_SUFFIXES
-    loose = [e.name for e in entries if not e.is_dir() and _stem(e.name, endings)]
+    loose = [e.name for e in entries if not _is_folder(e) and _stem(e.name, endings)]
     if folders and loose:
         raise DataError(
             f"{image_dir} holds both images and the folders {', '.join(folders)}; "
@@ -152,6 +159,13 @@ def _list(folder: pathlib.Path) -> list[os.DirEntry]:
         ) from error
 
 
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link to itself.
+        return False
+
+
 def _walk(folder: pathlib.Path) -> dict[str, str]:
     """Path by name, within the folder and all that it holds, in order of name."""
     found, waiting = {}, [("", folder, frozenset())]
@@ -162,15 +176,23 @@ def _walk(folder: pathlib.Path) -> dict[str, str]:
             continue
         above |= {identity}
         for entry in _list(place):
-            if entry.is_dir():
+            if _is_folder(entry):
                 waiting.append((f"{prefix}{entry.name}/", entry.path, above))
             else:
                 found[prefix + entry.name] = entry.path
     return dict(sorted(found.items()))
 
 
+def _composed(name: str) -> str:
+    """One spelling of a name: an accented letter may be one character or two, by the
+    program that named the file, and nobody sees which.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
 def _stem(name: str, endings: tuple[str, ...]) -> str:
     """The name without the ending that it has, or "" if it has none of them."""
+    name = _composed(name)
     for ending in endings:
         if name.lower().endswith(ending.lower()):
             return name[: len(name) - len(ending)]
@@ -178,9 +200,12 @@ def _stem(name: str, endings: tuple[str, ...]) -> str:
 
 
 def _by_stem(
-    listed: dict[str, str], endings: tuple[str, ...], report
+    listed: dict[str, str], endings: tuple[str, ...], report, beside: str = ""
 ) -> tuple[dict[str, str], set[str]]:
-    """Path by stem of the files with these endings, and the stems of several files."""
+    """Path by stem of the files with these endings, and the stems of several files.
+
+    ``beside``: ending of masks that are in the folder, too.
+    """
     groups = collections.defaultdict(list)
     for name, path in listed.items():
         stem = _stem(name, endings)
@@ -188,9 +213,14 @@ def _by_stem(
             groups[stem].append(path)
     twice = {stem for stem, paths in groups.items() if len(paths) > 1}
     for stem in sorted(twice):
+        advice, masks = "rename one", (beside,) if beside else ()
+        pictures = [path for path in groups[stem] if not _stem(path, masks)]
+        if masks and len(pictures) == 1:
+            ending = os.path.splitext(pictures[0])[1]
+            advice = f"set data.image_ending={ending} if the other is its mask"
         fault = (
             f"{' and '.join(groups[stem])} share the stem {stem!r}, so a mask cannot "
-            "tell them apart; rename one."
+            f"tell them apart; {advice}."
         )
         report(DataError(fault, kind="listing"))
     return {s: paths[0] for s, paths in groups.items() if s not in twice}, twice
@@ -201,7 +231,7 @@ def _passed_over(listed, image_of, mask_of, twice):
     for name, path in listed.items():
         if _stem(name, images.IMAGE_SUFFIXES):
             continue
-        stem, suffix = os.path.splitext(name)
+        stem, suffix = os.path.splitext(_composed(name))
         if stem in image_of or stem in twice:
             continue
         if stem in mask_of or suffix.lower() in _NOT_READ:
@@ -213,7 +243,8 @@ def _passed_over(listed, image_of, mask_of, twice):
 
 
 def _report_missing(missing, image_of, mask_dir, listed_masks, layout, report) -> None:
-    names = sorted((name.lower(), name) for name in listed_masks)
+    names = map(_composed, listed_masks)
+    names = sorted((name.lower(), name) for name in names)
     for i, stem in enumerate(missing):
         others = (
             f", nor have {len(missing) - 1} others" if missing[1:] and i == 0 else ""
@@ -273,7 +304,7 @@ def _choose_stems(root, split, image_dir, image_of, twice, report) -> list[str]:
 
 
 def _read_list(path: pathlib.Path, image_dir, image_of, twice, report) -> list[str]:
-    stems = text.read_lines(path)
+    stems = [_composed(line) for line in text.read_lines(path)]
     if not stems:
         raise DataError(f"List {path} is empty; write one file stem a line.")
     seen = {}

@@ -217,14 +217,16 @@ def open_dataset(
         )
     chosen = _examples(part, data, train, len(source))
     truth = "none" if train or data.get("num_frames", 0) else data.segments
-    if len(chosen) < len(source) or data.cache or truth != "none":
-        return _Subset(source, chosen, data.cache, truth)
+    cache = train and data.cache  # Others are read once, or a few times.
+    if len(chosen) < len(source) or cache or truth != "none":
+        return _Subset(source, chosen, cache, truth)
     return source
 
 
 def _as_clips(source, data: ml_collections.ConfigDict) -> clips.Clips:
     """The videos of a data set, where clips are to be looked at and not pictures."""
     if isinstance(source, Folder):
+        source = source.in_order_of_time()
         source = FrameVideos(source, source.names, f"The folder {data.path}")
     if getattr(source, "videos", None) is None:
         raise DataError(
@@ -263,6 +265,9 @@ class _Subset:
     def first(self) -> int:
         """Where its first example stands in the split."""
         return self._chosen.start
+
+    def __getstate__(self):  # Worker processes begin with nothing in memory.
+        return self.__dict__ | {"_kept": None if self._kept is None else {}}
 
     def __len__(self) -> int:
         return len(self._chosen)

@@ -33,6 +33,7 @@ def list_examples(
     report: Callable[[DataError], None] = raise_fault,
     *,
     with_table: bool = False,
+    max_pixels: int = images.MAX_PIXELS,
 ) -> tuple[DatasetInfo, list[RawExample]]:
     """Classes and examples of a panoptic JSON file, in the order of its images.
 
@@ -45,6 +46,7 @@ def list_examples(
         left out if it returns.
       with_table: whether examples also have the file's own segments; builders have no
         feature for them.
+      max_pixels: height times width of the largest PNG that is read.
 
     Returns:
       Classes in order of category id, and examples that make `label_segments`' maps.
@@ -61,17 +63,19 @@ def list_examples(
             )
     info = file.info(name)
     info = dataclasses.replace(info, raw_values=tuple(file.categories))
-    raws = []
+    options, raws = {"with_table": with_table, "max_pixels": max_pixels}, []
     for number, image in file.owners.items():
         try:
-            raw = _example(file, number, image, png_dir, image_dir, info, with_table)
+            raw = _example(file, number, image, png_dir, image_dir, info, **options)
             raws.append(raw)
         except DataError as fault:
             report(fault)
     return info, coco_images.short_keys(raws)
 
 
-def _example(file, number, image, png_dir, image_dir, info, with_table) -> RawExample:
+def _example(
+    file, number, image, png_dir, image_dir, info, with_table, max_pixels
+) -> RawExample:
     if len(file.annotations[number]) != 1:
         raise DataError(
             f"Image {number!r} of {file.path} has {len(file.annotations[number])} "
@@ -86,16 +90,15 @@ def _example(file, number, image, png_dir, image_dir, info, with_table) -> RawEx
     )
     where = f"Image {number!r} of {file.path}"
     segments = _segments(annotation, file.class_of(), info, where)
-    make_label = functools.partial(label_segments, png, segments)
-    if with_table:
-        table = _table(annotation, file.class_of())
-        make_label = functools.partial(label_segments, png, segments, table)
+    table = _table(annotation, file.class_of()) if with_table else None
+    limit = {"max_pixels": max_pixels}
     return RawExample(
         key=image_name,
         image=places[0],
-        make_label=make_label,
+        make_label=functools.partial(label_segments, png, segments, table, **limit),
         elsewhere=tuple(places[1:]),
-        remarks=functools.partial(empty_segments, png, segments, where),
+        remarks=functools.partial(empty_segments, png, segments, where, **limit),
+        image_id=number,
     )
 
 
@@ -141,6 +144,7 @@ def label_segments(
     png: str | os.PathLike,
     segments: Sequence[tuple[int, int, int]],
     table: tuple[SegmentEntry, ...] | None = None,
+    max_pixels: int = images.MAX_PIXELS,
 ) -> dict[str, Any]:
     """Reads a PNG of segment ids.
 
@@ -148,6 +152,7 @@ def label_segments(
       png: the file.
       segments: segment id, class id and instance (0 for stuff, IGNORE for a crowd).
       table: the segments for an evaluation; None makes no ``segments``.
+      max_pixels: height times width of the largest PNG that is read.
 
     Returns:
       ``label_map`` int32 [H W], void being IGNORE, and ``instance_map`` as stored; with
@@ -158,7 +163,7 @@ def label_segments(
         those that are.
     """
     meaning = {0: (IGNORE, 0)} | {number: rest for number, *rest in segments}
-    ids = _read_segments(png, meaning)
+    ids = _read_segments(png, meaning, max_pixels)
     found, index, areas = np.unique(ids, return_inverse=True, return_counts=True)
     if segments and found.tolist() == [0]:
         raise DataError(
@@ -182,11 +187,15 @@ def label_segments(
 
 
 def empty_segments(
-    png: str | os.PathLike, segments: Sequence[tuple[int, int, int]], where: str
+    png: str | os.PathLike,
+    segments: Sequence[tuple[int, int, int]],
+    where: str,
+    max_pixels: int = images.MAX_PIXELS,
 ) -> list[DataError]:
     """A fault if the JSON lists segments that have no pixel."""
     listed = {number for number, *_ in segments}
-    found = set(np.unique(_read_segments(png, listed | {0})).tolist())
+    ids = _read_segments(png, listed | {0}, max_pixels)
+    found = set(np.unique(ids).tolist())
     empty = sorted(listed - found)
     if not empty:
         return []
@@ -198,10 +207,12 @@ def empty_segments(
     return [DataError(fault, kind="empty_segment")]
 
 
-def _read_segments(png: str | os.PathLike, known: Container[int]) -> np.ndarray:
+def _read_segments(
+    png: str | os.PathLike, known: Container[int], max_pixels: int
+) -> np.ndarray:
     """Segment of each pixel, int64 [H W], in the first way that gives known ones."""
     unknown = None
-    for ids in _readings(images.read_bytes(png), png):
+    for ids in _readings(images.read_bytes(png), png, max_pixels):
         strange = [i for i in np.unique(ids).tolist() if i not in known]
         if not strange:
             return ids
@@ -212,13 +223,15 @@ def _read_segments(png: str | os.PathLike, known: Container[int]) -> np.ndarray:
     )
 
 
-def _readings(data: bytes, png: str | os.PathLike) -> Iterator[np.ndarray]:
+def _readings(
+    data: bytes, png: str | os.PathLike, max_pixels: int
+) -> Iterator[np.ndarray]:
     """What the pixels may mean, the likeliest first.
 
     Programs that write 16 bits put the three bytes of a segment in 16-bit channels, or
     stretch them to 0..65535, or write the segment as one grey value.
     """
-    with images.open_picture(data, png) as picture:
+    with images.open_picture(data, png, max_pixels) as picture:
         mode, is_png = picture.mode, picture.format == "PNG"
         is_deep = is_png and data[24] == 16  # The 25th byte of a PNG is its depth.
         if is_deep:
@@ -226,9 +239,11 @@ def _readings(data: bytes, png: str | os.PathLike) -> Iterator[np.ndarray]:
             values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
             values = values.astype(np.int64)
     if not is_deep:
-        yield _join_bytes(images.image_from_bytes(data, png).astype(np.int64))
+        options = images.ReadOptions(max_pixels)
+        yield _join_bytes(images.image_from_bytes(data, png, options).astype(np.int64))
         if is_png and mode in ("1", "L", "P"):
-            yield mask_files.mask_from_bytes(data, png)[0].astype(np.int64)
+            values, _ = mask_files.mask_from_bytes(data, png, max_pixels)
+            yield values.astype(np.int64)
         return
     if values.ndim == 3:  # Blue, green, red, perhaps alpha.
         values = values[..., 2::-1]

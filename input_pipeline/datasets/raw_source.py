@@ -45,7 +45,7 @@ class RawSource:
 
     def __getitem__(self, index: int) -> dict:
         """Returns ``image``, ``label_map``, ``instance_map``, ``name`` and what else
-        the format tells: ``segments``, ``segment_map``, ``instances``.
+        the format tells: ``segments``, ``segment_map``, ``instances``, ``image_id``.
 
         Raises:
           DataError: the image cannot be read or its size is not that of its label, or
@@ -67,6 +67,8 @@ class RawSource:
                 kind="size",
             )
         instance_map = instances.from_file(made["instance_map"])
+        if raw.image_id is not None:
+            made |= {"image_id": raw.image_id}
         return made | {"image": image, "name": raw.key, "instance_map": instance_map}
 
     def remarks(self, index: int) -> list[DataError]:

@@ -188,13 +188,30 @@ def open_picture(
         picture = Image.open(io.BytesIO(data))
         if picture.width * picture.height > max_pixels:
             raise _too_large(path, max_pixels, f" ({picture.width}x{picture.height})")
-        return picture
+        return _with_its_bits(picture, data)
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path, max_pixels) from error
     except Exception as error:  # Pillow's plugins raise nearly every type there is.
         raise _unreadable(path, error) from error
+
+
+def _with_its_bits(picture: Image.Image, data: bytes) -> Image.Image:
+    """As it is, but for a BMP whose palette is that of grey values: Pillow forgets how
+    many bits its pixels have.
+    """
+    if picture.format != "BMP" or picture.mode not in ("1", "L"):
+        return picture
+    bits = data[24] if data[14] == 12 else data[28]  # 12: of OS/2.
+    if bits == (1 if picture.mode == "1" else 8):
+        return picture
+    grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if grey is None or grey.shape != picture.size[::-1]:
+        raise ValueError(f"a BMP of {bits} bits")
+    decoded = Image.fromarray(grey > 127 if picture.mode == "1" else grey)
+    decoded.format = picture.format
+    return decoded
 
 
 def _check_png(data: bytes, path: str | os.PathLike) -> None:
@@ -272,13 +289,13 @@ def _decode_with_pillow(
     """Decodes to uint8 ``[H W 3]``."""
     stored = read_orientation(picture)
     orientation = stored if options.exif else 1
+    if picture.format == "TIFF":  # Pillow and cv2 turn it, and no other, by themselves.
+        orientation = 1 if options.exif else {6: 8, 8: 6}.get(stored, stored)
     if options.white != WHITE and picture.mode in ("RGB", "RGBA"):
         # Of 16-bit colours Pillow gives no more than the high bytes.
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if values is not None and values.dtype == np.uint16:
             return _turn(_to_8_bits(values[..., 2::-1], options.white), orientation)
-    if picture.format == "TIFF":  # Pillow turns it, and no other, by itself.
-        orientation = 1 if options.exif else {6: 8, 8: 6}.get(stored, stored)
     if _is_16_bit(picture):
         grey = _to_8_bits(load_pixels(picture, path), options.white)
         return _turn(np.repeat(grey[:, :, None], 3, axis=2), orientation)

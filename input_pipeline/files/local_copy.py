@@ -69,6 +69,15 @@ def local_copy(path: str) -> str:
     return str(target)
 
 
+def versions(path: str) -> dict[str, tuple[int, str]]:
+    """Size and version by name of the files of an address, which is only listed.
+
+    Raises:
+      DataError: the store cannot be read, or there are no files.
+    """
+    return _list(path.rstrip("/"))[0]
+
+
 def _list(path: str) -> tuple[dict, str, fsspec.AbstractFileSystem]:
     """Size and version by name, what stands before the names, and the store."""
     protocol = path.partition("://")[0]

@@ -96,11 +96,12 @@ def open_mask(
         or "webp" in compression
     ):
         raise _lossy(path, f"{picture.format} {compression}".strip())
-    if picture.format == "TIFF" and picture.mode == "L":
+    if picture.format == "TIFF" and picture.mode in ("1", "L"):
         tags = picture.tag_v2
-        is_inverted = tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
-        if is_inverted or tags.get(_TIFF_BITS, (8,))[0] < 8:  # Pillow changes values.
-            raise _lossy(path, "TIFF of under 8 bits or with white as 0")
+        is_inverted = tags.get(_TIFF_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
+        is_short = picture.mode == "L" and tags.get(_TIFF_BITS, (8,))[0] < 8
+        if is_inverted or is_short:  # Pillow changes values.
+            raise _lossy(path, "TIFF of 2 to 7 bits or with white as 0")
     pages = images.count_pages(picture, path) if picture.format == "TIFF" else 1
     if pages > 1:
         raise DataError(
@@ -111,10 +112,10 @@ def open_mask(
 
 
 def palette_colours(
-    path: str | os.PathLike,
+    path: str | os.PathLike, max_pixels: int = images.MAX_PIXELS
 ) -> dict[int, tuple[int, ...]] | None:
     """RGB by value of the values in a palette PNG; None if it has no palette."""
-    with images.open_picture(images.read_bytes(path), path) as picture:
+    with images.open_picture(images.read_bytes(path), path, max_pixels) as picture:
         if picture.mode != "P":
             return None
         colours = np.reshape(picture.getpalette("RGB"), (-1, 3))

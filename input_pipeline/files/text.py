@@ -1,6 +1,7 @@
 """Text that people write: lists of names, as lines; and names as they may be shown."""
 
 import os
+import re
 import unicodedata
 
 from etils import epath
@@ -41,6 +42,12 @@ def split_lines(text: str) -> list[str]:
 def read_lines(path: str | os.PathLike) -> list[str]:
     """The lines of a file that are not empty; raises DataError."""
     return [line for line in split_lines(read_text(path)) if line]
+
+
+def natural(name: str) -> list:
+    """A key by which frame_2 comes before frame_10."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(p), p) if p.isdecimal() else (-1, p) for p in parts]
 
 
 def check_name(name: str, where: str) -> None:

@@ -7,9 +7,9 @@ is passed over and said: a damaged tail costs the tail alone.
 import abc
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import os
-import re
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -22,6 +22,7 @@ from input_pipeline.files.images import (
     ReadOptions,
     read_image,
 )
+from input_pipeline.files.text import natural
 from input_pipeline.info import DataError
 from mlseg_jax.errors import UserError
 from mlseg_jax.typing import UInt8
@@ -79,7 +80,9 @@ class AbstractVideo(abc.ABC):
 
     @abc.abstractmethod
     def identity(self) -> dict:
-        """What tells this video from another at the same path: sizes and times."""
+        """What tells this video from another at the same path: names, sizes, times of
+        files.
+        """
 
 
 def open_video(
@@ -120,7 +123,7 @@ class FrameFolder(AbstractVideo):
         self.time_base, self.problems = 1 / frame_rate, []
         inside = [p for p in folder.iterdir() if not p.name.startswith(".")]
         pictures = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
-        self._paths = sorted(pictures, key=lambda path: _natural(path.name))
+        self._paths = sorted(pictures, key=lambda path: natural(path.name))
         self.num_frames = len(self._paths)
         if not self._paths:
             raise DataError(
@@ -141,14 +144,11 @@ class FrameFolder(AbstractVideo):
             yield Frame(index, index * self.time_base, image, path.name)
 
     def identity(self) -> dict:
-        last = self._paths[-1]
-        return {"frames": len(self._paths), "last": last.name}
-
-
-def _natural(name: str) -> list:
-    """A key by which frame_2 comes before frame_10."""
-    parts = re.split(r"(\d+)", name)
-    return [(int(p), p) if p.isdecimal() else (-1, p) for p in parts]
+        files = hashlib.sha256()
+        for path in self._paths:
+            stat = path.stat()
+            files.update(f"{path.name}/{stat.length}/{stat.mtime}/".encode())
+        return {"frames": len(self._paths), "files": files.hexdigest()[:16]}
 
 
 class VideoFile(AbstractVideo):

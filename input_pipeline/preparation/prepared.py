@@ -53,6 +53,7 @@ class RawExample:
         other processes: a module's function, or a `functools.partial` of one.
       elsewhere: where the image may be if it is not there, for sources that look.
       remarks: returns what is odd about the label though it can be read, likewise.
+      image_id: what the data set's own file calls it, if there is one.
     """
 
     key: str
@@ -60,6 +61,7 @@ class RawExample:
     make_label: Callable[[], np.ndarray | dict[str, Any]]
     elsewhere: tuple[str | os.PathLike, ...] = ()
     remarks: Callable[[], list[DataError]] | None = None
+    image_id: int | str | None = None
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

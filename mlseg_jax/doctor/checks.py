@@ -9,6 +9,7 @@ import numpy as np
 from input_pipeline.files import labelme
 from input_pipeline.findings import Finding, check_readings, differing_classes
 from mlseg_jax.doctor.label_statistics import least_k, pixel_curve
+from mlseg_jax.fitting.choices import changed
 from mlseg_jax.training.checks import warmup_note
 
 MAX_IGNORED_SHARE = 0.5
@@ -255,8 +256,15 @@ def _is_known(split) -> bool:
     return split.is_whole and 2 * len(split.good) > len(split.readings)
 
 
+def is_selection_chosen(config: ml_collections.ConfigDict) -> bool:
+    """Whether ``train`` chooses K, so that what is set stands for nothing."""
+    return config.choose_settings and "selection.k" not in changed(config)
+
+
 def _check_selection(config: ml_collections.ConfigDict, train) -> Iterator[Finding]:
     if config.selection.name != "top_k" or not train.good:
+        return
+    if is_selection_chosen(config):
         return
     needed = least_k(pixel_curve(train.statistics().presence), 0.99)
     if config.selection.k < needed:

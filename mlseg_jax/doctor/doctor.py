@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.info import DataError, DatasetInfo
 from input_pipeline.survey import Reading, survey, to_presence
-from mlseg_jax.doctor.checks import Finding, check_splits
+from mlseg_jax.doctor.checks import Finding, check_splits, is_selection_chosen
 from mlseg_jax.doctor.label_statistics import SplitStatistics, as_text
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import check_config
@@ -146,7 +146,8 @@ def _selection_advice(config: ml_collections.ConfigDict, train: Split) -> str:
     if not train.good or config.selection.name not in CHOSEN_BY_SCORES:
         return ""
     num_labels = np.diff(train.statistics().presence.offsets)
-    return selection_advice(config, train.info.num_classes, num_labels)
+    is_chosen = is_selection_chosen(config)
+    return selection_advice(config, train.info.num_classes, num_labels, is_chosen)
 
 
 def _read_split(config: ml_collections.ConfigDict, train: bool, sample: int) -> Split:

@@ -55,7 +55,7 @@ def describe(
             "cumulative": policy.cumulative,
             "scope": config.eval.selection_scope,
         },
-        "views": _views(config),
+        "views": _views(config, functions.size),
         "functions": arguments,
         "class_names": list(info.class_names),
         "colours": [
@@ -82,12 +82,14 @@ def _input(config: ml_collections.ConfigDict, functions: Functions) -> dict:
     }
 
 
-def _views(config: ml_collections.ConfigDict) -> dict:
+def _views(config: ml_collections.ConfigDict, size: tuple[int, int]) -> dict:
     """How pictures of any size are looked at, and which are read."""
     settings = config.eval
+    # Windows of the exported size may be smaller than eval.window: without gaps.
+    stride = [min(pair) for pair in zip(settings.stride, size, strict=True)]
     return {
         "mode": settings.mode,
-        "stride": list(settings.stride),
+        "stride": stride,
         "scales": list(settings.scales),
         "flip": settings.flip,
         "base_size": list(config.data.base_size),

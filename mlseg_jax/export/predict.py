@@ -11,6 +11,7 @@ import argparse
 import json
 import pathlib
 import sys
+import unicodedata
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -18,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from mlseg_jax.export import predictor
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+ENDINGS = (".png", "_overlay.png")  # of the label map and the overlay
 MAX_ROWS = 20  # of a legend
 INK, MUTED = (24, 24, 27), (110, 110, 116)
 
@@ -40,7 +42,11 @@ def main():
     except ValueError as error:
         sys.exit(f"error: {error}")
     try:
-        done, problems = write(model, paths_of(flags.pictures), flags.output, choice)
+        paths = paths_of(flags.pictures)
+        names = names_of(paths, pathlib.Path(flags.output))
+        done, problems = write(model, paths, names, flags.output, choice)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(
             f"error: {error.filename or flags.output} cannot be read or written "
@@ -53,42 +59,59 @@ def main():
 
 
 def paths_of(names):
-    """Files as they are, and the pictures directly in folders."""
+    """Files as they are, and the pictures directly in folders; ValueError without."""
     paths = []
     for path in map(pathlib.Path, names):
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         known = [p for p in inside if p.suffix.lower() in SUFFIXES]
         paths += inside if not path.is_dir() else known
-    return [path for path in paths if not path.name.startswith(".")]
+    paths = [path for path in paths if not path.name.startswith(".")]
+    if not paths:
+        raise ValueError(f"there is no picture in {', '.join(names)}; name others.")
+    return paths
 
 
-def write(model, paths, output, choice):
+def names_of(paths, output):
+    """Names of each picture's label map and overlay in ``output``; all of them differ,
+    also where upper and lower case are one.
+
+    Raises ValueError where one of them is a picture, which would be written over.
+    """
+    fold = lambda name: unicodedata.normalize("NFC", str(name)).casefold()  # noqa: E731
+    given, taken, names = {fold(path.resolve()) for path in paths}, set(), []
+    for path in paths:
+        stem = path.stem
+        while taken & {fold(f"{stem}{end}") for end in ENDINGS}:
+            stem += "_"
+        names.append(tuple(f"{stem}{end}" for end in ENDINGS))
+        taken.update(map(fold, names[-1]))
+        for place in (output / name for name in names[-1]):
+            if given & {fold(place.resolve()), fold(output.resolve() / place.name)}:
+                raise ValueError(
+                    f"{place} would be written over a picture; choose another --output."
+                )
+    return names
+
+
+def write(model, paths, names, output, choice):
     """Returns how many pictures there are, and a sentence for each other one."""
-    output, taken, done, problems = pathlib.Path(output), set(), 0, []
+    output, done, problems = pathlib.Path(output), 0, []
     output.mkdir(parents=True, exist_ok=True)
     with (output / "labels.jsonl").open("w", encoding="utf-8") as lines:
-        for path in paths:
+        for path, (label_map, drawing) in zip(paths, names, strict=True):
             try:
                 image = read(path, model.about["views"])
             except Exception as error:  # Pillow raises nearly everything.
                 problems.append(f"{path} cannot be read ({error}); it is left out.")
                 continue
-            stem = path.stem
-            while stem.casefold() in taken:
-                stem += "_"
-            taken.add(stem.casefold())
             try:
                 result = model(image, **choice)
             except ValueError as error:  # very long
                 problems.append(f"{path} is left out: {error}")
                 continue
-            names = f"{stem}.png", f"{stem}_overlay.png"
-            if any((output / name).resolve() == path.resolve() for name in names):
-                problems.append(f"{path} would be written over; choose an --output.")
-                continue
-            write_label_map(output / names[0], result.label_map, len(model.names))
-            overlay(image, result, model.about).save(output / names[1])
-            line = {"image": str(path), "label_map": names[0], "overlay": names[1]}
+            write_label_map(output / label_map, result.label_map, len(model.names))
+            overlay(image, result, model.about).save(output / drawing)
+            line = {"image": str(path), "label_map": label_map, "overlay": drawing}
             lines.write(json.dumps(line | {"labels": result.labels}) + "\n")
             done += 1
     return done, problems

@@ -20,6 +20,13 @@ NUM_LOOKED_AT = 256
 """Training pictures that are read, spread over the split, if time allows."""
 
 
+_GROUPS = {
+    "": ("", "memory.max", "memory.current"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
+"""By kind of a control group: its folder, and its files of what it may and does use."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Facts about the training pictures.
@@ -30,6 +37,7 @@ class Data:
       sizes: [n 2] height and width of the n pictures looked at, in pixels.
       present: [n C] which classes each holds.
       pixels: [C] pixels of each class in all of them.
+      octets: [n] of memory that each takes, with its labels.
       first: where the first of them stands in the split.
     """
 
@@ -38,6 +46,7 @@ class Data:
     sizes: Int[np.ndarray, "n 2"]
     present: Bool[np.ndarray, "n C"]
     pixels: Int[np.ndarray, "C"]
+    octets: Int[np.ndarray, "n"]
     first: int = 0
 
     @property
@@ -108,13 +117,14 @@ def look_at_data(config: ml_collections.ConfigDict, max_seconds: float) -> Data:
     # Spread over the split also where time ends early.
     order = np.random.default_rng(0).permutation(len(source))[:count].tolist()
     num_classes, end = source.info.num_classes, time.monotonic() + max_seconds
-    sizes, rows, pixels = [], [], np.zeros(num_classes, np.int64)
+    sizes, rows, octets, pixels = [], [], [], np.zeros(num_classes, np.int64)
     threads = config.data.num_threads
     readings = survey(source, order, threads, with_hashes=False)
     with contextlib.closing(readings):
         for reading in readings:
             if reading.fault is None:
                 sizes.append(reading.size)
+                octets.append(reading.octets)
                 row = np.zeros(num_classes, bool)
                 row[reading.class_ids] = True
                 rows.append(row)
@@ -131,7 +141,8 @@ def look_at_data(config: ml_collections.ConfigDict, max_seconds: float) -> Data:
         )
     names = tuple(source.info.class_names)
     first = getattr(source, "first", 0)
-    return Data(len(source), names, np.array(sizes), np.array(rows), pixels, first)
+    looked_at = (np.array(sizes), np.array(rows), pixels, np.array(octets))
+    return Data(len(source), names, *looked_at, first)
 
 
 def look_at_machine(workdir: str) -> Machine:
@@ -161,9 +172,18 @@ def multiplies_bfloat16(platform: str, compute_capability: str = "") -> bool:
     return platform == "tpu" or (platform == "gpu" and is_ampere)
 
 
-def free_memory(meminfo: str = "/proc/meminfo", cgroup: str = "/sys/fs/cgroup") -> int:
+def free_memory(
+    meminfo: str = "/proc/meminfo",
+    cgroup: str = "/sys/fs/cgroup",
+    own: str = "/proc/self/cgroup",
+) -> int:
     """Bytes that this process may still take; half of all memory where the system does
     not say.
+
+    Args:
+      meminfo: what the system says.
+      cgroup: where limits of containers and jobs stand, a folder for each group.
+      own: the groups that this process is in.
     """
     try:
         lines = pathlib.Path(meminfo).read_text().splitlines()
@@ -171,12 +191,28 @@ def free_memory(meminfo: str = "/proc/meminfo", cgroup: str = "/sys/fs/cgroup") 
         free = 1024 * int(facts["MemAvailable"].split()[0])
     except (OSError, LookupError, ValueError):
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    try:  # A container's or a job's share; "max" is no limit.
-        limit, used = (
-            int((pathlib.Path(cgroup) / f"memory.{name}").read_text())
-            for name in ("max", "current")
-        )
-        free = min(free, max(0, limit - used))
-    except (OSError, ValueError):
-        pass
-    return free
+    return min([free, *_left_to_groups(pathlib.Path(cgroup), pathlib.Path(own))])
+
+
+def _left_to_groups(root: pathlib.Path, own: pathlib.Path) -> list[int]:
+    """Bytes left to the memory groups of this process, and to those around them, that
+    have a limit.
+
+    A line of ``own`` is "number:kinds:/group"; groups without kinds are of version 2
+    (man 7 cgroups).
+    """
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        lines = ["0::/"]
+    left = []
+    for line in lines:
+        _, kinds, group = line.split(":", 2)
+        for folder, *names in (_GROUPS[x] for x in kinds.split(",") if x in _GROUPS):
+            place = root / folder / group.strip("/")
+            # Within a container its own may be hidden, and that around it the first.
+            for each in (place, *place.parents):
+                with contextlib.suppress(OSError, ValueError):  # "max" is no limit.
+                    limit, used = (int((each / name).read_text()) for name in names)
+                    left.append(max(0, limit - used))
+    return left

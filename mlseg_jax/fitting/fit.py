@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Collection
 
@@ -72,8 +73,8 @@ def train(
     Raises:
       UserError: no time is left to train in, or what `loop.train` says.
     """
-    if minutes < 0:
-        raise UserError(f"--minutes is {minutes:g}; give a number above 0.")
+    if not 0 <= minutes < math.inf:
+        raise UserError(f"--minutes is {minutes:g}; give a finite number above 0.")
     if (minutes or config.choose_settings) and config.selection.name == "given":
         raise UserError(
             "Neither --minutes nor configs/own_data.py fit trainings with "
@@ -91,12 +92,12 @@ def train(
         (path.parent / TIME).unlink(missing_ok=True)
     clock = Clock(workdir, minutes, already, stops=jax.process_count() == 1)
     if goes_on:
-        config = _chosen_before(config, workdir, path, frozenset(given))
+        config, chosen = _chosen_before(config, workdir, path, frozenset(given))
         clock.write()
     else:
-        config = _choose(config, path, frozenset(given), clock)
+        config, chosen = _choose(config, path, frozenset(given), clock)
     if jax.process_count() == 1:
-        clock.chosen = frozenset(json.loads(path.read_text())["keys"])
+        clock.chosen = frozenset(chosen)
     return loop.train(config, workdir, clock=clock)
 
 
@@ -126,22 +127,26 @@ def _minutes_before(workdir: str) -> float:
 
 
 def _chosen_before(config, workdir: str, path: epath.Path, given: frozenset[str]):
-    """The configuration with what the run's first command has chosen."""
+    """The configuration with what the run's first command has chosen, and the keys."""
     before = saved.get_config(workdir)
     record = json.loads(path.read_text())
-    now = _values(config, given)
+    now, told = _values(config, given), record.get("given", {})
+    # What was given and chosen a part of, stays so unless it is given anew.
+    chosen = [key for key in record["keys"] if now.get(key) == told.get(key)]
+    anew = [key for key in now if now[key] != told.get(key)]
+    anew = {key: value_of(config, key) for key in anew}
     config = config.copy_and_resolve_references().unlock()
-    for key in record["keys"]:
-        # What was given and chosen a part of, stays so unless it is given anew.
-        if now.get(key) == record.get("given", {}).get(key):
-            put(config, key, value_of(before, key))
+    for key in chosen:
+        put(config, key, value_of(before, key))
+    for key, value in anew.items():  # Perhaps in a section that was chosen.
+        put(config, key, value)
     config.lock()
     logger.info("settings as they were chosen when %s began", workdir)
-    return config
+    return config, chosen
 
 
 def _choose(config, path: epath.Path, given: frozenset[str], clock: Clock):
-    """Looks, chooses, measures; says what was chosen and keeps it."""
+    """Looks, chooses, measures; says what was chosen and keeps it. As above."""
     told = _values(config, given)
     if config.data.name == "sign_scenes":
         given |= OF_SCENES
@@ -172,7 +177,7 @@ def _choose(config, path: epath.Path, given: frozenset[str], clock: Clock):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, _record(choices, data, told, clock.seconds / 60))
     choices.config.lock()
-    return choices.config
+    return choices.config, choices.values
 
 
 def _fit_schedule(choices: Choices, data: Data, clock: Clock, reading: float) -> None:

@@ -242,10 +242,10 @@ def keep_back(choices: Choices, data: Data, count: int) -> None:
 
 
 def _reading(choices: Choices, data: Data, machine: Machine) -> None:
-    # Pixels of three octets, labels of four.
-    size = 7.0 * data.sizes.prod(axis=1).mean() * data.num_pictures
-    fits = bool(size <= CACHE_SHARE * machine.free_bytes)
-    threads = max(1, min(4, machine.cores))
-    choices.set(data={"cache": fits, "num_threads": threads})
+    choices.set(data={"num_threads": max(1, min(4, machine.cores))})
     if not machine.is_cpu:
         choices.set(data={"num_workers": max(0, machine.cores // 4 - 1)})
+    # Each worker keeps all of them, and this process what it looks at itself.
+    copies = 1 + choices.config.data.num_workers
+    size = copies * data.octets.mean() * data.num_pictures
+    choices.set(data={"cache": bool(size <= CACHE_SHARE * machine.free_bytes)})

@@ -52,9 +52,11 @@ def instance_segments(
       Segments with a pixel, by falling score.
     """
     window = picture.only_window()
-    probabilities = window.probabilities()[:, :-1]
-    order = np.argsort(-probabilities.ravel(), kind="stable")[:max_instances]
-    queries, ranks = np.unravel_index(order, probabilities.shape)
+    probabilities = window.probabilities()
+    selected = probabilities[:, picture.ranks]
+    order = np.argsort(-selected.ravel(), kind="stable")[:max_instances]
+    queries, columns = np.unravel_index(order, selected.shape)
+    ranks = picture.ranks[columns]
     class_ids = picture.class_ids[ranks]
     if is_thing is not None:
         thing = is_thing[class_ids]

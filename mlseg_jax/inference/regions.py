@@ -101,11 +101,16 @@ class SegmentedRegions:
         return np.asarray(self.selection.class_ids)[0]
 
     @property
+    def ranks(self) -> Int[np.ndarray, "n"]:
+        """The ranks that are a selected label, and no padding."""
+        if self.selection.valid is None:
+            return np.arange(len(self.class_ids))
+        return np.flatnonzero(np.asarray(self.selection.valid)[0])
+
+    @property
     def selected_class_ids(self) -> set[int]:
         """Classes that something could be found to be."""
-        if self.selection.valid is None:
-            return set(self.class_ids.tolist())
-        return set(self.class_ids[np.asarray(self.selection.valid)[0]].tolist())
+        return set(self.class_ids[self.ranks].tolist())
 
     def score_tiles(self) -> Iterator[tuple[slice, slice, Float[Array, "U S T"]]]:
         """Slices of the picture, and the scores of the labels there.

@@ -155,11 +155,7 @@ class Tracker:
 def _of_classes(clip: SegmentedClip, num_classes: int) -> Float[np.ndarray, "N C"]:
     """Probability of each class; ranks of two chunks may mean different classes."""
     picture = clip.frames[0]
-    probabilities = picture.only_window().probabilities()[:, :-1]
-    class_ids = picture.class_ids
-    if picture.selection.valid is not None:
-        valid = np.asarray(picture.selection.valid)[0]
-        probabilities, class_ids = probabilities[:, valid], class_ids[valid]
+    probabilities = picture.only_window().probabilities()
     of_classes = np.zeros((len(probabilities), num_classes), np.float32)
-    of_classes[:, class_ids] = probabilities
+    of_classes[:, picture.class_ids[picture.ranks]] = probabilities[:, picture.ranks]
     return of_classes

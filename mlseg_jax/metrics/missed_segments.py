@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 from pycocotools import mask as coco_mask
+from scipy.optimize import linear_sum_assignment
 
 from mlseg_jax.metrics.panoptic_quality import SegmentMatches, TrueSegments
 from mlseg_jax.typing import Int
@@ -57,7 +58,11 @@ def missed_segments(
 def missed_instances(
     true: Iterable, found: Iterable, selected: Collection[int]
 ) -> Counts:
-    """The same of instances: `instance_precision.TrueInstance`, `FoundInstance`."""
+    """The same of instances: `instance_precision.TrueInstance`, `FoundInstance`.
+
+    Those that were found are as many as can be matched, one to one, by class and IoU,
+    whatever their scores.
+    """
     true, found = [t for t in true if not t.is_crowd], list(found)
     counts = no_counts()
     counts[0] = len(true)
@@ -67,12 +72,14 @@ def missed_instances(
     if found:
         runs = ([_as_bytes(x.run_lengths) for x in group] for group in (found, true))
         iou = coco_mask.iou(*runs, [0] * len(true))
-    class_ids = np.asarray([x.class_id for x in found], int)
-    for i, instance in enumerate(true):
-        overlaps = iou[:, i] > 0.5
-        if (overlaps & (class_ids == instance.class_id)).any():
-            continue
-        counts[1 + _reason(instance.class_id in selected, bool(overlaps.any()))] += 1
+    overlaps = iou > 0.5
+    class_ids, true_ids = ([x.class_id for x in group] for group in (found, true))
+    same = np.equal.outer(np.asarray(class_ids, int), true_ids)
+    matches = linear_sum_assignment(overlaps & same, maximize=True)
+    matched = matches[1][(overlaps & same)[matches]]
+    confused = (overlaps & ~same).any(axis=0)
+    for i in np.setdiff1d(np.arange(len(true)), matched):
+        counts[1 + _reason(true_ids[i] in selected, bool(confused[i]))] += 1
     return counts
 
 

@@ -8,7 +8,7 @@ and once as the bare list of results that COCO's evaluators take.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import jax
@@ -31,7 +31,18 @@ _STUFF += (176, 177, 178, 180, 181, *range(184, 201))
 CATEGORY_IDS = {
     "coco_panoptic": tuple(i for i in range(1, 91) if i not in _MISSING) + _STUFF,
 }
-"""Category of each class in a data set's own files, where it is not the class id."""
+"""Category of each class in a data set's own files, which a prepared one forgets."""
+
+
+def categories_of(info: DatasetInfo, otherwise: Sequence[int]) -> tuple[int, ...]:
+    """The category of each class in the files that it came from, so that those written
+    mean the same; ``otherwise`` where that is not known, or is no number.
+    """
+    raw_values = info.raw_values or ()
+    if raw_values and all(isinstance(value, int) for value in raw_values):
+        return tuple(raw_values)
+    published = CATEGORY_IDS.get(info.name, ())
+    return tuple(published if len(published) == info.num_classes else otherwise)
 
 
 def encode_segment_ids(
@@ -66,7 +77,7 @@ class _CocoWriter:
     ):
         self.folder = epath.Path(folder)
         if category_ids is None:
-            category_ids = CATEGORY_IDS.get(info.name, range(info.num_classes))
+            category_ids = categories_of(info, range(info.num_classes))
         self.category_ids = tuple(category_ids)
         self.categories = [
             {"id": number, "name": name, "isthing": int(thing)}
@@ -94,6 +105,17 @@ class _CocoWriter:
         self.images = [image for images, _ in parts for image in images]
         self.annotations = [each for _, annotations in parts for each in annotations]
 
+    def identify(self, image_ids: Mapping[int | str, int | str]) -> None:
+        """Other ids for images that have their whole names as ids so far. A file is
+        then named without its folder, if that leaves no two names equal.
+        """
+        names = [image["file_name"] for image in self.images]
+        short = _first_unique([os.path.basename(name) for name in names], names)
+        for image, name in zip(self.images, short, strict=True):
+            image |= {"id": image_ids[image["id"]], "file_name": name}
+        for annotation in self.annotations:
+            annotation["image_id"] = image_ids[annotation["image_id"]]
+
 
 class PanopticWriter(_CocoWriter):
     """Writes ``panoptic/*.png`` as pictures come, and ``panoptic.json`` at the end.
@@ -102,7 +124,7 @@ class PanopticWriter(_CocoWriter):
       folder: where to; it is made if it is not there.
       info: the classes.
       category_ids: number of each class in the JSON; by default as in the data set's
-        own files (`CATEGORY_IDS`), else the class id.
+        own files (`categories_of`), else the class id.
     """
 
     def add(
@@ -112,7 +134,7 @@ class PanopticWriter(_CocoWriter):
 
         Args:
           image_id, file_name: of the picture, as other files call it.
-          stem: name of its PNG without the ending, unique in the folder.
+          stem: name of its PNG without the ending, perhaps with folders; unique.
           panoptic: its segments.
 
         Raises:
@@ -120,10 +142,10 @@ class PanopticWriter(_CocoWriter):
         """
         where = f"The picture {file_name}"
         colours = encode_segment_ids(panoptic.segment_map, where)
-        pngs = self.folder / "panoptic"
-        pngs.mkdir(parents=True, exist_ok=True)
+        png = self.folder / "panoptic" / f"{stem}.png"
+        png.parent.mkdir(parents=True, exist_ok=True)
         _, data = cv2.imencode(".png", colours[..., ::-1])
-        (pngs / f"{stem}.png").write_bytes(data.tobytes())
+        png.write_bytes(data.tobytes())
         self._add_image(image_id, file_name, panoptic.segment_map.shape)
         self.annotations.append(
             {
@@ -194,10 +216,20 @@ class InstanceWriter(_CocoWriter):
         (self.folder / "instances_results.json").write_text(json.dumps(results))
 
 
-def image_id_of(name: str) -> int | str:
-    """The number of a picture whose files are called after it, as COCO's are."""
-    stem = os.path.splitext(os.path.basename(name))[0]
-    return int(stem) if stem.isdecimal() else stem
+def image_ids_of(names: Sequence[str]) -> list[int | str]:
+    """The number of each picture whose files are called after it, as COCO's are, else
+    as much of its name as tells all ``names``, which differ, apart.
+    """
+    paths = [os.path.splitext(name)[0] for name in names]
+    stems = [os.path.basename(path) for path in paths]
+    numbers = [int(stem) if stem.isdecimal() else stem for stem in stems]
+    return _first_unique(numbers, stems, paths, names)
+
+
+def _first_unique(*choices: Sequence) -> list:
+    """The first list that has nothing twice, or the last."""
+    unique = (each for each in choices if len(set(each)) == len(each))
+    return list(next(unique, choices[-1]))
 
 
 class SegmentFiles:
@@ -211,26 +243,40 @@ class SegmentFiles:
 
     def __init__(self, task: str, folder: str | os.PathLike, info: DatasetInfo):
         self._writer = _WRITERS[task](folder, info)
+        self._image_ids: dict[str, int | str | None] = {}
 
-    def add(self, name: str, stem: str, size, found) -> None:
+    def add(
+        self, name: str, stem: str, size, found, image_id: int | str | None = None
+    ) -> None:
         """The segments of a picture: `Panoptic`, or instances.
 
         Args:
-          name: of the picture's file, or of the example.
-          stem: of files that are written for it alone.
+          name: of the picture's file, or of the example; each has another.
+          stem: of files that are written for it alone; it may have folders.
           size: its height and width.
           found: its segments.
+          image_id: as the data set's own file has it; None makes one of the name.
         """
-        image_id, file_name = image_id_of(name), os.path.basename(name)
+        self._image_ids[name] = image_id
         if isinstance(found, Panoptic):
-            self._writer.add(image_id, file_name, stem, found)
+            self._writer.add(name, name, stem, found)
         else:
-            self._writer.add(image_id, file_name, size, found)
+            self._writer.add(name, name, size, found)
 
     def close(self) -> None:
         """Writes the JSON, of all processes' pictures; all must call it."""
         self._writer.gather()
+        image_ids = {}
+        for part in gather(self._image_ids):
+            image_ids |= part
         if jax.process_index() == 0:
+            made = zip(image_ids, image_ids_of(list(image_ids)), strict=True)
+            self._writer.identify(
+                {
+                    name: made_id if image_ids[name] is None else image_ids[name]
+                    for name, made_id in made
+                }
+            )
             self._writer.close()
 
 

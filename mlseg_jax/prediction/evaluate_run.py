@@ -63,9 +63,8 @@ def _evaluate(
         files = SegmentFiles(config.task, f"{output}/predictions", source.info)
 
         def on_segments(example: dict, found) -> None:
-            name = example["name"]
-            stem = name.replace("/", "_")
-            files.add(name, stem, example["image"].shape[:2], found)
+            name, size = example["name"], example["image"].shape[:2]
+            files.add(name, name, size, found, example.get("image_id"))
 
     # Only the mean IoU is told apart by it.
     is_semantic = config.task == "semantic"

@@ -67,7 +67,7 @@ class Prediction:
       label_map: class id of every pixel, uint8 or uint16.
       labels: the selected labels by falling score.
       top_class_ids, top_probabilities: the likeliest classes of every pixel, where they
-        were asked for.
+        were asked for; at most as many as there are labels.
       found: what panoptic or instance segmentation found; None for other tasks.
       font: letters that `overlay` writes names with (``eval.font``).
       clip: of a frame of a video whose labels are selected per clip, the clip's number.

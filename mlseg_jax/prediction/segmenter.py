@@ -149,9 +149,17 @@ class Segmenter:
             size = scope.read_ahead
 
         def predict(images, scope):
-            return self._predict(images, policy, mask, top_labels, scope)
+            predictions = self._predict(images, policy, mask, top_labels, scope)
+            while True:
+                # Between two frames it may have seen a picture, or another video.
+                self._engine.begin(state.memory)
+                prediction = next(predictions, None)
+                state.memory = self._engine.memory()
+                if prediction is None:
+                    return
+                yield prediction
+                del prediction
 
-        self._engine.begin(state.memory)
         pictures = pictures_of(frames, self._reading)
         return stream(predict, pictures, size, scope, state.tracker)
 
@@ -177,7 +185,7 @@ class Segmenter:
         `VideoState.memory`, between two calls of the model.
         """
         own = {} if state.tracker is None else state.tracker.memory()
-        return self._engine.memory() | own
+        return {**state.memory, **own}
 
     @no_type_check
     def write_probabilities(self, image: Picture, path: str | os.PathLike) -> None:
@@ -326,6 +334,8 @@ class Segmenter:
     ) -> Prediction:
         names = self.info.class_names
         labels = make_labels(names, label_map, class_ids, scores)
+        # Behind those that were selected are ranks that only pad.
+        top = (part if part is None else part[: len(class_ids)] for part in top)
         return Prediction(image, label_map, labels, names, *top, found, self._font)
 
 

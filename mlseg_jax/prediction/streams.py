@@ -28,7 +28,8 @@ class VideoState:
     Attributes:
       clip: number of the next clip.
       tracker: follows segments; None where the task finds none.
-      memory: as `segmenter.Segmenter.video_memory` gave it.
+      memory: what the model remembers, with which each of its calls begins; at first as
+        `segmenter.Segmenter.video_memory` gave it.
     """
 
     clip: int = 0

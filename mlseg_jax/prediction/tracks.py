@@ -74,6 +74,7 @@ class Tracker:
         ``class_id`` and ``segmentation``. So a video is taken up where it was left.
         """
         self._frame += 1
+        self._tracks = self._lately()
         for segment in segments:
             number, class_id = segment["track"], segment["class_id"]
             self._next = max(self._next, number + 1)
@@ -82,8 +83,13 @@ class Tracker:
                 continue
             runs = segment["segmentation"]
             runs = {"size": runs["size"], "counts": runs["counts"].encode()}
-            self._tracks = [t for t in self._lately() if t.number != number]
-            self._tracks.append(_Track(number, class_id, runs, self._frame))
+            # In the order of their first frames, as `add` has them: of equal overlaps
+            # the first one wins.
+            track = next((t for t in self._tracks if t.number == number), None)
+            if track is None:
+                track = _Track(number, class_id, runs, self._frame)
+                self._tracks.append(track)
+            track.run_lengths, track.frame = runs, self._frame
 
     def memory(self) -> dict[str, np.ndarray]:
         """What lines do not say: the queries of tracks, of models that have them."""
@@ -130,17 +136,14 @@ class Tracker:
 def _overlaps(
     found: list[tuple[int, dict, int | None]], tracks: list[_Track]
 ) -> Float[np.ndarray, "n m"]:
-    """IoU of masks of one class and size; 0 where that is too little. One query more
-    than that.
+    """IoU of masks of one class; 0 where that is too little, or the video has changed
+    its size since. One query more than that.
     """
     result = np.zeros((len(found), len(tracks)))
     if not result.size:
         return result
-    sizes = {tuple(runs["size"]) for _, runs, _ in found}
-    sizes |= {tuple(track.run_lengths["size"]) for track in tracks}
-    if len(sizes) > 1:  # the video changed its size
-        return result
     masks = [runs for _, runs, _ in found], [track.run_lengths for track in tracks]
+    # Of masks of two sizes it is 0 or -1.
     overlaps = np.asarray(coco_mask.iou(*masks, [0] * len(tracks)))
     classes = np.asarray([class_id for class_id, *_ in found])
     same = classes[:, None] == [track.class_id for track in tracks]

@@ -172,6 +172,9 @@ def _draw(video: AbstractVideo, record: VideoRecord, class_names, font: str) -> 
         try:
             line = next(lines, None)
             for frame in video.frames():
+                # Of those before it that cannot be read any more, nothing is drawn.
+                while line is not None and line["frame"] < frame.index:
+                    line = next(lines, None)
                 if line is None or frame.index != line["frame"]:
                     continue
                 path = os.fspath(record.folder / line["label_map"])

@@ -16,6 +16,7 @@ from input_pipeline.files.images import write_label_map
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.distributed.processes import gather
 from mlseg_jax.inference.tracks import Track
+from mlseg_jax.prediction.coco_files import categories_of
 from mlseg_jax.typing import Int, UInt
 
 
@@ -24,13 +25,13 @@ class TrackFiles:
 
     Args:
       folder: where to; it is made if it is not there.
-      info: the classes; a category is the raw value of its class, and one more than
-        the class where that is not known, as in YouTubeVIS 2019.
+      info: the classes; a category is that of the data set's own files, and one more
+        than the class where that is not known, as in YouTubeVIS 2019.
     """
 
     def __init__(self, folder: str | os.PathLike, info: DatasetInfo):
         self._folder = epath.Path(folder)
-        self._categories = info.raw_values or range(1, info.num_classes + 1)
+        self._categories = categories_of(info, range(1, info.num_classes + 1))
         self._entries = []
 
     def add(self, example: dict, tracks: Sequence[Track]) -> None:
@@ -77,10 +78,16 @@ class LabelMapFiles:
     def add(
         self,
         example: dict,
-        label_map: UInt[np.ndarray, "H W"] | Int[np.ndarray, "H W"],
+        label_map: UInt[np.ndarray, "H W"] | Int[np.ndarray, "H W"] | None,
     ) -> None:
-        """A frame; ``example`` has the names of the video and of the frame."""
+        """A frame; ``example`` has the names of the video and of the frame. None takes
+        back all frames of a video, which cannot be read to its end.
+        """
         folder = self._folder / example["name"]
+        if label_map is None:
+            for path in folder.glob("*.png"):
+                path.unlink()
+            return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{example['frame_name']}.png"
         write_label_map(path, label_map, self._num_classes)

@@ -7,6 +7,7 @@ import pickle
 import jax
 import ml_collections
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from mlseg_jax.errors import UserError
@@ -42,6 +43,9 @@ def export_weights(workdir: str, output: str, to: str, checkpoint: str) -> str:
         ``config.json``: ``from_pretrained`` reads a folder with both if the file is
         called ``model.safetensors``.
       checkpoint: latest, best or a step.
+
+    Raises:
+      UserError: the file exists already or cannot be written.
     """
     path = pathlib.Path(output)
     suffixes = (".safetensors", ".pkl")[: 1 + (to == "detectron2")]
@@ -69,7 +73,12 @@ def export_weights(workdir: str, output: str, to: str, checkpoint: str) -> str:
     if path.suffix == ".pkl":
         save_pickle(arrays, path)
     else:
-        save_file(arrays, path, metadata=metadata)
+        try:
+            save_file(arrays, path, metadata=metadata)
+        except SafetensorError as error:  # also what else would be an OSError
+            raise UserError(
+                f"{path} cannot be written ({error}); choose another --output."
+            ) from error
     if to in SETTINGS:
         settings = SETTINGS[to](config, info.class_names)
         settings_path.write_text(json.dumps(settings, indent=2) + "\n")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import ml_collections
 import numpy as np
 
+from mlseg_jax.errors import UserError
 from mlseg_jax.pretrained.mapping import Dropped, Row
 
 Arrays = dict[str, np.ndarray]
@@ -45,6 +46,20 @@ class Format:
     rename: Callable[[Arrays], Arrays] = _as_they_are
     facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
     classes: tuple[str, ...] = ()
+
+    def renamed(self, arrays: Arrays, file_name: str) -> Arrays:
+        """Arrays by the table's names; what the source fused is taken apart.
+
+        Raises:
+          UserError: an array cannot be what its name says.
+        """
+        try:
+            return self.rename(arrays)
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{file_name} is damaged: an array has a shape that its name cannot "
+                f"have ({error}); get it again."
+            ) from error
 
     def fits(self, names: Sequence[str]) -> bool:
         return all(

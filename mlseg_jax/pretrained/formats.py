@@ -328,7 +328,7 @@ def recognise(file: WeightFile) -> tuple[str, Format, Arrays]:
     """The format's key in FORMATS, the format, and the arrays by its names.
 
     Raises:
-      UserError: the names are of no format.
+      UserError: the names are of no format, or an array cannot be what its name says.
     """
     arrays = file.arrays
     if all(name.startswith("module.") for name in arrays):
@@ -337,7 +337,7 @@ def recognise(file: WeightFile) -> tuple[str, Format, Arrays]:
     if "class_embeddings" in arrays:
         return "own", own_format(list(arrays)), arrays
     for key, known in FORMATS.items():
-        renamed = known.rename(arrays)
+        renamed = known.renamed(arrays, file.name)
         if known.fits(list(renamed)):
             return key, known, renamed
     some = ", ".join(sorted(file.arrays)[:3])

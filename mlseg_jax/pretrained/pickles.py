@@ -9,6 +9,7 @@ they are told.
 import collections
 import math
 import pickle
+import pickletools
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -74,9 +75,14 @@ class SafeUnpickler(pickle.Unpickler):
         load_storage: Callable[[tuple], np.ndarray] | None = None,
     ):
         super().__init__(file, encoding="latin1")
+        self._file = file
         self._functions = functions
         self._constants = constants
         self._load_storage = load_storage
+
+    def load(self):
+        _check_memo(self._file)
+        return super().load()
 
     def find_class(self, module: str, name: str):
         key = module, name
@@ -95,6 +101,31 @@ class SafeUnpickler(pickle.Unpickler):
         if self._load_storage is None or pid[0] != "storage":
             raise pickle.UnpicklingError("it refers to something that is no storage")
         return self._load_storage(pid)
+
+
+_CODES = {code.code.encode("latin1"): code for code in pickletools.opcodes}
+
+
+def _check_memo(file) -> None:
+    """Python makes room for as many remembered things as a pickle's largest number of
+    one says. No honest one is above the number of bytes before it.
+
+    Raises:
+      UnpicklingError: there is such a number.
+    """
+    start = file.tell()
+    while True:
+        place = file.tell()
+        code = _CODES.get(file.read(1))
+        if code is None or code.name == "STOP":  # unpickling says what is wrong
+            break
+        if code.name == "STRING":  # of Python 2, whose bytes need not be ASCII
+            file.readline()
+        elif code.arg is not None:
+            argument = code.arg.reader(file)
+            if code.name.endswith("PUT") and argument > place:
+                raise pickle.UnpicklingError("it wants more memory than it has bytes")
+    file.seek(start)
 
 
 # ------------------------------------------------------------------- arrays of numpy

@@ -86,7 +86,8 @@ def _read_safetensors(path: str):
         with safe_open(path, "numpy") as file:
             names = json.loads((file.metadata() or {}).get("classes", "null"))
         return load_file(path), _class_names({"classes": names})
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+    # An AttributeError where NumPy has no such numbers, as of 4 or 8 bits.
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is no safetensors file that can be read ({error}); get it again."
         ) from error
@@ -123,7 +124,8 @@ def _class_names(meta: object) -> tuple[str, ...] | None:
     """mmcv and mmengine write the classes of the training beside the weights."""
     if not isinstance(meta, Mapping):
         return None
-    facts = meta.get("dataset_meta", meta)
+    facts = meta.get("dataset_meta")
+    facts = facts if isinstance(facts, Mapping) else meta
     names = facts.get("CLASSES", facts.get("classes"))
     if not isinstance(names, list | tuple) or not names:
         return None

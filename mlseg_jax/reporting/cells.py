@@ -15,6 +15,7 @@ from typing import NamedTuple
 import ml_collections
 
 from mlseg_jax.errors import UserError
+from mlseg_jax.runs.checkpoint import without_nan
 from mlseg_jax.settings.resolve import PATHS, resolve
 
 
@@ -53,6 +54,25 @@ def _leaves(values: Mapping, path: str) -> Iterable[tuple[str, object]]:
             yield f"{path}{key}", value
 
 
+def _changed(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """Keys with another value. Those that the program did not have then do not count:
+    such a switch is off by default.
+    """
+    return [key for key in then if key in now and then[key] != now[key]]
+
+
+def check_run(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where a run was trained with other values than ``config``."""
+    then = dict(_leaves(json.loads((folder / "config.json").read_text()), ""))
+    now = without_nan(flat_values(config))
+    for key in _changed(then, now):
+        raise UserError(
+            f"{folder} was trained with {key}={then[key]!r}, and the study says "
+            f"{now[key]!r} now; give the changed row another name, or delete the "
+            f"folder if it is to run again."
+        )
+
+
 def digest(values: Mapping[str, object]) -> str:
     """Twelve letters that stand for all values of a configuration."""
     text = json.dumps(dict(values), sort_keys=True)
@@ -74,9 +94,6 @@ class CellFiles:
     ) -> dict | None:
         """A finished cell, None where it is not finished.
 
-        Keys that the program did not have when the cell was run do not count: such a
-        switch is off by default.
-
         Raises:
           UserError: the cell was run with other values than ``config`` has.
         """
@@ -89,7 +106,7 @@ class CellFiles:
         except (ValueError, KeyError) as error:
             raise UserError(f"{path} is no cell of a study; delete it.") from error
         now = flat_values(config)
-        changed = [key for key in then if key in now and then[key] != now[key]]
+        changed = _changed(then, now)
         if test:
             changed = [key for key in changed if key != "data.eval_split"]
         if changed:
@@ -97,7 +114,7 @@ class CellFiles:
             raise UserError(
                 f"{path} was run with {key}={then[key]!r}, and the study says "
                 f"{now[key]!r} now; give the changed row another name, or delete the "
-                f"file if it is to run again."
+                f"file and {cell.name} of the work directory if it is to run again."
             )
         return found
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.reporting.cells import Cell, CellFiles, digest, flat_values
+from mlseg_jax.reporting.cells import Cell, CellFiles, check_run, digest, flat_values
 from mlseg_jax.reporting.study import flags_of, read_run
 from mlseg_jax.reporting.timed_process import run_timed
 from mlseg_jax.runs.checkpoint import without_nan
@@ -146,17 +146,17 @@ class SelectionStudy:
         first = Cell(cell.size, cell.budget, pretrained, SEED_OF_FIRST)
         place = self.workdir / cell.size / pretrained
         if cell.size not in self.rows.PHOTOGRAPHS:
-            self._process("train", self._flags(first, place, ""), place)
-        self._process("train", self._flags(cell, folder, str(place)), folder)
+            self._train_in(place, first, "")
+        self._train_in(folder, cell, str(place))
         return folder
 
-    def _flags(self, cell: Cell, folder: pathlib.Path, pretrained: str) -> list[str]:
+    def _train_in(self, folder: pathlib.Path, cell: Cell, pretrained: str) -> None:
         places = self.rows.take(cell.row, cell.size, pretrained, self.data_dir)
-        return [
-            f"--config={CONFIG}:{cell.argument}",
-            f"--workdir={folder}",
-            *flags_of(places),
-        ]
+        flags = [f"--config={CONFIG}:{cell.argument}", f"--workdir={folder}"]
+        self._process("train", flags + flags_of(places), folder)
+        config = self.config(cell)
+        config.update_from_flattened_dict(places)
+        check_run(folder, config)  # It may have been finished before.
 
     def _process(self, command: str, flags: list[str], folder: pathlib.Path) -> None:
         with _children_end_with_us(self._running):

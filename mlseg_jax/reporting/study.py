@@ -16,7 +16,9 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from mlseg_jax.errors import UserError
+from mlseg_jax.reporting.cells import check_run
 from mlseg_jax.reporting.timed_process import is_done, read_cost, run_timed
+from mlseg_jax.settings import recipes
 
 Runs = dict[str, list[dict]]
 """The metrics of each row's runs, a seed each."""
@@ -124,10 +126,13 @@ class Study:
     def _train(self, row: str, seed: int, cores: set[int]) -> pathlib.Path:
         folder = self._folder(row, seed)
         config = f"{self.config_file}:row={row},size={self.size},seed={seed}"
-        flags = [f"--config={config}", f"--workdir={folder}"]
+        flags, taken = [f"--config={config}", f"--workdir={folder}"], {}
         if self.first is not None and row != self.first:
-            flags += flags_of(self.take(row, str(self._folder(self.first, 0))))
-        run_timed("train", flags, folder, cores, self._running)
+            taken = self.take(row, str(self._folder(self.first, 0)))
+        run_timed("train", flags + flags_of(taken), folder, cores, self._running)
+        with self._lock:  # recipes are modules for a moment
+            wanted = recipes.load(config, taken)
+        check_run(folder, wanted)  # It may have been finished before.
         return folder
 
 

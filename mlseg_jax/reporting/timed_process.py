@@ -3,11 +3,13 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
 
 from mlseg_jax.errors import UserError
+from mlseg_jax.runs.checkpoint import write_json
 from mlseg_jax.training.watch import resident_bytes
 
 COST_FILE = "study.json"
@@ -41,14 +43,22 @@ def run_timed(
     running.add(process.pid)
     if cores:  # before the process counts those it may use
         os.sched_setaffinity(process.pid, cores)
-    _, status, usage = os.wait4(process.pid, 0)
+    interrupted = None
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except KeyboardInterrupt as error:  # what it has cost until then counts, too
+        interrupted = error
+        os.kill(process.pid, signal.SIGTERM)  # it saves where it is
+        _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     running.discard(process.pid)
     cost["peak_bytes"] = max(cost["peak_bytes"], resident_bytes(usage))
     cost["wall_seconds"] += time.perf_counter() - start
     cost["cpu_seconds"] += usage.ru_utime + usage.ru_stime
     cost["done"] = process.returncode == 0
-    (folder / COST_FILE).write_text(json.dumps(cost))
+    write_json(folder / COST_FILE, cost)
+    if interrupted is not None:
+        raise interrupted
     if not cost["done"]:
         raise UserError(
             f"A run of the study failed; read {folder}/output.txt, then run the "

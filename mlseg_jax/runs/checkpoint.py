@@ -63,6 +63,14 @@ class Checkpoints:
         if jax.process_index() == 0:
             write_json(self.path / SCORES, self._scores)
 
+    def _forget_scores_after(self, step: int) -> None:
+        """Of steps that the run takes once more: it would not evaluate them again."""
+        gone = [each for each in self._scores if each > step]
+        for each in gone:
+            del self._scores[each]
+        if gone and jax.process_index() == 0:
+            write_json(self.path / SCORES, self._scores)
+
     def is_scored(self, step: int) -> bool:
         return step in self._scores
 
@@ -99,7 +107,8 @@ class Checkpoints:
     def restore_newest(self, abstract_state) -> tuple[int, Any]:
         """Step and state of the newest checkpoint that can be read.
 
-        Newer ones that cannot are set aside under another name.
+        Newer ones that cannot are set aside under another name. Scores of later steps
+        are forgotten: the run goes on from here.
 
         Raises:
           CheckpointError: none can be read, or the newest does not fit.
@@ -117,6 +126,7 @@ class Checkpoints:
             reason = next(filter(None, gather(reason)), "")
             if not reason:
                 self._set_aside(unreadable, step)
+                self._forget_scores_after(step)
                 return step, state
             unreadable[step] = reason
         step, reason = next(iter(unreadable.items()))
@@ -219,10 +229,17 @@ def best_steps(steps: list[int], scores: Scores, count: int = 1) -> list[int]:
 def _read_scores(path: epath.Path) -> dict[int, dict[str, float]]:
     if not path.exists():
         return {}
-    return {
-        int(step): {name: x for name, x in scores.items() if x is not None}
-        for step, scores in json.loads(path.read_text()).items()
-    }
+    try:
+        return {
+            int(step): {name: float(x) for name, x in scores.items() if x is not None}
+            for step, scores in json.loads(path.read_text()).items()
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}, which says how good the checkpoints are, is damaged "
+            f"({type(error).__name__}); copy it again from where the run was trained, "
+            f"or delete it: then none is known to be the best."
+        ) from error
 
 
 @contextlib.contextmanager

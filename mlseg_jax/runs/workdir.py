@@ -12,7 +12,7 @@ from input_pipeline.info import DatasetInfo
 from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel, Parameters
-from mlseg_jax.runs.checkpoint import Checkpoints, write_json
+from mlseg_jax.runs.checkpoint import SCORES, Checkpoints, write_json
 from mlseg_jax.runs.weights import abstract_weights, evaluation_parameters
 from mlseg_jax.settings import saved
 from mlseg_jax.settings.resolve import resolve
@@ -21,7 +21,11 @@ CARD = "model_card.json"
 """In work directories that `convert` wrote: where the weights are from."""
 
 FREE_TO_CHANGE = (
-    "eval",
+    "eval.batch_size",
+    "eval.checkpoint",
+    "eval.font",
+    "eval.oracle_k",
+    "eval.oracle_labels",
     "mesh",
     "train.log_every",
     "train.logger",
@@ -37,10 +41,15 @@ FREE_TO_CHANGE = (
     "data.num_workers",
     "data.on_bad_example",
 )
-"""Keys that may differ when a run is taken up again: they change no weight."""
+"""Keys that may differ when a run is taken up again: they change no weight, and no
+score that weights are compared by."""
 
 FREE_WITHOUT_EARLY_STOPPING = ("train.eval_every", "train.patience")
 """As those, unless evaluations without a better score are counted."""
+
+FREE_WITHOUT_COMPARISONS = ("eval",)
+"""As those, unless scores of before are compared with those to come: to stop early, or
+to end with the best checkpoint."""
 
 
 def load_config(workdir: str) -> ml_collections.ConfigDict:
@@ -105,7 +114,8 @@ def load_parameters(
 def claim_workdir(
     config: ml_collections.ConfigDict, workdir: str, info: DatasetInfo
 ) -> None:
-    """Writes configuration and classes, or checks that they are the same.
+    """Writes configuration and classes, or checks that they are the same; takes away
+    the metrics of an evaluation before.
 
     Before its first checkpoint a directory holds nothing that could be spoilt: whoever
     corrects a setting that did not work may use it again.
@@ -128,14 +138,16 @@ def claim_workdir(
             if jax.process_index() == 0:
                 write_json(path.parent / "dataset.json", dataclasses.asdict(info))
                 write_config(config, workdir)
+                # Of checkpoints that are gone.
+                (path.parent / "checkpoints" / SCORES).unlink(missing_ok=True)
+                _forget_the_end(path.parent)
         except OSError as error:
             raise UserError(
                 f"Cannot write to the work directory {workdir} ({error.strerror}); "
                 f"choose another --workdir."
             ) from error
         return
-    trained_on = json.loads((path.parent / "dataset.json").read_text())
-    if trained_on["class_names"] != list(info.class_names):
+    if load_info(workdir).class_names != tuple(info.class_names):
         raise UserError(
             f"The work directory {workdir} was trained on other classes than the data "
             f"has now; restore the data's classes or choose another --workdir."
@@ -146,6 +158,8 @@ def claim_workdir(
     free = set(FREE_TO_CHANGE)
     if before.train.patience == config.train.patience == 0:
         free.update(FREE_WITHOUT_EARLY_STOPPING)
+        if "best" not in (before.eval.checkpoint, config.eval.checkpoint):
+            free.update(FREE_WITHOUT_COMPARISONS)
     differences = _differences(json.loads(before.to_json_best_effort()), wanted, free)
     if differences:
         more = (
@@ -160,6 +174,14 @@ def claim_workdir(
         )
     if jax.process_index() == 0:
         write_config(config, workdir)  # Where the data is, how it is evaluated.
+        _forget_the_end(path.parent)
+
+
+def _forget_the_end(workdir: epath.Path) -> None:
+    """Who asks whether a run is at its end looks for this file (launch/slurm.sh,
+    reporting/timed_process.py), and `evaluate` writes it of any checkpoint.
+    """
+    (workdir / "metrics.json").unlink(missing_ok=True)
 
 
 def write_config(config: ml_collections.ConfigDict, workdir: str) -> None:

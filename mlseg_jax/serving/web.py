@@ -3,6 +3,7 @@
 import base64
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import tarfile
@@ -28,8 +29,15 @@ PACKAGE = "onnxruntime-web@1.30.0"
 
 MODEL = ("encode.onnx", "classify.onnx", "weights.bin")
 
+_UNREADABLE = OSError, KeyError, AttributeError, tarfile.TarError, EOFError, zlib.error
+"""What reading an archive raises that is cut off, damaged or of something else."""
+
 LOADER = "ort.wasm.min.js"
 PROGRAM = ("ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+
+_NAMES = "|".join(map(re.escape, (*MODEL, *PROGRAM, "model.json")))
+_PIECE = re.compile(rf"({_NAMES}|example_\d+\.jpg)\.\d+\.js")
+"""Names of the pieces that `write_page` writes."""
 
 PIECE = 3 * 2**20
 """Bytes of a piece of a file, a multiple of 3; four thirds as many in base64."""
@@ -74,7 +82,7 @@ def export_page(
         shutil.rmtree(exported)
         written = {path.name for path in (folder / "files").iterdir()}
     for path in (place / "files").iterdir():  # pieces of an earlier, larger model
-        if path.name not in written:
+        if path.name not in written and _PIECE.fullmatch(path.name):
             path.unlink()
     return description
 
@@ -143,7 +151,7 @@ def runtime_files(given: str | None = None) -> dict[str, bytes]:
                 name: archive.extractfile(f"package/dist/{name}").read()
                 for name in wanted
             }
-    except (OSError, KeyError, AttributeError, tarfile.TarError) as error:
+    except _UNREADABLE as error:
         raise UserError(
             f"{path} is not what `npm pack {PACKAGE}` makes ({error}); make it again."
         ) from error

@@ -47,6 +47,7 @@ def selection_advice(
     config: ml_collections.ConfigDict,
     num_classes: int,
     num_labels: Int[np.ndarray, "n"],
+    is_chosen: bool = False,
 ) -> str:
     """One sentence: the selection, K and weight of the label loss to take.
 
@@ -54,6 +55,7 @@ def selection_advice(
       config: of the run, for what is set now.
       num_classes: C.
       num_labels: how many classes each picture looked at holds; not empty.
+      is_chosen: whether ``train`` takes what fits, whatever is set now.
     """
     fitting = fitting_selection(num_classes, num_labels)
     held = (
@@ -67,6 +69,8 @@ def selection_advice(
             f"selection.name=top_k, selection.k={fitting.k} and "
             f"loss.multilabel_weight={fitting.weight:g}"
         )
+    if is_chosen:
+        return f"{held}; train will choose {advice}."
     now = config.selection.name
     if now == "top_k":
         now += f", K = {config.selection.k}, {config.loss.multilabel_weight}"

@@ -101,8 +101,8 @@ def data(
             # Crops of each training picture whose features are computed once and kept,
             # where the backbone is frozen (training/frozen_features.py); 0 keeps none.
             "feature_variants": 0,
-            # Keep decoded examples in memory; for data sets that are small or
-            # procedural.
+            # Keep decoded training examples in memory, in each process that reads; for
+            # data sets that are small or procedural.
             "cache": False,
         }
     )

@@ -20,7 +20,7 @@ from mlseg_jax.tasks.selection_evaluation import (
     AbstractSelectionEvaluation,
     labels_there,
 )
-from mlseg_jax.typing import Int
+from mlseg_jax.typing import Float, Int, UInt
 
 VIDEO_COUNTS = (*LABEL_COUNTS, "num_frames", "true_pixels")
 
@@ -82,6 +82,9 @@ class AbstractVideoEvaluation(AbstractSelectionEvaluation):
     def end(self, example: dict) -> None:
         """A video ends."""
 
+    def take_back(self, example: dict) -> None:
+        """Takes back what was given to `on_segments` of a video with a bad frame."""
+
     def groups(
         self, engine: ClipEngine, examples: Iterator[dict]
     ) -> Iterator[list[dict]]:
@@ -96,12 +99,14 @@ class AbstractVideoEvaluation(AbstractSelectionEvaluation):
         """
         (example,) = examples
         before = {name: getattr(self, name) for name in self.states}
-        before |= {name: copy.copy(getattr(self, name)) for name in self.counts}
+        counts = *self.counts, "pictures"
+        before |= {name: copy.copy(getattr(self, name)) for name in counts}
         try:
             self._add_video(engine, example)
         except DataError:
             for name, value in before.items():
                 setattr(self, name, value)
+            self.take_back(example)
             raise
 
     def _add_video(self, engine: ClipEngine, example: dict) -> None:
@@ -128,6 +133,8 @@ class AbstractVideoEvaluation(AbstractSelectionEvaluation):
             policies.append((self.oracle_policy, oracle))
         clip, *with_oracle = engine.segment(list(truth["image"]), policies)
         self.count(clip, truth, places)
+        if given is None:  # By the scores of the chunks before, too, where asked for.
+            given = clip.frames[0].selection
         self.add_labels(clip.scores, histogram, given)
         for each in with_oracle:
             self.count_oracle(each, truth, places)
@@ -143,21 +150,30 @@ class AbstractVideoEvaluation(AbstractSelectionEvaluation):
     def video_metrics(self) -> dict[str, float]:
         return self.label_metrics() | {"frames": self.num_frames}
 
-    def keep_strip(self, clip, truth: dict, places: range, prediction) -> None:
-        """Some frames of a video's beginning, for the report: picture, truth, found."""
+    def strip(self, places: range) -> list[int]:
+        """Frames of a chunk that the report shows: of the first one of a few videos."""
         if places.start or len(self.pictures) >= NUM_REPORT_EXAMPLES // 2:
-            return
+            return []
         count = min(STRIP_FRAMES, len(places))
-        chosen = np.linspace(0, len(places) - 1, count).round().astype(int)
+        return np.linspace(0, len(places) - 1, count).round().astype(int).tolist()
+
+    def keep_strip(
+        self,
+        scores: Float[np.ndarray, "1 C"],
+        truth: dict,
+        chosen: list[int],
+        prediction: Int[np.ndarray, "n H W"] | UInt[np.ndarray, "n H W"],
+    ) -> None:
+        """Keeps the frames ``chosen`` of a chunk, of which this is the prediction."""
         arrays = {
             "strip": truth["image"][chosen],
             "strip_truth": self.truth_of(truth)[chosen],
-            "strip_prediction": prediction[chosen],
+            "strip_prediction": prediction,
         }
         # Scores are of the chunk, and so are the labels that they are compared with.
         labels = labels_there(self.histogram(truth)[0])
         first = {"image": truth["image"][0], "label_map": labels}
-        self.pictures.append((first, prediction[0], arrays, clip.scores[0]))
+        self.pictures.append((first, prediction[0], arrays, scores[0]))
 
     @abc.abstractmethod
     def truth_of(self, truth: dict) -> Int[np.ndarray, "T H W"]:

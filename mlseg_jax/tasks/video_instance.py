@@ -49,8 +49,8 @@ class VideoInstanceEvaluation(AbstractVideoEvaluation):
     def count(self, clip: SegmentedClip, truth: dict, places: range) -> None:
         self._true.add(truth["label_map"], truth["instance_map"])
         self._tracker.add(clip)
-        if not places.start:
-            self._kept = clip, truth, places
+        if chosen := self.strip(places):
+            self._kept = clip.scores, truth, chosen
 
     def count_oracle(self, clip: SegmentedClip, truth: dict, places: range) -> None:
         self._oracle_tracker.add(clip)
@@ -73,8 +73,8 @@ class VideoInstanceEvaluation(AbstractVideoEvaluation):
                 name, size, true, found
             )
         if self._kept is not None:
-            clip, truth, places = self._kept
-            self.keep_strip(clip, truth, places, lay_over(tracks, size, places))
+            *_, chosen = self._kept
+            self.keep_strip(*self._kept, lay_over(tracks, size, chosen))
         if self.on_segments is not None:
             self.on_segments(example, tracks)
 
@@ -145,7 +145,7 @@ def _found(tracks: Sequence[Track], size: tuple[int, int]) -> tuple:
 def lay_over(
     tracks: Sequence[Track],
     size: tuple[int, int],
-    places: range,
+    places: Sequence[int],
     least_score: float = 0.5,
 ) -> Int[np.ndarray, "T H W"]:
     """Numbers of the tracks in some frames, the best on top; 0 where there is none.

@@ -30,19 +30,21 @@ class VideoSemanticEvaluation(AbstractVideoEvaluation):
         self._video = ConsistencyOfVideo()
 
     def count(self, clip: SegmentedClip, truth: dict, places: range) -> None:
-        predictions = []
+        chosen, shown = self.strip(places), []
         names = truth.get("frame_names", [f"{place:08d}" for place in places])
-        for name, frame, label_map in zip(
-            names, clip.frames, truth["label_map"], strict=True
+        for row, (name, frame, label_map) in enumerate(
+            zip(names, clip.frames, truth["label_map"], strict=True)
         ):
             self.mean_iou = self.mean_iou.merge(count_pixels(frame, label_map[None]))
             (prediction,) = frame.label_maps()
-            predictions.append(prediction)
+            if row in chosen:
+                shown.append(prediction)
             windows = self._video.add(prediction, label_map)
             self.consistency = self.consistency.merge(windows)
             if self.on_segments is not None:
                 self.on_segments({"name": self._name, "frame_name": name}, prediction)
-        self.keep_strip(clip, truth, places, np.stack(predictions))
+        if chosen:
+            self.keep_strip(clip.scores, truth, chosen, np.stack(shown))
 
     def count_oracle(self, clip: SegmentedClip, truth: dict, places: range) -> None:
         for frame, label_map in zip(clip.frames, truth["label_map"], strict=True):
@@ -51,6 +53,10 @@ class VideoSemanticEvaluation(AbstractVideoEvaluation):
 
     def end(self, example: dict) -> None:
         del self._video
+
+    def take_back(self, example: dict) -> None:
+        if self.on_segments is not None:
+            self.on_segments(example, None)
 
     def truth_of(self, truth: dict) -> Int[np.ndarray, "T H W"]:
         return truth["label_map"]

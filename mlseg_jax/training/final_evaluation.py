@@ -28,9 +28,10 @@ def evaluate_and_write(
     """An evaluation with the oracle of each of ``weights``; writes ``metrics.json`` and
     what the report needs of the better one. ``presence``: classes of the training
     examples, where they are known. ``on_segments`` is called with each example and what
-    was found in it, where a task finds segments, ``on_progress`` with how many examples
-    are done, over all weights, and at how many the pass with these ends. Returns
-    the metrics, and how good each is.
+    was found in it, where a task finds segments (of videos also with None, where what
+    it got of one is to be forgotten), ``on_progress`` with how many examples are done,
+    over all weights, and at how many the pass with these ends. Returns the metrics, and
+    how good each is.
     """
     task, mesh = find_task(config), own_mesh(config)
     engine = task.make_engine(config, model, {}, mesh)

@@ -61,7 +61,10 @@ def test_the_command(program, runtime, tmp_path, monkeypatch):
     claim_workdir(config, str(run), open_dataset(config.data, train=True).info)
     monkeypatch.setattr(artifacts, "export_run", write_files)
     (page / "files").mkdir(parents=True)
-    (page / "files" / "weights.bin.7.js").write_text("of a larger model")
+    theirs = {"thesis.pdf", "own.0.js", "folder"}
+    for name in ("weights.bin.7.js", "example_99.jpg.0.js", *theirs - {"folder"}):
+        (page / "files" / name).write_text("of a larger model, or somebody's")
+    (page / "files" / "folder").mkdir()
     line = ("export", f"--workdir={run}", f"--output={page}")
     done = program(*line, "--to=web", f"--runtime={runtime}")
     assert done.status == 0, done.err
@@ -70,7 +73,7 @@ def test_the_command(program, runtime, tmp_path, monkeypatch):
     assert "const backend" in (page / "index.html").read_text()
     files = {path.name for path in (page / "files").iterdir()}
     assert {"pieces.js", "weights.bin.0.js", "example_0.jpg.0.js"} <= files
-    assert "weights.bin.7.js" not in files
+    assert not {"weights.bin.7.js", "example_99.jpg.0.js"} & files and theirs <= files
     error = program(*line, "--to=web", "--batch=2").error
     assert "leave --batch out" in error
     assert (

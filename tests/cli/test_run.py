@@ -153,7 +153,8 @@ def test_predicting_a_video(program, workdir, tmp_path):
     }
     for sentence, (video, *more) in wrong.items():
         assert sentence in predict(video, "wrong", *more).error
-    assert "(other settings)" in predict(clip, "out").error
+    other = predict(clip, "out", "--config.data.white_value=4095").error
+    assert "(other reading, settings)" in other
 
 
 def test_predicting_pictures_of_all_kinds(program, workdir, tmp_path):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import segmenter
+from configs import own_data, segmenter
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.info import DataError
+from mlseg_jax.doctor import checks
 from mlseg_jax.doctor.checks import _tell_unmapped
 from mlseg_jax.doctor.doctor import examine
 from mlseg_jax.training.data_remarks import say_oddities
@@ -180,7 +181,7 @@ def test_splits_of_json_files_with_other_categories(tmp_path):
     assert "classes_differ" not in found(config)[0]
 
 
-def test_the_selection_that_fits_is_said(tmp_path, caplog):
+def test_the_selection_that_fits_is_said(tmp_path, caplog, monkeypatch):
     names = [f"thing {i}" for i in range(40)]
     root = write_folder(tmp_path, range(7), names)
     config = configuration(root)
@@ -193,3 +194,14 @@ def test_the_selection_that_fits_is_said(tmp_path, caplog):
     assert f"of 6 examples looked at: {advice}" in caplog.text
     config.selection.name = "oracle"
     assert not examine(config).advice
+    # Where train chooses K, what is set stands for nothing.
+    monkeypatch.setattr(checks, "least_k", lambda *_: 60)
+    config = own_data.get_config().unlock()
+    config.data.path = str(root)
+    findings, report = found(config)
+    chosen = "; train will choose selection.name=top_k, selection.k=14 and loss.mul"
+    assert chosen in report.advice and "selection" not in findings
+    config.selection.k = 5
+    findings, report = found(config)
+    assert report.advice.endswith("would fit (set: top_k, K = 5, auto).")
+    assert "selection" in findings

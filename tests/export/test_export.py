@@ -1,6 +1,7 @@
 """A run as files that run without this project."""
 
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -20,12 +21,13 @@ from input_pipeline.datasets.open import open_dataset
 from input_pipeline.files.images import read_image
 from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
-from mlseg_jax.export import artifacts, parity, predictor
+from mlseg_jax.export import artifacts, parity, predict, predictor
+from mlseg_jax.export.description import describe
 from mlseg_jax.export.onnx_files import write_onnx
 from mlseg_jax.export.onnx_weights import Weights
 from mlseg_jax.export.resampling import resize, views_of
 from mlseg_jax.runs.checkpoint import Checkpoints
-from mlseg_jax.runs.workdir import claim_workdir, load_config
+from mlseg_jax.runs.workdir import claim_workdir, load_config, load_info
 from mlseg_jax.training.state import initialise
 
 OVERRIDES = {
@@ -146,18 +148,39 @@ def test_the_program_beside_the_model_needs_three_packages(exported, tmp_path):
     assert max(read_image(tmp_path / "out/a_overlay.png").shape) >= 480
 
 
-def test_stablehlo_is_read_with_jax_alone(exported, workdir, tmp_path):
+def test_no_picture_is_written_over_and_no_output_by_another(tmp_path):
+    names = ("a.jpg", "a.png", "a_overlay.png", "B.png", "b.gif")
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    paths = predict.paths_of([str(tmp_path)])
+    assert len(paths) == len(names)
+    outputs = [x for pair in predict.names_of(paths, tmp_path / "out") for x in pair]
+    assert len({name.casefold() for name in outputs}) == 2 * len(names)
+    # The label map of the first would take the place of the second.
+    for given in (paths, [tmp_path / "a.jpg", tmp_path / "A.png"]):
+        with pytest.raises(ValueError, match=".png would be written over a picture"):
+            predict.names_of(given, tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="there is no picture in .*empty"):
+        predict.paths_of([str(tmp_path / "empty")])
+
+
+@pytest.fixture(scope="module")
+def of_two_sizes(workdir):
+    config, sizes = load_config(str(workdir)), [(32, 32), (48, 16)]
+    return artifacts.load_functions_of(config, str(workdir), sizes=sizes)[0]
+
+
+def test_stablehlo_is_read_with_jax_alone(exported, of_two_sizes, tmp_path):
     """By what JAX itself has for it; any batch, and K at run time."""
-    config, sizes = load_config(str(workdir)), [(32, 32), (48, 32)]
-    both, _ = artifacts.load_functions_of(config, str(workdir), sizes=sizes)
-    for functions in both:
+    for functions in of_two_sizes:
         calls = artifacts.arguments(functions, artifacts.any_batch())
         size = functions.size if functions.size != (32, 32) else None
         calls = {"segment": calls["segment"]}
         artifacts.write_stablehlo(tmp_path, functions, calls, size)
-    taller = (tmp_path / "segment_48x32.stablehlo").read_bytes()
+    taller = (tmp_path / "segment_48x16.stablehlo").read_bytes()
     shapes = [x.shape[1:] for x in jax.export.deserialize(bytearray(taller)).out_avals]
-    assert (48, 32) in shapes and (32, 32) not in shapes
+    assert (48, 16) in shapes and (32, 32) not in shapes
     data = bytearray((tmp_path / "segment.stablehlo").read_bytes())
     program = jax.export.deserialize(data)
     assert program.platforms == artifacts.PLATFORMS
@@ -212,6 +235,19 @@ def test_very_long_pictures_are_refused():
     assert size == (512, 2048)
     with pytest.raises(ValueError, match="cut it into shorter parts"):
         views_of(about, (2, 4000))
+
+
+def test_smaller_windows_leave_no_gaps(workdir, of_two_sizes):
+    """A picture of 80 x 80 through an export of --size=48,16: the stride was 24."""
+    config, info = load_config(str(workdir)), load_info(str(workdir))
+    config.eval.scales = (1.0,)
+    about = describe(config, info, of_two_sizes[1], kind="onnx", step=0, arguments={})
+    assert about["views"]["stride"] == [24, 16]
+    covered = np.zeros((80, 80), bool)
+    for _, (rows, columns) in views_of(about, (80, 80)):
+        for y, x in itertools.product(rows.starts, columns.starts):
+            covered[y : y + rows.size, x : x + columns.size] = True
+    assert covered.all()
 
 
 def test_what_an_earlier_export_wrote_goes_away_and_nothing_else(tmp_path):

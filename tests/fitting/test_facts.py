@@ -11,16 +11,32 @@ from mlseg_jax.fitting.facts import free_memory
 
 
 def test_memory_is_what_system_and_container_leave(tmp_path):
-    meminfo = tmp_path / "meminfo"
+    own, meminfo = tmp_path / "own", tmp_path / "meminfo"
+    paths = str(meminfo), str(tmp_path), str(own)
     meminfo.write_text("MemTotal: 900 kB\nMemFree: 10 kB\nMemAvailable: 800 kB\n")
-    assert free_memory(str(meminfo), str(tmp_path)) == 800 * 1024
+    assert free_memory(*paths) == 800 * 1024
     (tmp_path / "memory.current").write_text("3000\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert free_memory(str(meminfo), str(tmp_path)) == 800 * 1024
+    assert free_memory(*paths) == 800 * 1024
     (tmp_path / "memory.max").write_text("5000\n")
-    assert free_memory(str(meminfo), str(tmp_path)) == 2000
+    assert free_memory(*paths) == 2000
+    # A job's group is below; the least of all that are around it counts.
+    job = tmp_path / "slurm/job_7"
+    job.mkdir(parents=True)
+    own.write_text("0::/slurm/job_7/step_0\n")
+    (job / "memory.max").write_text("1500\n")
+    (job / "memory.current").write_text("900\n")
+    assert free_memory(*paths) == 600
+    own.write_text("4:cpu,cpuacct:/slurm/job_7\n3:memory:/job/a:b\n0::/\n")
+    assert free_memory(*paths) == 2000
+    job = tmp_path / "memory/job"
+    (job / "a:b").mkdir(parents=True)
+    for folder, limit in ((job / "a:b", 2**63 - 4096), (job, 500)):
+        (folder / "memory.limit_in_bytes").write_text(f"{limit}\n")
+        (folder / "memory.usage_in_bytes").write_text("400\n")
+    assert free_memory(*paths) == 100
     # Other systems have no such file.
-    assert free_memory(str(tmp_path / "none"), str(tmp_path / "none")) > 0
+    assert free_memory(*[str(tmp_path / "none")] * 3) > 0
 
 
 def test_who_stops_looking_waits_for_no_picture_in_the_queue():

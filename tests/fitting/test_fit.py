@@ -106,7 +106,12 @@ def trained(monkeypatch):
     return configs
 
 
-def test_choices_are_made_once(trained, tmp_path):
+def test_choices_are_made_once(trained, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        fit, "Clock", lambda *x, **y: seen.append(Clock(*x, **y)) or seen[-1]
+    )
+
     def config(batch_size=8):
         made = own_data.get_config("dataset=sign_scenes").unlock()
         made.data.update(num_classes=20, train_examples=12, eval_examples=4)
@@ -143,6 +148,17 @@ def test_choices_are_made_once(trained, tmp_path):
     fit.train(config(4), workdir, given=keys)
     assert trained[2].train.batch_size == 4
     assert trained[2].train.steps == first.train.steps
+    # Steps that are given are not fitted, and a part of what was chosen whole stays.
+    other = config()
+    other.train.steps = 300
+    other.model.backbone.embed_dim = 48
+    anew = (*keys, "train.steps", "model.backbone.embed_dim")
+    fit.train(other, workdir, given=anew)
+    backbones = [trained[i].model.backbone.to_dict() for i in (3, 0)]
+    assert backbones[0] == backbones[1] | {"embed_dim": 48}
+    assert trained[3].train.steps == 300
+    assert ["train.steps" in clock.chosen for clock in seen] == [True] * 4 + [False]
+    assert "train.eval_every" in seen[-1].chosen
 
 
 def test_all_processes_choose_what_the_first_one_found(trained, tmp_path, monkeypatch):
@@ -224,8 +240,9 @@ def test_minutes_fit_the_schedule_of_any_recipe(trained, tmp_path):
     # It keeps its evaluations, and has checkpoints every few minutes.
     assert 100 < fitted.train.eval_every < fitted.train.steps / 7
     assert fitted.train.checkpoint_every <= fitted.train.eval_every
-    with pytest.raises(UserError, match="above 0"):
-        fit.train(config, str(tmp_path), minutes=-1.0)
+    for minutes in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(UserError, match="finite number above 0"):
+            fit.train(config, str(tmp_path), minutes=minutes)
 
 
 @pytest.mark.usefixtures("quick_compiles")

@@ -1,5 +1,7 @@
 """Label maps, segments and instances of regions against whole-picture loops."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -195,6 +197,14 @@ def test_instances(factored, monkeypatch):
     ]
     best = instance_segments(picture_of(logits, masks), NAMES, score_threshold=0.3)
     assert all(s.score >= 0.3 for s in best) and 0 < len(best) < len(found)
+    # Ranks that only pad are nothing, also where there are not enough pairs of others.
+    logits[:, [0, 3, 4]] = -100.0
+    some = Selection(CLASS_IDS[None], np.bool_([[0, 1, 1, 0, 0]]), NUM_CLASSES)
+    picture = dataclasses.replace(picture_of(logits, masks, factored), selection=some)
+    pairs = instance_segments(picture, NAMES, max_instances=30)
+    assert {(s.class_id, s.rank) for s in pairs} == {(290, 1), (3, 2)}
+    assert len(pairs) == 2 * sum(bool((mask > 0).any()) for mask in full)
+    assert picture.selected_class_ids == {290, 3}
 
 
 def test_windows_scales_and_mirror_images():

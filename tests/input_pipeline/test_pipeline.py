@@ -155,6 +155,21 @@ def test_evaluation_examples(process_count, start, limit):
     assert seen == [expected[p::process_count] for p in range(process_count)]
 
 
+@pytest.mark.parametrize(
+    ("size", "count"), [(0, 0), (1, 1), (256, 256), (257, 129), (512, 256), (1000, 250)]
+)
+def test_what_is_read_beforehand_is_spread_and_not_more_than_said(size, count):
+    class Noted(list):
+        def __getitem__(self, index):
+            read.append(index)
+            return index
+
+    read = []
+    pipeline.read_some(Noted(range(size)), num_threads=0)
+    assert len(read) == count
+    assert not read or size - max(read) <= -(-size // 256)
+
+
 def test_close_stops_the_threads():
     batches = pipeline.train_batches(
         _Source(), seed=0, batch_size=4, augment=_augment, num_threads=3

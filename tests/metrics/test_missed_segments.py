@@ -61,6 +61,10 @@ def test_reasons_of_instances():
     ]
     counts = missed_instances(true, found, SELECTED)
     assert counts.tolist() == [4, 1, 1, 1]
+    # Of two that one segment fits it is one; the other is not confused with its own.
+    assert missed_instances([*true, true[0]], found, SELECTED).tolist() == [5, 1, 1, 2]
+    twice = [*found, found[0]]
+    assert missed_instances([*true, true[0]], twice, SELECTED).tolist() == [5, 1, 1, 1]
     assert missed_instances(true, [], SELECTED).tolist() == [4, 1, 0, 3]
     assert missed_instances([], found, SELECTED).tolist() == [0] * 4
     assert np.isnan(shares(no_counts())["missed_segments"])

@@ -18,6 +18,7 @@ from test_mlseg import make_config, make_images
 from configs import encoder_only, eomt, segmenter
 from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import select_given, select_top_k
+from mlseg_jax.models.backbones.vit import ViT
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.decoders.eomt import EomtDecoder, mask_share
 from mlseg_jax.models.flops import count_macs
@@ -228,6 +229,33 @@ def test_blocks_cease_to_mask_one_after_the_other(monkeypatch):
         for other in (end, between):
             assert np.max(np.abs(begin[i] - other[i])) > 1e-2
         assert np.max(np.abs(between[i] - end[i])) > 1e-2
+
+
+def test_what_blocks_make_of_a_class_comes_in_through_a_gate(monkeypatch):
+    """Shut, it is a classifier by the rows of the selected classes alone."""
+    model = FunctionalModel.build(tiny("encoder_only"), NUM_CLASSES)
+    parameters, apart = random_parameters(model), ViT.apart
+    given = select_given(jnp.asarray([[3, 1], [0, 9]]), None, NUM_CLASSES)
+    width = model.shapes["decoder/class_gate"].shape
+
+    def logits(parameters, images):
+        return model.bind(parameters)(images, lambda _: given).logits
+
+    def otherwise(self, tokens, like):
+        others, patches = apart(self, tokens, like)
+        own, joined = jnp.split(others, [self.num_others], axis=1)
+        joined = jnp.flip(joined, axis=-1)
+        return jnp.concatenate([own, joined], axis=1), patches
+
+    found = []
+    for changed in (apart, otherwise):
+        monkeypatch.setattr(ViT, "apart", changed)
+        run = jax.jit(functools.partial(logits))
+        for gate in (np.zeros(width, np.float32), np.ones(width, np.float32)):
+            found.append(run(parameters | {"decoder/class_gate": gate}, make_images()))
+    shut, opened, still_shut, other = found
+    assert_close(still_shut, shut, 1e-6)
+    assert np.max(np.abs(opened - shut)) > 0.01 < np.max(np.abs(other - opened))
 
 
 def stacked(arrays, paths):

@@ -1,6 +1,7 @@
 """Files of segments, as the project's own readers and pycocotools read them."""
 
 import contextlib
+import dataclasses
 import io
 import json
 
@@ -20,6 +21,8 @@ from mlseg_jax.prediction.coco_files import (
     CATEGORY_IDS,
     InstanceWriter,
     PanopticWriter,
+    SegmentFiles,
+    categories_of,
 )
 from mlseg_jax.typing import IGNORE
 
@@ -59,7 +62,8 @@ def write_images(root, stems):
 @pytest.mark.parametrize("category_ids", [None, (1, 7, 9)])
 def test_panoptic_files_are_read_again(tmp_path, category_ids):
     found = make_panoptic()
-    writer = PanopticWriter(tmp_path / "out", INFO, category_ids)
+    own = dataclasses.replace(INFO, name="coco_panoptic", raw_values=category_ids)
+    writer = PanopticWriter(tmp_path / "out", own)
     nothing = Panoptic(np.zeros(SIZE, np.int32), ())
     writer.add(5, "a.jpg", "a", found)
     writer.add("b", "b.jpg", "b_0", nothing)
@@ -71,9 +75,10 @@ def test_panoptic_files_are_read_again(tmp_path, category_ids):
         tmp_path / "images",
         "mine",
     )
-    assert info == INFO
+    assert info == INFO and info.raw_values == (category_ids or (0, 1, 2))
     source = coco_json.RawSource(info, raws)
     first, second = source[0], source[1]
+    assert (first["image_id"], second["image_id"]) == (5, "b")
     expected = np.full(SIZE, IGNORE)
     for number, class_id in found.classes.items():
         expected[found.segment_map == number] = class_id
@@ -120,6 +125,7 @@ def test_instance_files_are_read_again(tmp_path):
     assert info.class_names == INFO.class_names
     source = coco_json.RawSource(info, raws)
     example = source[0]
+    assert info.raw_values == (3, 5, 6) and example["image_id"] == 1
     np.testing.assert_array_equal(
         example["label_map"], np.where(first, 1, np.where(second, 0, IGNORE))
     )
@@ -140,9 +146,43 @@ def test_instance_files_are_read_again(tmp_path):
     assert [a["category_id"] for a in results.anns.values()] == [5, 3]
 
 
+def test_pictures_of_one_name_stay_apart(tmp_path):
+    runs = coco.rle(coco.box(1, 1, 6, 6))
+    runs = {**runs, "counts": runs["counts"].encode()}
+    for given, ids in (
+        (("d/07.jpg", "d/cat.jpg"), [7, "cat"]),
+        (("d/07.jpg", "d/7.jpg"), ["07", "7"]),
+        (("a/1.jpg", "b/1.jpg"), ["a/1", "b/1"]),
+        (("a/1.jpg", "a/1.png"), ["a/1.jpg", "a/1.png"]),
+    ):
+        files = SegmentFiles("instance", tmp_path, INFO)
+        for i, name in enumerate(given):
+            found = (segment(1, i, 0.9, runs),)
+            files.add(name, "", SIZE, found, "own" if name == "d/cat.jpg" else None)
+        files.close()
+        ids = ["own" if i == "cat" else i for i in ids]
+        made = json.loads((tmp_path / "instances.json").read_text())
+        assert [image["id"] for image in made["images"]] == ids
+        assert len({image["file_name"] for image in made["images"]}) == 2
+        results = json.loads((tmp_path / "instances_results.json").read_text())
+        found = [(r["image_id"], r["category_id"]) for r in results]
+        assert found == list(zip(ids, (0, 1), strict=True))
+    files = SegmentFiles("panoptic", tmp_path, INFO)
+    for name, ids in (("a/b_c", (1, 2, 3)), ("a_b/c", (4, 5, 6))):
+        files.add(name, name, SIZE, make_panoptic(ids))
+    files.close()
+    made = json.loads((tmp_path / "panoptic.json").read_text())
+    for entry, ids in zip(made["annotations"], ((1, 2, 3), (4, 5, 6)), strict=True):
+        png = np.asarray(Image.open(tmp_path / "panoptic" / entry["file_name"]))
+        assert set(np.unique(png[..., 0])) == {0, *ids}
+
+
 def test_categories_of_published_files():
     info = names.read_info("coco_panoptic", "coco_panoptic")
     ids = CATEGORY_IDS["coco_panoptic"]
+    assert categories_of(info, ()) == ids
+    colours = dataclasses.replace(INFO, raw_values=("#ff0000", "#00ff00", "#0000ff"))
+    assert categories_of(colours, range(3)) == (0, 1, 2)
     assert len(ids) == info.num_classes == 133 and list(ids) == sorted(set(ids))
     by_name = dict(zip(info.class_names, ids, strict=True))
     assert by_name["person"] == 1 and by_name["toothbrush"] == 90

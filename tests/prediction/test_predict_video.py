@@ -159,13 +159,22 @@ def test_killed_beside_frames_that_cannot_be_read(segmenter, tmp_path, monkeypat
     assert record.num_frames == 6 and len(record.problems) == 1
     assert "1.png" in record.problems[0]
     assert write(segmenter, folder, output).problems == record.problems
-    # Nothing is left to draw upon.
-    known = json.loads((output / "video.json").read_text())
-    (output / "video.json").write_text(json.dumps(known | {"complete": False}))
-    for path in folder.iterdir():
-        path.write_bytes(b"no picture")
+    # Frames that are lost before they are drawn upon: one, and then all.
+    usual_draw, lost = predicting._draw, [3]
+
+    def draw(*arguments):
+        for i in lost:
+            (folder / f"{i}.png").write_bytes(b"no picture")
+        usual_draw(*arguments)
+
+    monkeypatch.setattr(predicting, "_draw", draw)
+    record = write(segmenter, folder, tmp_path / "again")
+    assert record.num_frames == 6 and len(record.problems) == 2
+    drawn = open_video(tmp_path / "again" / "overlay.mp4").frames()
+    assert [25 * frame.time for frame in drawn] == [0, 2, 4, 5, 6]
+    lost += range(7)
     with pytest.raises(DataError, match="no frame that was segmented"):
-        write(segmenter, folder, output)
+        write(segmenter, folder, tmp_path / "nothing")
 
 
 def test_killed_in_the_first_batch(segmenter, clip, tmp_path, monkeypatch):
@@ -283,6 +292,15 @@ def test_frames_as_they_come(segmenter):
             segmenter.video(wrong)
     with pytest.raises(UserError, match="selection_scope"):
         segmenter.video(stack, selection_scope="per_film")
+
+
+def test_only_selected_labels_are_the_likeliest(segmenter):
+    (picture,) = frames(1)
+    best = segmenter(picture).labels[0].class_id
+    found = segmenter(picture, cumulative=1e-6, top_labels=3)
+    assert [label.class_id for label in found.labels] == [best]
+    assert found.top_class_ids.shape == (1, HEIGHT, WIDTH)
+    assert (found.top_class_ids == best).all() and (found.top_probabilities == 1).all()
 
 
 def test_a_damaged_video_ends_with_an_error(segmenter, clip, tmp_path):

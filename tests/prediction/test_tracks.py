@@ -11,12 +11,12 @@ SIGN, CAR, SKY = range(3)
 IS_THING = (True, True, False)
 
 
-def segment(class_id, left, score=0.9, size=SIZE):
+def segment(class_id, left, score=0.9, size=SIZE, query=None):
     mask = np.zeros(size, np.uint8, order="F")
     mask[4:16, left : left + 10] = 1
     runs = coco_mask.encode(mask)
     area, box = int(mask.sum()), (left, 4, 10, 12)
-    return Segment(1, class_id, "name", score, area, box, 0, runs)
+    return Segment(1, class_id, "name", score, area, box, 0, runs, query)
 
 
 def entry(segment, track):
@@ -63,15 +63,28 @@ def test_stuff_is_one_track_and_gaps_are_bridged():
     assert len(set(last)) == 2
 
 
+def test_frames_of_another_size():
+    """Tracks of the old size are in nobody's way, and queries need no masks."""
+    tracker = Tracker(IS_THING, 0.5)
+    first = tracker.add([segment(SIGN, 20), segment(SIGN, 40, query=3)])
+    wide = [segment(SIGN, 20, size=(30, 60)), segment(SIGN, 0, size=(30, 60), query=3)]
+    later = [tracker.add(wide) for _ in range(MAX_GAP)]
+    assert len(set(later)) == 1 and later[0][1] == first[1]
+    assert later[0][0] not in first
+
+
 def test_taken_up_where_it_was_left():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(2)
     film = [
         [segment(int(rng.integers(3)), int(rng.integers(50))) for _ in range(3)]
         for _ in range(12)
     ]
+    # Equal masks, of which the tracks are told by their order alone.
+    for count in rng.integers(0, 4, 12):
+        film.append([segment(SIGN, 2 * int(x)) for x in rng.integers(0, 4, count)])
     whole = Tracker(IS_THING, 0.5)
     expected = [whole.add(found) for found in film]
-    for start in (1, 4, 9):
+    for start in range(1, len(film)):
         again = Tracker(IS_THING, 0.5)
         for found, numbers in zip(film[:start], expected, strict=False):
             again.repeat([entry(s, n) for s, n in zip(found, numbers, strict=True)])

@@ -11,6 +11,7 @@ from weight_files import MLSEG, config_of, parameters_of, random_arrays, said
 
 from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.models.layers.resize import POSITION_RESIZES
+from mlseg_jax.pretrained import export
 from mlseg_jax.pretrained.convert import convert, suggestion
 from mlseg_jax.pretrained.export import export_weights
 from mlseg_jax.pretrained.initialise import start_from
@@ -62,7 +63,7 @@ def test_its_model_card(converted):
 
 
 @pytest.mark.parametrize("to", ["mmseg", "safetensors"])
-def test_back_again_is_bitwise(converted, tmp_path, to):
+def test_back_again_is_bitwise(converted, tmp_path, monkeypatch, to):
     workdir, _ = converted
     output = tmp_path / "out.safetensors"
     export_weights(str(workdir), str(output), to, "latest")
@@ -78,9 +79,13 @@ def test_back_again_is_bitwise(converted, tmp_path, to):
     assert set(first) == set(second)
     for path, array in first.items():
         np.testing.assert_array_equal(array, second[path])
-    assert "exists already" in said(
-        export_weights, str(workdir), str(output), to, "latest"
-    )
+    nowhere = tmp_path / "not_there" / "x"
+    fails = lambda arrays, path, **more: save_file(arrays, nowhere, **more)  # noqa: E731
+    monkeypatch.setattr(export, "save_file", fails)
+    other = tmp_path / "other.safetensors"
+    for path, why in ((output, "exists already"), (other, "cannot be written")):
+        sentence = said(export_weights, str(workdir), str(path), to, "latest")
+        assert f"{path} {why}" in sentence
 
 
 # -------------------------------------------------------------------- what is refused

@@ -10,6 +10,7 @@ from shrink import use_tiny_backbone
 from weight_files import config_of, parameters_of, random_arrays
 
 from configs import query2label as query2label_config
+from mlseg_jax.errors import UserError
 from mlseg_jax.pretrained import beit, resnet, swin, tresnet
 from mlseg_jax.pretrained.convert import convert, describe_rest
 from mlseg_jax.pretrained.formats import recognise
@@ -266,3 +267,22 @@ def test_big_vision_has_no_position_for_its_class_token(tmp_path):
     assert np.all(found[0] == 0.0)
     for path in set(ours) - {"backbone/position_table"}:
         np.testing.assert_array_equal(parameters[path], ours[path])
+
+
+@pytest.mark.parametrize("shape", [(10,), ()])
+def test_arrays_that_cannot_be_taken_apart_are_said(shape):
+    arrays = {
+        "storage_tokens": np.zeros((1, 4, 8)),
+        "blocks.0.attn.qkv.weight": np.zeros((24, 8)),
+        "blocks.0.attn.qkv.bias": np.zeros(shape),
+    }
+    with pytest.raises(UserError, match="x.pth is damaged: an array has a shape"):
+        recognise(WeightFile("x.pth", "", arrays))
+
+
+def test_numbers_that_numpy_has_not_are_said(tmp_path):
+    header = b'{"x": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}'
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+    with pytest.raises(UserError, match="is no safetensors file that can be read"):
+        read_weights(path)

@@ -86,11 +86,21 @@ def test_arrays_of_numpy(tmp_path, protocol):
 
 
 def test_text_of_python_2(tmp_path):
-    """Bytes were text there, and are read as such."""
+    """Bytes were text there, and are read as such, in the first protocol, too."""
+    (tmp_path / "y.pkl").write_bytes(b"(dp1\nS'\x80'\np2\nNs.")
+    refused(tmp_path / "y.pkl", "holds no arrays")
     state = (1, (2,), Call(np.dtype, "f4"), False, "\x00\x00\x80?\x00\x00\x00\xc0")
     made = Call(Named("numpy.core.multiarray", "_reconstruct"), 0, state=state)
     array = read_weights(write(tmp_path / "x.pkl", {"model": {"w": made}})).arrays["w"]
     np.testing.assert_array_equal(array, np.asarray([1.0, -2.0], np.float32))
+
+
+def test_names_of_classes_may_be_anything(tmp_path):
+    path, names = tmp_path / "x.pkl", {"CLASSES": ["a", "b"]}
+    for more in ({}, {"dataset_meta": None}, {"dataset_meta": [1]}):
+        value = {"state_dict": {"w": np.zeros(2)}, "meta": names | more}
+        path.write_bytes(pickle.dumps(value))
+        assert read_weights(path).class_names == ("a", "b")
 
 
 def test_tensors_within_a_pickle():
@@ -161,6 +171,15 @@ def test_objects_are_no_arrays(tmp_path):
     model = {"a": array(dtype="O8"), "b": array(dtype="V8"), "c": empty}
     path = write(tmp_path / "x.pkl", {"model": model | {"w": np.zeros(2)}})
     assert set(read_weights(path).arrays) == {"w"}
+
+
+@pytest.mark.parametrize(
+    "put", [b"r" + struct.pack("<I", 2**26), b"p%d\n" % 2**26], ids=["binary", "text"]
+)
+def test_little_makes_no_room_for_much(tmp_path, put):
+    """Nine bytes made Python take a gigabyte."""
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x02}" + put + b".")
+    refused(tmp_path / "x.pkl", "more memory than it has bytes")
 
 
 def test_a_pickle_of_itself(tmp_path):

@@ -4,6 +4,7 @@ No run is trained here: a stand-in for the program writes scores and what it was
 """
 
 import json
+import os
 import sys
 import types
 
@@ -23,6 +24,7 @@ from mlseg_jax.reporting.selection_report import (
     results_text,
 )
 from mlseg_jax.reporting.selection_study import SelectionStudy, revision
+from mlseg_jax.reporting.timed_process import is_done, read_cost, run_timed
 
 PROGRAM = """
 import json, pathlib, sys
@@ -34,6 +36,7 @@ if (folder.parent / "fail").exists():
     sys.exit(1)
 seed = 0
 if sys.argv[1] == "train":
+    (folder / "config.json").write_text("{}")
     seed = int(flags["config"].rsplit("=", 1)[1])
 score = 0.5 + 0.1 * seed + 0.02 * ("row=mlseg," in flags.get("config", ""))
 metrics = {"mIoU": score, "oracle_mIoU": 0.75, "mAP": None, "labels_selected": 5}
@@ -42,6 +45,16 @@ metrics |= {"wrong_pixels": 0.5, "wrong_not_selected": 0.25, "wrong_absent": 0.1
 row = {"name": "a", "intersection": 1, "predicted": 2, "labelled": 3}
 details = {"classes": [row, row], "recall_at_k": {}, "inverse_temperature": [2.0]}
 (folder / "evaluation.json").write_text(json.dumps(details))
+"""
+
+INTERRUPTED = """
+import os, signal, sys
+def save(*_):
+    print("saved")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+os.kill(int(os.environ["STUDY"]), signal.SIGINT)
+signal.pause()
 """
 
 
@@ -176,6 +189,37 @@ def test_cells_run_once_and_are_taken_up(study):
     assert found["configuration"]["data.eval_split"] == "val"
     assert not {"init", "data.path"} & found["configuration"].keys()
     assert str(study.workdir) not in json.dumps(found)
+
+
+def test_a_run_of_other_values_becomes_no_cell(study):
+    study.rows.STAGES = {"again": ("toy", "steps", ("baseline",), 1)}
+    study.run()
+    cell = Cell("toy", "steps", "baseline", 0)
+    study.files.path(cell).unlink()
+    config = study.workdir / cell.name / "config.json"
+    config.write_text('{"train": {"batch_size": 3}}')
+    sentence = f"{config.parent} was trained with train.batch_size=3, .* delete the fol"
+    with pytest.raises(UserError, match=sentence):
+        study.run()
+    assert study.found(cell) is None
+
+
+def test_what_an_interrupted_process_cost_counts(tmp_path, monkeypatch):
+    """The study is told to end: the run saves, and its time is noted."""
+    program = tmp_path / "main.py"
+    program.write_text(INTERRUPTED)
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    monkeypatch.setenv("STUDY", str(os.getpid()))
+    folder, running = tmp_path / "run", set()
+    with pytest.raises(KeyboardInterrupt):
+        run_timed("train", [], folder, set(), running)
+    before = read_cost(folder)
+    assert (folder / "output.txt").read_text() == "saved\n"
+    assert before["cpu_seconds"] > 0 and not running and not is_done(folder)
+    program.write_text("")
+    run_timed("train", [], folder, set(), running)
+    after = read_cost(folder)
+    assert after["cpu_seconds"] > before["cpu_seconds"] and after["done"]
 
 
 def test_photographs_need_their_folder(study):

@@ -18,6 +18,7 @@ folder = pathlib.Path(flags.get("output", flags["workdir"]))
 if (folder.parent / "fail").exists():
     sys.exit(1)
 if sys.argv[1] == "train":
+    (folder / "config.json").write_text("{}")
     wanted = f"{folder.parent.name} from {folder.parent.parent}/zero/seed_0"
     assert flags.get("config.init") == (None if "zero" in str(folder) else wanted)
     score = 0.1 * (1 + int(flags["config"].rsplit("=", 1)[1]))
@@ -35,6 +36,13 @@ details = {"classes_per_image": [0, 2, 1, 0, 0], "inverse_temperature": [2.0, 1.
 (folder / "evaluation.json").write_text(json.dumps(details | {"recall_at_k": recall}))
 with (folder.parent / "count").open("a") as file:
     file.write("x")
+"""
+
+
+RECIPE = """
+from configs import study
+def get_config(argument):
+    return study.get_config("row=mlseg,size=small")
 """
 
 
@@ -68,12 +76,14 @@ def test_a_study_resumes_and_tabulates(tmp_path, monkeypatch, system):
     program = tmp_path / "main.py"
     program.write_text(PROGRAM)
     monkeypatch.setattr(sys, "argv", [str(program)])
+    recipe = tmp_path / "c.py"
+    recipe.write_text(RECIPE)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "fail").touch()
     evaluated = {"a_more": ("a", {"selection.eval_k": 1})}
     take = lambda row, workdir: {"init": f"{row} from {workdir}"}  # noqa: E731
     options = {"first": "zero", "take": take, "num_places": 2}
-    study = Study("c.py", "toy", [["a"], ["b"]], evaluated, tmp_path, **options)
+    study = Study(str(recipe), "toy", [["a"], ["b"]], evaluated, tmp_path, **options)
     with pytest.raises(UserError, match="output.txt"):
         study.run()
     (tmp_path / "b" / "fail").unlink()
@@ -86,6 +96,10 @@ def test_a_study_resumes_and_tabulates(tmp_path, monkeypatch, system):
         for run in results[row]:
             assert run["done"] and run["peak_bytes"] > 2**20
             assert min(run["cpu_seconds"], run["wall_seconds"]) > 0.0
+    old = tmp_path / "b/seed_2/config.json"
+    old.write_text('{"train": {"batch_size": 3}}')
+    with pytest.raises(UserError, match="b/seed_2 was trained with train.batch_size=3"):
+        study.run()
     chain = ("a", "b", "a_more", "never run")
     text = study_text({"Both": ["a", "a_more", "never run"]}, chain, results)
     start = "3 | 5.0 +- 0.0 | 20.0 +- 10.0 | - | - | - | 50.0 +- 0.0 | 25.0 +- 0.0"

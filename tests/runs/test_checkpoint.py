@@ -189,6 +189,14 @@ def test_saving_a_step_again_changes_nothing(saved, tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.parametrize("text", ['{"2": {"aver', "[1]", '{"2": {"average": [1]}}'])
+def test_damaged_scores_are_said(tmp_path, text):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/scores.json").write_text(text)
+    with pytest.raises(CheckpointError, match="scores.json, .* is damaged .*delete it"):
+        Checkpoints(str(tmp_path))
+
+
 def test_json_is_whole_and_without_nan(tmp_path):
     path = epath.Path(tmp_path) / "a.json"
     write_json(path, {"x": float("nan"), "y": [1.0, (float("inf"), 2)]})

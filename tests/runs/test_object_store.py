@@ -23,6 +23,7 @@ from mlseg_jax.runs import progress
 from mlseg_jax.runs.workdir import claim_workdir, load_info
 from mlseg_jax.settings import saved
 from mlseg_jax.settings.resolve import resolve
+from mlseg_jax.training import frozen_features
 
 
 class Bucket(MemoryFileSystem):
@@ -115,11 +116,15 @@ def test_a_data_set_in_a_bucket(cache, tmp_path):
     copied.with_name("mark").touch()
     local_copy.cache_clear()
     open_signs(address)
+    data = tiny_config({"data.path": address}).data
+    kept = list(frozen_features._files(data, tmp_path))
+    assert len(kept) == 8 and kept[0].startswith("classes.txt ")
     assert len(list(cache.glob("*/signs"))) == 1
     Bucket().pipe(f"{address}/things.txt", b"")
     local_copy.cache_clear()
     assert open_signs(address).info.is_thing == (False,) * 20
     assert len(list(cache.glob("*/signs"))) == 2
+    assert len(set(frozen_features._files(data, tmp_path)).difference(kept)) == 1
 
 
 def test_a_prepared_data_set_in_a_bucket(cache, tmp_path):

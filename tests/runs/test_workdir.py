@@ -15,6 +15,8 @@ from mlseg_jax.runs.workdir import (
 )
 from mlseg_jax.settings.resolve import resolve
 
+NO_SCORES = {"batch_size": 3, "font": "a.ttf", "oracle_k": 9}
+
 
 @pytest.fixture
 def claimed(tmp_path):
@@ -71,11 +73,11 @@ def test_what_changes_no_weight_may_change(claimed, tmp_path):
         "data.num_workers": 1,
         "data.on_bad_example": "skip",
     }
-    assert {k for k in free if not k.startswith(("eval.", "mesh."))} | {
-        "eval",
-        "mesh",
-        "train.patience",
-    } == {*FREE_TO_CHANGE, *FREE_WITHOUT_EARLY_STOPPING}
+    both = {*FREE_TO_CHANGE, *FREE_WITHOUT_EARLY_STOPPING}
+    assert {k for k in both if not k.startswith("eval.")} == {
+        *(k for k in free if not k.startswith(("eval.", "mesh."))),
+        *("mesh", "train.patience"),
+    }
     claim_workdir(tiny_config(free), str(workdir), info)
     # The run is where its data is now.
     assert load_config(str(workdir)).data.path == str(tmp_path / "moved")
@@ -84,17 +86,24 @@ def test_what_changes_no_weight_may_change(claimed, tmp_path):
         claim_workdir(tiny_config({"train.patience": 2}), str(workdir), info)
 
 
-def test_evaluations_that_are_counted_may_not_change(tmp_path):
-    config = tiny_config({"train.patience": 2})
+@pytest.mark.parametrize(
+    "compares, other",
+    [
+        ({"train.patience": 2}, {"train.eval_every": 3}),
+        ({"train.patience": 2}, {"eval.flip": True}),
+        ({"eval.checkpoint": "best"}, {"eval.weights": "latest"}),
+    ],
+)
+def test_what_scores_are_compared_by_may_not_change(tmp_path, compares, other):
+    config = tiny_config(compares)
     info = open_dataset(config.data, train=True).info
     claim_workdir(config, str(tmp_path), info)
     (tmp_path / "checkpoints/2").mkdir(parents=True)
-    with pytest.raises(UserError, match="train.eval_every was .*, is 3"):
-        claim_workdir(
-            tiny_config({"train.patience": 2, "train.eval_every": 3}),
-            str(tmp_path),
-            info,
-        )
+    free = {f"eval.{key}": value for key, value in NO_SCORES.items()}
+    claim_workdir(tiny_config(compares | free), str(tmp_path), info)
+    ((key, value),) = other.items()
+    with pytest.raises(UserError, match=f"{key} was .*, is {value}"):
+        claim_workdir(tiny_config(compares | other), str(tmp_path), info)
 
 
 def test_for_more_steps_there_is_init(claimed):
@@ -127,6 +136,13 @@ def test_other_classes_are_refused(claimed):
     other = type(info)(info.name, names, info.is_thing)
     with pytest.raises(UserError, match="other classes"):
         claim_workdir(tiny_config(), str(workdir), other)
+
+
+def test_damaged_classes_are_said(claimed):
+    workdir, info = claimed
+    (workdir / "dataset.json").write_text('{"name": "x", "cla')
+    with pytest.raises(UserError, match="dataset.json, .* is missing or damaged"):
+        claim_workdir(tiny_config(), str(workdir), info)
 
 
 def test_a_directory_that_cannot_be_written(tmp_path):

@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import shutil
+import tarfile
 
 import cv2
 import fake_onnx
@@ -80,9 +81,21 @@ def compare(browser, expected):
 
 
 def test_what_npm_did_not_make_is_said(tmp_path, monkeypatch):
-    (tmp_path / "x.tgz").write_bytes(b"no archive")
-    with pytest.raises(UserError, match="is not what `npm pack onnxruntime-web@"):
-        web.runtime_files(str(tmp_path / "x.tgz"))
+    path, rng = tmp_path / "x.tgz", np.random.default_rng(0)
+    with tarfile.open(path, "w:gz") as archive:
+        for name in (web.LOADER, *web.PROGRAM):
+            member = tarfile.TarInfo(f"package/dist/{name}")
+            data = rng.integers(48, 58, 100_000, np.uint8).tobytes()
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    whole = path.read_bytes()
+    assert set(web.runtime_files(str(path))) == {web.LOADER, *web.PROGRAM}
+    half = len(whole) // 2
+    damaged = whole[:half] + b"\xff" * 500 + whole[half + 500 :]
+    for data in (b"no archive", whole[:half], damaged):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="is not what `npm pack onnxruntime-web@"):
+            web.runtime_files(str(path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="there is no npm; run `npm pack .*--runtime="):

@@ -38,7 +38,8 @@ def data(tmp_path_factory):
         source = SignScenes(
             num_classes=CLASSES, image_size=SIDE, split=split, num_examples=count
         )
-        writer = PanopticWriter(root / "made" / split, source.info)
+        categories = range(7, 7 + 2 * CLASSES, 2)
+        writer = PanopticWriter(root / "made" / split, source.info, categories)
         images = root / "images" / split
         images.mkdir(parents=True)
         for i in range(count):
@@ -51,7 +52,7 @@ def data(tmp_path_factory):
             )
             Image.fromarray(example["image"]).save(images / f"{i:04}.png")
             panoptic = Panoptic(segment_map, segments)
-            writer.add(i, f"{i:04}.png", f"{i:04}", panoptic)
+            writer.add(100 + i, f"{i:04}.png", f"{i:04}", panoptic)
         writer.close()
         made, annotations = root / "made" / split, root / "annotations"
         annotations.mkdir(exist_ok=True)
@@ -105,12 +106,13 @@ def test_evaluate_writes_what_other_tools_read(run, data):
     # Read back: the files alone give the same quality.
     made = workdir / "predictions" / "panoptic.json"
     content = json.loads(made.read_text())
-    assert sorted(image["id"] for image in content["images"]) == [0, 1, 2]
+    assert sorted(image["id"] for image in content["images"]) == [100, 101, 102]
+    assert [c["id"] for c in content["categories"][:3]] == [7, 9, 11]
     truth = open_panoptic(data, "val")
     quality = PanopticQuality.empty(np.asarray(truth.info.is_thing))
     category = {c["id"]: i for i, c in enumerate(content["categories"])}
     for i in range(len(truth)):
-        (entry,) = (x for x in content["annotations"] if x["image_id"] == i)
+        (entry,) = (x for x in content["annotations"] if x["image_id"] == 100 + i)
         png = np.asarray(
             Image.open(workdir / "predictions" / "panoptic" / entry["file_name"])
         ).astype(np.int64)

@@ -1,6 +1,7 @@
 """Evaluations of videos: perfect and imperfect answers, whole and in chunks."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -20,7 +21,6 @@ from mlseg_jax.inference.views import make_views
 from mlseg_jax.label_selection import Selection
 from mlseg_jax.prediction.clip_pictures import ClipPictures
 from mlseg_jax.prediction.segmenter import Segmenter
-from mlseg_jax.prediction.tracks import Tracker
 from mlseg_jax.prediction.video_files import LabelMapFiles, TrackFiles
 from mlseg_jax.reporting.report import write_report
 from mlseg_jax.runs.checkpoint import without_nan
@@ -29,6 +29,7 @@ from mlseg_jax.tasks.engines import evaluation_policy, evaluation_settings
 from mlseg_jax.tasks.evaluation import evaluate
 from mlseg_jax.tasks.table import find_task
 from mlseg_jax.tasks.video_evaluation import chunks
+from mlseg_jax.typing import IGNORE
 
 LENGTH, QUERIES = 10, 12
 
@@ -40,6 +41,7 @@ def config_of(task, num_frames):
             short_sides=(SIDE,), video_length=LENGTH, eval_examples=4, num_classes=20
         )
         config.eval.num_frames = num_frames
+        config.selection.k = CLASSES
     return config
 
 
@@ -65,7 +67,12 @@ class OracleEngine(ClipEngine):
                 self._truth[image.tobytes()] = own
 
     def begin(self, memory=None):
-        self._names = {}
+        known = (memory or {}).get("names", np.empty((0, 2), int))
+        self._names = dict(known.tolist())
+
+    def memory(self):
+        names = np.asarray([*self._names.items()], int).reshape(-1, 2)
+        return {"names": names}
 
     def segment(self, images, policies, allowed=None, scope=None):
         self.scopes.add(scope)
@@ -82,8 +89,11 @@ class OracleEngine(ClipEngine):
                 query = order[self._names.setdefault(number, len(self._names))]
                 masks[frame, ..., query] = np.where(what == number, 9.0, -9.0)
                 (class_id,) = np.unique(truth["label_map"][what == number])
-                logits[query, (class_id + (number in self._wrong)) % CLASSES] = 20.0
-        selection = Selection(np.arange(CLASSES, dtype=np.int32)[None], None, CLASSES)
+                said = (class_id + (number in self._wrong)) % CLASSES
+                logits[query, CLASSES - 1 - said] = 20.0
+        # Not in the order of the scores, which know of no chunk before.
+        class_ids = np.arange(CLASSES, dtype=np.int32)[None, ::-1]
+        selection = Selection(class_ids, None, CLASSES)
         scores = np.zeros((1, CLASSES), np.float32)
         frames = []
         for row, image in enumerate(images):
@@ -191,6 +201,24 @@ def test_a_video_with_one_bad_frame_counts_nowhere():
         evaluate(task.make_evaluation(config, source.info), engine, torn, config)
 
 
+def test_frames_of_a_bad_video_are_taken_back(tmp_path):
+    """Those that were written, and shown, before the one that cannot be read."""
+    config = config_of("video_semantic", 3)
+    source = open_dataset(config.data, train=False)
+    evaluation = find_task(config).make_evaluation(config, source.info)
+    written = []
+
+    def keep(example, label_map):
+        LabelMapFiles(tmp_path, source.info).add(example, label_map)
+        written.append(len(list(tmp_path.rglob("*.png"))))
+
+    evaluation.on_segments = keep
+    engine = OracleEngine(config, source)
+    with pytest.raises(DataError, match="torn"):
+        evaluation.add(engine, [Clips(Torn(source), 2, 3)[1]])
+    assert written == [*range(1, LENGTH), 0] and not evaluation.pictures
+
+
 def test_tracks_of_wrong_classes():
     _, metrics, _ = run("video_instance", 0, wrong=(1,))
     assert 0.0 < metrics["AP"] < 1.0
@@ -215,6 +243,21 @@ def test_right_labels_of_videos(num_frames, tmp_path):
     # Where the truth stands still, so does what equals it; there are too few frames.
     assert metrics["VC8"] == 1.0 and np.isnan(metrics["VC16"])
     assert metrics["frames"] == 4 * LENGTH
+    for _, first, strip, _ in evaluation.pictures:
+        labelled = strip["strip_truth"] != IGNORE
+        assert len(labelled) == (num_frames or 6)
+        np.testing.assert_array_equal(first, strip["strip_prediction"][0])
+        expected = strip["strip_truth"][labelled]
+        np.testing.assert_array_equal(strip["strip_prediction"][labelled], expected)
+    # Recall is of what was selected, whatever the scores of the chunk alone would be.
+    there = [
+        np.setdiff1d(source[i]["frames"].read(places)["label_map"], [IGNORE])
+        for i in range(4)
+        for places in chunks(LENGTH, num_frames)
+    ]
+    expected = np.mean([np.mean(labels >= CLASSES // 2) for labels in there])
+    recall = evaluation.recall.curve()["image_recall"][CLASSES - CLASSES // 2 - 1]
+    assert recall == pytest.approx(expected) and 0 < recall < 1
     paths = sorted((tmp_path / "maps").rglob("*.png"))
     assert len(paths) == 4 * LENGTH and paths[3].name == "00000003.png"
     if num_frames:
@@ -231,26 +274,35 @@ def test_frames_of_a_stream_keep_their_tracks():
     engine = OracleEngine(config, source)
     pictures = ClipPictures(engine, QUERIES)
     info, policy = source.info, evaluation_policy(config, CLASSES)
-    clip = source[1]["frames"].read(range(LENGTH))
-    tracker = Tracker(info.is_thing, 0.5)
-    pictures.begin()
-    numbers = {}
-    for places in chunks(LENGTH, pictures.batch_sizes[0]):
-        images = list(clip["image"][places.start : places.stop])
-        (frames,) = pictures.segment(images, [(policy, None)], scope="per_window")
-        for place, frame in zip(places, frames, strict=True):
-            segments = instance.find_segments(frame, config.eval, info)
-            for segment, number in zip(segments, tracker.add(segments), strict=True):
+    find = functools.partial(
+        instance.find_segments, settings=config.eval, info=source.info
+    )
+    segmenter = Segmenter(pictures, info, policy, find_segments=find)
+    clip, other = (source[i]["frames"].read(range(LENGTH)) for i in (1, 2))
+
+    def check(predictions):
+        """Each true object is one track."""
+        tracks = {}
+        for place, prediction in enumerate(predictions):
+            pairs = zip(prediction.segments, prediction.tracks, strict=True)
+            for segment, track in pairs:
                 (true,) = np.unique(clip["instance_map"][place][segment.mask])
-                if number is not None:
-                    numbers.setdefault(int(true), set()).add(number)
-    assert len(numbers) >= 2 and all(len(each) == 1 for each in numbers.values())
-    assert len(set.union(*numbers.values())) == len(numbers)
+                if track is not None:
+                    tracks.setdefault(int(true), set()).add(track)
+        assert len(tracks) >= 2 and all(len(each) == 1 for each in tracks.values())
+        assert len(set.union(*tracks.values())) == len(tracks)
+
+    check(segmenter.video(clip["image"]))
+    # Also if a picture and another video are asked for between two frames.
+    video, mixed = segmenter.video(clip["image"]), []
+    for _ in segmenter.video(other["image"]):
+        mixed.append(next(video))
+        segmenter(other["image"][0])
+    check(mixed)
     # The caller's scope is the engine's; clips of pictures' models are not to be had.
-    assert engine.scopes == {"per_window"}
-    segmenter = Segmenter(pictures, info, policy)
+    assert engine.scopes == {"per_window", None}
     list(segmenter.video(clip["image"][:2], selection_scope="per_image"))
-    assert engine.scopes == {"per_window", "per_image"}
+    assert engine.scopes == {"per_window", "per_image", None}
     with pytest.raises(UserError, match="per_clip is of models of pictures"):
         segmenter.video(clip["image"], selection_scope="per_clip")
     with config.unlocked(), pytest.raises(UserError, match="per_clip is of models"):

@@ -83,8 +83,8 @@ def test_features_are_of_the_data_as_it_is_now(tmp_path, monkeypatch):
     picture = folder / "a.png"
     picture.write_bytes(b"1")
 
-    def digest(dtype="float32"):
-        made = config(path=str(folder))
+    def digest(dtype="float32", **data):
+        made = config(path=str(folder), **data)
         made.model.dtype = dtype
         return frozen_features._digest(made, {}, [0] * 16, run)
 
@@ -94,6 +94,22 @@ def test_features_are_of_the_data_as_it_is_now(tmp_path, monkeypatch):
     assert digest() == first != digest("bfloat16")
     os.utime(picture, ns=(1, 1))
     assert digest() != first
+    # Links are followed, also into themselves; those to nowhere are passed over.
+    linked, elsewhere = tmp_path / "linked", tmp_path / "elsewhere"
+    for place in (linked, elsewhere):
+        place.mkdir()
+    (folder / "images").symlink_to(linked)
+    (linked / "up").symlink_to(folder)
+    (linked / "self").symlink_to("self")
+    (folder / ".#classes.txt").symlink_to("nobody@host")
+    classes = tmp_path / "classes.json"
+    classes.write_text("1")
+    mine = {"classes": str(classes), "mask_folder": str(elsewhere)}
+    found = [digest(**mine)]
+    for changed in (linked / "b.png", elsewhere / "b.png", classes):
+        changed.write_bytes(b"2")
+        found.append(digest(**mine))
+    assert len({*found}) == 4 and digest(**mine) == found[-1]
     # A stop between two steps leaves no note that speaks of other arrays.
     arrays = {"done": ((4,), np.bool_)}
     kept = run / "features"

@@ -44,7 +44,15 @@ def test_a_stopped_run_ends_like_an_unbroken_one(tmp_path, monkeypatch):
     metrics = train(config, str(tmp_path / "unbroken"))
     assert json.loads((tmp_path / "unbroken/metrics.json").read_text()) == metrics
     stopping = tiny_config({**overrides, "train.stop_after": 1})
+    # What is left of a run whose checkpoints are gone, then of one that was killed
+    # after it had evaluated a step and before its checkpoint was complete.
+    scores = tmp_path / "stopped/checkpoints/scores.json"
+    scores.parent.mkdir(parents=True)
+    scores.write_text('{"1": {"average": 0.9}, "2": {"average": 0.9}}')
     assert train(stopping, str(tmp_path / "stopped")) == {}
+    assert not scores.exists()
+    scores.write_text('{"2": {"average": 0.9}}')
+    (tmp_path / "stopped/metrics.json").write_text("{}")  # `evaluate`, in between
     for step in (2, 3):
         preempt(config, tmp_path / "stopped", step, monkeypatch)
     assert not (tmp_path / "stopped/metrics.json").exists()

@@ -1,5 +1,6 @@
 """``predict``: label maps, overlays and labels of pictures, or of a video."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -78,14 +79,17 @@ def _predict_video(flags, config, workdir: str, output: epath.Path) -> None:
             f"10,000."
         )
     rate = Fraction(flags.frame_rate).limit_denominator(1001)
-    video = open_video(flags.video, read_options(config.data), rate)
+    reading = read_options(config.data)
+    video = open_video(flags.video, reading, rate)
     segmenter = load_with_config(workdir, config, flags.checkpoint)
     settings = config.eval.to_dict() | {"base_size": config.data.base_size}
     # Neither changes what is found.
     del settings["batch_size"], settings["font"]
     job = {
         "model": {"workdir": os.path.realpath(workdir), "step": segmenter.step},
+        "task": config.task,
         "settings": settings | {"selection": config.selection.to_dict()},
+        "reading": dataclasses.asdict(reading),
         "frame_rate": str(video.frame_rate),
     }
     record = write_video(segmenter, video, output, job, config.eval.font)

@@ -3,7 +3,8 @@
 Not in the paper. Segmenter gives patches and class tokens two blocks of their own
 behind the encoder; EoMT (`decoders.eomt`) found that queries may as well join the last
 blocks of a pretrained one. MLSeg knows before those blocks which classes deserve to be
-queries: their K embeddings join, and patches are compared with what became of them.
+queries: their K embeddings join, and patches are compared with these and with as much
+of what became of them as training finds of use.
 """
 
 import jax.numpy as jnp
@@ -25,6 +26,11 @@ from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
 class EncoderOnlyDecoder(AbstractDecoder):
     """The last ``depth`` blocks of the backbone over patches and K class tokens, its
     norm, and cosines between the two.
+
+    What the blocks make of a class is added to its embedding through a gate that starts
+    closed: they were trained on images, and what they first say of a class is noise
+    that costs 6 points in the small study (docs/encoder_only.md). So training starts as
+    a linear classifier's does.
 
     The multi-label head looks at the patches that enter those blocks, after the same
     norm. As class embeddings are tokens of the encoder, they are as wide as it.
@@ -60,6 +66,7 @@ class EncoderOnlyDecoder(AbstractDecoder):
         self.depth = depth
         self.patch_projection = cosine_projection()
         self.class_projection = cosine_projection()
+        self.class_gate = nnx.Param(jnp.zeros(width))
 
     def embed(
         self, features: tuple[TokenMap], rng: PRNGKeyArray | None = None
@@ -82,7 +89,9 @@ class EncoderOnlyDecoder(AbstractDecoder):
         first, last = blocks.depth - self.depth, blocks.depth - 1
         (tokens,) = blocks.after((last,), tokens, context, blocks_rng, first=first)
         others, patches = self.backbone.apart(self.backbone.norm(tokens), pixels)
-        classes = others[:, self.backbone.num_others :]
+        became = others[:, self.backbone.num_others :]
+        gate = self.class_gate[...].astype(became.dtype)[None, None]
+        classes = class_queries.astype(became.dtype) + gate * became
         return jnp.einsum(
             "bhwd,bkd->bhwk",
             unit_length(self.patch_projection(patches.grid)),

@@ -12,6 +12,7 @@ from input_pipeline.datasets.folder import Folder
 from input_pipeline.files import images
 from input_pipeline.info import DataError, DatasetInfo
 from input_pipeline.preparation.export import export_folder
+from input_pipeline.survey import read_facts
 from mlseg_jax.typing import IGNORE
 
 SIZE = (6, 8)
@@ -229,7 +230,13 @@ def test_palette_mask(tmp_path):
     mask.putpalette([200, 100, 50] * 256)
     mask.save(tmp_path / "masks" / "a.png")
     expected = np.where(indices == 255, IGNORE, indices.astype(np.int32))
-    np.testing.assert_array_equal(Folder(tmp_path)[0]["label_map"], expected)
+    folder = Folder(tmp_path)
+    np.testing.assert_array_equal(folder[0]["label_map"], expected)
+    # The limit on pixels holds here, too, and is no end of a survey.
+    small = Folder(tmp_path, options=images.ReadOptions(max_pixels=9))
+    assert folder.palette(0) == dict.fromkeys((0, 2, 255), (200, 100, 50))
+    folder.palette = small.palette
+    assert "data.max_pixels is 9;" in str(read_facts(folder, 0).fault)
 
 
 def test_colour_mask(root):

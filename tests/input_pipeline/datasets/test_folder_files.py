@@ -63,6 +63,8 @@ def test_links_to_folders(root, tmp_path_factory):
         for name in ("one", "two"):
             (root / kind / "train" / name).symlink_to(elsewhere / kind)
         (root / kind / "train" / "loop").symlink_to(root / kind / "train")
+        (root / kind / "train" / "itself").symlink_to("itself")
+        (root / kind / "itself").symlink_to("itself")
     assert _faults(root) == (["one/a", "two/a"], [])
 
 
@@ -181,6 +183,27 @@ def test_images_and_masks_in_one_folder(root):
     assert _faults(root, **layout, mask_ending="_mask.png") == (["a", "b"], [])
 
 
+@pytest.mark.parametrize("split", ["all", "all/train"])
+def test_images_and_masks_in_one_folder_of_which_nobody_says_which(root, split):
+    for stem in ("a", "b"):
+        _image(root / split / f"{stem}.jpg")
+        _mask(root / split / f"{stem}.png")
+    (root / "train.txt").write_text("a\nb\n")
+    folders, faults = {"image_folder": "all", "mask_folder": "all"}, []
+    layout = FolderLayout(**folders)
+    with pytest.raises(DataError, match="No image of .*/all.* has a stem of its own"):
+        Folder(root, "train", faults.append, layout)
+    advice = "cannot tell them apart; set data.image_ending=.jpg if the other is its"
+    assert len(faults) == 2 and all(advice in str(fault) for fault in faults)
+    assert _faults(root, image_ending=".jpg", **folders) == (["a", "b"], [])
+    _image(root / split / "c.jpg")
+    _image(root / split / "c.bmp")
+    _mask(root / split / "c.png")
+    with pytest.raises(DataError):
+        Folder(root, "train", faults.append, layout)
+    assert str(faults[-1]).endswith("; rename one.")
+
+
 def test_names_that_are_not_utf_8(root):
     """They have a split and a name that can be printed."""
     for i in range(12):
@@ -199,6 +222,18 @@ def test_names_that_are_not_utf_8(root):
             for i in range(len(folder)):
                 folder[i]
     str(error.value).encode()
+
+
+def test_names_in_both_spellings_of_accents(root):
+    """As one letter (Linux, Windows) and as a letter and its accent (macOS)."""
+    one, two = "caf\u00e9", "cafe\u0301"
+    for name, mask in (("1", "1"), ("2", "2"), ("3", "3_mask")):
+        _image(root / f"images/{one}{name}.jpg")
+        _mask(root / f"masks/{two}{mask}.png")
+    (root / "train.txt").write_text(f"{two}1\n{one}2\n{two}3\n")
+    names, (fault,) = _faults(root)
+    assert names == [f"{one}1", f"{one}2"]
+    assert "so set data.mask_ending=_mask.png if that is it" in fault
 
 
 def test_lists_of_all_sorts_of_line_ends(root):

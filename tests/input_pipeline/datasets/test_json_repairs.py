@@ -277,6 +277,8 @@ def test_panoptic_png_of_any_depth(tmp_path, form, modulus):
     assert "2 segments without a pixel" in str(fault) and "(9, 11)" in str(fault)
     with pytest.raises(DataError, match="does not list"):
         panoptic.label_segments(path, segments[1:])
+    with pytest.raises(DataError, match="data.max_pixels is 1;"):
+        panoptic.label_segments(path, segments, max_pixels=1)
 
 
 def test_a_panoptic_png_of_nothing(tmp_path):

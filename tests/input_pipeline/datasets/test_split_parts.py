@@ -1,5 +1,7 @@
 """Parts of splits: neighbours, disjoint, and all of the split together."""
 
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -53,10 +55,12 @@ def test_a_folder_in_parts(folder):
     assert [train[i]["name"] for i in range(len(train))] == list("0123456")
     assert [held[i]["name"] for i in range(len(held))] == ["8", "9"]
     config.update(cache=True, eval_examples=1)
-    (only,) = (lambda s: [s[i] for i in range(len(s))])(
-        open_dataset(config, train=False)
-    )
-    assert only["name"] == "8" and np.all(only["image"] == 8)
+    train, held = open_dataset(config, train=True), open_dataset(config, train=False)
+    assert len(held) == 1 and np.all(held[0]["image"] == 8)
+    # Training examples are kept, but are not sent to worker processes.
+    sent = pickle.dumps(train)
+    assert train[3] is train[3] and held[0] is not held[0]
+    assert train[3]["name"] == "3" and pickle.dumps(train) == sent
     config.eval_split = "train[:0%]"
     with pytest.raises(DataError, match="'train.:0%.' of 10 examples .* is empty"):
         open_dataset(config, train=False)

@@ -164,6 +164,15 @@ def test_a_folder_of_videos(tmp_path):
     assert frames.tracks() is None and frames.video_id == "a"
     clip = source.draw(1, np.random.default_rng(0))
     assert clip["image"].shape == (2, 10, 12, 3) and clip["name"] == "b"
+    # As `predict` sees them, numbers in names are numbers.
+    for kind in ("images", "masks"):
+        for old, new in (("000", "f_2"), ("001", "f_10"), ("002", "f_9")):
+            path = tmp_path / kind / "val/c" / f"{old}.png"
+            path.rename(path.with_stem(new))
+    read = open_dataset(data, train=False)[0]["frames"].read(range(3))
+    assert read["frame_names"] == ("f_2", "f_9", "f_10")
+    assert read["image"][:, 0, 0, 0].tolist() == [0, 2, 1]
+    assert read["label_map"][:, 0, 0].tolist() == [0, 0, 1]
     with data.unlocked():
         data.update(name="lvis_json")
     with pytest.raises(DataError):

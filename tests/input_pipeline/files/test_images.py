@@ -125,6 +125,24 @@ def test_exif_orientation_of_16_bit(tmp_path, suffix, white):
         np.testing.assert_array_equal(image[..., 0], expected)
 
 
+@pytest.mark.parametrize("orientation", [3, 6, 7])
+def test_exif_orientation_of_16_bit_colours(tmp_path, orientation):
+    values = np.arange(72, dtype=np.uint16).reshape(4, 6, 3)
+    path = tmp_path / "a.tif"
+    cv2.imwrite(str(path), 16 * values[..., ::-1])
+    # A tag says how planes lie, as usual; the same says how it is turned.
+    tag, data = b"\x1c\x01\x03\0\x01\0\0\0\x01\0", path.read_bytes()
+    turned = struct.pack("<HHIH", 0x0112, 3, 1, orientation)
+    assert data.count(tag) == 1
+    path.write_bytes(data.replace(tag, turned))
+    expected = {3: values[::-1, ::-1], 6: np.rot90(values, -1)}
+    expected[7] = values[::-1, ::-1].swapaxes(0, 1)
+    image = images.read_image(path, images.ReadOptions(white=4095))
+    np.testing.assert_array_equal(image, expected[orientation])
+    options = images.ReadOptions(white=4095, exif=False)
+    np.testing.assert_array_equal(images.read_image(path, options), values)
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif"])
 @pytest.mark.parametrize("share", [0.5, 0.97])
 def test_truncated_image(tmp_path, rgb, suffix, share, monkeypatch):

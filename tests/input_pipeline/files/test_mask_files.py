@@ -50,6 +50,27 @@ def test_mask_of_few_bits_keeps_its_values(tmp_path, depth, row, expected):
     np.testing.assert_array_equal(values, [expected] * 2)
 
 
+@pytest.mark.parametrize(
+    ("bits", "greys"), [(8, (0, 255)), (4, (0, 255)), (4, range(16)), (8, range(256))]
+)
+def test_bmp_masks_with_a_grey_palette(tmp_path, bits, greys):
+    values = np.arange(96).reshape(6, 16) * 5 % 7 % len(greys)
+    rows = values[::-1]  # The last one comes first.
+    pixels = (rows if bits == 8 else 16 * rows[:, ::2] + rows[:, 1::2]).astype(np.uint8)
+    palette, start = bytes(x for grey in greys for x in (grey, grey, grey, 0)), 54
+    start += len(palette)
+    header = b"BM" + struct.pack("<III", start + pixels.size, 0, start)
+    header += struct.pack("<IiiHHIIiiII", 40, 16, 6, 1, bits, 0, 0, 0, 0, len(greys), 0)
+    path = tmp_path / "a.bmp"
+    path.write_bytes(header + palette + pixels.tobytes())
+    np.testing.assert_array_equal(mask_files.read_mask(path), values)
+    picture = images.read_image(path)
+    np.testing.assert_array_equal(picture[..., 1], np.array(greys)[values])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="a.bmp is damaged"):
+        mask_files.read_mask(path)
+
+
 def test_palette_mask_gives_indices(tmp_path):
     indices = np.array([[0, 1, 2], [255, 254, 7]], np.uint8)
     picture = Image.fromarray(indices, mode="P")
@@ -149,6 +170,15 @@ def test_masks_whose_values_would_change(tmp_path):
     grey.save(path, save_all=True, append_images=[grey])
     with pytest.raises(DataError, match="has 2 pages"):
         mask_files.read_mask(path)
+    few = np.arange(64).reshape(8, 8) % 3 == 0
+    for mode, values in (("1", few), ("L", 255 * few)):
+        Image.fromarray(few).convert(mode).save(path)
+        np.testing.assert_array_equal(mask_files.read_mask(path), values)
+        tag, data = b"\6\1\3\0\1\0\0\0", path.read_bytes()  # What black is.
+        assert data.count(tag + b"\1") == 1
+        path.write_bytes(data.replace(tag + b"\1", tag + b"\0"))
+        with pytest.raises(DataError, match="white as 0"):
+            mask_files.read_mask(path)
     for kind in ("webp", "ppm", "gif"):
         grey.save(tmp_path / f"a.{kind}")
         with pytest.raises(DataError, match="not a PNG file inside"):

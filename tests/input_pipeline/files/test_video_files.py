@@ -1,6 +1,7 @@
 """Frames of videos: all that can be read, at their times."""
 
 import importlib.util
+import os
 from fractions import Fraction
 
 import cv2
@@ -90,6 +91,16 @@ def test_frames_in_a_folder(tmp_path):
     assert found[-1].name == "frame_10.png"
     (sentence,) = video.problems
     assert "frame_4.png" in sentence
+    # Other frames of the same names are another video: of another size, or newer.
+    known, middle = video.identity(), tmp_path / "frame_3.png"
+    assert open_video(tmp_path).identity() == known
+    stat = middle.stat()
+    middle.write_bytes(middle.read_bytes() + b" ")
+    os.utime(middle, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    longer = open_video(tmp_path).identity()
+    os.utime(middle, (stat.st_atime, stat.st_mtime + 5))
+    newer = open_video(tmp_path).identity()
+    assert len({each["files"] for each in (known, longer, newer)}) == 3
 
 
 def test_what_is_no_video_is_said(tmp_path, monkeypatch):
