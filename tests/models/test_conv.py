@@ -1,5 +1,6 @@
 """Convolutions, pooling and batch norms against plain versions; canvases; devices."""
 
+import functools
 import re
 
 import jax
@@ -11,7 +12,13 @@ from jax.sharding import AxisType
 
 from mlseg_jax.distributed.sharding import AXES, batch_sharding, on_mesh
 from mlseg_jax.models.interfaces import FeatureMap
-from mlseg_jax.models.layers.conv import Conv, ConvUnit, average_pool, max_pool
+from mlseg_jax.models.layers.conv import (
+    Conv,
+    ConvUnit,
+    average_pool,
+    depthwise,
+    max_pool,
+)
 from mlseg_jax.models.layers.dropout import channel_dropout
 from mlseg_jax.models.layers.norm import BatchNorm
 
@@ -104,6 +111,33 @@ def test_convolutions_on_pictures_and_on_canvases(case):
         grad = np.asarray(jax.grad(energy)(canvas))
         assert not np.any(grad[1, 8:]) and not np.any(grad[1, :, 5:])
         assert np.any(grad[1, :8, :5])
+
+
+@pytest.mark.parametrize("stride, dilation", [(1, 1), (2, 1), (1, 2), (3, 2)])
+def test_gradients_of_depthwise_convolutions(stride, dilation):
+    """Against those of XLA's own, from an odd map, of every place that counts."""
+    grid, kernel = normal(0, 3, 11, 8, 5), normal(1, 3, 3, 1, 5)
+
+    def energy(way, grid, kernel):
+        return jnp.sum(jnp.sin(way(grid, kernel)))
+
+    def own(grid, kernel):
+        return depthwise(grid, kernel, stride, dilation)
+
+    def grouped(grid, kernel):
+        return jax.lax.conv_general_dilated(
+            *(grid, kernel, (stride, stride), "VALID"),
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=5,
+        )
+
+    found, expected = (
+        jax.jit(jax.grad(functools.partial(energy, way), (0, 1)))(grid, kernel)
+        for way in (own, grouped)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
 
 
 def test_convolutions_in_bfloat16():

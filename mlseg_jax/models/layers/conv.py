@@ -129,11 +129,15 @@ def depthwise(
     place, so that no map is kept for each. XLA's own convolution of as many groups as
     channels is slow on processors (benchmarks/depthwise.py).
     """
-    places = itertools.product(range(kernel.shape[0]), repeat=2)
+    return _sum_of_shifted(grid, kernel, stride, dilation)
+
+
+def _sum_of_shifted(grid, kernel, stride, dilation) -> Float[Array, "B h w C"]:
+    window = kernel.shape[0]
     parts = (
-        _shifted(grid, kernel.shape[0], i, j, stride, dilation)
+        _shifted(grid, window, i, j, stride, dilation)
         * kernel[None, i : i + 1, j].astype(jnp.float32)
-        for i, j in places
+        for i, j in itertools.product(range(window), repeat=2)
     )
     return sum(parts).astype(grid.dtype)
 
@@ -151,15 +155,15 @@ def _shifted(grid, window, i, j, stride, dilation) -> Float[Array, "B h w C"]:
 
 
 def _depthwise_forward(grid, kernel, stride, dilation):
-    return depthwise(grid, kernel, stride, dilation), (grid, kernel)
+    return _sum_of_shifted(grid, kernel, stride, dilation), (grid, kernel)
 
 
 def _depthwise_backward(stride, dilation, inputs, out):
     grid, kernel = inputs
-    _, to_grid = jax.vjp(
-        lambda grid: depthwise.fun(grid, kernel, stride, dilation), grid
-    )
     window = kernel.shape[0]
+    _, to_grid = jax.vjp(
+        lambda grid: _sum_of_shifted(grid, kernel, stride, dilation), grid
+    )
 
     def at(place):
         part = _shifted(grid, window, *place, stride, dilation)
