@@ -67,6 +67,24 @@ ROWS = {
     ),
     # 9: a margin for what was missed.
     "missed": (MLSEG, {**WEIGHT, "loss.missed_weight": 1.0}, "mlseg"),
+    # 7: a better ranker: two blocks, quicker ones, another loss.
+    "ranker_deep": (MLSEG, {**WEIGHT, "model.multilabel_head.depth": 2}, "mlseg"),
+    "ranker_quick": (
+        MLSEG,
+        {
+            **WEIGHT,
+            "optimizer.learning_rate_factors": (
+                ("rank_norm|class_norm", 30.0),
+                ("multilabel_head", 10.0),
+            ),
+        },
+        "mlseg",
+    ),
+    "ranker_cross_entropy": (
+        MLSEG,
+        {**WEIGHT, "loss.multilabel": "binary_cross_entropy"},
+        "mlseg",
+    ),
     # Longer, to see whether the baseline's curve is flat.
     "baseline_2x": (BASELINE, {"train.steps": 800}, "baseline"),
     "mlseg_2x": (MLSEG, {**WEIGHT, "train.steps": 800}, "mlseg"),
@@ -184,11 +202,8 @@ STAGES = {
         3,
     ),
     "c120, EoMT at equal cost": ("c120", "cost", ("baseline", "eomt"), 3),
-    "c480, frameworks at equal cost": (
-        *("c480", "cost"),
-        ("baseline", "mlseg", "linear", "encoder_only"),
-        3,
-    ),
+    "c480, equal cost": ("c480", "cost", ("baseline", "mlseg"), 3),
+    "c480, frameworks at equal cost": ("c480", "cost", ("linear", "encoder_only"), 3),
     "c480, equal steps": ("c480", "steps", ("baseline", "mlseg"), 3),
     "c480, linear without selection": ("c480", "cost", ("linear_complete",), 3),
     "c120, what pays in a linear classifier": (
@@ -204,6 +219,11 @@ STAGES = {
     "c120, more switches": (
         *("c120", "steps"),
         ("prior_calibrated", "noise", "label_gradient_0.3", "prior_ranks", "missed"),
+        2,
+    ),
+    "c120, rankers": (
+        *("c120", "steps"),
+        ("ranker_deep", "ranker_quick", "ranker_cross_entropy"),
         2,
     ),
     "c120, are the curves flat": (*("c120", "steps"), ("baseline_2x", "mlseg_2x"), 2),
