@@ -29,6 +29,7 @@ _HINT_RATE = 0.85  # How often a sign has its class's hue, and its class's shape
 _GLYPH_SIZE = 48
 _MIN_GLYPH_DISTANCE = 0.15  # Mean absolute difference of two 12x12 thumbnails.
 _MIN_VISIBLE = 0.7  # Share of a sign that later signs leave uncovered.
+_TWIN_DISTANCE = 0.8  # Of their centres, in sums of radii: any two shapes overlap.
 # Circle, square, diamond: distance to the edge, negative inside, and half side of the
 # glyph, in radii that make the areas alike.
 _SHAPES = (
@@ -60,6 +61,9 @@ class SignScenes:
       split: ``"train"``, ``"val"`` or ``"test"``: different scenes of the same classes.
       num_examples: length of the split.
       seed: non-negative; another seed gives other scenes of the same classes.
+      touching: share of the signs, 0 to 1, that get a twin: another of their class,
+        which touches them. Such neighbours are one connected component of the label
+        map.
 
     Raises:
       DataError: an argument is outside its range.
@@ -70,6 +74,7 @@ class SignScenes:
     split: str = "train"
     num_examples: int = 2000
     seed: int = 0
+    touching: float = 0.0
 
     def __post_init__(self):
         size = self.image_size
@@ -82,6 +87,7 @@ class SignScenes:
             ("split", self.split in SPLITS, ", ".join(map(repr, SPLITS))),
             ("num_examples", self.num_examples >= 1, "at least 1"),
             ("seed", self.seed >= 0, "at least 0"),
+            ("touching", 0 <= self.touching <= 1, "a share from 0 to 1"),
         ):
             if not is_valid:
                 value = getattr(self, name)
@@ -118,7 +124,7 @@ class SignScenes:
             raise IndexError(f"SignScenes got index {index}; use 0..{len(self) - 1}.")
         if num_frames < 1:
             raise DataError(f"SignScenes.clip got num_frames={num_frames}; use 1 up.")
-        scene = draw_scene(self.num_classes, self.image_size, self.key(index))
+        scene = self.scene(index)
         paths = (
             [bounced(s, t, self.image_size) for s in scene[-1]]
             for t in range(num_frames)
@@ -128,6 +134,11 @@ class SignScenes:
         name = f"sign_scenes_{self.split}_{index:06d}"
         clip = {"image": images, "label_map": label_maps, "name": name}
         return clip | {"instance_map": instance_maps}
+
+    def scene(self, index: int) -> tuple:
+        """What `render` paints, see `draw_scene`."""
+        key = self.key(index)
+        return draw_scene(self.num_classes, self.image_size, key, self.touching)
 
     def key(self, index: int) -> tuple[int, int, int]:
         """What a scene is drawn from."""
@@ -202,7 +213,7 @@ def _render_glyphs(num_glyphs: int) -> tuple[list[str], np.ndarray]:
     raise DataError(f"{path} lacks {num_glyphs} distinct glyphs; lower num_classes.")
 
 
-def draw_scene(num_classes: int, image_size: tuple[int, int], key):
+def draw_scene(num_classes: int, image_size: tuple[int, int], key, touching=0.0):
     """Draws background [H W 3], light and grain [H W 1], stuff ids [H W], signs."""
     classes, rng = _make_classes(num_classes), np.random.default_rng(key)
     while True:  # A draw rarely fails, where signs hide a region.
@@ -212,7 +223,14 @@ def draw_scene(num_classes: int, image_size: tuple[int, int], key):
         thing_ids = _draw(rng, thing_ids, classes.frequencies, num_signs)
         # Sometimes two signs of one class, so that instances are more than classes.
         thing_ids[2:][rng.random(num_signs - 2) < 0.12] = thing_ids[0]
-        signs, is_free = _place_signs(rng, classes, thing_ids, image_size)
+        is_twin = np.zeros(num_signs, bool)
+        if touching:
+            copies = 1 + (rng.random(num_signs) < touching)
+            is_twin = np.arange(copies.sum()) != np.repeat(
+                np.cumsum(copies) - copies, copies
+            )
+            thing_ids = np.repeat(thing_ids, copies)
+        signs, is_free = _place_signs(rng, classes, thing_ids, is_twin, image_size)
         background, regions = draw_background(rng, stuff_ids, image_size)
         pixels = np.bincount(regions[is_free], minlength=classes.num_stuff)[stuff_ids]
         is_seen = pixels.min() >= 0.01 * regions.size
@@ -231,12 +249,15 @@ def _slopes(image_size):
     return down[:, None], across
 
 
-def _place_signs(rng, classes, thing_ids, image_size):
-    """Returns signs, each at least _MIN_VISIBLE uncovered, and where none is [H W]."""
+def _place_signs(rng, classes, thing_ids, is_twin, image_size):
+    """Returns signs, each at least _MIN_VISIBLE uncovered, and where none is [H W].
+
+    ``is_twin`` [num_signs]: those that touch the one before them, if that was placed.
+    """
     instance_map = np.zeros(image_size, np.int32)
     side = min(image_size)
     signs, slack = [], np.array([np.inf])  # Pixels of each that may yet be covered.
-    for class_id in thing_ids:
+    for class_id, is_beside in zip(thing_ids, is_twin, strict=True):
         thing = class_id - classes.num_stuff
         typical, other = classes.looks[thing], rng.integers((10, 3))
         hue, shape = np.where(rng.random(2) < _HINT_RATE, typical, other)
@@ -245,8 +266,16 @@ def _place_signs(rng, classes, thing_ids, image_size):
         look = classes.glyphs[thing], shape, colour, radius, angle
         heading, speed = rng.uniform(0, 2 * np.pi), side * rng.uniform(0.01, 0.035)
         velocity = speed * np.array([np.sin(heading), np.cos(heading)])
-        room = np.array(image_size) - 1 - 1.6 * radius
-        for center in 0.8 * radius + room * rng.random((8, 2)):
+        low, room = 0.8 * radius, np.array(image_size) - 1 - 1.6 * radius
+        centers = low + room * rng.random((8, 2))
+        if is_beside:
+            if not signs or signs[-1].class_id != class_id:
+                continue
+            way = 2 * np.pi * rng.random((8, 1))
+            reach = _TWIN_DISTANCE * (signs[-1].radius + radius)
+            centers = signs[-1].center + reach * np.hstack([np.sin(way), np.cos(way)])
+            centers = np.clip(centers, low, low + room)
+        for center in centers:
             sign = _Sign(class_id, *look, center, velocity)
             box, _, _, distance = _measure(sign, center, image_size)
             inside = distance < 0

@@ -73,9 +73,8 @@ class SignVideos:
 @functools.lru_cache(maxsize=_KEPT_SCENES)
 def _scene(scenes: sign_scenes.SignScenes, length: int, index: int):
     """A drawn scene, and what becomes of each sign and when."""
-    key = scenes.key(index)
-    scene = sign_scenes.draw_scene(scenes.num_classes, scenes.image_size, key)
-    rng = np.random.default_rng([*key, length])
+    scene = scenes.scene(index)
+    rng = np.random.default_rng([*scenes.key(index), length])
     kinds = rng.choice(3, size=len(scene[-1]), p=SHARES).tolist()
     # Not in the first and not in the last frames, so that both sides are seen.
     low, high = length // 4, max(length // 4 + 1, 3 * length // 4)

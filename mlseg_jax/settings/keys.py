@@ -70,6 +70,7 @@ KEYS = {
     "data.train_split": NAME,
     "data.eval_split": NAME,
     "data.validation_split": TEXT,
+    "data.touching": SHARE,
     "data.train_examples": COUNT_OR_NONE,
     "data.eval_examples": COUNT_OR_NONE,
     "data.crop_size": SIDES,

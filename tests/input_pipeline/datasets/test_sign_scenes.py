@@ -4,6 +4,7 @@ import concurrent.futures
 import pickle
 import time
 
+import cv2
 import numpy as np
 import pytest
 
@@ -42,6 +43,27 @@ def test_examples_keep_the_contract(scenes, examples):
         assert labels[-1] < 40
         assert 3 <= len(labels) <= 10
         assert labels[0] < num_stuff <= labels[-1]  # Both stuff and things.
+
+
+def test_twins_are_two_segments_of_one_component(scenes):
+    def merged(touching):
+        """Signs that share a component of their class with another one."""
+        count = total = 0
+        for index in range(30):
+            example = SignScenes(touching=touching)[index]
+            instances = example["instance_map"]
+            for label in np.unique(example["label_map"][instances > 0]):
+                mask = np.uint8(example["label_map"] == label)
+                _, components = cv2.connectedComponents(mask)
+                for each in range(1, components.max() + 1):
+                    ids = np.unique(instances[components == each])
+                    count += len(ids) * (len(ids) > 1)
+            total += instances.max()
+        return count / total
+
+    assert merged(0.0) < 0.1 < 0.8 < merged(1.0)
+    with pytest.raises(DataError, match="share from 0 to 1"):
+        SignScenes(touching=1.5)
 
 
 def test_instances_agree_with_labels(scenes, examples):
