@@ -67,8 +67,7 @@ ROWS = {
     ),
     # 9: a margin for what was missed.
     "missed": (MLSEG, {**WEIGHT, "loss.missed_weight": 1.0}, "mlseg"),
-    # 7: a better ranker: two blocks, quicker ones, another loss.
-    "ranker_deep": (MLSEG, {**WEIGHT, "model.multilabel_head.depth": 2}, "mlseg"),
+    # 7: a better ranker: a quicker one, another loss.
     "ranker_quick": (
         MLSEG,
         {
@@ -223,7 +222,7 @@ STAGES = {
     ),
     "c120, rankers": (
         *("c120", "steps"),
-        ("ranker_deep", "ranker_quick", "ranker_cross_entropy"),
+        ("ranker_quick", "ranker_cross_entropy"),
         2,
     ),
     "c120, are the curves flat": (*("c120", "steps"), ("baseline_2x", "mlseg_2x"), 2),
