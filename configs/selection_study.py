@@ -90,6 +90,11 @@ ROWS = {
     # Other frameworks with the same backbone (docs/encoder_only.md): classes or queries
     # that join its last blocks, and no more than a linear classifier.
     "encoder_only": (f"encoder_only:{MLSEG}", WEIGHT, "encoder_only"),
+    "encoder_only_auto": (
+        f"encoder_only:{MLSEG}",
+        {"loss.multilabel_weight": "auto"},
+        "encoder_only",
+    ),
     "linear": (f"linear:{MLSEG},frozen=0", LINEAR, "linear"),
     "linear_auto": (
         f"linear:{MLSEG},frozen=0",
@@ -214,7 +219,7 @@ STAGES = {
         3,
     ),
     "c480, the paper's weight": ("c480", "cost", ("mlseg",), 1),
-    "c480, encoder-only": ("c480", "cost", ("encoder_only",), 3),
+    "c480, encoder-only": ("c480", "cost", ("encoder_only_auto",), 3),
     "c480, equal steps": ("c480", "steps", ("mlseg_auto",), 3),
     "c120, what pays in a linear classifier": (
         *("c120", "cost"),
