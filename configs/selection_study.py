@@ -220,7 +220,7 @@ STAGES = {
     ),
     "c480, the paper's weight": ("c480", "cost", ("mlseg",), 1),
     "c480, encoder-only": ("c480", "cost", ("encoder_only_auto",), 3),
-    "c480, equal steps": ("c480", "steps", ("mlseg_auto",), 3),
+    "c480, equal steps": ("c480", "steps", ("baseline", "mlseg_auto"), 3),
     "c120, what pays in a linear classifier": (
         *("c120", "cost"),
         ("linear_complete", "linear_mt", "linear_mt_ls", "linear"),

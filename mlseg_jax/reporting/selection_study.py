@@ -62,9 +62,11 @@ class SelectionStudy:
         size, budget, rows, num_seeds = self.rows.STAGES[stage]
         first, *_ = self.rows.BUDGETS
 
+        def steps_of(row: str, budget: str) -> int:
+            return self.rows.get_config(Cell(size, budget, row, 0).argument).train.steps
+
         def budget_of(row: str) -> str:
-            steps = {self.rows.num_steps(row, size, b) for b in (first, budget)}
-            return first if len(steps) == 1 else budget
+            return first if steps_of(row, first) == steps_of(row, budget) else budget
 
         return [
             Cell(size, budget_of(row), row, seed)
