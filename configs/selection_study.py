@@ -104,7 +104,8 @@ ROWS = {
     # The same without selection: what of its lead is the framework's.
     "linear_complete": (f"linear:{BASELINE},frozen=0", {}, "linear_complete"),
     # The parts of the method in it, as the paper's table 1 takes them apart: labels
-    # learned beside all C classes, and selected with one scale for all ranks.
+    # learned beside all C classes, and selected with one scale for all ranks. With as
+    # many steps; their times are 0.99 and 0.89 of its time (11 turns, C = 120).
     "linear_mt": (
         f"linear:{MLSEG},frozen=0",
         {**LINEAR, "selection.name": "complete"},
