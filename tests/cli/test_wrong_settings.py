@@ -42,7 +42,7 @@ COMMANDS = (
         (["eval.flip=maybe"], "config.eval.flip=maybe: 'maybe' is neither true nor"),
         (["train.steps.more=1"], "no key 'train.steps.more': what has a value has no"),
         (["eval.window.more=1"], "What has a value has no keys; leave out what stands"),
-        (["train=1"], "config.train=1: that is a section; set keys of it."),
+        (["mesh=1"], "config.mesh=1: that is a section; set keys of it."),
         (["task=multilabel"], "task 'multilabel' needs model.transformer, which this"),
         (["seed=-1"], "seed is -1; give"),
         (["model.decoder.name=segmentor"], "Unknown model.decoder.name 'segmentor'"),
