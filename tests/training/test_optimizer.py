@@ -51,6 +51,16 @@ def test_cosine_after_a_warm_up():
         assert float(schedule(i)) == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
+def test_a_warm_up_multiplies_poly():
+    """As mmcv's and Detectron2's: after it the rate is the one without a warm-up."""
+    values = dict(schedule="poly", learning_rate=0.5, end_learning_rate=0.1)
+    schedule = make_schedule(configure(**values, warmup_steps=20, steps=120))
+    for i in (0, 5, 19, 20, 21, 70, 119, 120):
+        usual = 0.1 + (0.5 - 0.1) * (1 - i / 120) ** 0.9
+        expected = usual * min(1.0, i / 20)
+        assert float(schedule(i)) == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
 def test_steps_of_coco():
     """masks.md 5.3."""
     for backbone, last, falls in (
@@ -307,6 +317,19 @@ def test_layer_decay_is_beits(scan):
         np.testing.assert_allclose(step, expected, rtol=1e-5, err_msg=path)
         seen |= set(np.round(np.ravel(step), 5).tolist())
     assert len(seen) == 7
+
+
+@pytest.mark.parametrize("frozen", ["backbone/blocks/blocks/2/", "backbone/blocks/"])
+def test_what_is_frozen_changes_no_other_rate(frozen):
+    config = segmenter_config(depth=3)
+    with config.unlocked():
+        config.optimizer.layer_decay = 0.5
+    shapes = FunctionalModel.build(config, 7).shapes
+    whole = steps_of(config, shapes)
+    config.optimizer.frozen = (frozen,)
+    for path, step in steps_of(config, shapes).items():
+        expected = 0.0 if path.startswith(frozen) else whole[path]
+        np.testing.assert_array_equal(step, expected, err_msg=path)
 
 
 def test_layer_decay_of_a_backbone_in_stages():
