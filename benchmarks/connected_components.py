@@ -56,6 +56,25 @@ def connected_segments(
     return segment_map, classes
 
 
+def true_label_maps(group: Sequence[dict]) -> list[np.ndarray]:
+    return [example["label_map"] for example in group]
+
+
+def predictor(workdir: str, config, source):
+    """The label maps of a group of examples, by the run's latest weights."""
+    config.mesh.update(data=-1, fsdp=1)
+    model, parameters, _ = load_parameters(workdir, config, "latest")
+    policy = evaluation_policy(config, source.info.num_classes)
+    engine = make_engine(config, model, parameters, own_mesh(config))
+
+    def predict(group: Sequence[dict]) -> list[np.ndarray]:
+        images = [example["image"] for example in group]
+        (results,) = engine.segment(images, [(policy, None)])
+        return [m for part in results for m in part.label_maps()]
+
+    return predict
+
+
 def evaluate(
     workdir: str,
     split: str,
@@ -65,26 +84,17 @@ def evaluate(
 ) -> list[dict]:
     """A row for each least area, all of one pass over the split."""
     config = load_config(workdir)
-    config.mesh.update(data=-1, fsdp=1)
-    model, parameters, _ = load_parameters(workdir, config, "latest")
     config.data.update(eval_split=split, eval_examples=num_examples)
     config.data.segments = "panoptic"  # what the truth is; the model finds pixels
     source = open_dataset(config.data, train=False)
-    policy = evaluation_policy(config, source.info.num_classes)
-    engine = make_engine(config, model, parameters, own_mesh(config))
+    look = true_label_maps if of_truth else predictor(workdir, config, source)
     is_thing = np.asarray(source.info.is_thing, bool)
     states = {area: PanopticQuality.empty(is_thing) for area in least_areas}
     examples = evaluation_examples(
         source, process_index=0, process_count=1, num_threads=config.data.num_threads
     )
-    for group in groups_by_shape(examples, engine.batch_sizes[0]):
-        if of_truth:
-            label_maps = [example["label_map"] for example in group]
-        else:
-            images = [example["image"] for example in group]
-            (results,) = engine.segment(images, [(policy, None)])
-            label_maps = [m for part in results for m in part.label_maps()]
-        for example, label_map in zip(group, label_maps, strict=True):
+    for group in groups_by_shape(examples, config.eval.batch_size):
+        for example, label_map in zip(group, look(group), strict=True):
             truth = TrueSegments.from_maps(
                 example["label_map"], example["instance_map"], is_thing
             )

@@ -101,9 +101,13 @@ def select_with_present(
     label_scores: Float[Array, "B C"],
     present: Bool[Array, "B C"],
     k: int,
+    *,
+    minimum_score: float = 0.0,
+    cumulative: float = 1.0,
 ) -> Selection:
     """The present labels and the best others, ``k`` in all, by falling score.
 
+    Of the others those are valid that `select_top_k` takes; of the present all.
     For training: no pixel is without its label, and the selection is still in the order
     of the scores, so that a rank says nothing of the truth but what the scores say. Of
     more than ``k`` present labels the best ``k`` are kept. Not in the paper.
@@ -114,7 +118,12 @@ def select_with_present(
     # Above all others, in their own order.
     raised = jnp.where(present, scores + span + 1.0, scores)
     _, class_ids = _top_k(raised, min(k, num_classes))
-    return sort_by_score(Selection(class_ids, None, num_classes), scores)
+    best = select_top_k(scores, k, minimum_score=minimum_score, cumulative=cumulative)
+    valid = None
+    if best.valid is not None:
+        wanted = present | (rank_of_class(best) != IGNORE)
+        valid = jnp.take_along_axis(wanted, class_ids, axis=1)
+    return sort_by_score(Selection(class_ids, valid, num_classes), scores)
 
 
 def add_noise(
@@ -291,16 +300,12 @@ class SelectionPolicy:
     def _select_top_k(self, histogram, rng, label_scores) -> Selection:
         if self.noise > 0.0 and rng is not None:
             label_scores = add_noise(label_scores, self.noise, rng)
+        fewer = dict(minimum_score=self.minimum_score, cumulative=self.cumulative)
         if self.with_present:
             if histogram is None:
                 raise UserError("Selecting present labels needs the true label map.")
-            return select_with_present(label_scores, histogram > 0, self.k)
-        return select_top_k(
-            label_scores,
-            self.k,
-            minimum_score=self.minimum_score,
-            cumulative=self.cumulative,
-        )
+            return select_with_present(label_scores, histogram > 0, self.k, **fewer)
+        return select_top_k(label_scores, self.k, **fewer)
 
 
 SELECTIONS = ("complete", "top_k", "oracle", "given")

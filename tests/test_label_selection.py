@@ -265,6 +265,17 @@ def test_without_truth_it_is_top_k():
     np.testing.assert_array_equal(nothing.class_ids, select_top_k(scores, 4).class_ids)
 
 
+def test_thresholds_hold_for_labels_that_are_not_present():
+    scores = jnp.asarray([[3.0, 2.0, -1.0, -4.0, 1.0]])
+    present = jnp.asarray([[False, False, False, True, False]])
+    found = SelectionPolicy("top_k", 4, minimum_score=0.8, with_present=True).select(
+        histogram=present.astype(jnp.int32)
+    )(scores)
+    # By score 0.95, 0.88 and 0.73, which is too low; and the one that is present.
+    ranks = np.asarray(rank_of_class(found))[0].tolist()
+    assert ranks == [0, 1, IGNORE, 2, IGNORE] and found.num_ranks == 4
+
+
 def test_policies_of_training():
     scores = random_scores(3)
     histogram = jnp.zeros((3, C), jnp.int32).at[:, 5].set(7)

@@ -41,6 +41,7 @@ def run_timed(
             [sys.executable, sys.argv[0], command, *flags],
             stdout=output,
             stderr=output,
+            process_group=0,  # Ctrl-C in a terminal is for us, who tell it to save
         )
     interrupted = None
     try:

@@ -55,7 +55,7 @@ def data(
             # place of eval_split, such as train[90%:] where train_split is
             # train[:90%]; "" is eval_split.
             "validation_split": "",
-            # SignScenes: share of the signs with a twin of their class that touches them.
+            # SignScenes: share of the signs that a twin of their class touches.
             "touching": 0.0,
             # Examples to use (SignScenes: to make); 0 is all there are.
             "train_examples": 0,

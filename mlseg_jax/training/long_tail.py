@@ -9,6 +9,7 @@ classes are rare in the metrics (`metrics.class_groups`).
 
 import json
 import logging
+import zipfile
 import zlib
 
 import jax
@@ -52,21 +53,34 @@ def training_presence(
     """
     path = epath.Path(workdir) / PRESENCE_FILE
     key = _key(source)
-    if path.exists():
-        with path.open("rb") as file, np.load(file) as stored:
-            if str(stored["key"]) == key:
-                return Presence(*(stored[name] for name in _FIELDS))
+    if (stored := _read(path)) is not None and str(stored["key"]) == key:
+        return Presence(*(stored[name] for name in _FIELDS))
     presence = getattr(source, "presence", None)
     if presence is None and count:
         presence = count_presence(source, config.data.num_threads)
     if presence is not None and jax.process_index() == 0:
-        with path.open("wb") as file:
+        # Beside it first, then renamed: a kill leaves no half of a file.
+        part = path.parent / (path.name + ".part")
+        with part.open("wb") as file:
             arrays = {name: getattr(presence, name) for name in _FIELDS}
             np.savez_compressed(file, key=key, **arrays)
+        part.replace(path)
     return presence
 
 
 _FIELDS = ("offsets", "class_ids", "pixels")
+
+
+def _read(path: epath.Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a file; None where there is none, or not a whole one."""
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            return {name: stored[name] for name in ("key", *_FIELDS)}
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        logger.warning("%s is damaged; classes are counted again", path)
+        return None
 
 
 def _key(source) -> str:

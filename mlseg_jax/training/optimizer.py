@@ -123,7 +123,8 @@ def _train_the_rest(
         return {path: x for path, x in values.items() if path not in frozen}
 
     def update(updates: Parameters, state, parameters: Parameters):
-        trained, state = update_rule.update(rest(updates), state, rest(parameters))
+        # Depths of blocks are those of the whole backbone: it sees all parameters.
+        trained, state = update_rule.update(rest(updates), state, parameters)
         return {path: jnp.zeros_like(x) for path, x in updates.items()} | trained, state
 
     return optax.GradientTransformation(lambda p: update_rule.init(rest(p)), update)
@@ -174,7 +175,7 @@ def _scale_by_path(
     """Learning rates that differ: by pattern, times by depth in the backbone."""
 
     def scale(updates: Parameters, parameters: Parameters) -> Parameters:
-        by_depth = depth_factors(updates, layer_decay, joint)
+        by_depth = depth_factors(parameters, layer_decay, joint)
         return {
             path: update * _first(factors, path) * by_depth.get(path, 1.0)
             for path, update in updates.items()

@@ -28,6 +28,9 @@ MAX_INPUT_WAIT = 0.05
 AHEAD = 2
 """Steps that may be begun and not done, where a clock counts them."""
 
+UNLOGGED_STEPS = 500
+"""Measurements that are kept where nothing is logged, before they are looked at."""
+
 MAX_LAG = 0.2
 """Share of a step that one process may take longer than the others before it is named.
 """
@@ -55,8 +58,14 @@ class Reports:
         self.behind = None
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """What a step measured; fetched later, for nothing waits for a step."""
+        """What a step measured; fetched later, for nothing waits for a step.
+
+        Raises:
+          UserError: as `check_finite`, which is called here where nothing is logged.
+        """
         self.pending.append((step, metrics))
+        if not self.config.train.log_every and len(self.pending) >= UNLOGGED_STEPS:
+            self.check_finite()
 
     def say_first_step(self, metrics: dict[str, jax.Array]) -> None:
         """Compiling is over; from here on, time is counted."""

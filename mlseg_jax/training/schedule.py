@@ -37,7 +37,9 @@ def make_schedule(
     after that (``backbone_warmup_steps``; masks.md section 7.2). ``lengths``: of
     another training than the configuration's, or the same as arguments of a program.
 
-    poly: (start - end) (1 - step / steps)^power + end (method.md section 12.1).
+    poly: (start - end) (1 - step / steps)^power + end (method.md section 12.1), which
+    the warm-up multiplies, as mmcv and Detectron2 do; EoMT's, which has a warm-up of
+    the backbone, counts steps after both (masks.md section 7.2), as cosine does.
     ``one_cycle`` has its own warm-up (method.md section 8.2): half a cosine from a 25th
     of the learning rate up to it, another down to a ten-thousandth of where it began.
     ``steps`` falls to a tenth at each of ``falls_at`` (masks.md section 5.3).
@@ -53,6 +55,8 @@ def make_schedule(
     still = lengths["warmup_steps"] if of_backbone else 0
     warm = lengths["backbone_warmup_steps" if of_backbone else "warmup_steps"]
     before = still + warm
+    if optimizer.schedule == "poly" and not optimizer.backbone_warmup_steps:
+        before = 0
 
     def after_warmup(step):
         done = jnp.clip((step - before) / jnp.maximum(steps - before, 1), 0.0, 1.0)
@@ -66,8 +70,10 @@ def make_schedule(
         return start
 
     def value(step):
-        rising = start * jnp.clip((step - still) / jnp.maximum(warm, 1), 0.0, 1.0)
-        return jnp.where(step < before, rising, after_warmup(step))
+        risen = jnp.where(
+            step < still + warm, (step - still) / jnp.maximum(warm, 1), 1.0
+        )
+        return jnp.maximum(risen, 0.0) * after_warmup(step)
 
     return value
 

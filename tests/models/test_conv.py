@@ -140,6 +140,17 @@ def test_gradients_of_depthwise_convolutions(stride, dilation):
         assert_close(one, other)
 
 
+def test_devices_add_up_gradients_of_depthwise_kernels_once():
+    mesh = jax.make_mesh((2, 4), AXES, axis_types=(AxisType.Auto,) * 2)
+    grid = jax.device_put(normal(0, 16, 7, 6, 5), batch_sharding(mesh))
+    energy = jax.grad(lambda k, x: jnp.sum(jnp.sin(depthwise(x, k))))
+    compiled = jax.jit(on_mesh(mesh, energy)).lower(normal(1, 3, 3, 1, 5), grid)
+    text = compiled.compile().as_text()
+    # One of all places, and not one a place within a loop.
+    assert len(re.findall(r"= f32\[\S+ all-reduce", text)) == 1
+    assert re.search(r"= f32\[9,5\]\S* all-reduce|= f32\[3,3,1,5\]\S* all-reduce", text)
+
+
 def test_convolutions_in_bfloat16():
     x, exact = normal(0, 2, 6, 7, 6), make_conv(window=3)
     rough = make_conv(window=3, dtype=jnp.bfloat16)(FeatureMap(jnp.asarray(x))).grid

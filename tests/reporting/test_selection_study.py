@@ -54,7 +54,9 @@ def save(*_):
     print("saved")
     sys.exit(0)
 signal.signal(signal.SIGTERM, save)
-os.kill(int(os.environ["STUDY"]), signal.SIGINT)
+study = int(os.environ["STUDY"])
+assert os.getpgid(study) != os.getpgid(0), "Ctrl-C would reach both"
+os.kill(study, signal.SIGINT)
 time.sleep(60)
 """
 

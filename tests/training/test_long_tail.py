@@ -91,6 +91,13 @@ def test_counting_once_and_what_follows(tmp_path):
     names = [resampled[i]["name"] for i in range(len(resampled))]
     most = int(np.argmax(factors))
     assert names.count(source[most]["name"]) >= int(factors[most])
+    # Half a file, as a full disk leaves it, is no file.
+    path = tmp_path / long_tail.PRESENCE_FILE
+    for half in (path.read_bytes()[: path.stat().st_size // 2], b""):
+        path.write_bytes(half)
+        damaged = long_tail.training_presence(config, source, workdir, count=False)
+        assert damaged is None
+    long_tail.training_presence(config, source, workdir, count=True)
     # Counts of other data are not taken for these.
     other = open_dataset(tiny_config({"data.train_examples": 5}).data, train=True)
     assert long_tail.training_presence(config, other, workdir, count=False) is None

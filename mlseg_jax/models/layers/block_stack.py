@@ -125,7 +125,7 @@ class BlockStack(nnx.Module):
         else:
             self.blocks = nnx.List([make_block(rngs) for _ in range(depth)])
         self.depth = depth
-        if isinstance(drop_path_rate, float):
+        if not isinstance(drop_path_rate, tuple):
             rates = np.linspace(0.0, drop_path_rate, depth, dtype=np.float32)
             drop_path_rate = tuple(rates.tolist())
         self.drop_path_rates = drop_path_rate

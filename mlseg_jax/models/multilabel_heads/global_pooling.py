@@ -41,7 +41,7 @@ class GlobalPoolingHead(AbstractMultiLabelHead):
             image_dim,
             num_classes,
             kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-            dtype=dtype,
+            dtype=jnp.float32,  # 8 bits of a score would tie hundreds of labels
             rngs=rngs,
         )
         self.downsample = downsample
@@ -55,7 +55,7 @@ class GlobalPoolingHead(AbstractMultiLabelHead):
         image = embeddings.image
         pooled = adaptive_pool(image.grid, self.downsample, image.grid_size)
         mean = jnp.mean(pooled, axis=(1, 2))
-        scores = self.classifier(jax.nn.relu(self.hidden(mean))).astype(jnp.float32)
+        scores = self.classifier(jax.nn.relu(self.hidden(mean)))
         return LabelPrediction(scores, class_embeddings, embeddings.elements)
 
     def macs(self, grid: tuple[int, int], num_classes: int) -> Macs:

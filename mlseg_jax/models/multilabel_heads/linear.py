@@ -25,8 +25,13 @@ class LinearHead(AbstractMultiLabelHead):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        del dtype  # 8 bits of a score would tie hundreds of labels.
         self.classifier = nnx.Linear(
-            image_dim, num_classes, kernel_init=linear_init, dtype=dtype, rngs=rngs
+            image_dim,
+            num_classes,
+            kernel_init=linear_init,
+            dtype=jnp.float32,
+            rngs=rngs,
         )
 
     def __call__(
@@ -37,7 +42,7 @@ class LinearHead(AbstractMultiLabelHead):
     ) -> LabelPrediction:
         image = embeddings.image
         mean = adaptive_pool(image.grid, 1, image.grid_size)[:, 0, 0]
-        scores = self.classifier(mean).astype(jnp.float32)
+        scores = self.classifier(mean)
         return LabelPrediction(scores, class_embeddings, embeddings.elements)
 
     def macs(self, grid: tuple[int, int], num_classes: int) -> Macs:
