@@ -18,7 +18,7 @@ setup: $(VENV)/.installed
 # The requirements, then the project itself as it lies here (editable), so that
 # `import mlseg_jax` and the command `mlseg-jax` work from any directory. Made again when
 # either changes.
-$(VENV)/.installed: requirements.txt requirements-dev.txt pyproject.toml setup.py
+$(VENV)/.installed: requirements.txt requirements-dev.txt pyproject.toml setup.py Makefile
 	$(MAKE_VENV) $(VENV)
 	$(INSTALL) -r requirements.txt -r requirements-dev.txt
 	$(INSTALL) --no-deps --no-build-isolation --editable .
@@ -52,7 +52,7 @@ parity: $(PARITY)/.installed
 	PYTHONPATH=. JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/live.py
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/live_region_exports.py
 
-$(PARITY)/.installed: requirements.txt requirements-parity.txt
+$(PARITY)/.installed: requirements.txt requirements-parity.txt Makefile
 	$(MAKE_VENV) $(PARITY)
 	$(subst $(BIN),$(PARITY)/bin,$(INSTALL)) -r requirements.txt -r requirements-parity.txt
 	@touch $@
