@@ -2,8 +2,10 @@
 PY ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# uv where it is on the path, else pip: the same packages, ten times faster.
+# uv where it is on the path, else pip: the same packages, ten times faster. --seed puts pip
+# into the environment, which pages and messages name and uv would leave out.
 UV := $(shell command -v uv 2>/dev/null)
+MAKE_VENV := $(if $(UV),$(UV) venv --quiet --seed --allow-existing --python $(PY),$(PY) -m venv)
 INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 DEMO := runs/demo
 PARITY ?= .venv-parity
@@ -16,8 +18,8 @@ setup: $(VENV)/.installed
 # The requirements, then the project itself as it lies here (editable), so that
 # `import mlseg_jax` and the command `mlseg-jax` work from any directory. Made again when
 # either changes.
-$(VENV)/.installed: requirements.txt requirements-dev.txt pyproject.toml setup.py
-	$(if $(UV),$(UV) venv --quiet --allow-existing --python $(PY) $(VENV),$(PY) -m venv $(VENV))
+$(VENV)/.installed: requirements.txt requirements-dev.txt pyproject.toml setup.py Makefile
+	$(MAKE_VENV) $(VENV)
 	$(INSTALL) -r requirements.txt -r requirements-dev.txt
 	$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -50,8 +52,8 @@ parity: $(PARITY)/.installed
 	PYTHONPATH=. JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/live.py
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/live_region_exports.py
 
-$(PARITY)/.installed: requirements.txt requirements-parity.txt
-	$(if $(UV),$(UV) venv --quiet --allow-existing --python $(PY) $(PARITY),$(PY) -m venv $(PARITY))
+$(PARITY)/.installed: requirements.txt requirements-parity.txt Makefile
+	$(MAKE_VENV) $(PARITY)
 	$(subst $(BIN),$(PARITY)/bin,$(INSTALL)) -r requirements.txt -r requirements-parity.txt
 	@touch $@
 

@@ -12,10 +12,11 @@ quality of panoptic rows, the average precision of YouTubeVIS's, from method.md 
 it on ADE20K and COCO-Stuff, is ``evaluate`` with
 ``--config.eval.scales=(0.5,0.75,1.0,1.25,1.5,1.75) --config.eval.flip=True``.
 
-Every row on Segmenter starts from AugReg weights of ImageNet, whose file must be given,
-for nothing here fetches any (docs/weights.md): ``--config.init=FILE.npz``, where FILE
-begins with ``B_16-i21k-300ep-lr_0.001-aug_medium1`` or ``L_16-...`` and ends with
-``res_384`` (method.md section 2). Mask2Former and MaskFormer start from a Swin of
+Every row on Segmenter starts from AugReg weights of ImageNet, which must be named:
+``--config.init=augreg_b16_384``, or ``augreg_l16_384`` for rows with ``large``, is
+fetched once (docs/weights.md); a file of yours that begins with
+``B_16-i21k-300ep-lr_0.001-aug_medium1`` or ``L_16-...`` and ends with ``res_384`` will
+do as well (method.md section 2). Mask2Former and MaskFormer start from a Swin of
 ImageNet-22k (384 pixels) or a ResNet-50, rows of videos from Mask2Former for instances
 of COCO. Their oracles (figures 3b and 3c) are trained so; for
 evaluation only, ``evaluate`` a baseline with ``--config.selection.eval_name=oracle``.
@@ -38,8 +39,10 @@ MT = {"selection.name": "complete"}
 MT_LS = {"model.rank_norm.kind": "shared"}
 LONG = {"train.steps": 80_000}
 PANOPTIC = "dataset=ade20k_panoptic,task=panoptic"
-# The oracle of regions: only the last prediction is told (method.md 7.3).
+# The oracles of regions, all classes wide: only the last prediction is told
+# (method.md 7.3).
 LAST = {"selection.k": 150, "selection.last_prediction_only": True}
+LAST_OF_VSPW = LAST | {"selection.k": 124}
 VSPW = "mask2former:dataset=vspw,task=video_semantic"
 YOUTUBE_VIS = "mask2former:dataset=youtube_vis_2019,task=video_instance"
 
@@ -197,12 +200,14 @@ EXPERIMENTS = {
     "vspw_mt_ls": (VSPW, MT_LS, 59.6),
     "vspw_mlseg": (VSPW, {}, 60.1),
     # Published as a gain of about 13.
-    "vspw_oracle": (f"{VSPW},selection=oracle", {}, None),
+    "vspw_oracle": (f"{VSPW},selection=oracle", LAST_OF_VSPW, None),
     "vspw_resnet101_baseline": (
         f"{VSPW},backbone=resnet101,selection=complete", {}, 45.9
     ),
     "vspw_resnet101_mlseg": (f"{VSPW},backbone=resnet101", {}, 47.0),
-    "vspw_resnet101_oracle": (f"{VSPW},backbone=resnet101,selection=oracle", {}, 62.3),
+    "vspw_resnet101_oracle": (
+        f"{VSPW},backbone=resnet101,selection=oracle", LAST_OF_VSPW, 62.3
+    ),
     "youtube_vis_baseline": (f"{YOUTUBE_VIS},selection=complete", {}, 60.4),
     "youtube_vis_mlseg": (YOUTUBE_VIS, {}, 61.1),
     "youtube_vis_swin_b_baseline": (

@@ -8,7 +8,7 @@ BACKBONES). ``docs/independent_scheme.md`` says how its scores reach a Segmenter
 
 Recipe of method.md section 8.2. Its mAP in the paper, in percent (Table 2; none was
 measured here): COCO-Stuff ResNet-101 55.17, TResNet-L 60.10, Swin-L 64.79; COCO+LVIS
-26.54, 31.01, 34.93. Trained in bfloat16 on 8 accelerators of 16 GB.
+26.54, 31.01, 34.93.
 """
 
 from ml_collections import ConfigDict

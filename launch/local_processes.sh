@@ -9,6 +9,7 @@ set -euo pipefail
 
 count=${1:?number of processes}
 workdir=${2:?the work directory}
+workdir=${workdir%/}
 shift 2
 
 export JAX_PLATFORMS=cpu

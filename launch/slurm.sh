@@ -18,6 +18,7 @@
 set -euo pipefail
 
 workdir=${1:?the work directory}
+workdir=${workdir%/}
 shift
 
 # Process 0 alone writes it, and all read it after a restart.

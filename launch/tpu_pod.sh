@@ -45,6 +45,7 @@ case "${1:-}" in
     ;;
   train)
     : "${WORKDIR:?a directory that all hosts see, such as gs://bucket/runs/name}"
+    WORKDIR=${WORKDIR%/}
     shift
     # To a file, which is shown: a broken connection to a host does not break its training.
     on_all_hosts "set -e
@@ -53,7 +54,7 @@ case "${1:-}" in
       trap : TERM
       : >>train.log
       nohup launch/again.sh launch/tpu.sh .venv/bin/python main.py train \
-        --start_seconds=1800 --workdir='$WORKDIR' $(printf '%q ' "$@") \
+        --start_seconds=1800 --workdir='$WORKDIR' ${1+$(printf '%q ' "$@")} \
         >>train.log 2>&1 </dev/null &
       tail -n 0 -f --pid=\$! train.log
       wait \$!"

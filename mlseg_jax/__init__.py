@@ -49,6 +49,7 @@ def train(config, workdir, *, overrides=None, minutes=0.0):
     from mlseg_jax.fitting.choices import changed
     from mlseg_jax.models.build import check_config
     from mlseg_jax.settings import recipes
+    from mlseg_jax.settings.resolve import expand_home
 
     given = frozenset(overrides or ())
     if isinstance(config, str | os.PathLike):
@@ -59,7 +60,9 @@ def train(config, workdir, *, overrides=None, minutes=0.0):
         if config.get("choose_settings", False):
             given |= changed(config)
     check_config(config)
-    return fit.train(config, str(workdir), given=given, minutes=minutes)
+    expand_home(config)
+    workdir = os.path.expanduser(str(workdir))
+    return fit.train(config, workdir, given=given, minutes=minutes)
 
 
 def evaluate(workdir, *, overrides=None, checkpoint="kept", output=None):
@@ -74,13 +77,17 @@ def evaluate(workdir, *, overrides=None, checkpoint="kept", output=None):
     from mlseg_jax.prediction.evaluate_run import evaluate_run
     from mlseg_jax.runs.workdir import load_config
     from mlseg_jax.settings import recipes
+    from mlseg_jax.settings.resolve import expand_home
 
-    config = load_config(str(workdir))
+    workdir = os.path.expanduser(str(workdir))
+    config = load_config(workdir)
     # The devices of the training need not be here.
     config.mesh.update(data=-1, fsdp=1)
     recipes.change(config, overrides)
     check_config(config)
-    return evaluate_run(config, str(workdir), str(checkpoint), output)
+    expand_home(config)
+    output = output and os.path.expanduser(str(output))
+    return evaluate_run(config, workdir, str(checkpoint), output)
 
 
 __all__ = ["evaluate", "load", "train"]

@@ -2,6 +2,8 @@
 
 import importlib.util
 import pathlib
+import shlex
+import sys
 
 
 class UserError(ValueError):
@@ -13,6 +15,15 @@ class UserError(ValueError):
 
 class TransientError(UserError):
     """Nobody's mistake: the same command may get through when it is started again."""
+
+
+def pip_install(*packages: str) -> str:
+    """The command that installs packages where this program runs.
+
+    The ``pip`` on somebody's path may be that of another environment.
+    """
+    command = (sys.executable or "python", "-m", "pip", "install", *packages)
+    return " ".join(map(shlex.quote, command))
 
 
 def printable(text: str) -> str:

@@ -6,6 +6,7 @@ import functools
 import io
 import pathlib
 import re
+import subprocess
 import tokenize
 
 import pytest
@@ -131,6 +132,24 @@ def test_the_page_draws_every_room_in_order():
 def room_exists(room):
     path = ROOT / "mlseg_jax" / room
     return path.is_dir() or path.with_suffix(".py").exists()
+
+
+def test_the_readme_names_every_page():
+    text = (ROOT / "README.md").read_text()
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb")]
+    assert pages and not [name_of(page) for page in pages if name_of(page) not in text]
+
+
+def test_packages_come_into_the_environment_that_is_meant():
+    """A bare `pip` may be that of another, and what uv made once had none."""
+    ours = [path for path in SOURCES if name_of(path).split("/")[0] in PACKAGES]
+    pages = [path for path in PAGES if path.parent in (ROOT, ROOT / "docs")]
+    bare = re.compile(r"(?<!-m )pip install")
+    for path in [*ours, *pages, ROOT / "docs/quickstart.ipynb"]:
+        assert not bare.search(path.read_text()), name_of(path)
+    command = ["make", "-n", "setup", "VENV=/nowhere", "UV=uv"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    assert re.search(r"^uv venv .*--seed .*/nowhere$", said, re.M), said
 
 
 def test_what_is_not_ours_is_still_named():

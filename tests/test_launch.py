@@ -135,23 +135,47 @@ def fake(path, text):
     path.chmod(0o755)
 
 
-def test_a_tpu_pod_trains_behind_a_log_that_is_shown(tmp_path):
+def train_on_pod(tmp_path, host, workdir, *flags):
+    """What a host of a pod that has ``host`` in place of `again.sh` says."""
     (tmp_path / "mlseg/launch").mkdir(parents=True)
-    fake(tmp_path / "mlseg/launch/again.sh", 'sleep 0.3; echo "$@"; exit 9')
+    fake(tmp_path / "mlseg/launch/again.sh", host)
     fake(tmp_path / "gcloud", 'exec bash -c "${8#--command=}"')
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NAME": "n", "ZONE": "z"}
-    done = subprocess.run(
-        [ROOT / "launch/tpu_pod.sh", "train", "--config=a b"], cwd=tmp_path,
-        env=environment | {"WORKDIR": "gs://b/r"}, capture_output=True, text=True,
+    return subprocess.run(
+        [ROOT / "launch/tpu_pod.sh", "train", *flags], cwd=tmp_path,
+        env=environment | {"WORKDIR": workdir}, capture_output=True, text=True,
     )  # fmt: skip
+
+
+def test_a_tpu_pod_trains_behind_a_log_that_is_shown(tmp_path):
+    host = 'sleep 0.3; echo "$@"; exit 9'
+    done = train_on_pod(tmp_path, host, "gs://b/r", "--config=a b")
     assert done.returncode == 9, done.stderr
     assert "--workdir=gs://b/r --config=a b" in done.stdout
     assert done.stdout == (tmp_path / "mlseg/train.log").read_text()
 
 
+def test_a_tpu_pod_needs_no_flags_to_go_on(tmp_path):
+    train_on_pod(tmp_path, 'echo "${@: -1} $JAX_COMPILATION_CACHE_DIR"', "gs://b/r/")
+    log = (tmp_path / "mlseg/train.log").read_text()
+    assert log == "--workdir=gs://b/r gs://b/compiled\n"
+
+
+def test_processes_write_beside_a_work_directory_with_a_slash(tmp_path):
+    fake(tmp_path / "python", 'echo "$3"')
+    done = subprocess.run(
+        [ROOT / "launch/local_processes.sh", "2", "new/run/"], cwd=tmp_path,
+        env=os.environ | {"PYTHON": str(tmp_path / "python")},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "--workdir=new/run\n"), done.stderr
+    names = [path.name for path in sorted((tmp_path / "new").iterdir())]
+    assert names == ["run-0.log", "run-1.log"]
+
+
 @pytest.mark.parametrize(
     "code, place, queued",
-    [(75, "new/run", 1), (75, "file/run", 1), (1, "new/run", 0), (0, "new/run", 1)],
+    [(75, "new/run/", 1), (75, "file/run", 1), (1, "new/run", 0), (0, "new/run", 1)],
 )
 def test_a_job_of_slurm_queues_again(tmp_path, code, place, queued):
     """Also where nothing can be written beside the work directory."""
@@ -160,11 +184,12 @@ def test_a_job_of_slurm_queues_again(tmp_path, code, place, queued):
     fake(tmp_path / "scontrol", 'echo "$@"')
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     done = subprocess.run(
-        [ROOT / "launch/slurm.sh", tmp_path / place], env=path | {"BACKOFF": "0"},
+        [ROOT / "launch/slurm.sh", f"{tmp_path}/{place}"], env=path | {"BACKOFF": "0"},
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == code
     assert done.stdout == "requeue 7\n" * queued, done.stderr
+    assert (tmp_path / "new/run.failures").exists() == (code == 75 and place[0] == "n")
 
 
 @pytest.mark.parametrize("later", [0.0, 0.5])

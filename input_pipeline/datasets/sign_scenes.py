@@ -61,9 +61,9 @@ class SignScenes:
       split: ``"train"``, ``"val"`` or ``"test"``: different scenes of the same classes.
       num_examples: length of the split.
       seed: non-negative; another seed gives other scenes of the same classes.
-      touching: share of the signs, 0 to 1, that get a twin: another of their class,
-        which touches them. Such neighbours are one connected component of the label
-        map.
+      touching: share of the signs, 0 to 1, that are to get a twin: another of their
+        class, which touches them; some find no place. Such neighbours are one connected
+        component of the label map.
 
     Raises:
       DataError: an argument is outside its range.

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from input_pipeline.files import movement
 from input_pipeline.info import DataError
+from mlseg_jax.errors import pip_install
 
 logger = logging.getLogger("mlseg_jax.data")
 
@@ -87,9 +88,9 @@ def _list(path: str) -> tuple[dict, str, fsspec.AbstractFileSystem]:
         found = store.find(root, detail=True)
     except ImportError as error:
         extra = EXTRAS.get(protocol)
+        how = pip_install(f"mlseg-jax[{extra}]") if extra else error
         raise DataError(
-            f"Reading {path} needs a package that is not installed: "
-            + (f"pip install 'mlseg-jax[{extra}]'." if extra else f"{error}.")
+            f"Reading {path} needs a package that is not installed: {how}."
         ) from error
     except Exception as error:
         raise _unreadable(path, error) from error

@@ -24,7 +24,7 @@ from input_pipeline.files.images import (
 )
 from input_pipeline.files.text import natural
 from input_pipeline.info import DataError
-from mlseg_jax.errors import UserError
+from mlseg_jax.errors import UserError, pip_install
 from mlseg_jax.typing import UInt8
 
 FRAME_RATE = Fraction(25)
@@ -33,7 +33,7 @@ FRAME_RATE = Fraction(25)
 _TEXT_FORMATS = {"tty", "ansi", "bin", "adf", "idf", "xbin", "rl2", "sdp", "concat"}
 """Text files as FFmpeg would film them, and lists of other files."""
 
-INSTALL = 'pip install "mlseg-jax[video]" (or pip install "av>=18")'
+INSTALL = f"{pip_install('mlseg-jax[video]')} (or 'av>=18' alone)"
 """How PyAV comes along."""
 
 

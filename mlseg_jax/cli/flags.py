@@ -1,5 +1,7 @@
 """The flags of all commands, beside those of a configuration's keys."""
 
+import os
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -7,40 +9,59 @@ from mlseg_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 
+
+class _Path(flags.ArgumentParser):
+    """A place on disk. The shell leaves ``~`` alone behind ``--workdir=``."""
+
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+
+class _Paths(flags.ListParser):
+    """Several, with commas between."""
+
+    def parse(self, argument: str | list[str]) -> list[str]:
+        return [os.path.expanduser(path) for path in super().parse(argument)]
+
+
+def _define_path(name: str, what: str) -> None:
+    flags.DEFINE(_Path(), name, None, what, serializer=flags.ArgumentSerializer())
+
+
 config_flags.DEFINE_config_file(
     "config", None, "Configuration: FILE.py or FILE.py:ARGS."
 )
-flags.DEFINE_string(
-    "workdir", None, "Directory of a run: where it writes, and resumes."
-)
+_define_path("workdir", "Directory of a run: where it writes, and resumes.")
 flags.DEFINE_float(
     "minutes",
     0.0,
     "train: wall time from the command to the scores, which steps and schedule are "
     "fitted to; 0 is no limit.",
 )
-flags.DEFINE_list("images", [], "predict: pictures and directories of pictures.")
-flags.DEFINE_string(
-    "video", None, "predict: a video (mp4, webm, gif, ...), or a folder of its frames."
+flags.DEFINE(
+    _Paths(),
+    "images",
+    [],
+    "predict: pictures and directories of pictures.",
+    serializer=flags.CsvListSerializer(","),
+)
+_define_path(
+    "video", "predict: a video (mp4, webm, gif, ...), or a folder of its frames."
 )
 flags.DEFINE_float("frame_rate", 25.0, "predict: frames a second of such a folder.")
-flags.DEFINE_string(
+_define_path(
     "output",
-    None,
     "predict, export_dataset, doctor, statistics: directory to write to; evaluate: the "
     "same, where the scores are not to replace those in --workdir; convert --to: file; "
     "export: folder.",
 )
-flags.DEFINE_string(
-    "weights", None, "convert: file of weights to take, or a name of --list."
-)
+_define_path("weights", "convert: file of weights to take, or a name of --list.")
 flags.DEFINE_bool("list", False, "convert: published weights by name.")
-flags.DEFINE_string(
+_define_path(
     "base",
-    None,
     "convert: DINOv3's own weights, where --weights holds what is to be added to them.",
 )
-flags.DEFINE_string("classes", None, "convert: text file with a class name a line.")
+_define_path("classes", "convert: text file with a class name a line.")
 flags.DEFINE_enum(
     "to",
     None,
@@ -49,7 +70,7 @@ flags.DEFINE_enum(
     "stablehlo, onnx or web.",
 )
 flags.DEFINE_list("size", [], "export: height and width of pictures, such as 512,512.")
-flags.DEFINE_string("model", None, "serve: folder that `export --to=onnx` wrote.")
+_define_path("model", "serve: folder that `export --to=onnx` wrote.")
 flags.DEFINE_string(
     "host", "127.0.0.1", "serve: address to listen at; 0.0.0.0 is for everybody."
 )
@@ -62,12 +83,12 @@ flags.DEFINE_integer("max_megapixels", 32, "serve: largest picture.")
 flags.DEFINE_enum(
     "quantize", None, ["float16", "int8"], "export --to=onnx: how weights are stored."
 )
-flags.DEFINE_string(
-    "runtime", None, "export --to=web: what `npm pack onnxruntime-web` made; asks npm."
+_define_path(
+    "runtime", "export --to=web: what `npm pack onnxruntime-web` made; asks npm."
 )
 flags.DEFINE_integer("opset", 17, "export --to=onnx: version of its operators.")
-flags.DEFINE_string(
-    "scores", None, "predict: folder for label scores of both splits of the data set."
+_define_path(
+    "scores", "predict: folder for label scores of both splits of the data set."
 )
 flags.DEFINE_bool(
     "raw_values",
@@ -102,8 +123,8 @@ flags.DEFINE_bool("plan", False, "report --study=selection: what is done and to 
 flags.DEFINE_bool("read_test", False, "report --study=selection: the final scores.")
 flags.DEFINE_integer("sample", 0, "doctor: examples of each split to read; 0 is all.")
 flags.DEFINE_string("dataset", None, "prepare: name, perhaps with a variant after '/'.")
-flags.DEFINE_string("manual_dir", None, "prepare: directory of the raw files.")
-flags.DEFINE_string("data_dir", None, "prepare: directory of prepared data sets.")
+_define_path("manual_dir", "prepare: directory of the raw files.")
+_define_path("data_dir", "prepare: directory of prepared data sets.")
 flags.DEFINE_integer("num_workers", None, "prepare: processes; one a core if not said.")
 flags.DEFINE_bool("allow_incomplete", False, "prepare: take part of a data set.")
 flags.DEFINE_enum(

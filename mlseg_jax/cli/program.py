@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import pathlib
 import re
 import sys
@@ -132,9 +133,9 @@ def _complete(argv: list[str]) -> list[str]:
     given = {a.split("=", 1)[0].lstrip("-"): a for a in argv if a.startswith("-")}
     result = []
     for i, argument in enumerate(argv):
-        flag, _, value = argument.partition("=")
+        flag, has_value, value = argument.partition("=")
         previous = argv[i - 1] if i else ""
-        if flag in ("--config", "-config") and value:
+        if flag in ("--config", "-config") and has_value:
             argument = f"{flag}={_find_config(value)}"
         elif previous in ("--config", "-config"):
             argument = _find_config(argument)
@@ -143,18 +144,20 @@ def _complete(argv: list[str]) -> list[str]:
     # Neither does a study have one.
     own = argv[1] == "convert" or "study" in given
     if "config" not in given and "workdir" in given and not own:
-        workdir = given["workdir"].partition("=")[2]
+        _, has_value, workdir = given["workdir"].partition("=")
+        if not has_value:
+            workdir = "".join(argv[argv.index(given["workdir"]) + 1 :][:1])
         if not workdir:
-            following = argv[argv.index(given["workdir"]) + 1 :]
-            workdir = (
-                following[0] if following else fail("--workdir needs a directory.")
-            )
-        result.insert(2, f"--config={saved.__file__}:{workdir}")
+            fail("--workdir needs a directory.")
+        place = os.path.expanduser(workdir)
+        result.insert(2, f"--config={saved.__file__}:{place}")
     return result
 
 
 def _find_config(value: str) -> str:
     path, colon, arguments = value.partition(":")
+    if not path:
+        fail("--config needs a file, such as configs/demo.py.")
     try:
         # `configs/segmenter.py` means ours from everywhere.
         return f"{recipes.find(path)}{colon}{arguments}"
@@ -181,16 +184,29 @@ def _last_reason(text: str) -> str:
     """What stands after the exception's name in the last line of a traceback."""
     last = text.strip().splitlines()[-1]
     last = re.sub(r"^[\w.]*(Error|Exception): ", "", last)
-    for python, ours in _OF_PYTHON:
-        last = re.sub(python, ours, last)
+    for theirs, ours in _OF_OTHERS:
+        last = re.sub(theirs, ours, last)
     return last
 
 
-_OF_PYTHON = (
+_OF_OTHERS = (
     (r"invalid literal for int\(\) with base 10: ('.*')$", r"\1 is no whole number."),
     (r"could not convert string to float: ('.*')$", r"\1 is no number."),
+    (
+        r"\('Non-boolean argument to boolean flag', (.*)\)$",
+        r"\1 is neither true nor false.",
+    ),
+    (r"Failed to parse .* as a ConfigDict: .*", "that is a section; set keys of it."),
+    (
+        r"Attribute <class '\w+'>\..* Attempting to lookup: (.*)",
+        r"The configuration has no key '\1': what has a value has no keys.",
+    ),
+    (
+        r"(tuple|string) indices must be integers.*",
+        "What has a value has no keys; leave out what stands behind its name.",
+    ),
 )
-"""What Python says of a number, and what a user reads."""
+"""What Python and the library say of values and keys, and what a user reads."""
 
 
 def _main(argv: list[str]) -> None:
@@ -216,8 +232,10 @@ def _main(argv: list[str]) -> None:
     try:
         if FLAGS.config is not None:
             from mlseg_jax.models.build import check_config
+            from mlseg_jax.settings.resolve import expand_home
 
             check_config(FLAGS.config)
+            expand_home(FLAGS.config)
         if command in SHARED:
             processes.connect(
                 FLAGS.coordinator,

@@ -12,7 +12,7 @@ from etils import epath
 from jax import export
 
 from mlseg_jax.distributed.sharding import for_any_platform
-from mlseg_jax.errors import UserError
+from mlseg_jax.errors import UserError, pip_install
 from mlseg_jax.export import parity
 from mlseg_jax.export.description import describe, signature
 from mlseg_jax.export.functions import Functions
@@ -169,7 +169,7 @@ def check(kind: str, opset: int, quantize: str | None = None, sizes=()) -> None:
         if missing:
             raise UserError(
                 f"--to=onnx needs {' and '.join(missing)}; "
-                f"run `pip install onnx onnxruntime`."
+                f"run `{pip_install('onnx', 'onnxruntime')}`."
             )
         if not OPSETS[0] <= opset <= OPSETS[1]:
             raise UserError(
@@ -180,7 +180,7 @@ def check(kind: str, opset: int, quantize: str | None = None, sizes=()) -> None:
         raise UserError("--quantize goes with --to=onnx alone; leave it out.")
     if importlib.util.find_spec("flatbuffers") is None:
         raise UserError(
-            "--to=stablehlo needs flatbuffers; run `pip install flatbuffers`."
+            f"--to=stablehlo needs flatbuffers; run `{pip_install('flatbuffers')}`."
         )
 
 

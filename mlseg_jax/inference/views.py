@@ -237,7 +237,9 @@ def _plan(
 ) -> Axis:
     length = picture.shape[axis]
     if settings.mode == "whole":
-        window, stride, canvas = length, length, round_up(length)
+        # The recipe's own sides are rungs, too: 640 is not enlarged to 720.
+        own = [side for side in settings.window if side >= length]
+        window, stride, canvas = length, length, min([round_up(length), *own])
     else:
         window, stride = settings.window[axis], settings.stride[axis]
         canvas = window

@@ -100,6 +100,12 @@ MODELS = {
 }
 """The kind of model that a task trains."""
 
+SECTIONS = {
+    _build_mlseg: ("decoder", "configs/segmenter.py or configs/mask2former.py"),
+    _build_query2label: ("transformer", "configs/query2label.py"),
+}
+"""A part that each kind has alone, and recipes that give it one."""
+
 
 class _Count:
     """How many keys there were, as a plain number in place of a traced array.
@@ -156,6 +162,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       UserError: a sentence that names the key, says what it is and what it may be.
     """
     keys.check(config, TABLES)
+    section, recipe = SECTIONS[MODELS[config.task]]
+    if section not in config.model:
+        raise UserError(
+            f"The task {config.task!r} needs model.{section}, which this configuration "
+            f"has not; start from {recipe}."
+        )
 
 
 def num_ranks(config: ml_collections.ConfigDict, num_classes: int) -> int:

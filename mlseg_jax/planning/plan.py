@@ -157,9 +157,14 @@ def label_table(
     ranks: tuple[int, ...] = TABLE_RANKS,
     effort: float = EFFORT,
 ) -> list[dict[str, Any]]:
-    """What C and K cost in training; one compilation for each pair with K <= C."""
+    """What C and K cost in training; one compilation for each pair with K <= C, or for
+    each C where a model is trained with all ranks.
+    """
+    pairs = [(c, k) for c in classes for k in ranks if k <= c]
+    if config.selection.name == "complete":
+        pairs = [(c, c) for c in classes]
     rows = []
-    for c, k in ((c, k) for c in classes for k in ranks if k <= c):
+    for c, k in pairs:
         changed = config.copy_and_resolve_references()
         with changed.unlocked():
             changed.data.num_classes, changed.selection.k = c, k
@@ -169,7 +174,7 @@ def label_table(
         rows.append(
             {
                 "C": c,
-                "K": k,
+                "K": made.num_ranks,
                 "fits": made.train.fits,
                 "bytes": made.train.memory.total,
                 "parameters": made.num_parameters,

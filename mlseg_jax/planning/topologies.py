@@ -16,7 +16,7 @@ import re
 import jax
 from jax.experimental import topologies
 
-from mlseg_jax.errors import UserError
+from mlseg_jax.errors import UserError, pip_install
 from mlseg_jax.models.flops import peak_flops
 from mlseg_jax.planning.chatter import quiet
 
@@ -224,7 +224,7 @@ def devices(topology: Topology) -> list:
     if not any(map(importlib.util.find_spec, packages)):
         raise UserError(
             f"Planning for {topology.name} needs its compiler, which is not installed: "
-            f"pip install 'mlseg-jax[{extra}]'."
+            f"{pip_install(f'mlseg-jax[{extra}]')}."
         )
     describe = _describe_tpu if topology.chip.platform == "tpu" else _describe_gpu
     try:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mlseg_jax.metrics.label_recall import MAX_CLASSES_PER_IMAGE
+
 MAX_POINTS = 240  # of one curve
 EVALUATION_CURVES = ("mIoU", "PQ", "AP", "mAP")
 EVALUATION_CURVES += ("pixel_recall_at_k", "image_recall_at_k")
@@ -61,16 +63,7 @@ def selection_charts(evaluation: bytes) -> Html:
     k, cards = evaluation.get("k"), []
     counts = np.array(evaluation.get("classes_per_image") or [0], float)
     if counts.sum():
-        last, mark = int(np.flatnonzero(counts)[-1]), None
-        note = f"No image has more than {last} labels; K = {k}."
-        if k and k <= 10 * last:  # else the line would squeeze the curve
-            counts, mark = np.append(counts, np.zeros(k)), (k, f"K = {k}")
-            inside = format_percent(counts[: k + 1].sum() / counts.sum())
-            note = f"{inside} of the images have at most K = {k} labels."
-        xs = np.arange(max(last, k if mark else 0) + 1)
-        curve = {"images": (xs, (counts.cumsum() / counts.sum())[xs])}
-        title, x_label = "Images with at most n labels", "labels in the image"
-        cards.append(_chart(title, curve, x_label, note, True, True, mark))
+        cards.append(_label_counts(counts, k))
     recall = (evaluation.get("ranked", True) and evaluation.get("recall_at_k")) or {}
     curves = {f"{n} recall": (recall["k"], recall[n]) for n in recall if n != "k"}
     note = "Where the curves are flat, a smaller K is enough."
@@ -81,6 +74,28 @@ def selection_charts(evaluation: bytes) -> Html:
     curve = {name: (range(1, len(scale) + 1), scale)}
     cards.append(_chart("Learned scale of each rank", curve, "rank", note))
     return fill("grid", warning="", cards=cards)
+
+
+def _label_counts(counts: np.ndarray, k: int | None) -> Html:
+    """Images with at most n labels, for every n that the bins can tell: the last one of
+    ``LabelRecall`` also holds the images with more.
+    """
+    last, mark = int(np.flatnonzero(counts)[-1]), None
+    is_open = last == MAX_CLASSES_PER_IMAGE
+    note = f"No image has more than {last} labels; K = {k}."
+    if is_open:
+        most = format_percent(counts[last] / counts.sum())
+        note = f"{most} of the images have {last} labels or more; K = {k}."
+    if k and k <= 10 * last:  # else the line would squeeze the curve
+        mark = k, f"K = {k}"
+        if not is_open or k < last:
+            inside = format_percent(counts[: k + 1].sum() / counts.sum())
+            note = f"{inside} of the images have at most K = {k} labels."
+    xs = np.arange(last if is_open else max(last, k if mark else 0) + 1)
+    shares = counts.cumsum() / counts.sum()
+    curve = {"images": (xs, shares[np.minimum(xs, last)])}
+    title, x_label = "Images with at most n labels", "labels in the image"
+    return _chart(title, curve, x_label, note, True, True, mark)
 
 
 def _chart(title, curves, x_label, note="", percent=False, zero=False, mark=None):

@@ -11,11 +11,11 @@ from mlseg_jax.reporting.limits import Limit, find_limits
 
 
 def limits_of_run(workdir: epath.Path, metrics: Mapping) -> list[Limit]:
-    """Limits of a run of pixel classes, whose ``metrics.json`` says ``metrics``; none
-    where the files for it are missing.
+    """Limits of a run whose ``metrics.json`` says ``metrics``; none where the files for
+    it are missing.
     """
     path = workdir / "evaluation.json"
-    if "mIoU" not in metrics or not path.exists():
+    if not path.exists():
         return []
     classes = json.loads(path.read_text()).get("classes", [])
     curves, points = workdir / "metrics.jsonl", []

@@ -61,7 +61,8 @@ def find_limits(
     looked_at: Mapping,
     steps: int | None = None,
 ) -> list[Limit]:
-    """All limits that can be seen, the dearest first.
+    """All limits that can be seen, the dearest first; none without a mean IoU, as of
+    tasks that have none and of a split without a judged pixel.
 
     Args:
       metrics: of ``metrics.json``.
@@ -73,6 +74,8 @@ def find_limits(
         empty where nobody has.
       steps: that were done; None where it is not known, or early stopping ended them.
     """
+    if not is_finite(metrics.get("mIoU")):
+        return []
     found = [
         *_selection(metrics, config),
         *_classes(metrics, classes, looked_at),
@@ -98,7 +101,8 @@ def _selection(metrics: Mapping, config: Mapping) -> Iterator[Limit]:
     if not is_finite(lost) or lost < LOST or config.get("selection.name") != "top_k":
         return
     gap = oracle - metrics["mIoU"] if is_finite(oracle) else 0.0
-    k = config.get("selection.k", metrics.get("k", 1))
+    # That of this evaluation, which may be another than the training's.
+    k = metrics.get("k") or config.get("selection.k", 1)
     yield Limit(
         lost * max(gap, 0.0),
         f"{lost:.0%} of the wrong pixels have a label that was not selected (K = {k}).",
@@ -111,9 +115,9 @@ def _classes(
     metrics: Mapping, classes: Sequence[Mapping], looked_at: Mapping
 ) -> Iterator[Limit]:
     """Classes far behind the others: too rare in training, or too small."""
-    mean = metrics.get("mIoU")
+    mean = metrics["mIoU"]
     scored = [c for c in classes if is_finite(c.get("iou"))]
-    if not is_finite(mean) or not scored:
+    if not scored:
         return
     behind = [c for c in scored if c["iou"] < BEHIND * mean]
     known = looked_at.get("class_pictures", {})
@@ -176,7 +180,7 @@ def _steps(
     metrics: Mapping, config: Mapping, done: int | None, looked_at: Mapping
 ) -> Iterator[Limit]:
     """Steps that were planned and not done, or pictures that were seen too seldom."""
-    planned, wrong = config.get("train.steps", 0), 1 - metrics.get("mIoU", 1.0)
+    planned, wrong = config.get("train.steps", 0), 1 - metrics["mIoU"]
     if done is None or not planned:
         return
     if done == 0:

@@ -277,15 +277,17 @@ def _ranked(archive: bytes) -> Html:
     for number, e in enumerate(examples, 1):
         truth = set(_present(e))
         order, selected = e["label_ids"].tolist(), e["label_selected"]
-        rows, last = [], -1
+        rows, last, was_selected = [], -1, True
         for r, i in enumerate(order):
             if r >= RANKED_BARS and i not in truth:
                 continue
-            if r and selected[last] and not selected[r]:
-                rows.append(fill("cut", text="below: not selected"))
+            if selected[r] != was_selected:
+                what = "selected" if selected[r] else "not selected"
+                rows.append(fill("cut", text=f"below: {what}"))
             elif r > last + 1:
                 rows.append(fill("cut", text=f"{r - last - 1} more"))
-            last, score = r, float(e["label_scores"][r])
+            last, was_selected = r, selected[r]
+            score = float(e["label_scores"][r])
             kind, tick = ("yes", "✓") if i in truth else ("no", "")
             values = {
                 "width": 100 * score,

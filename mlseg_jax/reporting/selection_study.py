@@ -5,21 +5,19 @@ work; a cell that was interrupted goes on from its last checkpoint. Nothing here
 the test split but `SelectionStudy.read_test`.
 """
 
-import contextlib
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.reporting.cells import Cell, CellFiles, check_run, digest, flat_values
 from mlseg_jax.reporting.study import flags_of, read_run
-from mlseg_jax.reporting.timed_process import run_timed
+from mlseg_jax.reporting.timed_process import children_end_with_us, run_timed
 from mlseg_jax.runs.checkpoint import without_nan
 
 CONFIG = "configs/selection_study.py"
@@ -172,7 +170,7 @@ class SelectionStudy:
         check_run(folder, config)  # It may have been finished before.
 
     def _process(self, command: str, flags: list[str], folder: pathlib.Path) -> None:
-        with _children_end_with_us(self._running):
+        with children_end_with_us(self._running):
             run_timed(command, flags, folder, _one_core(), self._running)
 
     def _take_up(self, cell: Cell, folder: pathlib.Path, config, **where) -> None:
@@ -211,21 +209,3 @@ def _one_core() -> set[int]:
     if not hasattr(os, "sched_getaffinity"):
         return set()
     return {max(os.sched_getaffinity(0))}
-
-
-@contextlib.contextmanager
-def _children_end_with_us(running: set[int]) -> Iterator[None]:
-    """A run saves where it is and ends when the study is told to end."""
-
-    def end(number, frame):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    except BaseException:
-        for process_id in list(running):
-            os.kill(process_id, signal.SIGTERM)
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)

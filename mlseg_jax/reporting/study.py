@@ -10,14 +10,18 @@ import itertools
 import json
 import os
 import pathlib
-import signal
 import statistics
 import threading
 from collections.abc import Mapping, Sequence
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.reporting.cells import check_run
-from mlseg_jax.reporting.timed_process import is_done, read_cost, run_timed
+from mlseg_jax.reporting.timed_process import (
+    children_end_with_us,
+    is_done,
+    read_cost,
+    run_timed,
+)
 from mlseg_jax.settings import recipes
 
 Runs = dict[str, list[dict]]
@@ -72,26 +76,26 @@ class Study:
         """
         seeds = range(self.num_seeds)
         jobs = [(row, i) for rows in self.trained for i in seeds for row in rows]
-        done = 0
-        on_run(self.first or "", done, len(jobs))
-        if self.first is not None:
-            self._train(self.first, 0, set().union(*self._places))
+        on_run(self.first or "", 0, len(jobs))
+        with children_end_with_us(self._running):
+            if self.first is not None:
+                self._train(self.first, 0, set().union(*self._places))
+            self._run_rows(jobs, on_run)
+        return self.results()
+
+    def _run_rows(self, jobs: list[tuple[str, int]], on_run) -> None:
         pool = concurrent.futures.ThreadPoolExecutor(len(self._places))
         try:
             futures = [pool.submit(self._run_row, *job) for job in jobs]
-            for future in concurrent.futures.as_completed(futures):
+            for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
                 row, seed = future.result()
-                done += 1
                 on_run(f"{row}, seed {seed}", done, len(jobs))
         except UserError:
             pool.shutdown(cancel_futures=True)
             raise
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process_id in list(self._running):
-                os.kill(process_id, signal.SIGTERM)  # it saves where it is
             raise
-        return self.results()
 
     def results(self) -> Runs:
         """What has been measured so far; rows without a finished run are left out."""

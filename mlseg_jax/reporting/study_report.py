@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mlseg_jax.metrics.label_recall import MAX_CLASSES_PER_IMAGE
 from mlseg_jax.reporting.study import Runs
 
 COLUMNS = {
@@ -25,12 +26,12 @@ COLUMNS = {
 NOTES = """\
 Mean +- sample standard deviation over the seeds. `labels`: selected for a picture
 in evaluation, on average. `oracle mIoU`: of the same weights, told which labels are in
-the picture. `pixel recall`: share of the pixels whose label was selected.
-`not selected`: of the wrong pixels the share whose label was not selected, so that no
-classifier of pixels could have found it. `ms a step`: median over the training. CPU
-and wall seconds and peak memory are those of the whole process, with its start,
-compiling (what an earlier run compiled is found again) and evaluation; where a row is
-only evaluated, of that evaluation.
+the picture. `pixel recall`: mean over the pictures of the share of their pixels whose
+label was selected for the picture. `not selected`: of the wrong pixels the share whose
+label was not selected, so that no classifier of pixels could have found it. `ms a
+step`: median over the training. CPU and wall seconds and peak memory are those of the
+whole process, with its start, compiling (what an earlier run compiled is found again)
+and evaluation; where a row is only evaluated, of that evaluation.
 """
 
 
@@ -51,10 +52,9 @@ def study_text(
         ]
         lines += _table(title, ["row", "seeds", *COLUMNS], body)
     chain = [row for row in chain if row in runs]
-    steps = [
-        *zip(chain, chain[1:], strict=False),
-        *zip(chain[:1], chain[-1:], strict=True),
-    ]
+    steps = list(zip(chain, chain[1:], strict=False))
+    if len(steps) > 1:
+        steps.append((chain[0], chain[-1]))
     gains = [_gains(runs[first], runs[second]) for first, second in steps]
     body = [
         [*step, str(len(gain)), _mean(gain, 1)]
@@ -132,7 +132,8 @@ def _draw_labels(axes, runs: list[dict]) -> None:
         for name in ("pixel", "image")
     }
     ranks = np.arange(len(curve["pixel"]) + 1)
-    axes.plot(ranks, images[ranks], label="pictures with at most n labels")
+    known = ranks[:MAX_CLASSES_PER_IMAGE]  # The last bin is open.
+    axes.plot(known, images[known], label="pictures with at most n labels")
     for name, of in (("pixel", "pixels"), ("image", "labels")):
         axes.plot(ranks[1:], curve[name], label=f"{of} that the n best labels find")
     axes.set(title="Figure 2: n labels", xlabel="n", ylabel="%", ylim=(0, 102))

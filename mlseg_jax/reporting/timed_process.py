@@ -1,5 +1,6 @@
 """One command of the program in a process of its own, and what it cost in all."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -67,6 +69,30 @@ def run_timed(
             f"A run of the study failed; read {folder}/output.txt, then run the "
             f"same command again: it goes on from there."
         )
+
+
+@contextlib.contextmanager
+def children_end_with_us(running: set[int]) -> Iterator[None]:
+    """Told to end, or left by its terminal, a study tells its runs, which save where
+    they are; for they are in groups of their own (`run_timed`).
+    """
+
+    def end(number, frame):
+        raise KeyboardInterrupt
+
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            before[number] = signal.signal(number, end)
+    try:
+        yield
+    except BaseException:
+        for process_id in list(running):
+            os.kill(process_id, signal.SIGTERM)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def is_done(folder: pathlib.Path) -> bool:

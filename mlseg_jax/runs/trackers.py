@@ -13,7 +13,7 @@ import uuid
 import ml_collections
 from etils import epath
 
-from mlseg_jax.errors import UserError
+from mlseg_jax.errors import UserError, pip_install
 
 
 class AbstractTracker(abc.ABC):
@@ -99,8 +99,8 @@ def _imported(name: str) -> types.ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(
-            f"train.logger={name} needs the package {name}; run `pip install {name}`, "
-            f"or leave it at tensorboard."
+            f"train.logger={name} needs the package {name}; run "
+            f"`{pip_install(name)}`, or leave it at tensorboard."
         ) from error
 
 

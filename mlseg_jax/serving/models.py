@@ -11,7 +11,7 @@ import numpy as np
 
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.info import DataError
-from mlseg_jax.errors import UserError
+from mlseg_jax.errors import UserError, pip_install
 from mlseg_jax.export.artifacts import load_functions
 from mlseg_jax.export.description import describe
 from mlseg_jax.export.functions import Functions
@@ -128,7 +128,7 @@ def of_export(folder: str) -> tuple[Predictor, int]:
         raise UserError(f"{folder}: {error}") from error
     except ImportError as error:
         raise UserError(
-            "--model needs ONNX Runtime; run `pip install onnxruntime`."
+            f"--model needs ONNX Runtime; run `{pip_install('onnxruntime')}`."
         ) from error
     return predictor, predictor.num_ranks
 

@@ -1,6 +1,7 @@
 """What stands after the colon of a recipe, and names near to misspelt ones."""
 
 import difflib
+import re
 
 from ml_collections import ConfigDict
 
@@ -16,9 +17,17 @@ def parse_arg(arg: str | None, **defaults: str | int) -> ConfigDict:
                 "change its keys with --config.KEY=VALUE."
             )
         if not separator or key not in defaults:
+            hint = did_you_mean(key, defaults)
+            if key in defaults:
+                hint = f"; write {key}=VALUE."
             raise ValueError(
                 f"The configuration takes {', '.join(f'{k}=...' for k in defaults)} "
-                f"after the colon, not {item!r}{did_you_mean(key, defaults)}"
+                f"after the colon, not {item!r}{hint}"
+            )
+        if isinstance(defaults[key], int) and not re.fullmatch(r"-?\d+", text):
+            raise ValueError(
+                f"The configuration takes a whole number after the colon as {key}, not "
+                f"{text!r}."
             )
         values[key] = type(defaults[key])(text)
     return values

@@ -55,7 +55,7 @@ def data(
             # place of eval_split, such as train[90%:] where train_split is
             # train[:90%]; "" is eval_split.
             "validation_split": "",
-            # SignScenes: share of the signs that a twin of their class touches.
+            # SignScenes: share of signs that are to get a twin that touches them.
             "touching": 0.0,
             # Examples to use (SignScenes: to make); 0 is all there are.
             "train_examples": 0,

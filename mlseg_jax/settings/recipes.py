@@ -8,6 +8,7 @@ have a package of that name itself, so the name is theirs only while a recipe is
 import contextlib
 import importlib
 import importlib.util
+import os
 import pathlib
 import sys
 import types
@@ -41,7 +42,7 @@ def find(path: str) -> pathlib.Path:
     Raises:
       UserError: there is neither.
     """
-    given = pathlib.Path(path)
+    given = pathlib.Path(os.path.expanduser(path))
     if given.exists():
         if given.is_dir() or given.suffix != ".py":
             raise UserError(f"{path} is no configuration; give the path of a .py file.")

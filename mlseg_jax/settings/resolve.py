@@ -1,6 +1,7 @@
 """Settings that follow from the data or from where one is, said once and for all."""
 
 import os
+from collections.abc import Iterator
 
 import ml_collections
 
@@ -34,12 +35,27 @@ def resolve(
         weight = round(LABEL_WEIGHT_PER_CLASS * num_classes, 4)
     with resolved.ignore_type():
         resolved.loss.multilabel_weight = float(weight)
-    for key in PATHS:
-        section, _, name = key.rpartition(".")
-        part = resolved[section] if section else resolved
+    for part, name in _paths(resolved):
         if part[name] not in PUBLISHED or os.path.exists(part[name]):
             part[name] = absolute(part[name])
     return resolved
+
+
+def expand_home(config: ml_collections.ConfigDict) -> None:
+    """Writes out the ``~`` of paths, in place: shells leave it alone behind
+    ``--config.init=``.
+    """
+    for part, name in _paths(config):
+        part[name] = os.path.expanduser(part[name])
+
+
+def _paths(
+    config: ml_collections.ConfigDict,
+) -> Iterator[tuple[ml_collections.ConfigDict, str]]:
+    """The sections and names of `PATHS`."""
+    for key in PATHS:
+        section, _, name = key.rpartition(".")
+        yield config[section] if section else config, name
 
 
 def absolute(path: str) -> str:

@@ -21,6 +21,7 @@ from mlseg_jax.tasks.segmentation_evaluation import AbstractSegmentationEvaluati
 from mlseg_jax.tasks.selection_evaluation import (
     LABEL_COUNTS,
     LABEL_STATES,
+    labels_of,
     labels_there,
 )
 from mlseg_jax.typing import Int
@@ -78,7 +79,8 @@ class InstanceEvaluation(AbstractSegmentationEvaluation):
         pixels = self.histogram(examples)[0]
         self.true_pixels += pixels
         shown = example | {"label_map": labels_there(pixels)}
-        self.pictures.add_instances(shown, true, segments, segmented.scores[0])
+        (labels,) = labels_of(segmented)
+        self.pictures.add_instances(shown, true, segments, labels)
         if self.on_segments is not None:
             self.on_segments(example, segments)
 

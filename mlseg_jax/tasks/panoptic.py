@@ -14,7 +14,11 @@ from mlseg_jax.metrics.panoptic_quality import PanopticQuality, TrueSegments
 from mlseg_jax.models.mlseg import MLSeg
 from mlseg_jax.tasks.segment_pictures import SegmentPictures
 from mlseg_jax.tasks.segmentation_evaluation import AbstractSegmentationEvaluation
-from mlseg_jax.tasks.selection_evaluation import LABEL_COUNTS, LABEL_STATES
+from mlseg_jax.tasks.selection_evaluation import (
+    LABEL_COUNTS,
+    LABEL_STATES,
+    labels_of,
+)
 from mlseg_jax.typing import Int
 
 
@@ -66,7 +70,8 @@ class PanopticEvaluation(AbstractSegmentationEvaluation):
         selected = segmented.selected_class_ids
         self.missed += missed_segments(truth, matches, *prediction, selected)
         self.true_pixels += self.histogram(examples)[0]
-        self.pictures.add_panoptic(example, truth, found, matches, segmented.scores[0])
+        (labels,) = labels_of(segmented)
+        self.pictures.add_panoptic(example, truth, found, matches, labels)
         if self.on_segments is not None:
             self.on_segments(example, found)
 

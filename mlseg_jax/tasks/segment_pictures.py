@@ -12,7 +12,8 @@ from mlseg_jax.inference.segments import Panoptic, Segment
 from mlseg_jax.metrics.instance_precision import TrueInstance
 from mlseg_jax.metrics.panoptic_quality import SegmentMatches, TrueSegments
 from mlseg_jax.tasks.segmentation_evaluation import NUM_REPORT_EXAMPLES
-from mlseg_jax.typing import VOID, Float, Int
+from mlseg_jax.tasks.selection_evaluation import PictureLabels
+from mlseg_jax.typing import VOID, Int
 
 FOUND, WRONG, IGNORED = range(3)
 """What a segment is: matched; missed, or there where nothing is; counted nowhere."""
@@ -32,9 +33,9 @@ class SegmentPictures:
         truth: TrueSegments,
         found: Panoptic,
         matches: SegmentMatches,
-        scores: Float[np.ndarray, "C"],
+        labels: PictureLabels,
     ) -> None:
-        """A picture of a panoptic evaluation; ``scores``: of its labels."""
+        """A picture of a panoptic evaluation."""
         true_fates = {i: FOUND for i, _, _ in matches.matched}
         true_fates |= dict.fromkeys(matches.missed, WRONG)
         fates = {i: FOUND for _, i, _ in matches.matched}
@@ -48,14 +49,14 @@ class SegmentPictures:
             "found_segments": _table(found.classes.items(), fates),
         }
         quality = iou / max(len(matches.matched) + 0.5 * wrong, 1.0)
-        self._keep(quality, example, arrays, scores)
+        self._keep(quality, example, arrays, labels)
 
     def add_instances(
         self,
         example: dict,
         true: Sequence[TrueInstance],
         found: Sequence[Segment],
-        scores: Float[np.ndarray, "C"],
+        labels: PictureLabels,
     ) -> None:
         """A picture of an evaluation of instances; shown are those found whose score is
         at least a half, in the order of their scores.
@@ -84,11 +85,13 @@ class SegmentPictures:
         }
         right = sum(fate == FOUND for fate in fates.values())
         count = len(fates) + sum(fate != IGNORED for fate in true_fates.values())
-        self._keep(2 * right / max(count, 1), example, arrays, scores)
+        self._keep(2 * right / max(count, 1), example, arrays, labels)
 
-    def _keep(self, quality: float, example: dict, arrays: dict, scores) -> None:
+    def _keep(
+        self, quality: float, example: dict, arrays: dict, labels: PictureLabels
+    ) -> None:
         arrays["quality"] = np.float32(quality)
-        entry = (quality, example, arrays, scores)
+        entry = (quality, example, arrays, labels)
         if len(self.first) < NUM_REPORT_EXAMPLES // 2:
             self.first.append(entry)
             return
@@ -98,8 +101,8 @@ class SegmentPictures:
     def save(self, path: epath.Path, label_arrays: Callable) -> None:
         """Writes ``evaluation_examples.npz``; ``label_arrays``: those of labels."""
         arrays = {"names": np.asarray(self.info.class_names)}
-        for i, (_, example, own, scores) in enumerate(self.first + self.worst):
-            arrays |= label_arrays(i, example, scores)
+        for i, (_, example, own, labels) in enumerate(self.first + self.worst):
+            arrays |= label_arrays(i, example, labels)
             arrays |= {f"{name}_{i}": value for name, value in own.items()}
         with path.open("wb") as file:
             np.savez_compressed(file, **arrays)

@@ -1,11 +1,15 @@
 """What evaluations share in which labels are selected: scores of labels, and recall."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from input_pipeline.info import DatasetInfo
+from mlseg_jax.inference.rank_space import Segmented
+from mlseg_jax.inference.regions import SegmentedRegions
 from mlseg_jax.label_selection import Selection, select_oracle
 from mlseg_jax.metrics.average_precision import LabelScores
 from mlseg_jax.metrics.label_recall import LabelRecall
@@ -21,6 +25,32 @@ LABEL_COUNTS = (
     "num_selections",
     "num_selected",
 )
+
+
+class PictureLabels(NamedTuple):
+    """What the report shows of a picture's labels.
+
+    Attributes:
+      scores: of each class.
+      selected: classes that its pixels or segments were told apart among, whatever
+        selected them; with several windows, the union of theirs.
+    """
+
+    scores: Float[np.ndarray, "C"]
+    selected: Int[np.ndarray, "n"]
+
+
+def labels_of(segmented: Segmented | SegmentedRegions) -> list[PictureLabels]:
+    """Those of each picture of a batch."""
+    selection = jax.device_get(segmented.selection)
+    valid = selection.valid
+    if valid is None:
+        valid = np.ones(selection.class_ids.shape, bool)
+    rows = zip(selection.class_ids, valid, strict=True)
+    return [
+        PictureLabels(scores, class_ids[is_label])
+        for scores, (class_ids, is_label) in zip(segmented.scores, rows, strict=False)
+    ]
 
 
 class AbstractSelectionEvaluation(AbstractEvaluation):
@@ -129,15 +159,21 @@ class AbstractSelectionEvaluation(AbstractEvaluation):
         details["inverse_temperature_label"] = "scale of the rank norm (1 / tau)"
         return details
 
-    def label_arrays(self, number: int, example: dict, scores: np.ndarray) -> dict:
-        """What the report shows of a picture beside its prediction."""
-        order = np.argsort(-scores, kind="stable")[: 2 * self.policy.k]
+    def label_arrays(self, number: int, example: dict, labels: PictureLabels) -> dict:
+        """What the report shows of a picture beside its prediction: the best labels,
+        twice K or down to the last one that was selected.
+        """
+        scores = labels.scores
+        order = np.argsort(-scores, kind="stable")
+        selected = np.isin(order, labels.selected)
+        last = np.flatnonzero(selected).max(initial=0)
+        order = order[: max(2 * self.policy.k, last + 1)]
         return {
             f"image_{number}": example["image"],
             f"truth_{number}": example["label_map"],
             f"label_ids_{number}": order,
             f"label_scores_{number}": 1.0 / (1.0 + np.exp(-scores[order])),
-            f"label_selected_{number}": np.arange(len(order)) < self.policy.k,
+            f"label_selected_{number}": selected[: len(order)],
         }
 
 

@@ -15,7 +15,11 @@ from mlseg_jax.tasks.segmentation_evaluation import (
     NUM_REPORT_EXAMPLES,
     AbstractSegmentationEvaluation,
 )
-from mlseg_jax.tasks.selection_evaluation import LABEL_COUNTS, LABEL_STATES
+from mlseg_jax.tasks.selection_evaluation import (
+    LABEL_COUNTS,
+    LABEL_STATES,
+    labels_of,
+)
 from mlseg_jax.typing import Int
 
 MAX_SHOWN_SIDE = 2048
@@ -64,11 +68,11 @@ class SemanticEvaluation(AbstractSegmentationEvaluation):
         if missing <= 0:
             return
         predictions = segmented.label_maps()
-        for example, prediction, scores in zip(
-            examples[:missing], predictions, segmented.scores, strict=False
+        for example, prediction, labels in zip(
+            examples[:missing], predictions, labels_of(segmented), strict=False
         ):
             shown = _shown(example, prediction, self.info.num_classes)
-            self.pictures.append((*shown, scores))
+            self.pictures.append((*shown, labels))
 
     def count_oracle(
         self, segmented: Segmented | SegmentedRegions, examples: list[dict]
@@ -99,8 +103,8 @@ class SemanticEvaluation(AbstractSegmentationEvaluation):
 
     def save_pictures(self, path: epath.Path) -> None:
         arrays = {"names": np.asarray(self.info.class_names)}
-        for i, (example, prediction, scores) in enumerate(self.pictures):
-            arrays |= self.label_arrays(i, example, scores)
+        for i, (example, prediction, labels) in enumerate(self.pictures):
+            arrays |= self.label_arrays(i, example, labels)
             arrays[f"prediction_{i}"] = prediction
             arrays[f"present_{i}"] = example["present"]
         with path.open("wb") as file:

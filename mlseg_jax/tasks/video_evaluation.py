@@ -18,9 +18,10 @@ from mlseg_jax.tasks.segmentation_evaluation import NUM_REPORT_EXAMPLES
 from mlseg_jax.tasks.selection_evaluation import (
     LABEL_COUNTS,
     AbstractSelectionEvaluation,
+    PictureLabels,
     labels_there,
 )
-from mlseg_jax.typing import Float, Int, UInt
+from mlseg_jax.typing import Int, UInt
 
 VIDEO_COUNTS = (*LABEL_COUNTS, "num_frames", "true_pixels")
 
@@ -159,21 +160,23 @@ class AbstractVideoEvaluation(AbstractSelectionEvaluation):
 
     def keep_strip(
         self,
-        scores: Float[np.ndarray, "1 C"],
+        labels: PictureLabels,
         truth: dict,
         chosen: list[int],
         prediction: Int[np.ndarray, "n H W"] | UInt[np.ndarray, "n H W"],
     ) -> None:
-        """Keeps the frames ``chosen`` of a chunk, of which this is the prediction."""
+        """Keeps the frames ``chosen`` of a chunk, of which these are the labels and
+        the prediction.
+        """
         arrays = {
             "strip": truth["image"][chosen],
             "strip_truth": self.truth_of(truth)[chosen],
             "strip_prediction": prediction,
         }
         # Scores are of the chunk, and so are the labels that they are compared with.
-        labels = labels_there(self.histogram(truth)[0])
-        first = {"image": truth["image"][0], "label_map": labels}
-        self.pictures.append((first, prediction[0], arrays, scores[0]))
+        there = labels_there(self.histogram(truth)[0])
+        first = {"image": truth["image"][0], "label_map": there}
+        self.pictures.append((first, prediction[0], arrays, labels))
 
     @abc.abstractmethod
     def truth_of(self, truth: dict) -> Int[np.ndarray, "T H W"]:
@@ -181,8 +184,8 @@ class AbstractVideoEvaluation(AbstractSelectionEvaluation):
 
     def save_pictures(self, path: epath.Path) -> None:
         arrays = {"names": np.asarray(self.info.class_names)}
-        for i, (example, prediction, strip, scores) in enumerate(self.pictures):
-            arrays |= self.label_arrays(i, example, scores)
+        for i, (example, prediction, strip, labels) in enumerate(self.pictures):
+            arrays |= self.label_arrays(i, example, labels)
             arrays[f"prediction_{i}"] = prediction.astype(np.int32)
             arrays |= {f"{name}_{i}": value for name, value in strip.items()}
         with path.open("wb") as file:

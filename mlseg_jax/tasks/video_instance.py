@@ -11,7 +11,7 @@ from mlseg_jax.inference.tracks import Track, Tracker
 from mlseg_jax.metrics.instance_precision import InstancePrecision
 from mlseg_jax.metrics.tracks import found_track, true_track
 from mlseg_jax.models.mlseg import MLSeg
-from mlseg_jax.tasks.selection_evaluation import LABEL_STATES
+from mlseg_jax.tasks.selection_evaluation import LABEL_STATES, labels_of
 from mlseg_jax.tasks.video_evaluation import VIDEO_COUNTS, AbstractVideoEvaluation
 from mlseg_jax.typing import IGNORE, Int
 
@@ -50,7 +50,7 @@ class VideoInstanceEvaluation(AbstractVideoEvaluation):
         self._true.add(truth["label_map"], truth["instance_map"])
         self._tracker.add(clip)
         if chosen := self.strip(places):
-            self._kept = clip.scores, truth, chosen
+            self._kept = *labels_of(clip.frames[0]), truth, chosen
 
     def count_oracle(self, clip: SegmentedClip, truth: dict, places: range) -> None:
         self._oracle_tracker.add(clip)

@@ -8,7 +8,7 @@ from mlseg_jax.metrics.class_groups import mean_iou_by_group
 from mlseg_jax.metrics.mean_iou import MeanIoU
 from mlseg_jax.metrics.video_consistency import ConsistencyOfVideo, VideoConsistency
 from mlseg_jax.models.mlseg import MLSeg
-from mlseg_jax.tasks.selection_evaluation import LABEL_STATES
+from mlseg_jax.tasks.selection_evaluation import LABEL_STATES, labels_of
 from mlseg_jax.tasks.video_evaluation import VIDEO_COUNTS, AbstractVideoEvaluation
 from mlseg_jax.typing import Int
 
@@ -44,7 +44,8 @@ class VideoSemanticEvaluation(AbstractVideoEvaluation):
             if self.on_segments is not None:
                 self.on_segments({"name": self._name, "frame_name": name}, prediction)
         if chosen:
-            self.keep_strip(clip.scores, truth, chosen, np.stack(shown))
+            (labels,) = labels_of(clip.frames[0])
+            self.keep_strip(labels, truth, chosen, np.stack(shown))
 
     def count_oracle(self, clip: SegmentedClip, truth: dict, places: range) -> None:
         for frame, label_map in zip(clip.frames, truth["label_map"], strict=True):

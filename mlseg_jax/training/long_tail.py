@@ -9,6 +9,7 @@ classes are rare in the metrics (`metrics.class_groups`).
 
 import json
 import logging
+import os
 import zipfile
 import zlib
 
@@ -59,8 +60,9 @@ def training_presence(
     if presence is None and count:
         presence = count_presence(source, config.data.num_threads)
     if presence is not None and jax.process_index() == 0:
-        # Beside it first, then renamed: a kill leaves no half of a file.
-        part = path.parent / (path.name + ".part")
+        # Beside it first, then renamed: a kill leaves no half of a file. Two
+        # evaluations of a run may do so at once.
+        part = path.parent / f"{path.name}.{os.getpid()}.part"
         with part.open("wb") as file:
             arrays = {name: getattr(presence, name) for name in _FIELDS}
             np.savez_compressed(file, key=key, **arrays)
@@ -79,7 +81,7 @@ def _read(path: epath.Path) -> dict[str, np.ndarray] | None:
         with path.open("rb") as file, np.load(file) as stored:
             return {name: stored[name] for name in ("key", *_FIELDS)}
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        logger.warning("%s is damaged; classes are counted again", path)
+        logger.warning("%s is damaged and not used", path)
         return None
 
 

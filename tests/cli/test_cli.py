@@ -8,10 +8,11 @@ import pytest
 from main_program import as_process
 from tiny import ROOT
 
+import mlseg_jax
 from mlseg_jax.cli.commands import report
 from mlseg_jax.cli.program import COMMANDS
 from mlseg_jax.distributed import heartbeat, processes
-from mlseg_jax.errors import TransientError
+from mlseg_jax.errors import TransientError, UserError
 
 # ml_collections loads configuration files in a way that Python wants to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -59,9 +60,14 @@ def test_a_misspelt_command_as_a_process():
         ("train --config=configs/segmenter.py:backbone=vit_b61", "did you mean 'vit_b16'"),
         ("train --config=configs/segmenter.py:datset=ade20k", "did you mean 'dataset'"),
         ("train --config=configs/demo.py:k=5", "not 'k=5'"),
+        ("train --config=configs/segmenter.py:dataset", "not 'dataset'; write dataset=VALUE."),
+        ("train --config=configs/segmenter.py:oce=x", "a whole number after the colon as oce, not 'x'"),
+        ("train --config=", "--config needs a file, such as configs/demo.py."),
+        ("train --config=configs/query2label.py --config.task=semantic", "needs model.decoder, which this configuration has not"),
         ("train --config=configs/demo.py", "needs --workdir"),
         ("train --workdir=/nowhere/run", "/nowhere/run is not a work directory"),
         ("evaluate --workdir", "--workdir needs a directory"),
+        ("evaluate --workdir= --json", "--workdir needs a directory"),
         ("evaluate", "needs --workdir"),
         ("predict --config=configs/demo.py --workdir=/nowhere --output=/tmp/x", "No pictures are given"),
         ("evaluate --config=configs/demo.py --workdir=/nowhere", "is not a work directory"),
@@ -76,6 +82,23 @@ def test_a_misspelt_command_as_a_process():
 )  # fmt: skip
 def test_a_wrong_line_gets_one_sentence(program, line, words):
     assert words in program(*line.split()).error
+
+
+def test_the_home_of_paths_is_written_out(program, monkeypatch):
+    """Shells do so only for a word that begins with it."""
+    monkeypatch.setenv("HOME", "/nowhere")
+    wrong = "/nowhere/run is not a work directory"
+    assert wrong in program("evaluate", "--workdir=~/run").error
+    assert wrong in program("evaluate", "--workdir", "~/run").error
+    with pytest.raises(UserError, match=wrong):
+        mlseg_jax.evaluate("~/run")
+    config, seen = "configs/demo.py", []
+    monkeypatch.setattr(report, "run", seen.append)
+    program("report", f"--config={config}", "--output=~/x", "--config.init=~/y",
+            "--images=a,~/z")  # fmt: skip
+    (given,) = seen
+    assert (given.output, given.config.init) == ("/nowhere/x", "/nowhere/y")
+    assert given.images == ["a", "/nowhere/z"]
 
 
 def test_summary(program):

@@ -111,7 +111,8 @@ def test_recipes_of_videos(name):
     assert config.eval.num_frames == (20 if is_vspw else 0)
     large = config.model.backbone.get("embed_dim") == 192 and not is_vspw
     assert config.model.decoder.num_queries == 100 * (1 + large)
-    assert data.num_classes == (124 if is_vspw else 40)
+    assert data.num_classes == config.selection.k == (124 if is_vspw else 40)
+    assert config.selection.last_prediction_only == ("oracle" in name)
     if not is_vspw:
         assert config.eval.max_instances == 10
     rates = dict(optimizer.learning_rate_factors)

@@ -1,9 +1,13 @@
 """Where windows lie, and what labels those of one picture have together."""
 
+import functools
+
 import numpy as np
+import pytest
+from tiny import tiny_config
 
 from mlseg_jax.inference.assemble import unite
-from mlseg_jax.inference.views import plan_axis, round_up
+from mlseg_jax.inference.views import _plan, plan_axis, round_up
 
 C = 9
 
@@ -47,6 +51,15 @@ def test_plan_axis():
 def test_round_up():
     for length in (1, 32, 33, 100, 512, 5000, 23_168, 23_169, 50_000, 10**6):
         assert length <= round_up(length) <= max(32, 1.5 * length + 16)
+
+
+@pytest.mark.parametrize("sides, canvas", [((64, 40), (64, 48)), ((70, 64), (80, 64))])
+def test_sides_of_the_recipe_are_canvases(sides, canvas):
+    """Of whole pictures; the ladder alone has 32, 64 and 80 here."""
+    settings = tiny_config({"eval.mode": "whole", "eval.window": (64, 48)}).eval
+    picture = np.zeros((*sides, 3), np.uint8)
+    plan = functools.partial(_plan, settings, lambda n: n, True, 2, picture, picture)
+    assert tuple(plan(axis=i, flip=False).canvas for i in (0, 1)) == canvas
 
 
 def test_parts_of_an_axis_are_rows_of_its_matrix():

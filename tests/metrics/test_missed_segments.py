@@ -15,11 +15,13 @@ from mlseg_jax.metrics.missed_segments import (
 )
 from mlseg_jax.metrics.panoptic_quality import TrueSegments, match_segments
 from mlseg_jax.tasks.segment_pictures import SegmentPictures
+from mlseg_jax.tasks.selection_evaluation import PictureLabels
 
 INFO = DatasetInfo("", tuple("abcde"), (True,) * 5)
 TRUE = np.int32([[1, 1, 2, 2, 3, 3, 4, 4]] * 4)
 FOUND = np.int32([[1, 1, 2, 2, 0, 3, 0, 0]] * 4)
 SELECTED = {0, 1, 2}
+LABELS = PictureLabels(np.zeros(5, np.float32), np.arange(3))
 
 
 def segments(segment_map, class_ids):
@@ -42,7 +44,7 @@ def test_reasons_of_segments():
     assert shares(counts)["missed_confused"] == third
     pictures = SegmentPictures(INFO)
     example = {"image": np.zeros((4, 8, 3), np.uint8)}
-    pictures.add_panoptic(example, truth, found, matches, np.zeros(5, np.float32))
+    pictures.add_panoptic(example, truth, found, matches, LABELS)
     (_, _, arrays, _) = pictures.first[0]
     assert arrays["true_segments"].tolist() == [
         [1, 0, 0], [2, 1, 1], [3, 2, 1], [4, 3, 1],
@@ -70,9 +72,7 @@ def test_reasons_of_instances():
     assert np.isnan(shares(no_counts())["missed_segments"])
     pictures = SegmentPictures(INFO)
     example = {"image": np.zeros((4, 8, 3), np.uint8)}
-    pictures.add_instances(
-        example, true, segments(FOUND, (0, 2, 2)), np.zeros(5, np.float32)
-    )
+    pictures.add_instances(example, true, segments(FOUND, (0, 2, 2)), LABELS)
     (_, _, arrays, _) = pictures.first[0]
     assert arrays["true_segments"][:, 2].tolist() == [0, 1, 1, 1, 2]
     assert arrays["found_segments"][:, 2].tolist() == [0, 1, 1]

@@ -1,6 +1,5 @@
 """The page that says how to add a framework, done to the letter."""
 
-import pathlib
 import re
 import sys
 import types
@@ -10,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from shrink import random_parameters
+from tiny import ROOT
 
+from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.label_selection import select_complete, select_given
 from mlseg_jax.models import parts
@@ -19,7 +20,7 @@ from mlseg_jax.models.flops import count_macs
 from mlseg_jax.training.state import abstract_state
 from mlseg_jax.training.step import make_train_step
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "adding_a_framework.md"
+TEXT = (ROOT / "docs/adding_a_framework.md").read_text()
 C = 7
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 @pytest.fixture
 def get_config(monkeypatch):
     """Runs the page's three pieces of code where the page says they belong."""
-    decoder, entry, config = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    decoder, entry, config = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     assert (decoder + entry + config).count("\n") < 100
     name = "mlseg_jax.models.decoders.pointwise"
     module = types.ModuleType(name)
@@ -55,8 +56,10 @@ def shrunk(config):
 
 
 def test_the_page_is_a_framework(get_config):
-    config = shrunk(get_config("dataset=sign_scenes,selection=top_k"))
-    model = FunctionalModel.build(config, C)
+    config = get_config(*re.findall(r"--config=configs/pointwise.py:(\S+)", TEXT))
+    assert config.selection.name == "top_k"
+    assert open_dataset(config.data, train=True)[0]  # The command names no path.
+    model = FunctionalModel.build(shrunk(config), C)
     assert sum(m.exact for m in count_macs(config, model).values()) > 0
     mesh = make_mesh(config)
     batch = {

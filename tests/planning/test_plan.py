@@ -13,7 +13,7 @@ from tiny import ROOT, tiny_config, tiny_flags
 from mlseg_jax.distributed import sharding
 from mlseg_jax.distributed.sharding import make_mesh
 from mlseg_jax.errors import UserError
-from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.build import FunctionalModel, num_ranks
 from mlseg_jax.planning import plan as planning
 from mlseg_jax.planning.planned_step import Memory
 from mlseg_jax.planning.topologies import GIB
@@ -110,8 +110,9 @@ def test_table_of_classes_and_ranks(monkeypatch, plans):
     seen = []
 
     def fake(config, topology, batch, **_):
-        seen.append((config.data.num_classes, config.selection.k, batch))
-        return plans[8]
+        ranks = num_ranks(config, config.data.num_classes)
+        seen.append((config.data.num_classes, ranks, batch))
+        return dataclasses.replace(plans[8], num_ranks=ranks)
 
     monkeypatch.setattr(planning, "plan", fake)
     config = config_of(-1, 2)
@@ -120,6 +121,11 @@ def test_table_of_classes_and_ranks(monkeypatch, plans):
     assert config.data.num_classes == 20
     lines = planning.table_text(rows).splitlines()
     assert len(lines) == 4 and lines[3].split()[:2] == ["60", "50"]
+    # All labels are ranks, whatever K is.
+    config.selection.name = "complete"
+    rows = planning.label_table(config, "cpu8", 2, classes=(30, 60), ranks=(10, 50))
+    assert seen[3:] == [(30, 30, 2), (60, 60, 2)]
+    assert [(row["C"], row["K"]) for row in rows] == [(30, 30), (60, 60)]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,12 @@ def test_nothing_limits_a_run_in_order():
     assert "--config.init=" in changes(config={})[0]
 
 
+def test_without_a_score_nothing_is_known():
+    """Every pixel of the split is ignored; other tasks have no such score."""
+    for metrics in ({"mIoU": None, "wrong_not_selected": 0.5, "oracle_mIoU": 0.5}, {}):
+        assert changes(metrics, config={"train.steps": 100}, steps=10) == []
+
+
 def test_classes_behind_are_rare_or_small():
     (said,) = changes(classes=(GOOD, POLE))
     assert said.startswith("pole is small") and "class_weighting" in said
@@ -50,6 +56,9 @@ def test_a_short_training_is_seen_without_evaluations():
 
 def test_the_dearest_limit_comes_first():
     lost = METRICS | {"wrong_not_selected": 0.5}
+    # That of the evaluation, where it is not the training's.
+    assert "(K = 20)" in changes(lost | {"k": 20})[0]
+    assert "eval_k=40" in changes(lost | {"k": 20})[0]
     first, second = changes(lost, validation=[(1, 0.30), (2, 0.50)])
     assert "twice the --minutes" in first and "eval_k=16" in second
     first, second = changes(lost, validation=[(1, 0.52), (2, 0.49)])

@@ -202,6 +202,18 @@ def test_example_without_labels(tmp_path):
     assert "1 of 1 labels selected" in parsed.text
 
 
+def test_selected_labels_may_stand_anywhere(tmp_path):
+    """As the oracle selects them, or several windows."""
+    make_workdir(tmp_path, num_classes=40, k=10, num_examples=1)
+    with np.load(tmp_path / "evaluation_examples.npz") as archive:
+        arrays = dict(archive)
+    arrays["label_selected_0"] = np.isin(np.arange(15), (1, 2, 4))
+    np.savez_compressed(tmp_path / "evaluation_examples.npz", **arrays)
+    _, parsed = check(report.write_report(tmp_path))
+    cuts = re.findall("below: (not )?selected", parsed.text)
+    assert cuts == ["not ", "", "not ", "", "not "]
+
+
 def test_missing_metrics_name_the_command(tmp_path):
     with pytest.raises(UserError, match=r"run `python main.py evaluate --work"):
         report.write_report(tmp_path)

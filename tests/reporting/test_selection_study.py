@@ -25,7 +25,12 @@ from mlseg_jax.reporting.selection_report import (
     results_text,
 )
 from mlseg_jax.reporting.selection_study import SelectionStudy, revision
-from mlseg_jax.reporting.timed_process import is_done, read_cost, run_timed
+from mlseg_jax.reporting.timed_process import (
+    children_end_with_us,
+    is_done,
+    read_cost,
+    run_timed,
+)
 
 PROGRAM = """
 import json, pathlib, sys
@@ -237,6 +242,21 @@ def test_what_an_interrupted_process_cost_counts(tmp_path, monkeypatch):
     run_timed("train", [], folder, set(), running)
     after = read_cost(folder)
     assert after["cpu_seconds"] > before["cpu_seconds"] and after["done"]
+
+
+def test_a_study_that_lost_its_terminal_tells_its_runs(monkeypatch):
+    told = []
+    monkeypatch.setattr(os, "kill", lambda process, number: told.append(process))
+    usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt), children_end_with_us({77}):
+            signal.raise_signal(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with children_end_with_us({77}):
+            signal.raise_signal(signal.SIGHUP)  # nohup: it goes on
+    finally:
+        signal.signal(signal.SIGHUP, usual)
+    assert told == [77]
 
 
 def test_photographs_need_their_folder(study):

@@ -107,5 +107,8 @@ def test_a_study_resumes_and_tabulates(tmp_path, monkeypatch, system):
     assert "| a_more | 3 | 5.0 +- 0.0 | 120.0 +- 10.0 |" in text and "never" not in text
     assert "| a | b | 3 | 0.0 +- 0.0 |" in text
     assert "| a | a_more | 3 | 100.0 +- 0.0 |" in text
+    for done, gaps in ((("a",), 0), (("a", "b"), 1)):  # The others are to come.
+        text = study_text({}, chain, {row: results[row] for row in done})
+        assert text.count("\n| a | ") == gaps
     draw_study({"a": "A", "never run": "B"}, "a", results, tmp_path / "study.png")
     assert read_image(tmp_path / "study.png").shape == (380, 1200, 3)

@@ -185,7 +185,7 @@ def test_what_cannot_be_copied(cache, monkeypatch, tmp_path):
         local_copy("gs://bucket/nothing")
     with pytest.raises(DataError, match="abc://x cannot be read .Protocol not known"):
         local_copy("abc://x")
-    with pytest.raises(DataError, match=r"pip install 'mlseg-jax\[s3\]'"):
+    with pytest.raises(DataError, match=r"-m pip install 'mlseg-jax\[s3\]'"):
         local_copy("s3://bucket/data")
     Bucket().pipe("gs://bucket/data/large", bytes(10**6))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))

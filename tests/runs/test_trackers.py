@@ -70,7 +70,7 @@ def test_mlflow(tmp_path, monkeypatch):
 
 def test_a_package_that_is_missing_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="pip install wandb"):
+    with pytest.raises(UserError, match=f"{sys.executable} -m pip install wandb"):
         write(tmp_path, "wandb")
     write(tmp_path, "tensorboard")
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1

@@ -39,7 +39,7 @@ def run(flags) -> None:
         write_label_scores(config, workdir, checkpoint, flags.scores)
         print(flags.scores)
         return
-    output = epath.Path(required(flags, "output")).expanduser()
+    output = epath.Path(required(flags, "output"))
     if flags.video is not None:
         _predict_video(flags, config, workdir, output)
         return
