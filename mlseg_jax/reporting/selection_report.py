@@ -99,10 +99,11 @@ def _cpu_seconds(found: dict) -> float:
 def results_text(study: SelectionStudy, against: Sequence[str]) -> str:
     """A table for each size and budget; ``against``: rows to compare with."""
     groups = {}
-    for cell in study.all_cells():
-        if found := study.found(cell):
-            rows = groups.setdefault((cell.size, cell.budget), {})
-            rows.setdefault(cell.row, {})[cell.seed] = found
+    for stage, (size, budget, *_) in study.rows.STAGES.items():
+        for cell in study.cells(stage):
+            if found := study.found(cell):
+                rows = groups.setdefault((size, budget), {})
+                rows.setdefault(cell.row, {})[cell.seed] = found
     lines = [NOTES]
     for (size, budget), rows in groups.items():
         heads = ["row", "seeds", *SCORES, "CPU s"]

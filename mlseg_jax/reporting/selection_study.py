@@ -53,10 +53,23 @@ class SelectionStudy:
         self._running = set()
 
     def cells(self, stage: str) -> list[Cell]:
-        """Of a stage; all rows with one seed come before the next."""
+        """Of a stage; all rows with one seed come before the next.
+
+        A row with as many steps under either budget, as the baseline, is one cell.
+        """
         size, budget, rows, num_seeds = self.rows.STAGES[stage]
+        first, *_ = self.rows.BUDGETS
+
+        def steps_of(row: str, budget: str) -> int:
+            return self.rows.get_config(Cell(size, budget, row, 0).argument).train.steps
+
+        def budget_of(row: str) -> str:
+            return first if steps_of(row, first) == steps_of(row, budget) else budget
+
         return [
-            Cell(size, budget, row, seed) for seed in range(num_seeds) for row in rows
+            Cell(size, budget_of(row), row, seed)
+            for seed in range(num_seeds)
+            for row in rows
         ]
 
     def all_cells(self) -> list[Cell]:

@@ -119,6 +119,15 @@ def test_every_cell_trains_and_chooses_without_the_test_split():
         assert (first.data.train_split, first.data.eval_split) == ("train", "val")
 
 
+def test_what_is_as_long_under_either_budget_is_one_cell(study):
+    study.rows.STAGES = {"both": ("toy", "cost", ("baseline", "mlseg"), 1)}
+    assert [c.budget for c in study.cells("both")] == ["steps", "cost"]
+    study.run()
+    table = results_text(study, ("baseline",))
+    assert "## toy, equal cost" in table and "## toy, equal steps" not in table
+    assert all(f"| {row} | 1 |" in table for row in ("baseline", "mlseg"))
+
+
 def test_the_splits_of_photographs_are_disjoint_and_neighbours_are_apart():
     train, validation = (split_part(s) for s in rows.SPLITS["photographs"])
     assert train.name == validation.name != split_part(rows.TEST["photographs"]).name
