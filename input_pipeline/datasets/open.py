@@ -64,7 +64,7 @@ def _open_sign_scenes(data: ml_collections.ConfigDict, split: str, report):
         image_size=tuple(data.crop_size),
         split=split,
         num_examples=count,
-        touching=data.get("touching", 0.0),
+        touching=getattr(data, "touching", 0.0),
     )
     if data.get("num_frames", 0):
         return SignVideos(scenes=scenes, length=data.get("video_length", 8))
