@@ -213,7 +213,7 @@ def _render_glyphs(num_glyphs: int) -> tuple[list[str], np.ndarray]:
     raise DataError(f"{path} lacks {num_glyphs} distinct glyphs; lower num_classes.")
 
 
-def draw_scene(num_classes: int, image_size: tuple[int, int], key, touching=0.0):
+def draw_scene(num_classes: int, image_size: tuple[int, int], key, touching: float):
     """Draws background [H W 3], light and grain [H W 1], stuff ids [H W], signs."""
     classes, rng = _make_classes(num_classes), np.random.default_rng(key)
     while True:  # A draw rarely fails, where signs hide a region.
@@ -223,13 +223,12 @@ def draw_scene(num_classes: int, image_size: tuple[int, int], key, touching=0.0)
         thing_ids = _draw(rng, thing_ids, classes.frequencies, num_signs)
         # Sometimes two signs of one class, so that instances are more than classes.
         thing_ids[2:][rng.random(num_signs - 2) < 0.12] = thing_ids[0]
-        is_twin = np.zeros(num_signs, bool)
-        if touching:
-            copies = 1 + (rng.random(num_signs) < touching)
-            is_twin = np.arange(copies.sum()) != np.repeat(
-                np.cumsum(copies) - copies, copies
-            )
-            thing_ids = np.repeat(thing_ids, copies)
+        copies = np.ones(num_signs, int)
+        if touching:  # Else not a random number more: scenes stay what they were.
+            copies += rng.random(num_signs) < touching
+        which = np.repeat(np.arange(num_signs), copies)
+        is_twin = np.diff(which, prepend=-1) == 0
+        thing_ids = thing_ids[which]
         signs, is_free = _place_signs(rng, classes, thing_ids, is_twin, image_size)
         background, regions = draw_background(rng, stuff_ids, image_size)
         pixels = np.bincount(regions[is_free], minlength=classes.num_stuff)[stuff_ids]

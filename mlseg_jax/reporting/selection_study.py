@@ -63,13 +63,14 @@ class SelectionStudy:
         def steps_of(row: str, budget: str) -> int:
             return self.rows.get_config(Cell(size, budget, row, 0).argument).train.steps
 
-        def budget_of(row: str) -> str:
-            return first if steps_of(row, first) == steps_of(row, budget) else budget
-
-        return [
-            Cell(size, budget_of(row), row, seed)
-            for seed in range(num_seeds)
+        budgets = [
+            first if steps_of(row, first) == steps_of(row, budget) else budget
             for row in rows
+        ]
+        return [
+            Cell(size, its_budget, row, seed)
+            for seed in range(num_seeds)
+            for row, its_budget in zip(rows, budgets, strict=True)
         ]
 
     def all_cells(self) -> list[Cell]:
