@@ -173,6 +173,11 @@ and so is all that comes after it: the test clip lies among those frames.
 TEST = {"scenes": "test", "photographs": "val"}
 """Read once, by ``--read_test``, when all choices are made."""
 
+TEST_PICTURES = {"c120": 800, "c480": 3200}
+"""Scenes of the test split: every class is in five of them or more. Other sizes have as
+many as for validation.
+"""
+
 CHECKPOINT_EVERY = 100
 """Steps that an interrupted cell loses at most."""
 
@@ -214,7 +219,7 @@ STAGES = {
     ),
     "c120, EoMT at equal cost": ("c120", "cost", ("baseline", "eomt"), 3),
     # The rule in C for the weight, which the recipes have: 33.6 here.
-    "c480, equal cost": ("c480", "cost", ("baseline", "mlseg_auto"), 3),
+    "c480, equal cost": ("c480", "cost", ("baseline", "mlseg_auto"), 5),
     "c480, linear at equal cost": (
         *("c480", "cost"),
         ("linear_auto", "linear_complete"),
@@ -222,7 +227,15 @@ STAGES = {
     ),
     "c480, the paper's weight": ("c480", "cost", ("mlseg",), 1),
     "c480, encoder-only": ("c480", "cost", ("encoder_only_auto",), 3),
-    "c480, equal steps": ("c480", "steps", ("baseline", "mlseg_auto"), 3),
+    "c480, equal steps": ("c480", "steps", ("baseline", "mlseg_auto"), 5),
+    "c120, equal steps": ("c120", "steps", ("baseline", "mlseg"), 5),
+    "c120, equal cost": (
+        *("c120", "cost"),
+        ("baseline", "mlseg", "linear", "linear_complete"),
+        5,
+    ),
+    "camvid, K = 8 of 11": ("camvid", "steps", ("baseline", "mlseg_auto"), 5),
+    "c120, are the curves flat": (*("c120", "steps"), ("baseline_2x", "mlseg_2x"), 2),
     "c120, what pays in a linear classifier": (
         *("c120", "cost"),
         ("linear_complete", "linear_mt", "linear_mt_ls", "linear"),
@@ -243,8 +256,7 @@ STAGES = {
         ("ranker_quick", "ranker_cross_entropy"),
         2,
     ),
-    "c120, are the curves flat": (*("c120", "steps"), ("baseline_2x", "mlseg_2x"), 2),
-    "camvid, K = 8 of 11": (
+    "camvid, candidates": (
         *("camvid", "steps"),
         ("baseline", "mlseg", "mlseg_auto", "apart", "with_present"),
         2,

@@ -111,10 +111,7 @@ class CellFiles:
         except (ValueError, KeyError) as error:
             raise UserError(f"{path} is no cell of a study; delete it.") from error
         now = flat_values(config)
-        changed = _changed(then, now)
-        if test:
-            changed = [key for key in changed if key != "data.eval_split"]
-        if changed:
+        if changed := _changed(then, now):
             key = changed[0]
             raise UserError(
                 f"{path} was run with {key}={then[key]!r}, and the study says "

@@ -21,7 +21,7 @@ SCORES = {
 }
 
 NOTES = """\
-On the validation split; mean +- sample standard deviation over the seeds. `told
+On the {split} split; mean +- sample standard deviation over the seeds. `told
 labels`: the same weights, told which labels are in the picture. Of the wrong pixels:
 `not selected`, the share whose label was not selected; `absent label`, the share that
 was given a label which is nowhere in the picture. `difference`: mIoU points to the row
@@ -96,15 +96,19 @@ def _cpu_seconds(found: dict) -> float:
     return float(found["cost"]["cpu_seconds"])
 
 
-def results_text(study: SelectionStudy, against: Sequence[str]) -> str:
-    """A table for each size and budget; ``against``: rows to compare with."""
+def results_text(
+    study: SelectionStudy, against: Sequence[str], *, test: bool = False
+) -> str:
+    """A table for each size and budget, of validation or of what was read of the test
+    split; ``against``: rows to compare with.
+    """
     groups = {}
     for stage, (size, budget, *_) in study.rows.STAGES.items():
         for cell in study.cells(stage):
-            if found := study.found(cell):
+            if found := study.found(cell, test=test):
                 rows = groups.setdefault((size, budget), {})
                 rows.setdefault(cell.row, {})[cell.seed] = found
-    lines = [NOTES]
+    lines = [NOTES.format(split="test" if test else "validation")]
     for (size, budget), rows in groups.items():
         heads = ["row", "seeds", *SCORES, "CPU s"]
         heads += [f"difference to {name}" for name in against]

@@ -93,9 +93,19 @@ class SelectionStudy:
             )
         return config
 
+    def test_config(self, cell: Cell):
+        """Of a cell's evaluation on the test split."""
+        config = self.config(cell)
+        config.data.eval_split = self.rows.TEST[self.rows.kind_of(cell.size)]
+        config.data.eval_examples = self.rows.TEST_PICTURES.get(
+            cell.size, config.data.eval_examples
+        )
+        return config
+
     def found(self, cell: Cell, *, test: bool = False) -> dict | None:
         """A finished cell, None where it is not finished."""
-        return self.files.read(cell, self.config(cell), test=test)
+        config = self.test_config(cell) if test else self.config(cell)
+        return self.files.read(cell, config, test=test)
 
     def run(self, on_cell: Callable[[Cell], None] = lambda cell: None) -> None:
         """Runs every cell that is not finished, in the order of the stages.
@@ -134,10 +144,10 @@ class SelectionStudy:
                 continue
             on_cell(cell)
             folder = self._train(cell)  # again, where its weights are gone
-            config = self.config(cell)
-            config.data.eval_split = self.rows.TEST[self.rows.kind_of(cell.size)]
+            config = self.test_config(cell)
             flags = [f"--workdir={folder}", f"--output={folder}/test"]
-            flags += flags_of({"data.eval_split": config.data.eval_split})
+            data = ("eval_split", "eval_examples")
+            flags += flags_of({f"data.{key}": config.data[key] for key in data})
             self._process("evaluate", flags, folder / "test")
             self._take_up(cell, folder / "test", config, test=True)
 

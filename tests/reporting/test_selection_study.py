@@ -295,6 +295,7 @@ def test_the_test_split_is_read_once_and_last(study):
     with pytest.raises(UserError, match="FINAL .* names no stage"):
         study.read_test()
     study.rows.FINAL = ("scenes",)
+    study.rows.TEST_PICTURES = {"toy": 7}
     with pytest.raises(UserError, match="4 cells of the final stages are not finished"):
         study.read_test()
     study.run()
@@ -304,12 +305,18 @@ def test_the_test_split_is_read_once_and_last(study):
     lines = told(study)[len(before) :]
     assert len(lines) == 4
     for line in lines:
-        assert line.startswith("evaluate") and "--config.data.eval_split=test" in line
+        assert line.startswith("evaluate")
+        assert "--config.data.eval_split=test --config.data.eval_examples=7" in line
     study.read_test()
     assert len(told(study)) == len(before) + 4
     cell = Cell("toy", "steps", "baseline", 0)
     found = study.found(cell, test=True)
     assert found["configuration"]["data.eval_split"] == "test"
+    tables = results_text(study, ("baseline",), test=True)
+    assert "On the test split" in tables and "| baseline | 2 |" in tables
+    study.rows.TEST_PICTURES = {"toy": 8}
+    with pytest.raises(UserError, match="baseline_0.test.json was run with data.eval"):
+        study.found(cell, test=True)
     assert study.found(cell)["configuration"]["data.eval_split"] == "val"
 
 

@@ -87,4 +87,4 @@ def _selection_study(flags) -> None:
         study.read_test(show)
     else:
         study.run(show)
-    print(results_text(study, study.rows.AGAINST))
+    print(results_text(study, study.rows.AGAINST, test=flags.read_test))
