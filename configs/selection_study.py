@@ -60,6 +60,11 @@ ROWS = {
     ),
     # 4: truth always selected in training; noise on the scores.
     "with_present": (MLSEG, {**WEIGHT, "selection.with_present": True}, "mlseg"),
+    "with_present_auto": (
+        MLSEG,
+        {"loss.multilabel_weight": "auto", "selection.with_present": True},
+        "mlseg",
+    ),
     "noise": (
         MLSEG,
         {**WEIGHT, "selection.with_present": True, "selection.noise": 1.0},
@@ -72,6 +77,19 @@ ROWS = {
         MLSEG,
         {
             **WEIGHT,
+            "optimizer.learning_rate_factors": (
+                ("rank_norm|class_norm", 30.0),
+                ("multilabel_head", 10.0),
+            ),
+        },
+        "mlseg",
+    ),
+    # With what helps at C = 480: the rule in C, and no present label left out.
+    "ranker_quick_present": (
+        MLSEG,
+        {
+            "loss.multilabel_weight": "auto",
+            "selection.with_present": True,
             "optimizer.learning_rate_factors": (
                 ("rank_norm|class_norm", 30.0),
                 ("multilabel_head", 10.0),
@@ -227,6 +245,11 @@ STAGES = {
     ),
     "c480, the paper's weight": ("c480", "cost", ("mlseg",), 1),
     "c480, encoder-only": ("c480", "cost", ("encoder_only_auto",), 3),
+    "c480, candidates": (
+        *("c480", "steps"),
+        ("baseline", "with_present_auto", "ranker_quick_present"),
+        1,
+    ),
     "c480, equal steps": ("c480", "steps", ("baseline", "mlseg_auto"), 5),
     "c120, equal steps": ("c120", "steps", ("baseline", "mlseg"), 5),
     "c120, equal cost": (

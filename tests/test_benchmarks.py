@@ -14,6 +14,7 @@ from benchmarks import (
     autolabel,
     connected_components,
     frameworks,
+    lost_things,
     regions_memory,
     selection_levers,
     study_steps,
@@ -112,6 +113,32 @@ def test_connected_segments():
         made = {(c, (found == i).tobytes()) for i, c in classes.items()}
         assert made == expected and len(classes) == len(expected)
         assert set(np.unique(found)) - {0} == set(classes)
+
+
+def test_what_becomes_of_a_thing():
+    truth = np.zeros((4, 6), bool)
+    truth[1:3, 1:5] = True
+    half, most = truth.copy(), truth.copy()
+    half[:, 3:] = most[:, 4:] = False
+    masks = np.stack([half, ~truth, most])
+    np.testing.assert_allclose(lost_things.ious(masks, truth), [0.5, 0.0, 0.75])
+    names, right, wrong = np.array([7, 7, 3]), np.array([3]), np.array([7])
+
+    def fate(masks, names, class_id):
+        return lost_things.fate(masks, names, most[None], right, truth, class_id)
+
+    assert fate(masks, names, 3) == (True, True, True)
+    assert fate(masks, names, 7) == (True, False, False)
+    assert fate(masks[:2], names[:2], 7) == (False, False, False)
+    assert fate(masks[:0], names[:0], 3) == (False, False, True)
+    found = np.empty((0, 4, 6), bool)
+    assert lost_things.fate(masks, names, found, wrong[:0], truth, 3)[2] is False
+    rows = np.array([[0, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]], bool)
+    alone, sharing, whole = lost_things.summary(rows, is_pixels=False)
+    assert (alone["count"], sharing["count"], whole["count"]) == (1, 2, 3)
+    assert (sharing["mask %"], sharing["name %"], sharing["found %"]) == (50, 0, 0)
+    np.testing.assert_allclose(whole["name %"], 50)
+    assert lost_things.summary(rows, is_pixels=True)[2]["name %"] == 100 / 3
 
 
 def test_levers_select_what_is_allowed_and_thresholds_are_those_of_the_best_f1():

@@ -25,6 +25,7 @@ from mlseg_jax.pretrained.initialise import start_from
 from mlseg_jax.runs.checkpoint import Checkpoints
 from mlseg_jax.runs.progress import MetricWriter, log_line, progress_bar
 from mlseg_jax.runs.weights import evaluation_parameters
+from mlseg_jax.runs.sole import SoleTraining
 from mlseg_jax.runs.workdir import claim_workdir, write_config
 from mlseg_jax.settings.resolve import AUTO, resolve
 from mlseg_jax.tasks.evaluation import evaluate
@@ -62,15 +63,15 @@ def train(
     check_config(config)
     preflight.check(config, workdir)
     watchdog = Watchdog(config.train.hang_minutes, workdir)
-    with StopRequest() as stop, watchdog:
+    with StopRequest() as stop, watchdog, SoleTraining(workdir) as sole:
         try:
-            return _train(config, workdir, stop, clock, watchdog)
+            return _train(config, workdir, stop, clock, watchdog, sole)
         except Stopped:
             return {}
 
 
 def _train(
-    config, workdir: str, stop: StopRequest, clock, watchdog: Watchdog
+    config, workdir: str, stop: StopRequest, clock, watchdog: Watchdog, sole
 ) -> dict[str, float]:
     train_source = open_dataset(config.data, train=True)
     eval_source = open_dataset(config.data, train=False)
@@ -90,6 +91,7 @@ def _train(
     check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
 
     def claim():
+        sole.take()
         claim_workdir(config, workdir, train_source.info)
         return long_tail.training_presence(
             config, train_source, workdir, count=long_tail.is_used(config)
@@ -128,9 +130,7 @@ def _train(
         reports = Reports(config, model, train_source, checkpoints, writer, watchdog)
         loop = _Loop(config, model, mesh, reports, validation, presence, workdir)
         loop.clock = clock
-        profile = ProfileWindow(
-            workdir, config.train.profile_start, config.train.profile_steps
-        )
+        profile = ProfileWindow(workdir, config.train)
         state = loop.run(state, skips, stop, profile)
         checkpoints.wait()
         skips.log("training")

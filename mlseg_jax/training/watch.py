@@ -11,6 +11,7 @@ import threading
 import time
 
 import jax
+import ml_collections
 from jax.experimental import multihost_utils
 
 from mlseg_jax.distributed import processes
@@ -106,9 +107,11 @@ class StopRequest:
 class ProfileWindow:
     """A trace of some steps for TensorBoard or Perfetto, in ``workdir/profile``."""
 
-    def __init__(self, workdir: str, start: int, count: int):
+    def __init__(self, workdir: str, settings: ml_collections.ConfigDict):
+        """``settings``: ``config.train``."""
+        start = settings.profile_start
         self._path = os.path.join(workdir, "profile")
-        self._steps = range(start, start + count)
+        self._steps = range(start, start + settings.profile_steps)
         self._running = False
 
     def at(self, step: int, arrays) -> None:

@@ -9,9 +9,7 @@ import signal
 import sys
 import types
 
-import numpy as np
 import pytest
-from scipy import stats
 
 from configs import selection_study as rows
 from input_pipeline.datasets.sign_scenes import SignScenes
@@ -19,11 +17,7 @@ from input_pipeline.datasets.split_parts import split_part
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import check_config
 from mlseg_jax.reporting.cells import Cell, CellFiles, digest, flat_values
-from mlseg_jax.reporting.selection_report import (
-    paired_difference,
-    plan_text,
-    results_text,
-)
+from mlseg_jax.reporting.selection_report import plan_text, results_text
 from mlseg_jax.reporting.selection_study import SelectionStudy, revision
 from mlseg_jax.reporting.timed_process import (
     children_end_with_us,
@@ -321,20 +315,6 @@ def test_the_test_split_is_read_once_and_last(study):
 
 
 # ------------------------------------------------------------------------------ texts
-
-
-def test_paired_differences():
-    rng = np.random.default_rng(0)
-    for count in (2, 3, 5):
-        first, second = rng.normal(size=(2, count))
-        pair = paired_difference(dict(enumerate(first)), dict(enumerate(second)))
-        interval = stats.ttest_rel(second, first).confidence_interval(0.95)
-        low, high = pair.mean - pair.half, pair.mean + pair.half
-        np.testing.assert_allclose((low, high), interval)
-        assert pair.pairs == count
-    only = paired_difference({0: 1.0, 1: 3.0}, {1: 2.0, 2: 9.0})
-    assert (only.mean, only.half, only.pairs) == (-1.0, np.inf, 1)
-    assert paired_difference({0: 1.0}, {1: 2.0}) is None
 
 
 def test_plan_and_results(study):

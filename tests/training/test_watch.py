@@ -7,6 +7,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from tiny import ROOT
 
 from mlseg_jax.training.watch import ProfileWindow
@@ -32,7 +33,8 @@ def test_the_first_signal_asks_and_the_second_ends():
 
 
 def test_a_profile_of_some_steps(tmp_path, caplog):
-    window = ProfileWindow(str(tmp_path), start=2, count=2)
+    settings = ml_collections.ConfigDict({"profile_start": 2, "profile_steps": 2})
+    window = ProfileWindow(str(tmp_path), settings)
     x = jnp.zeros(3)
     with caplog.at_level(logging.INFO, "mlseg_jax.training.watch"):
         for step in range(6):

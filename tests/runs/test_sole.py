@@ -1,0 +1,51 @@
+"""One training at a time in a work directory."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from mlseg_jax.errors import UserError
+from mlseg_jax.runs.sole import NAME, SoleTraining
+
+HOLDER = """
+import sys, time
+from mlseg_jax.runs.sole import SoleTraining
+with SoleTraining(sys.argv[1]) as sole:
+    sole.take()
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def take(workdir):
+    with SoleTraining(str(workdir)) as sole:
+        sole.take()
+
+
+def test_a_second_process_is_refused_until_the_first_ends(tmp_path):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            sentence = f"Another process is training in {tmp_path / 'run'}; wait"
+            with pytest.raises(UserError, match=re.escape(sentence)):
+                take(tmp_path / "run")
+            take(tmp_path / "another")
+        finally:
+            holder.send_signal(signal.SIGKILL)
+    # What it left behind stops nobody.
+    assert (tmp_path / "run" / NAME).exists()
+    take(tmp_path / "run")
+    take(tmp_path / "run")
+
+
+def test_where_there_are_no_locks_nothing_is_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    take("gs://bucket/run")
+    assert not os.listdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    take(tmp_path / "file" / "run")  # `claim_workdir` says what is wrong.
