@@ -247,7 +247,7 @@ STAGES = {
     "c480, encoder-only": ("c480", "cost", ("encoder_only_auto",), 3),
     "c480, candidates": (
         *("c480", "steps"),
-        ("baseline", "with_present_auto", "ranker_quick_present"),
+        ("baseline", "with_present_auto", "ranker_quick_present", "with_present"),
         1,
     ),
     "c480, equal steps": ("c480", "steps", ("baseline", "mlseg_auto"), 5),
