@@ -97,6 +97,15 @@ ROWS = {
         },
         "mlseg",
     ),
+    "ranker_slow_present": (
+        MLSEG,
+        {
+            "loss.multilabel_weight": "auto",
+            "selection.with_present": True,
+            "optimizer.learning_rate_factors": (("rank_norm|class_norm", 30.0),),
+        },
+        "mlseg",
+    ),
     "ranker_cross_entropy": (
         MLSEG,
         {**WEIGHT, "loss.multilabel": "binary_cross_entropy"},
@@ -247,7 +256,10 @@ STAGES = {
     "c480, encoder-only": ("c480", "cost", ("encoder_only_auto",), 3),
     "c480, candidates": (
         *("c480", "steps"),
-        ("baseline", "with_present_auto", "ranker_quick_present"),
+        (
+            *("baseline", "with_present_auto", "ranker_quick_present"),
+            *("with_present", "ranker_slow_present"),
+        ),
         1,
     ),
     "c480, equal steps": ("c480", "steps", ("baseline", "mlseg_auto"), 5),
