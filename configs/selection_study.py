@@ -301,8 +301,8 @@ STAGES = {
 AGAINST = ("baseline", "mlseg")
 """Rows that the others are compared with, seed by seed."""
 
-FINAL = ()
-"""Stages whose test scores ``--read_test`` reads: empty until all choices are made."""
+FINAL = ("c120, equal cost", "c480, equal cost", "c120, equal steps")
+"""Stages whose test scores ``--read_test`` reads, named when all choices were made."""
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -108,5 +108,10 @@ MODEL_KEYS = {
     "model.transformer.remat": ROW,
 }
 
-MODEL_KEYS_OF_PARTS = {("model.backbone.num_heads", "swin"): COUNTS}
+MODEL_KEYS_OF_PARTS = {
+    ("model.backbone.num_heads", "swin"): COUNTS,
+    # These have a mean of bins, and none of no bins.
+    ("model.multilabel_head.downsample", "global_pooling"): COUNT,
+    ("model.multilabel_head.downsample", "transformer_decoder"): COUNT,
+}
 """Keys that one part of a table has in another kind: by the key and the part's name."""
