@@ -32,6 +32,8 @@ from mlseg_jax.typing import Array, Float, Int, UInt
 
 AnyArray = Array | np.ndarray
 
+TINY = float(np.finfo(np.float32).tiny)
+
 
 @dataclasses.dataclass(frozen=True)
 class RegionWindow:
@@ -258,6 +260,8 @@ def _add_scores(total, probabilities, masks, tile, row_share, column_share):
 def _top_ranks(
     scores: Float[Array, "U S T"], count: int
 ) -> tuple[Float[Array, "count S T"], Int[Array, "count S T"]]:
-    values = jnp.moveaxis(scores / jnp.sum(scores, axis=0, keepdims=True), 0, -1)
+    # Where every mask underflows no label has a share.
+    total = jnp.maximum(jnp.sum(scores, axis=0, keepdims=True), TINY)
+    values = jnp.moveaxis(scores / total, 0, -1)
     best, ranks = jax.lax.top_k(values, count)
     return jnp.moveaxis(best, -1, 0), jnp.moveaxis(ranks, -1, 0)
