@@ -24,8 +24,8 @@ from mlseg_jax.models.build import FunctionalModel, check_config
 from mlseg_jax.pretrained.initialise import start_from
 from mlseg_jax.runs.checkpoint import Checkpoints
 from mlseg_jax.runs.progress import MetricWriter, log_line, progress_bar
-from mlseg_jax.runs.weights import evaluation_parameters
 from mlseg_jax.runs.sole import SoleTraining
+from mlseg_jax.runs.weights import evaluation_parameters
 from mlseg_jax.runs.workdir import claim_workdir, write_config
 from mlseg_jax.settings.resolve import AUTO, resolve
 from mlseg_jax.tasks.evaluation import evaluate
