@@ -27,6 +27,7 @@ from mlseg_jax.fitting.rules import choose, choose_precision, keep_back
 from mlseg_jax.fitting.schedule import MAX_TEST, plan, set_schedule
 from mlseg_jax.models.build import check_config
 from mlseg_jax.runs.checkpoint import write_json
+from mlseg_jax.runs.sole import SoleTraining
 from mlseg_jax.settings import saved
 from mlseg_jax.training import loop
 from mlseg_jax.training.forecast import machine_flops
@@ -86,6 +87,8 @@ def train(
     if config.choose_settings and not minutes:
         minutes = _minutes_before(workdir) or DEFAULT_MINUTES
         logger.info("--minutes is not given: %g minutes", minutes)
+    with SoleTraining(workdir) as sole:
+        sole.take()  # Before the files of a run that is under way are touched.
     path = epath.Path(workdir) / FILE
     goes_on = gather(_goes_on(config, path, frozenset(given), minutes))[0]
     if not goes_on and jax.process_index() == 0:

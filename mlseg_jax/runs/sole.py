@@ -52,6 +52,9 @@ class SoleTraining:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             file = self._opened.enter_context(self._path.open("a"))
+        except OSError:
+            return  # `claim_workdir` says what cannot be written.
+        try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in HELD:

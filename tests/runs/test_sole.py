@@ -1,6 +1,8 @@
 """One training at a time in a work directory."""
 
+import errno
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -8,7 +10,9 @@ import sys
 
 import pytest
 
+from configs import own_data
 from mlseg_jax.errors import UserError
+from mlseg_jax.fitting import fit
 from mlseg_jax.runs.sole import NAME, SoleTraining
 
 HOLDER = """
@@ -49,3 +53,26 @@ def test_where_there_are_no_locks_nothing_is_checked(tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
     (tmp_path / "file").write_text("")
     take(tmp_path / "file" / "run")  # `claim_workdir` says what is wrong.
+
+
+def test_a_directory_that_cannot_be_opened_is_not_said_to_be_in_use(
+    tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "open", refuse)
+    take(tmp_path / "run")
+
+
+def test_fitting_touches_no_file_of_a_run_that_is_under_way(tmp_path, monkeypatch):
+    class Held(SoleTraining):
+        def take(self):
+            raise UserError("Another process is training")
+
+    monkeypatch.setattr(fit, "SoleTraining", Held)
+    (tmp_path / "time.json").write_text("{}")
+    config = own_data.get_config()
+    with pytest.raises(UserError, match="Another process"):
+        fit.train(config, str(tmp_path), minutes=1.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["time.json"]
