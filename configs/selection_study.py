@@ -21,6 +21,17 @@ PRETRAINED = study.PRETRAINED
 WEIGHT = {"loss.multilabel_weight": 10.0}
 """The paper's; candidates are tried on top of it."""
 
+PRESENT = {"loss.multilabel_weight": "auto", "selection.with_present": True}
+
+PRIOR = {**WEIGHT, "model.presence_prior.initial": 0.5}
+
+PRIOR_KIND = "model.presence_prior.kind"
+
+RATES = "optimizer.learning_rate_factors"
+
+QUICK = (("rank_norm|class_norm", 30.0), ("multilabel_head", 10.0))
+"""The head ten times as fast, and not three times."""
+
 LINEAR = {**WEIGHT, "model.multilabel_head.downsample": 8}
 
 ROWS = {
@@ -40,31 +51,11 @@ ROWS = {
     # 2: classes that do not see one another.
     "apart": (MLSEG, {**WEIGHT, "model.multilabel_head.classes_apart": True}, "apart"),
     # 3: presence as a prior.
-    "prior_calibrated": (
-        MLSEG,
-        {
-            **WEIGHT,
-            "model.presence_prior.kind": "calibrated",
-            "model.presence_prior.initial": 0.5,
-        },
-        "mlseg",
-    ),
-    "prior_ranks": (
-        MLSEG,
-        {
-            **WEIGHT,
-            "model.presence_prior.kind": "ranks",
-            "model.presence_prior.initial": 0.5,
-        },
-        "mlseg",
-    ),
+    "prior_calibrated": (MLSEG, {**PRIOR, PRIOR_KIND: "calibrated"}, "mlseg"),
+    "prior_ranks": (MLSEG, {**PRIOR, PRIOR_KIND: "ranks"}, "mlseg"),
     # 4: truth always selected in training; noise on the scores.
     "with_present": (MLSEG, {**WEIGHT, "selection.with_present": True}, "mlseg"),
-    "with_present_auto": (
-        MLSEG,
-        {"loss.multilabel_weight": "auto", "selection.with_present": True},
-        "mlseg",
-    ),
+    "with_present_auto": (MLSEG, PRESENT, "mlseg"),
     "noise": (
         MLSEG,
         {**WEIGHT, "selection.with_present": True, "selection.noise": 1.0},
@@ -73,39 +64,10 @@ ROWS = {
     # 9: a margin for what was missed.
     "missed": (MLSEG, {**WEIGHT, "loss.missed_weight": 1.0}, "mlseg"),
     # 7: a better ranker: a quicker one, another loss.
-    "ranker_quick": (
-        MLSEG,
-        {
-            **WEIGHT,
-            "optimizer.learning_rate_factors": (
-                ("rank_norm|class_norm", 30.0),
-                ("multilabel_head", 10.0),
-            ),
-        },
-        "mlseg",
-    ),
+    "ranker_quick": (MLSEG, {**WEIGHT, RATES: QUICK}, "mlseg"),
     # With what helps at C = 480: the rule in C, and no present label left out.
-    "ranker_quick_present": (
-        MLSEG,
-        {
-            "loss.multilabel_weight": "auto",
-            "selection.with_present": True,
-            "optimizer.learning_rate_factors": (
-                ("rank_norm|class_norm", 30.0),
-                ("multilabel_head", 10.0),
-            ),
-        },
-        "mlseg",
-    ),
-    "ranker_slow_present": (
-        MLSEG,
-        {
-            "loss.multilabel_weight": "auto",
-            "selection.with_present": True,
-            "optimizer.learning_rate_factors": (("rank_norm|class_norm", 30.0),),
-        },
-        "mlseg",
-    ),
+    "ranker_quick_present": (MLSEG, {**PRESENT, RATES: QUICK}, "mlseg"),
+    "ranker_slow_present": (MLSEG, {**PRESENT, RATES: QUICK[:1]}, "mlseg"),
     "ranker_cross_entropy": (
         MLSEG,
         {**WEIGHT, "loss.multilabel": "binary_cross_entropy"},

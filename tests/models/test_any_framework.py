@@ -281,7 +281,7 @@ beit_config = functools.partial(upernet_config, backbone="beit_b16")
          "auxiliary_head.name='fcn' needs the key 'level'"),
         (segmenter_config, "backbone.name", "resnet", "name='resnet' needs the key"),
         (upernet_config, "multilabel_head.name", "transformer_decoder",
-         "multilabel_head.name='transformer_decoder' needs the key 'mlp_dim'"),
+         "multilabel_head.downsample is 0; give a whole number from 1"),
         (upernet_config, "auxiliary_head.level", 2, "level is 2, .* 'swin' has 2 maps"),
         (upernet_config, "backbone.depths", (2, 3), "come in pairs, .* even numbers"),
         (upernet_config, "backbone.depths", (2, 2, 2), "for each stage, .* have 3, 2"),
