@@ -1,6 +1,7 @@
 """Where things get lost, in a run of regions or of pixels: mask, name or merging.
 
-    python benchmarks/lost_things.py --workdir=runs/panoptic --examples=60
+    python benchmarks/lost_things.py --workdir=runs/panoptic --examples=60 \
+        --object-threshold=0.03 --overlap-threshold=0.5
 
 `evaluate` says which segments were not found, not why. Here, of the true things:
 `mask`, the share with a mask of an IoU above 0.5, whatever its name; `name`, the share
@@ -10,15 +11,21 @@ an IoU in the end.
 Of regions a mask is a query's, and the name that of the best one; of pixels (cut up as
 in `connected_components.py`) a mask is a piece, and `name` is of all things: whether
 most of a thing's pixels are named right. Things that share a connected component with
-others of their class, which pixels cannot tell apart, have a row of their own.
+others of their class, which pixels cannot tell apart, have a row of their own. The
+thresholds are the run's unless they are given.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+import pathlib
+import sys
+from collections.abc import Callable
 
-import connected_components
-import measure
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+import connected_components  # noqa: E402
+import measure  # noqa: E402
 
 measure.use_repository()
 
@@ -31,6 +38,9 @@ from mlseg_jax.tasks.engines import evaluation_policy, make_engine  # noqa: E402
 from mlseg_jax.tasks.panoptic import find_segments  # noqa: E402
 
 LEAST_IOU = 0.5
+
+THRESHOLDS = ("object_threshold", "overlap_threshold")
+
 SHARES = 1.2
 """A component this many times as large as a thing holds others, too."""
 
@@ -98,9 +108,15 @@ def pixel_looker(workdir: str, config, source, least_area: int) -> Callable:
     return look
 
 
-def evaluate(workdir: str, split: str, examples: int, least_area: int) -> list[dict]:
-    """A row for things alone, for those that share a component, and for all."""
+def evaluate(
+    workdir: str, split: str, examples: int, least_area: int, thresholds: dict
+) -> list[dict]:
+    """A row for things alone, for those that share a component, and for all.
+
+    ``thresholds``: values of ``eval`` to take in place of the run's.
+    """
     config = load_config(workdir)
+    config.eval.update(thresholds)
     is_pixels = config.task == "semantic"
     config.data.update(eval_split=split, eval_examples=examples, segments="panoptic")
     config.mesh.update(data=-1, fsdp=1)
@@ -119,7 +135,7 @@ def evaluate(workdir: str, split: str, examples: int, least_area: int) -> list[d
         )
         for entry in example["segments"]:
             truth = example["segment_map"] == entry.segment_id
-            if not is_thing[entry.class_id] or not truth.any():
+            if entry.is_crowd or not is_thing[entry.class_id] or not truth.any():
                 continue
             component = np.bincount(whole[truth]).argmax()
             shares = (whole == component).sum() > SHARES * truth.sum()
@@ -150,7 +166,7 @@ def summary(rows: np.ndarray, is_pixels: bool) -> list[dict]:
     return lines
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--split", default="val")
@@ -158,9 +174,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--least-area", type=int, default=0, help="of pieces, in pixels"
     )
+    for name in THRESHOLDS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float)
     parser.add_argument("--json")
-    flags = parser.parse_args(arguments)
-    rows = evaluate(flags.workdir, flags.split, flags.examples, flags.least_area)
+    flags = parser.parse_args()
+    given = {name: getattr(flags, name) for name in THRESHOLDS}
+    rows = evaluate(
+        flags.workdir,
+        flags.split,
+        flags.examples,
+        flags.least_area,
+        {name: value for name, value in given.items() if value is not None},
+    )
     measure.print_table(rows)
     measure.write_json(flags.json, {"rows": rows} | vars(flags))
 

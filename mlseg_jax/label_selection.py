@@ -4,8 +4,9 @@ it.
 MLSeg asks first which of the C complete labels are in the image, keeps the K best, and
 classifies pixels among those only (paper section 3.3, equations 2 and 3). Everything
 that sorts, gathers, fills or renumbers for one picture's labels is here, as pure
-functions; only windows, which have selections of their own, are united in
-``inference/assemble.py``. The model that uses them is ``models/mlseg.py``::
+functions. Beside it, selections of windows are united in ``inference/assemble.py``, and
+scores that come in files are sorted where they are read. The model that uses them is
+``models/mlseg.py``::
 
     selection = select_top_k(label_scores, k)                  # [B C] to K class ids
     class_queries = gather_classes(class_queries, selection)   # [B C D] to [B K D]

@@ -88,17 +88,27 @@ def train(
         minutes = _minutes_before(workdir) or DEFAULT_MINUTES
         logger.info("--minutes is not given: %g minutes", minutes)
     with SoleTraining(workdir) as sole:
-        sole.take()  # Before the files of a run that is under way are touched.
+        sole.take()  # Before any file of a run that is under way is touched.
+        return _fit_and_train(config, workdir, frozenset(given), minutes, already)
+
+
+def _fit_and_train(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    given: frozenset[str],
+    minutes: float,
+    already: float,
+) -> dict[str, float]:
     path = epath.Path(workdir) / FILE
-    goes_on = gather(_goes_on(config, path, frozenset(given), minutes))[0]
+    goes_on = gather(_goes_on(config, path, given, minutes))[0]
     if not goes_on and jax.process_index() == 0:
         (path.parent / TIME).unlink(missing_ok=True)
     clock = Clock(workdir, minutes, already, stops=jax.process_count() == 1)
     if goes_on:
-        config, chosen = _chosen_before(config, workdir, path, frozenset(given))
+        config, chosen = _chosen_before(config, workdir, path, given)
         clock.write()
     else:
-        config, chosen = _choose(config, path, frozenset(given), clock)
+        config, chosen = _choose(config, path, given, clock)
     if jax.process_count() == 1:
         clock.chosen = frozenset(chosen)
     return loop.train(config, workdir, clock=clock)

@@ -15,5 +15,6 @@
     training_presence.npz     which classes each training example holds
     hangs/                    what threads did when nothing moved any more, by process
     failures/                 how the last attempt of each process ended (XLA's errors)
+    training.lock             locked while a training is under way; empty
     model_card.json           where converted weights are from (`convert`)
 """

@@ -26,8 +26,9 @@ class SoleTraining:
 
     It is a lock of the operating system's, so that it ends with its process, however
     that ends, and a file that was left behind stops nobody. Of many processes the first
-    one has it. Where there are no such locks (object stores, some file systems) nothing
-    is checked.
+    one has it. It tells processes apart and not threads: whoever has it may take it
+    again (`fitting` does, around the training), and the first such end gives it back.
+    Where there are no such locks (object stores, some file systems) nothing is checked.
     """
 
     def __init__(self, workdir: str):

@@ -71,7 +71,7 @@ def train(
 
 
 def _train(
-    config, workdir: str, stop: StopRequest, clock, watchdog: Watchdog, sole
+    config, workdir: str, stop: StopRequest, clock, watchdog, sole: SoleTraining
 ) -> dict[str, float]:
     train_source = open_dataset(config.data, train=True)
     eval_source = open_dataset(config.data, train=False)

@@ -10,6 +10,7 @@ import pytest
 from naive_regions import full_masks, instances, panoptic, semantic_scores
 from pycocotools import mask as coco_mask
 
+from benchmarks import lost_things
 from mlseg_jax.inference import mask_tiles as tiles
 from mlseg_jax.inference.instances import instance_segments
 from mlseg_jax.inference.mask_tiles import Masks, mask_axes, tile_size
@@ -77,6 +78,22 @@ def picture_of(class_logits, masks, factored=False):
         source = Masks(np.stack([features * 0 - 3, features]), basis, 1)
     window = RegionWindow(class_logits, source, *axes())
     return SegmentedRegions(SIZE, (window,), select(CLASS_IDS), SCORES)
+
+
+def test_where_every_mask_underflows_no_label_has_a_share():
+    logits, masks = make_logits(0)
+    (_,), (shares,) = picture_of(logits, np.full_like(masks, -200)).top_labels(3)
+    np.testing.assert_array_equal(shares, 0)
+
+
+def test_masks_of_the_benchmark_of_lost_things():
+    logits, masks = make_logits(0)
+    found, names = lost_things.region_masks(picture_of(logits, masks))
+    expected = full_masks(masks, PADDED, RESIZED, SIZE)
+    assert found.shape == expected.shape == (len(masks), *SIZE)
+    sure = np.abs(expected) > 1e-4
+    np.testing.assert_array_equal(found[sure], (expected > 0)[sure])
+    np.testing.assert_array_equal(names, CLASS_IDS[logits[:, :-1].argmax(axis=1)])
 
 
 @pytest.mark.parametrize("factored", [False, True])

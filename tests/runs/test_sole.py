@@ -65,6 +65,23 @@ def test_a_directory_that_cannot_be_opened_is_not_said_to_be_in_use(
     take(tmp_path / "run")
 
 
+def test_fitting_has_the_lock_from_its_first_look_on(tmp_path, monkeypatch):
+    """It chooses and measures for a minute before it trains."""
+    refused = []
+
+    def look(*_):
+        command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+        refused.append("Another process is training" in done.stderr)
+        raise UserError("enough")
+
+    monkeypatch.setattr(fit, "_choose", look)
+    with pytest.raises(UserError, match="enough"):
+        fit.train(own_data.get_config(), str(tmp_path), minutes=1.0)
+    assert refused == [True]
+    take(tmp_path)
+
+
 def test_fitting_touches_no_file_of_a_run_that_is_under_way(tmp_path, monkeypatch):
     class Held(SoleTraining):
         def take(self):
