@@ -11,7 +11,8 @@ an IoU in the end.
 Of regions a mask is a query's, and the name that of the best one; of pixels (cut up as
 in `connected_components.py`) a mask is a piece, and `name` is of all things: whether
 most of a thing's pixels are named right. Things that share a connected component with
-others of their class, which pixels cannot tell apart, have a row of their own. The
+others of their class, which pixels cannot tell apart, have a row of their own, and so
+have those of the commoner and of the rarer half of the classes of things. The
 thresholds are the run's unless they are given.
 """
 
@@ -111,7 +112,7 @@ def pixel_looker(workdir: str, config, source, least_area: int) -> Callable:
 def evaluate(
     workdir: str, split: str, examples: int, least_area: int, thresholds: dict
 ) -> list[dict]:
-    """A row for things alone, for those that share a component, and for all.
+    """Rows of `summary`.
 
     ``thresholds``: values of ``eval`` to take in place of the run's.
     """
@@ -126,7 +127,7 @@ def evaluate(
         look = pixel_looker(workdir, config, source, least_area)
     else:
         look = region_looker(workdir, config, source.info)
-    rows = []
+    rows, class_ids = [], []
     for i in range(len(source)):
         example = source[i]
         seen, label_map = look(example)
@@ -143,13 +144,31 @@ def evaluate(
             if is_pixels:
                 name = np.bincount(label_map[truth]).argmax() == entry.class_id
             rows.append((shares, mask, name, found))
-    return summary(np.array(rows, bool).reshape(-1, 4), is_pixels)
+            class_ids.append(entry.class_id)
+    is_rare = rarer_half(np.array(class_ids, int), is_thing)
+    return summary(np.array(rows, bool).reshape(-1, 4), is_rare, is_pixels)
 
 
-def summary(rows: np.ndarray, is_pixels: bool) -> list[dict]:
-    """Shares in %, by whether a thing shares a component."""
+def rarer_half(class_ids: np.ndarray, is_thing: np.ndarray) -> np.ndarray:
+    """Of things of classes int [n], bool [n]: whether theirs is in the rarer half."""
+    counts = np.bincount(class_ids, minlength=len(is_thing))
+    things = np.flatnonzero(is_thing)
+    common = things[np.argsort(-counts[things], kind="stable")][: len(things) // 2]
+    return ~np.isin(class_ids, common)
+
+
+def summary(rows: np.ndarray, is_rare: np.ndarray, is_pixels: bool) -> list[dict]:
+    """Shares in % of all things (bool [n 4]: shares a component, and `fate`), and by
+    whether they share a component and are of a rare class (bool [n]).
+    """
     shares = rows[:, 0]
-    groups = {"alone": ~shares, "sharing a component": shares, "all": shares | True}
+    groups = {
+        "alone": ~shares,
+        "sharing a component": shares,
+        "common classes": ~is_rare,
+        "rare classes": is_rare,
+        "all": shares | True,
+    }
     lines = []
     for name, chosen in groups.items():
         mask, named, found = rows[chosen, 1:].T

@@ -134,11 +134,17 @@ def test_what_becomes_of_a_thing():
     found = np.empty((0, 4, 6), bool)
     assert lost_things.fate(masks, names, found, wrong[:0], truth, 3)[2] is False
     rows = np.array([[0, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]], bool)
-    alone, sharing, whole = lost_things.summary(rows, is_pixels=False)
+    class_ids = np.array([2, 1, 2])
+    rare = lost_things.rarer_half(class_ids, np.array([False, True, True, True, True]))
+    np.testing.assert_array_equal(rare, [False, False, False])
+    rare = lost_things.rarer_half(class_ids, np.array([False, True, True]))
+    np.testing.assert_array_equal(rare, [False, True, False])
+    alone, sharing, _, of_rare, whole = lost_things.summary(rows, rare, False)
+    assert (of_rare["count"], of_rare["mask %"], of_rare["found %"]) == (1, 100, 0)
     assert (alone["count"], sharing["count"], whole["count"]) == (1, 2, 3)
     assert (sharing["mask %"], sharing["name %"], sharing["found %"]) == (50, 0, 0)
     np.testing.assert_allclose(whole["name %"], 50)
-    assert lost_things.summary(rows, is_pixels=True)[2]["name %"] == 100 / 3
+    assert lost_things.summary(rows, rare, True)[-1]["name %"] == 100 / 3
 
 
 def test_levers_select_what_is_allowed_and_thresholds_are_those_of_the_best_f1():
