@@ -58,15 +58,19 @@ def _gelu_backward(x: Array, grad: Array) -> tuple[Array]:
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
+def is_long(tokens: Float[Array, "B L D"]) -> bool:
+    return tokens.shape[1] > LONG_SEQUENCE
+
+
 def over_rows(
     function: Callable[..., Array],
     tokens: Float[Array, "B L D"],
     *others: Float[Array, "B L _"],
 ) -> Float[Array, "B L D"]:
     """A token-wise function of one or more sequences, in parts where they are long."""
-    length, size = tokens.shape[1], LONG_SEQUENCE // 4
-    if length <= LONG_SEQUENCE:
+    if not is_long(tokens):
         return function(tokens, *others)
+    length, size = tokens.shape[1], LONG_SEQUENCE // 4
 
     def part(start: Array | int, out: Array, size: int) -> Array:
         rows = function(
@@ -81,6 +85,29 @@ def over_rows(
     num_parts, rest = divmod(length, size)
     out = jax.lax.fori_loop(0, num_parts, lambda i, x: part(i * size, x, size), tokens)
     return part(num_parts * size, out, rest) if rest else out
+
+
+def over_rows_in_training(
+    function: Callable[[Array, PRNGKeyArray], Array],
+    tokens: Float[Array, "B L D"],
+    rng: PRNGKeyArray,
+) -> Float[Array, "B L D"]:
+    """As `over_rows`, for training: of long sequences each part keeps its input alone
+    and makes what is wide within it again on the way back. ``rng`` is split over parts.
+    """
+    if not is_long(tokens):
+        return function(tokens, rng)
+    (batch, length, width), size = tokens.shape, LONG_SEQUENCE // 4
+    num_parts, rest = divmod(length, size)
+    rest_rng, parts_rng = jax.random.split(rng)
+    parts = tokens[:, : length - rest].reshape(batch, num_parts, size, width)
+    each = (parts.swapaxes(0, 1), jax.random.split(parts_rng, num_parts))
+    remade = jax.checkpoint(lambda part: function(*part), prevent_cse=False)
+    out = jax.lax.map(remade, each).swapaxes(0, 1).reshape(batch, -1, width)
+    if not rest:
+        return out
+    last = jax.checkpoint(function)(tokens[:, length - rest :], rest_rng)
+    return jnp.concatenate([out, last], axis=1)
 
 
 class MultiHeadAttention(nnx.Module):
@@ -242,8 +269,8 @@ class TransformerBlock(nnx.Module):
         rng: PRNGKeyArray | None = None,
     ) -> Float[Array, "B *L D"]:
         """``context`` goes to the attention: a mask hides padding from all others."""
-        is_long = tokens.ndim == 3 and tokens.shape[1] > LONG_SEQUENCE
-        if rng is None and is_long and isinstance(self.attention, MultiHeadAttention):
+        long = tokens.ndim == 3 and is_long(tokens)
+        if rng is None and long and isinstance(self.attention, MultiHeadAttention):
             normalised = over_rows(self.attention_norm, tokens)
             scale = self.attention_scale
             scale = None if scale is None else scale[...]
@@ -253,7 +280,10 @@ class TransformerBlock(nnx.Module):
         branch = self.attention(self.attention_norm(tokens), context, attention_rng)
         branch = _scaled(branch, self.attention_scale)
         tokens = tokens + drop_path(branch, drop_path_rate, path_rng)
-        branch = self._mlp(tokens, mlp_rng)
+        if rng is not None and long:
+            branch = over_rows_in_training(self._mlp, tokens, mlp_rng)
+        else:
+            branch = self._mlp(tokens, mlp_rng)
         return tokens + drop_path(branch, drop_path_rate, mlp_path_rng)
 
     def macs(

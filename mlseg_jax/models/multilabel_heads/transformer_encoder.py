@@ -16,12 +16,18 @@ from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.resize import adaptive_pool
 from mlseg_jax.models.layers.transformer import (
     TransformerBlock,
+    is_long,
     join_masks,
     over_rows,
+    over_rows_in_training,
 )
 from mlseg_jax.models.macs import Macs, norm
 from mlseg_jax.models.multilabel_heads.group_wise_linear import GroupWiseLinear
 from mlseg_jax.typing import Array, DTypeLike, Float, PRNGKeyArray
+
+
+FEW_PATCHES = 256
+"""Patches up to which each part of very many classes sees them anew in training."""
 
 
 class TransformerEncoderHead(AbstractMultiLabelHead):
@@ -99,9 +105,20 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
             context = ClassesApart(height * width, mask)
         else:
             context = join_masks(image.mask, None, patches.shape, classes.shape)
-        tokens = jnp.concatenate([patches, classes], axis=1)
-        tokens = self.blocks(tokens, context, rng)
-        patches, classes = jnp.split(tokens, [height * width], axis=1)
+
+        def refine(classes, rng):
+            tokens = jnp.concatenate([patches, classes], axis=1)
+            tokens = self.blocks(tokens, context, rng)
+            return jnp.split(tokens, [height * width], axis=1)
+
+        few = height * width <= FEW_PATCHES
+        if self.classes_apart and few and rng is not None and is_long(classes):
+            # Alone with the image, they need not be there together.
+            refined, _ = refine(classes[:, :1], rng)
+            classes = over_rows_in_training(lambda *x: refine(*x)[1], classes, rng)
+            patches = refined
+        else:
+            patches, classes = refine(classes, rng)
         if not self.downsample and elements is embeddings.image:
             grid = patches.reshape(batch, height, width, embed_dim)
             elements = FeatureMap(grid, image.grid_size)
