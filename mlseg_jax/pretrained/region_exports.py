@@ -43,8 +43,13 @@ _HUGGING_FACE = (
     (r"^classes", "class_predictor"),
 )
 _ENCODER = "model.pixel_level_module.encoder."
+_RESNET = (
+    *resnet.TO_HUGGING_FACE,
+    (r"^backbone\.(embedder|encoder\.stages)\.", rf"{_ENCODER}\1."),
+)
 HUGGING_FACE = {
     "mask2former": (
+        *_RESNET,
         (r"^backbone\.", _ENCODER),
         *_SWIN,
         (r"^queries\.mask_embed\.(\d)",
@@ -52,7 +57,8 @@ HUGGING_FACE = {
         *_HUGGING_FACE,
     ),
     "maskformer": (
-        # A backbone is a model in one more here, and stages count from 0.
+        *_RESNET,
+        # A Swin is a model in one more here, and its stages count from 0.
         *((rf"^backbone\.hidden_states_norms\.stage{i + 1}",
            f"{_ENCODER}hidden_states_norms.{i}") for i in range(4)),
         (r"^backbone\.", f"{_ENCODER}model."),
@@ -105,7 +111,7 @@ def to_hugging_face(config: ml_collections.ConfigDict, arrays: Arrays) -> Arrays
         return eomt.to_hugging_face(config, arrays)
     pixel_decoders = {"mask2former": "deformable", "maskformer": "fpn"}
     wanted = {
-        "model.backbone.name": ("swin",),
+        "model.backbone.name": ("swin", "resnet"),
         "model.pixel_decoder.name": (pixel_decoders.get(config.model.decoder.name),),
         "model.multilabel_head.name": ("none",),
         "model.rank_norm.kind": ("none",),

@@ -74,6 +74,16 @@ HF_MASKFORMER = (
     (r"(hidden_states_norms\.)stage2", r"\g<1>1"),
     (r"(hidden_states_norms\.)stage3", r"\g<1>2"),
 )
+HF_RESNET = (
+    (r"^(backbone\.)stem\.0", r"\1embedder.embedder.convolution"),
+    (r"^(backbone\.)stem\.1", r"\1embedder.embedder.normalization"),
+    (r"^(backbone\..*)downsample\.0", r"\1shortcut.convolution"),
+    (r"^(backbone\..*)downsample\.1", r"\1shortcut.normalization"),
+    *((rf"^(backbone\..*)conv{i + 1}", rf"\1layer.{i}.convolution") for i in range(3)),
+    *((rf"^(backbone\..*)bn{i + 1}", rf"\1layer.{i}.normalization") for i in range(3)),
+    *((rf"^(backbone\.)layer{i + 1}", rf"\1encoder.stages.{i}.layers")
+      for i in range(4)),
+)
 QUERIES = (r"^queries\.", "model.transformer_module.")
 
 CASES = {
@@ -88,6 +98,10 @@ CASES = {
     ),
     "hugging_face_maskformer": (
         maskformer, "complete", "swin_demo", HF_MASKFORMER + HUGGING_FACE + (QUERIES,)
+    ),
+    "hugging_face_maskformer, ResNet": (
+        *(maskformer, "complete", "resnet50"),
+        HF_RESNET + HF_MASKFORMER[:1] + HUGGING_FACE + (QUERIES,),
     ),
 }  # fmt: skip
 
@@ -116,7 +130,7 @@ def test_names_of_files(case):
         if backbone == "swin_demo":
             config.model.backbone.update(embed_dim=4, num_heads=(1, 1, 2, 2))
         else:
-            config.model.backbone.update(embed_dim=2)
+            config.model.backbone.update(embed_dim=2, depths=(1, 2, 1, 1))
     ours, theirs = random_arrays(config, FORMATS[key].rows)
     for leaf in ("weight", "bias"):
         own = theirs.pop(f"no_object.{leaf}", None)
@@ -137,8 +151,11 @@ def test_names_of_files(case):
     if key == case and to == "detectron2":
         assert set(exported) == set(theirs)
     if to == "hugging_face":
-        assert {n for n in exported if "transformer_module" in n} == {
-            n.replace("o_proj", "out_proj") for n in theirs if "transformer_module" in n
+        parts = ("transformer_module",) + ("encoder.",) * backbone.startswith("resnet")
+        assert {n for n in exported if any(part in n for part in parts)} == {
+            n.replace("o_proj", "out_proj")
+            for n in theirs
+            if any(part in n for part in parts)
         }
     found, known, arrays = recognise(WeightFile("x", "", exported))
     assert found == key
