@@ -69,7 +69,8 @@ def export_weights(workdir: str, output: str, to: str, checkpoint: str) -> str:
         "classes": json.dumps(info.class_names),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # Not `ascontiguousarray`, which gives a single number a dimension.
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     if path.suffix == ".pkl":
         save_pickle(arrays, path)
     else:

@@ -116,7 +116,11 @@ def to_hugging_face(config: ml_collections.ConfigDict, arrays: Arrays) -> Arrays
         "model.multilabel_head.name": ("none",),
         "model.rank_norm.kind": ("none",),
     }
-    return _export(config, arrays, _HUGGING_FACE_ROWS, HUGGING_FACE, wanted)
+    found = _export(config, arrays, _HUGGING_FACE_ROWS, HUGGING_FACE, wanted)
+    # PyTorch counts batches beside every running mean, and misses the counters.
+    means = (name for name in found if name.endswith("running_mean"))
+    counters = [name.replace("running_mean", "num_batches_tracked") for name in means]
+    return found | {name: np.zeros((), np.int64) for name in counters}
 
 
 def to_detectron2(config: ml_collections.ConfigDict, arrays: Arrays) -> Arrays:

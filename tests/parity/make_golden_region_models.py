@@ -165,9 +165,7 @@ def case(name, make, sizes, seed):
         for key, grad in gradients(model, loss)
         if "pixel_level_module.encoder" not in key
     }
-    running = {
-        key: array for key, array in model.named_buffers() if ".running_" in key
-    }
+    running = {key: array for key, array in model.named_buffers() if ".running_" in key}
     write(
         name,
         {},

@@ -81,8 +81,10 @@ HF_RESNET = (
     (r"^(backbone\..*)downsample\.1", r"\1shortcut.normalization"),
     *((rf"^(backbone\..*)conv{i + 1}", rf"\1layer.{i}.convolution") for i in range(3)),
     *((rf"^(backbone\..*)bn{i + 1}", rf"\1layer.{i}.normalization") for i in range(3)),
-    *((rf"^(backbone\.)layer{i + 1}", rf"\1encoder.stages.{i}.layers")
-      for i in range(4)),
+    *(
+        (rf"^(backbone\.)layer{i + 1}", rf"\1encoder.stages.{i}.layers")
+        for i in range(4)
+    ),
 )
 QUERIES = (r"^queries\.", "model.transformer_module.")
 
