@@ -23,8 +23,6 @@ def hugging_face_settings(
     }
     if model.decoder.name == "eomt":
         return common | _eomt(model, loss)
-    # Predictions of all layers are trained on.
-    common["use_auxiliary_loss"] = True
     common["mask_feature_size"] = model.pixel_decoder.embed_dim
     if model.decoder.name == "mask2former":
         return common | _mask2former(model, loss)

@@ -53,7 +53,7 @@ def detectron2_names(prefix: str) -> tuple[tuple[str, str], ...]:
 
 
 def hugging_face_names(prefix: str) -> tuple[tuple[str, str], ...]:
-    """Patterns of the transformers library's names, and torchvision's in their place."""
+    """Patterns of names in transformers, and torchvision's in their place."""
     start = rf"^({prefix})"
     block = rf"{start}(layer\d\.\d+)"
     return (

@@ -75,7 +75,8 @@ def random_weights(config, path: pathlib.Path) -> None:
         elif name.endswith("scale"):
             arrays[name] = 1 + 0.1 * values
         else:
-            arrays[name] = values * (0.7 / np.sqrt(max(leaf.shape[0], 4)))
+            fan_in = np.prod(leaf.shape[: max(leaf.ndim - 1, 1)])
+            arrays[name] = values * (0.7 / np.sqrt(max(fan_in, 4)))
     save_file(arrays, path, metadata={"format": "mlseg_jax"})
 
 
