@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from shrink import NUM_CLASSES, random_parameters
 
-from configs import mask2former, maskformer, region_classifier
+from configs import mask2former, maskformer, paper, region_classifier
 from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import UNSELECTED_LOGIT, select_complete, select_given
 from mlseg_jax.models.build import FunctionalModel
@@ -36,12 +36,11 @@ PUBLISHED = [
     (M2F, f"{PANOPTIC['coco']},backbone=resnet50,{BASELINE}", 43_983_878, None),
     (MF, f"dataset=ade20k,backbone=resnet50,{BASELINE}", 41_254_743, None),
     (MF, f"dataset=ade20k,backbone=swin_l,{BASELINE}", 211_575_627, None),
-    (
-        MF,
-        f"{PANOPTIC['coco']},backbone=resnet101,pixel_decoder=encoder_fpn,{BASELINE}",
-        63_951_942,
-        None,
-    ),
+    (MF, f"{PANOPTIC['coco']},backbone=resnet101,{BASELINE}", 63_951_942, None),
+    (MF, f"{PANOPTIC['coco']},backbone=swin_t,{BASELINE}", 41_752_640, None),
+    (paper, "ade20k_panoptic_maskformer_baseline", 45_016_407, None),
+    (paper, "ade20k_panoptic_maskformer_mlseg", 45_016_407 + 3_438_893, None),
+    (paper, "ade20k_panoptic_maskformer_oracle", 45_016_407, None),
 ]
 
 

@@ -151,8 +151,10 @@ FIT = (
     ("detectron2", mask2former,
      "dataset=ade20k,backbone=swin_t,task=semantic,selection=top_k"),
     ("detectron2", maskformer,
-     "dataset=coco_panoptic,backbone=resnet50,task=panoptic,selection=complete,"
-     "pixel_decoder=encoder_fpn"),
+     "dataset=coco_panoptic,backbone=resnet50,task=panoptic,selection=complete"),
+    ("detectron2", maskformer,
+     "dataset=coco_panoptic,backbone=resnet50,task=panoptic,selection=complete "
+     "--config.model.pixel_decoder.name=fpn"),
     ("hugging_face", mask2former,
      "dataset=coco_json,backbone=swin_t,task=instance,selection=complete"),
     # Names of the video models are those of the image models.
@@ -163,7 +165,9 @@ FIT = (
 
 @pytest.mark.parametrize("to, recipe, argument", FIT)
 def test_the_configuration_that_fits(to, recipe, argument):
-    config = recipe.get_config(argument)
+    config = recipe.get_config(argument.partition(" ")[0])
+    if "decoder.name=fpn" in argument:
+        config.model.pixel_decoder.name = "fpn"
     num_classes = config.data.num_classes or 80
     shapes = FunctionalModel.build(config, num_classes).shapes
     zero = np.float32(0)
