@@ -78,6 +78,7 @@ def names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 DROPPED = (
-    Dropped(r"(head\.)?fc\.(weight|bias)", CLASSIFIER),
+    # Detectron2 files it with the stem.
+    Dropped(r"(head\.|stem\.)?fc\.(weight|bias)", CLASSIFIER),
     Dropped(r".*\.num_batches_tracked", "a counter"),
 )
