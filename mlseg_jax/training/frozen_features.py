@@ -5,7 +5,6 @@ before the first step; steps then read their features, 16-bit floats, and train 
 follows. What is kept is taken up where a run was stopped.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,22 +14,19 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator
 
 import jax
 import ml_collections
 import numpy as np
-from etils import epath
 
 from input_pipeline.augmentation.augment import make_augment
 from input_pipeline.datasets.bad_examples import replace_bad
-from input_pipeline.datasets.split_parts import split_part
-from input_pipeline.files.local_copy import is_address, versions
 from mlseg_jax.distributed.sharding import within
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.mlseg import clear_padding
 from mlseg_jax.runs.progress import progress_bar
+from mlseg_jax.training.data_version import data_facts
 from mlseg_jax.training.optimizer import frozen_paths
 from mlseg_jax.typing import Array, Float
 
@@ -249,44 +245,12 @@ def _digest(config, weights, source, workdir: pathlib.Path) -> str:
         for free in FREE:
             facts.pop(free, None)
         digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    for line in sorted(_files(config.data, workdir)):
-        digest.update(line.encode(errors="surrogateescape"))
-    classes = epath.Path(config.data.classes).expanduser()
-    if config.data.classes and classes.is_file():
-        digest.update(classes.read_bytes())
+    for fact in data_facts(config.data, workdir):
+        digest.update(fact)
     for path in sorted(weights):
         if path.startswith("backbone/"):
             digest.update(path.encode() + np.asarray(weights[path]).tobytes())
     return digest.hexdigest()
-
-
-def _files(data, workdir: pathlib.Path) -> Iterator[str]:
-    """Name, size and time of change of each file of the data, but not of the run."""
-    if is_address(data.path):
-        for name, (size, version) in versions(data.path).items():
-            yield f"{name} {size} {version}\n"
-    elif data.path:
-        root, split = os.path.expanduser(data.path), split_part(data.train_split).name
-        folders = (data.image_folder, data.mask_folder)  # They may lie elsewhere.
-        others = [os.path.join(root, x.replace("{split}", split)) for x in folders]
-        for path in _walk((root, *others), workdir):
-            with contextlib.suppress(OSError):  # A link to nowhere.
-                facts, name = os.stat(path), os.path.relpath(path, root)
-                yield f"{name} {facts.st_size} {facts.st_mtime_ns}\n"
-
-
-def _walk(places: tuple[str, ...], without: pathlib.Path) -> Iterator[str]:
-    """Files in folders and in all that these hold or link to, each folder once."""
-    seen = {os.path.realpath(without)}
-    for place in places:
-        for folder, below, names in os.walk(place, followlinks=True):
-            real = os.path.realpath(folder)
-            if real in seen:
-                below.clear()
-                continue
-            seen.add(real)
-            below.sort()
-            yield from (os.path.join(folder, name) for name in names)
 
 
 def _open(folder: pathlib.Path, digest: str, arrays: dict) -> list[np.memmap]:
