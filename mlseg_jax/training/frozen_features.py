@@ -21,6 +21,7 @@ import numpy as np
 
 from input_pipeline.augmentation.augment import make_augment
 from input_pipeline.datasets.bad_examples import replace_bad
+from input_pipeline.datasets.data_version import data_facts
 from mlseg_jax.distributed.sharding import within
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
@@ -28,7 +29,6 @@ from mlseg_jax.models.encoder_only import held_back
 from mlseg_jax.models.mlseg import clear_padding
 from mlseg_jax.models.parts import REGION_DECODERS
 from mlseg_jax.runs.progress import progress_bar
-from mlseg_jax.training.data_version import data_facts
 from mlseg_jax.training.optimizer import frozen_paths
 from mlseg_jax.typing import Array, Float
 

@@ -21,12 +21,12 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from input_pipeline.datasets.data_version import data_facts
 from input_pipeline.preparation.class_statistics import Presence
 from input_pipeline.resample import Resampled, repeat_factors, repeated_indices
 from input_pipeline.survey import survey, to_presence
 from mlseg_jax.losses.class_priors import ClassPriors, class_priors
 from mlseg_jax.runs.progress import progress_bar
-from mlseg_jax.training.data_version import data_facts
 from mlseg_jax.typing import Int
 
 logger = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from tiny import tiny_config
 
+from input_pipeline.datasets.data_version import data_facts
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.files import movement
 from input_pipeline.files.images import read_image, write_label_map
@@ -23,7 +24,6 @@ from mlseg_jax.runs import progress
 from mlseg_jax.runs.workdir import claim_workdir, load_info
 from mlseg_jax.settings import saved
 from mlseg_jax.settings.resolve import resolve
-from mlseg_jax.training.data_version import data_facts
 
 
 class Bucket(MemoryFileSystem):
