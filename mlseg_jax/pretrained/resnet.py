@@ -120,6 +120,7 @@ def names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 DROPPED = (
+    # Detectron2 files it with the stem.
     Dropped(r"((head\.|stem\.)?fc|classifier\.1)\.(weight|bias)", CLASSIFIER),
     Dropped(r".*\.num_batches_tracked", "a counter"),
 )
