@@ -4,8 +4,8 @@
         --config=configs/maskformer.py:dataset=ade20k,backbone=swin_b,task=semantic
 
 Arguments: as of ``configs/mask2former.py``; ``pixel_decoder`` is fpn, encoder_fpn (six
-layers of an encoder before it, as for panoptic segmentation with residual networks) or
-deformable.
+layers of an encoder before it; what panoptic segmentation with a residual network has
+where none is named) or deformable.
 
 There is no code of the authors for MaskFormer with label selection, but results, of
 baseline and MLSeg (method.md 11.5; none of these was measured here): ADE20K semantic,
@@ -37,11 +37,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
         backbone="",
         task="semantic",
         selection="top_k",
-        pixel_decoder="fpn",
+        pixel_decoder="",
         image="queries",
     )
     is_small = args.dataset == "sign_scenes"
     is_resnet = args.backbone in backbones.RESNETS
+    if not args.pixel_decoder:
+        # masks.md 3.1.
+        has_encoder = is_resnet and args.task == "panoptic"
+        args.pixel_decoder = "encoder_fpn" if has_encoder else "fpn"
     is_large = not is_resnet or args.task != "semantic"
     side = region_classifier.SMALL_SIDE if is_small else 640 if is_large else 512
     side = region_classifier.fit_side(side, args.backbone)
@@ -70,8 +74,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.loss.regions = region_classifier.region_loss(
         class_weight=1.0, mask_weight=20.0, dice_weight=1.0, mask="focal"
     )
-    # masks.md 3.4.
-    if is_resnet or args.task != "semantic":
+    # masks.md 3.4: as the backbone was published, whatever is segmented.
+    if is_resnet:
         region_classifier.use_adamw(config, learning_rate=1e-4, weight_decay=1e-4)
         config.optimizer.learning_rate_factors = (("^backbone/", 0.1),)
     else:

@@ -37,8 +37,10 @@ srun --kill-on-bad-exit=0 --wait=120 launch/gpu.sh "${PYTHON:-.venv/bin/python}"
 failures="$workdir.failures"
 if [ "$code" -eq 0 ]; then
   rm -f "$failures"
-  # Ended in peace, but not at the end: there are no scores yet.
-  if [ ! -e "$workdir/metrics.json" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+  # Ended in peace, but not at the end; scores may be of `evaluate`, meanwhile.
+  if [ ! -e "$workdir/metrics.json" ] || [ -e "$workdir/training.unfinished" ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
 elif [ "$code" -gt 1 ] && [ "$code" -ne 126 ] && [ "$code" -ne 127 ]; then
   # One that has run for an hour counts from the beginning.
   if [ "$SECONDS" -ge 3600 ]; then rm -f "$failures" || true; fi

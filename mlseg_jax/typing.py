@@ -19,11 +19,17 @@ IGNORE = -1
 VOID = 0
 """Segment id of pixels without a segment; those of segments count from 1."""
 
+MAX_CLASSES = 65_535
+"""Most classes there can be: files and label maps have 16 bits, in which IGNORE is a
+value beside them.
+"""
+
 Length = int | Int[Array, "*shape"]
 """Rows or columns: a number, or one for each example of a batch."""
 
 __all__ = [
     "IGNORE",
+    "MAX_CLASSES",
     "VOID",
     "Array",
     "Bool",

@@ -175,11 +175,20 @@ def test_processes_write_beside_a_work_directory_with_a_slash(tmp_path):
 
 @pytest.mark.parametrize(
     "code, place, queued",
-    [(75, "new/run/", 1), (75, "file/run", 1), (1, "new/run", 0), (0, "new/run", 1)],
+    [
+        *((75, "new/run/", 1), (75, "file/run", 1), (1, "new/run", 0)),
+        *((0, "new/run", 1), (0, "evaluated", 1), (0, "ended", 0)),
+    ],
 )
 def test_a_job_of_slurm_queues_again(tmp_path, code, place, queued):
-    """Also where nothing can be written beside the work directory."""
+    """Also where nothing can be written beside the work directory, and where `evaluate`
+    has written scores of a training that is not at its end.
+    """
     (tmp_path / "file").write_text("")
+    for name in ("evaluated/metrics.json", "ended/metrics.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "evaluated/training.unfinished").write_text("")
     fake(tmp_path / "srun", f"exit {code}")
     fake(tmp_path / "scontrol", 'echo "$@"')
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}

@@ -9,9 +9,9 @@ import os
 import pathlib
 import re
 
-from input_pipeline.files import images, text
+from input_pipeline.files import text
 from input_pipeline.info import DataError
-from mlseg_jax.typing import IGNORE
+from mlseg_jax.typing import IGNORE, MAX_CLASSES
 
 IGNORED_NAME = "ignore"
 """A name that stands for no class, as null does."""
@@ -81,10 +81,10 @@ def _read_class_lines(path: pathlib.Path) -> tuple[str, ...]:
     lines = text.split_lines(text.read_text(path))
     if not lines:
         raise DataError(f"{path} is empty; write one class name a line.")
-    if len(lines) > images.MAX_CLASSES:
+    if len(lines) > MAX_CLASSES:
         raise DataError(
             f"{path} has {len(lines)} lines, but a 16-bit mask holds at most "
-            f"{images.MAX_CLASSES} classes; use fewer."
+            f"{MAX_CLASSES} classes; use fewer."
         )
     line_of = {}
     for number, name in enumerate(lines, start=1):
@@ -181,10 +181,8 @@ def _join(name_of: dict[int, str | None], path, by_colour: bool) -> ClassTable:
             class_of[raw] = IGNORE
         else:
             class_of[raw] = ids.setdefault(name, len(ids))
-    if not 0 < len(ids) <= images.MAX_CLASSES:
-        raise DataError(
-            f"{path} names {len(ids)} classes; name 1 to {images.MAX_CLASSES}."
-        )
+    if not 0 < len(ids) <= MAX_CLASSES:
+        raise DataError(f"{path} names {len(ids)} classes; name 1 to {MAX_CLASSES}.")
     return ClassTable(str(path), tuple(ids), class_of, by_colour)
 
 

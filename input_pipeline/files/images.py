@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from input_pipeline.files.jpeg import decode_jpeg
 from input_pipeline.info import DataError
-from mlseg_jax.typing import IGNORE
+from mlseg_jax.typing import IGNORE, MAX_CLASSES
 
 MAX_PIXELS = 2**28
 """Default of the largest picture: a phone makes 200 megapixels."""
@@ -31,9 +31,6 @@ _DARK = WHITE // 8
 
 IGNORE_RAW = {8: 255, 16: 65535}
 """Raw mask value that means IGNORE, by bit depth of the file."""
-
-MAX_CLASSES = 65535
-"""Most classes that a 16-bit mask can hold beside its ignore value."""
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),

@@ -22,6 +22,7 @@ from mlseg_jax.pretrained.suggest import suggest
 from mlseg_jax.runs.workdir import load_config
 from mlseg_jax.settings import recipes
 from mlseg_jax.settings.weights import PUBLISHED
+from mlseg_jax.training import frozen_features
 
 SHORT_SIDES = (224, 518)
 """Of pictures for a ViT, least and most: its cells are of 14 or 16 pixels."""
@@ -197,8 +198,8 @@ def how_to_train(
 ) -> Training:
     """All of the backbone, or its last blocks, if there is time for `EPOCHS`; else none
     of it, with as many crops as there is time and disk to keep features of. Pyramids
-    are trained as a whole; several processes, and decoders that run the last blocks,
-    keep no features.
+    are trained as a whole; several processes, decoders that run the last blocks, and
+    whatever else `frozen_features.hindrance` knows, keep no features.
     """
     if speed is None:
         return Training("whole", math.inf)
@@ -230,7 +231,7 @@ def how_to_train(
         max(int(FEATURE_SHARE / SHARE_OF_STEPS * passes), int(passes > 1.5)),
         int(DISK_SHARE * machine.free_disk / octets / data.num_pictures),
     )
-    if not variants:
+    if not variants or frozen_features.hindrance(config):
         operations = 2 * backbone + 6 * rest
         return Training("frozen", time / operations / data.num_pictures)
     left = time - 2 * backbone * variants * data.num_pictures

@@ -20,6 +20,10 @@ from input_pipeline.augmentation.views import fitted_size
 from mlseg_jax.models.layers.resize import bilinear_matrix, bilinear_taps
 from mlseg_jax.typing import Float, Int
 
+KEPT_BYTES = 2**20
+"""Of the largest matrix that is kept for the next picture of its size; those of large
+pictures take a hundred times that, and little of the time such a picture takes."""
+
 
 @functools.lru_cache(maxsize=512)
 def round_up(length: int) -> int:
@@ -54,12 +58,16 @@ class Axis:
     flip: bool
     seen: int
 
-    @functools.cached_property
+    @property
     def matrix(self) -> Float[np.ndarray, "pixels cells"]:
         """From the grids of all windows, one after the other, to the picture.
 
         Made when it is asked for: masks of regions go another way (``mask_tiles``).
         """
+        size = 4 * self.length * len(self.starts) * self.canvas_cells
+        return _kept_matrix(self) if size <= KEPT_BYTES else self._matrix()
+
+    def _matrix(self) -> Float[np.ndarray, "pixels cells"]:
         matrix = self._from_windows(range(len(self.starts)), 0, self.view_length)
         if self.length != self.view_length:
             matrix = self._resampled(slice(0, self.length), matrix, 0)
@@ -117,6 +125,11 @@ class Axis:
     @functools.cached_property
     def _taps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return bilinear_taps(self.length, self.length, self.view_length)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_matrix(axis: Axis) -> Float[np.ndarray, "pixels cells"]:
+    return axis._matrix()
 
 
 @functools.lru_cache(maxsize=64)

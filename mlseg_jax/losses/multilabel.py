@@ -63,10 +63,11 @@ def missed_label_loss(
     """A hinge on present labels that were not selected: nothing else is told of them.
 
     Each should score ``margin`` above the last of the selected labels; it counts by its
-    share of the picture's labelled ``pixels``. 0 where none was missed. No gradient
-    reaches the selected labels. Not in the paper.
+    share of the picture's labelled ``pixels``. 0 where none was missed, or none was
+    selected. No gradient reaches the selected labels. Not in the paper.
     """
     last = jnp.min(jnp.where(selected, scores, jnp.inf), axis=1, keepdims=True)
+    last = jnp.where(jnp.any(selected, axis=1, keepdims=True), last, -jnp.inf)
     hinge = jax.nn.relu(jax.lax.stop_gradient(last) + margin - scores)
     share = pixels / jnp.maximum(jnp.sum(pixels, axis=1, keepdims=True), 1)
     return jnp.sum(jnp.where(selected, 0.0, hinge) * share, axis=1)

@@ -123,16 +123,6 @@ class Regions:
         features = self.features_of(prediction)
         return mask_products(self.mask_embeddings[:, prediction], features.grid)
 
-    def mask_logits_of(
-        self, query_ids: Int[Array, "B M"], prediction: int = -1
-    ) -> Float[Array, "B M *T h w"]:
-        """The same of some queries alone, such as those that a target was matched
-        to.
-        """
-        embeddings = self.mask_embeddings[:, prediction]
-        chosen = jnp.take_along_axis(embeddings, query_ids[:, :, None], axis=1)
-        return mask_products(chosen, self.features_of(prediction).grid)
-
 
 def mask_products(
     mask_embeddings: Float[Array, "B N E"], features: Float[Array, "B *T h w E"]

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.pretrained import beit, dinov3, regions
+from mlseg_jax.pretrained import beit, dinov3, exact, regions
 from mlseg_jax.pretrained.mapping import (
     CONV,
     SAME,
@@ -97,14 +97,20 @@ def to_hugging_face(config: ml_collections.ConfigDict, arrays: Arrays) -> Arrays
     Raises:
       UserError: transformers has no such model.
     """
-    for key, value in (("multilabel_head", "none"), ("backbone", "vit")):
-        if config.model[key].name != value:
-            raise UserError(
-                f"model.{key}.name is {config.model[key].name!r}, and there is no EoMT "
-                f"with that under these names; choose --to=safetensors."
-            )
+    backbone = config.model.backbone
+    is_rotary = backbone.get("positions") == "rotary"
+    wanted = exact.PLAIN_CLASSES | {
+        "model.backbone.name": ("vit",),
+        "model.backbone.positions": ("patches", "rotary"),
+        "model.backbone.key_bias": (not is_rotary,),
+    }
+    if not is_rotary:
+        # One number is both sides there.
+        side = backbone.get("image_size", (0,))[0]
+        wanted["model.backbone.image_size"] = ((side, side),)
+    exact.check(config, "EoMT", wanted)
     found = to_theirs(arrays, hugging_face(config))
-    if config.model.backbone.positions != "rotary":
+    if not is_rotary:
         found = {n.replace(".o_proj", ".out_proj"): x for n, x in found.items()}
     for kind in ("weight", "bias"):
         rows = [found.pop(f"{part}.{kind}") for part in ("classes", "no_object")]

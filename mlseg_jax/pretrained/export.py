@@ -14,12 +14,11 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.pretrained import region_exports, region_settings, segmenter
 from mlseg_jax.pretrained.load import unscanned, unstack_blocks
-from mlseg_jax.pretrained.mapping import to_theirs
 from mlseg_jax.runs.workdir import load_config, load_info, load_parameters
 
 STATE_DICTS = {
     # Segmenter of the authors' release.
-    "mmseg": lambda config, arrays: to_theirs(arrays, segmenter.release(config)),
+    "mmseg": segmenter.to_release,
     # Mask2Former and MaskFormer.
     "hugging_face": region_exports.to_hugging_face,
     "detectron2": region_exports.to_detectron2,
@@ -69,7 +68,8 @@ def export_weights(workdir: str, output: str, to: str, checkpoint: str) -> str:
         "classes": json.dumps(info.class_names),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # Not `ascontiguousarray`, which gives a single number a dimension.
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     if path.suffix == ".pkl":
         save_pickle(arrays, path)
     else:

@@ -4,7 +4,6 @@ The tables of `regions` give their uniform names; here these become those of fil
 which transformers of both generations and Detectron2's code load.
 """
 
-import operator
 import re
 from collections.abc import Callable, Sequence
 
@@ -12,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from mlseg_jax.errors import UserError
-from mlseg_jax.pretrained import eomt, regions, resnet
+from mlseg_jax.pretrained import eomt, exact, regions, resnet
 from mlseg_jax.pretrained.mapping import to_theirs
 
 Arrays = dict[str, np.ndarray]
@@ -43,8 +42,13 @@ _HUGGING_FACE = (
     (r"^classes", "class_predictor"),
 )
 _ENCODER = "model.pixel_level_module.encoder."
+_RESNET = (
+    *resnet.TO_HUGGING_FACE,
+    (r"^backbone\.(embedder|encoder\.stages)\.", rf"{_ENCODER}\1."),
+)
 HUGGING_FACE = {
     "mask2former": (
+        *_RESNET,
         (r"^backbone\.", _ENCODER),
         *_SWIN,
         (r"^queries\.mask_embed\.(\d)",
@@ -52,7 +56,8 @@ HUGGING_FACE = {
         *_HUGGING_FACE,
     ),
     "maskformer": (
-        # A backbone is a model in one more here, and stages count from 0.
+        *_RESNET,
+        # A Swin is a model in one more here, and its stages count from 0.
         *((rf"^backbone\.hidden_states_norms\.stage{i + 1}",
            f"{_ENCODER}hidden_states_norms.{i}") for i in range(4)),
         (r"^backbone\.", f"{_ENCODER}model."),
@@ -103,14 +108,37 @@ def to_hugging_face(config: ml_collections.ConfigDict, arrays: Arrays) -> Arrays
     """
     if config.model.decoder.name == "eomt":
         return eomt.to_hugging_face(config, arrays)
-    pixel_decoders = {"mask2former": "deformable", "maskformer": "fpn"}
-    wanted = {
-        "model.backbone.name": ("swin",),
-        "model.pixel_decoder.name": (pixel_decoders.get(config.model.decoder.name),),
-        "model.multilabel_head.name": ("none",),
-        "model.rank_norm.kind": ("none",),
+    pixel_decoders = {"mask2former": ("deformable",), "maskformer": ("fpn",)}
+    wanted = exact.PLAIN_CLASSES | {
+        # Its models see pictures: even one frame has other positions.
+        "task": ("semantic", "panoptic", "instance"),
+        "model.backbone.name": ("swin", "resnet"),
     }
-    return _export(config, arrays, _HUGGING_FACE_ROWS, HUGGING_FACE, wanted)
+    found = _export(
+        config, arrays, _HUGGING_FACE_ROWS, HUGGING_FACE, pixel_decoders, wanted
+    )
+    # PyTorch counts batches beside every running mean, and misses the counters.
+    means = (name for name in found if name.endswith("running_mean"))
+    counters = [name.replace("running_mean", "num_batches_tracked") for name in means]
+    return found | {name: np.zeros((), np.int64) for name in counters}
+
+
+RELEASE = {
+    "selection.name": ("top_k",),
+    "model.multilabel_head.name": ("projected_encoder",),
+    "model.multilabel_head.projection": ("linear",),
+    "model.multilabel_head.downsample": (0,),
+    "model.multilabel_head.share_embeddings": (False,),
+    "model.multilabel_head.class_projection": (False,),
+    "model.multilabel_head.classes_apart": (False,),
+    "model.decoder.image": ("queries",),
+    "model.decoder.image_layer": (3,),
+    "model.decoder.cosine": (True,),
+    "model.rank_norm.kind": ("affine",),
+    "model.rank_norm.unbiased_variance": (False,),
+    "model.presence_prior.kind": ("none",),
+}
+"""MLSeg on Mask2Former (method.md 11.2); there is no code with MaskFormer."""
 
 
 def to_detectron2(config: ml_collections.ConfigDict, arrays: Arrays) -> Arrays:
@@ -123,11 +151,15 @@ def to_detectron2(config: ml_collections.ConfigDict, arrays: Arrays) -> Arrays:
         "mask2former": ("deformable",),
         "maskformer": ("fpn", "encoder_fpn"),
     }
-    wanted = {
+    is_release = (
+        config.model.decoder.name == "mask2former"
+        and config.model.multilabel_head.name != "none"
+    )
+    wanted = (RELEASE if is_release else exact.PLAIN_CLASSES) | {
         "model.backbone.name": ("swin", "resnet"),
-        "model.pixel_decoder.name": pixel_decoders.get(config.model.decoder.name, ()),
+        "model.backbone.shift_small_maps": (True,),
     }
-    return _export(config, arrays, _DETECTRON2_ROWS, DETECTRON2, wanted)
+    return _export(config, arrays, _DETECTRON2_ROWS, DETECTRON2, pixel_decoders, wanted)
 
 
 def _export(
@@ -135,6 +167,7 @@ def _export(
     arrays: Arrays,
     rows: dict[str, Callable],
     names: dict[str, Names],
+    pixel_decoders: dict[str, tuple[str, ...]],
     wanted: dict[str, tuple],
 ) -> Arrays:
     kind = config.model.decoder.name
@@ -143,15 +176,20 @@ def _export(
             f"These names are those of {' and '.join(rows)}, but model.decoder.name is "
             f"{kind!r}; choose --to=safetensors."
         )
-    # Theirs have it in their code, so that it would be lost without a word.
-    wanted = wanted | {"model.pixel_decoder.num_groups": (32,)}
-    for key, values in wanted.items():
-        value = operator.attrgetter(key)(config)
-        if value not in values:
-            raise UserError(
-                f"{key} is {value!r}, and there is no {kind} with that under these "
-                f"names; choose --to=safetensors."
-            )
+    wanted = wanted | {
+        "model.backbone.num_norms": (4,),
+        "model.backbone.stem": ("plain",),
+        "model.backbone.strides": ((1, 2, 2, 2),),
+        "model.backbone.dilations": ((1, 1, 1, 1),),
+        "model.pixel_decoder.name": pixel_decoders[kind],
+        "model.pixel_decoder.num_groups": (32,),
+    }
+    if config.model.pixel_decoder.name != "fpn":
+        # One number of heads is both decoders'.
+        heads = (config.model.decoder.num_heads,)
+        wanted["model.pixel_decoder.num_heads"] = heads
+        wanted["model.pixel_decoder.num_points"] = (4,)
+    exact.check(config, kind, wanted)
     arrays = _with_no_object(to_theirs(arrays, rows[kind](config)))
     # A constant of the loss, which strict loading asks for.
     count = len(arrays["classes.weight"])

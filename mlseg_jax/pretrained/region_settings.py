@@ -23,8 +23,6 @@ def hugging_face_settings(
     }
     if model.decoder.name == "eomt":
         return common | _eomt(model, loss)
-    # Predictions of all layers are trained on.
-    common["use_auxiliary_loss"] = True
     common["mask_feature_size"] = model.pixel_decoder.embed_dim
     if model.decoder.name == "mask2former":
         return common | _mask2former(model, loss)
@@ -35,7 +33,7 @@ def _mask2former(model, loss) -> dict:
     return {
         "model_type": "mask2former",
         "architectures": ["Mask2FormerForUniversalSegmentation"],
-        "backbone_config": _swin(model.backbone) | {"model_type": "swin"},
+        "backbone_config": _backbone(model.backbone, "swin"),
         "feature_size": model.pixel_decoder.embed_dim,
         "encoder_layers": model.pixel_decoder.depth,
         "encoder_feedforward_dim": model.pixel_decoder.mlp_dim,
@@ -110,20 +108,33 @@ def _maskformer(model, loss) -> dict:
     return {
         "model_type": "maskformer",
         "architectures": ["MaskFormerForInstanceSegmentation"],
-        "backbone_config": _swin(model.backbone) | {"model_type": "maskformer-swin"},
+        "backbone_config": _backbone(model.backbone, "maskformer-swin"),
         "decoder_config": decoder,
         "fpn_feature_size": model.pixel_decoder.embed_dim,
         "cross_entropy_weight": loss.class_weight,
     }
 
 
-def _swin(backbone) -> dict:
-    return {
+def _backbone(backbone, swin: str) -> dict:
+    """``swin``: what a Swin within such a model is called."""
+    stages = {"out_features": [f"stage{i + 1}" for i in range(len(backbone.depths))]}
+    if backbone.name == "resnet":
+        return stages | {
+            "model_type": "resnet",
+            "embedding_size": backbone.embed_dim,
+            "hidden_sizes": [
+                (4 if backbone.bottleneck else 1) * backbone.embed_dim * 2**i
+                for i in range(len(backbone.depths))
+            ],
+            "depths": list(backbone.depths),
+            "layer_type": "bottleneck" if backbone.bottleneck else "basic",
+        }
+    return stages | {
+        "model_type": swin,
         "embed_dim": backbone.embed_dim,
         "depths": list(backbone.depths),
         "num_heads": list(backbone.num_heads),
         "window_size": backbone.window_size,
         "mlp_ratio": float(backbone.mlp_ratio),
         "drop_path_rate": backbone.drop_path_rate,
-        "out_features": [f"stage{i + 1}" for i in range(len(backbone.depths))],
     }

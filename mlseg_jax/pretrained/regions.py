@@ -139,6 +139,12 @@ def _pyramid(proj: str, block: str, stem: str) -> list[Row]:
 # --------------------------------------------------------------------- Hugging Face
 
 
+def _hugging_face_backbone(config: ml_collections.ConfigDict) -> list[Row]:
+    is_resnet = config.model.backbone.name == "resnet"
+    table = resnet.resnet if is_resnet else swin.hugging_face
+    return _within(table(config), "backbone.")
+
+
 def _hugging_face_layer(cross: str, rows: list[Row]) -> list[Row]:
     theirs, ours = "queries.layers.{i}", "decoder/layers/{i}"
     return [
@@ -163,7 +169,7 @@ def hugging_face_mask2former(config: ml_collections.ConfigDict) -> list[Row]:
         "queries.layers.{i}.cross_attn", "decoder/layers/{i}/cross_attention"
     )
     return [
-        *_within(swin.hugging_face(config), "backbone."),
+        *_hugging_face_backbone(config),
         *_mask2former(config, names),
         *_hugging_face_layer("cross_attn", cross),
     ]
@@ -175,7 +181,7 @@ def hugging_face_maskformer(config: ml_collections.ConfigDict) -> list[Row]:
     )
     fpn = "pixels.fpn.layers.{}"
     return [
-        *_within(swin.hugging_face(config), "backbone."),
+        *_hugging_face_backbone(config),
         *_pyramid(f"{fpn}.proj", f"{fpn}.block", "pixels.fpn.stem"),
         *_conv("queries.input_projection", "decoder/input_projection"),
         *_hugging_face_layer("encoder_attn", cross),
@@ -213,6 +219,8 @@ def hugging_face_names(arrays: Arrays) -> Arrays:
             number = re.fullmatch(r"hidden_states_norms\.(\d)\.(\w+)", rest)
             if number:
                 rest = f"hidden_states_norms.stage{int(number[1]) + 1}.{number[2]}"
+            for pattern, new in resnet.hugging_face_names(""):
+                rest = re.sub(pattern, new, rest)
             backbone[rest] = array
             continue
         for pattern, new in _HUGGING_FACE_NAMES:

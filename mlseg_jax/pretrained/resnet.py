@@ -1,4 +1,6 @@
-"""Residual networks of torchvision and of OpenMMLab (method.md section 9.2)."""
+"""Residual networks of torchvision, OpenMMLab, Detectron2 and transformers (method.md
+section 9.2).
+"""
 
 import re
 
@@ -50,6 +52,44 @@ def detectron2_names(prefix: str) -> tuple[tuple[str, str], ...]:
     )
 
 
+def hugging_face_names(prefix: str) -> tuple[tuple[str, str], ...]:
+    """Patterns of names in transformers, and torchvision's in their place."""
+    start = rf"^({prefix})"
+    block = rf"{start}(layer\d\.\d+)"
+    return (
+        (rf"{start}embedder\.embedder\.convolution\.", r"\1stem.0."),
+        (rf"{start}embedder\.embedder\.normalization\.", r"\1stem.1."),
+        *(
+            (rf"{start}encoder\.stages\.{i}\.layers\.", rf"\1layer{i + 1}.")
+            for i in range(4)
+        ),
+        (rf"{block}\.shortcut\.convolution\.", r"\1\2.downsample.0."),
+        (rf"{block}\.shortcut\.normalization\.", r"\1\2.downsample.1."),
+        *(
+            (rf"{block}\.layer\.{i}\.{theirs}\.", rf"\1\2.{name}{i + 1}.")
+            for i in range(3)
+            for theirs, name in (("convolution", "conv"), ("normalization", "bn"))
+        ),
+    )
+
+
+TO_HUGGING_FACE = (
+    (r"^(backbone\.)stem\.0\.", r"\1embedder.embedder.convolution."),
+    (r"^(backbone\.)stem\.1\.", r"\1embedder.embedder.normalization."),
+    *(
+        (rf"^(backbone\.layer.*)\.{name}{i + 1}\.", rf"\1.layer.{i}.{theirs}.")
+        for i in range(3)
+        for theirs, name in (("convolution", "conv"), ("normalization", "bn"))
+    ),
+    (r"^(backbone\.layer.*)\.downsample\.0\.", r"\1.shortcut.convolution."),
+    (r"^(backbone\.layer.*)\.downsample\.1\.", r"\1.shortcut.normalization."),
+    *(
+        (rf"^(backbone\.)layer{i + 1}\.", rf"\1encoder.stages.{i}.layers.")
+        for i in range(4)
+    ),
+)
+"""The way to transformers, of a backbone within a model."""
+
 TO_DETECTRON2 = (
     (r"^(backbone\.)stem\.0\.", r"\1stem.conv1."),
     (r"^(backbone\.)stem\.1\.", r"\1stem.conv1.norm."),
@@ -62,10 +102,12 @@ TO_DETECTRON2 = (
 
 
 def names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without OpenMMLab's prefix; torchvision's stem as the first of V1c's units."""
+    """Without prefixes of others; torchvision's stem as the first of V1c's units."""
     pairs = (
         (r"^backbone\.", ""),
         *detectron2_names(""),
+        (r"^resnet\.", ""),
+        *hugging_face_names(""),
         (r"^conv1\.", "stem.0."),
         (r"^bn1\.", "stem.1."),
     )
@@ -78,6 +120,7 @@ def names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 DROPPED = (
-    Dropped(r"(head\.)?fc\.(weight|bias)", CLASSIFIER),
+    # Detectron2 files it with the stem.
+    Dropped(r"((head\.|stem\.)?fc|classifier\.1)\.(weight|bias)", CLASSIFIER),
     Dropped(r".*\.num_batches_tracked", "a counter"),
 )

@@ -1,8 +1,11 @@
 """Segmenter, with and without label selection, of three sources (method.md 3 to 7)."""
 
-import ml_collections
+from collections.abc import Mapping
 
-from mlseg_jax.pretrained import vit
+import ml_collections
+import numpy as np
+
+from mlseg_jax.pretrained import exact, vit
 from mlseg_jax.pretrained.mapping import (
     CONV,
     POINTWISE,
@@ -13,6 +16,7 @@ from mlseg_jax.pretrained.mapping import (
     Row,
     linear,
     norm,
+    to_theirs,
 )
 
 DECODER_BLOCK = "decoder/blocks/blocks/{i}"
@@ -157,6 +161,45 @@ RELEASE_HEADS = {
     "linear": _ENCNET,
 }
 """Rows of the blocks and of the multi-label head, by the name of ours."""
+
+
+def to_release(
+    config: ml_collections.ConfigDict, arrays: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Our weights under the names of the authors' release.
+
+    Raises:
+      UserError: the release has no such model.
+    """
+    head, backbone = config.model.multilabel_head.name, config.model.backbone
+    is_oracle = config.selection.name == "oracle"
+    is_essnet = config.model.decoder.name == "essnet"
+    # Heads that score labels for a selection; EncNet's does not.
+    selections = ("complete", "oracle") if head in ("none", "linear") else ("top_k",)
+    exact.check(
+        config,
+        "Segmenter",
+        {
+            "model.decoder.name": ("segmenter", "encnet", "essnet"),
+            "model.multilabel_head.name": tuple(RELEASE_HEADS),
+            "model.multilabel_head.classes_apart": (False,),
+            "selection.name": selections,
+            "loss.pixel": ("nearest_classes" if is_essnet else "cross_entropy",),
+            "model.rank_norm.kind": ("affine",),
+            # The oracle's norm alone.
+            "model.rank_norm.unbiased_variance": (is_oracle,),
+            "model.presence_prior.kind": ("none",),
+            "model.backbone.name": ("vit",),
+            "model.backbone.positions": ("table",),
+            "model.backbone.position_resize": ("bicubic", "bilinear"),
+            "model.backbone.key_bias": (True,),
+            "model.backbone.gated": (False,),
+            # Of several maps Segmenter takes the last.
+            "model.backbone.taps": ((), (backbone.get("depth", 0) - 1,)),
+        },
+    )
+    return to_theirs(arrays, release(config))
+
 
 RELEASE_DROPPED = (
     Dropped(r"decode_head\.conv_seg\.(weight|bias)", "never used by this head"),

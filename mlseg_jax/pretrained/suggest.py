@@ -227,13 +227,14 @@ def _suggest_regions(name: str, source: Format, arrays: Arrays) -> str:
     has_head = "ml_head.cls_emb" in arrays
     argument = f"dataset={dataset},backbone={backbone},task={task}"
     argument += f",selection={'top_k' if has_head else 'complete'}"
-    if "pixels.input_proj.weight" in arrays:
-        argument += ",pixel_decoder=encoder_fpn"
     config = recipes.get(name).get_config(argument)
     found = {
         "model.decoder.num_queries": num_queries,
         "model.decoder.depth": sizes.count(arrays, _QUERY_LAYER),
     }
+    if name == "maskformer":
+        has_encoder = "pixels.input_proj.weight" in arrays
+        found["model.pixel_decoder.name"] = "encoder_fpn" if has_encoder else "fpn"
     if has_head:
         # No-object has a place in it as well.
         found["selection.k"] = len(arrays["ml_norm.weight"]) - 1

@@ -14,6 +14,7 @@ from etils import epath
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.runs.checkpoint import write_json
+from mlseg_jax.runs.progress import UNFINISHED
 from mlseg_jax.training.watch import resident_bytes
 
 COST_FILE = "study.json"
@@ -96,7 +97,9 @@ def children_end_with_us(running: set[int]) -> Iterator[None]:
 
 
 def is_done(folder: pathlib.Path) -> bool:
-    return read_cost(folder)["done"] and (folder / "metrics.json").exists()
+    is_evaluated = (folder / "metrics.json").exists()
+    is_ended = is_evaluated and not (folder / UNFINISHED).exists()
+    return read_cost(folder)["done"] and is_ended
 
 
 def read_cost(folder: pathlib.Path) -> dict[str, float]:

@@ -15,6 +15,7 @@
     training_presence.npz     which classes each training example holds
     hangs/                    what threads did when nothing moved any more, by process
     failures/                 how the last attempt of each process ended (XLA's errors)
+    training.unfinished       there until a training is at its end and evaluated; empty
     training.lock             locked while a training is under way; empty
     model_card.json           where converted weights are from (`convert`)
 """

@@ -87,7 +87,13 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def find(self, which: str = "latest") -> int:
-        """Step of the ``latest`` or ``best`` checkpoint, or of a given step number."""
+        """Step of the ``latest`` or ``best`` checkpoint, or of a given step number.
+
+        The best of those that are there, where the best of all is not, with a warning.
+
+        Raises:
+          CheckpointError: there is none, or none of this number.
+        """
         steps = self.steps()
         if not steps:
             raise CheckpointError(
@@ -96,13 +102,25 @@ class Checkpoints:
         if which == "latest":
             return steps[-1]
         if which == "best":
-            return next(iter(best_steps(steps, self._scores)), steps[-1])
+            return self._best(steps)
         if not which.isdigit() or int(which) not in steps:
             raise CheckpointError(
                 f"{self.path} has no checkpoint {which!r}; there are latest, best and "
                 f"{', '.join(map(str, steps))}."
             )
         return int(which)
+
+    def _best(self, steps: list[int]) -> int:
+        found = next(iter(best_steps(steps, self._scores)), steps[-1])
+        best = next(iter(best_steps(list(self._scores), self._scores)), found)
+        if best not in steps:
+            logger.warning(
+                "The best checkpoint of %s, of step %d, is not there (train.keep_best "
+                "was 0, or it was deleted); the best of those that are is taken, of "
+                "step %d.",
+                *(self.path, best, found),
+            )
+        return found
 
     def restore_newest(self, abstract_state) -> tuple[int, Any]:
         """Step and state of the newest checkpoint that can be read.

@@ -19,6 +19,11 @@ from mlseg_jax.runs.trackers import open_tracker
 
 logger = logging.getLogger(__name__)
 
+UNFINISHED = "training.unfinished"
+"""In a work directory from a training's first step to its last evaluation. Who asks
+whether a run is at its end looks for it beside ``metrics.json`` (launch/slurm.sh,
+reporting/timed_process.py), which `evaluate` writes of any checkpoint, at any time."""
+
 
 class MetricWriter:
     """Scalars to ``metrics.jsonl``, to TensorBoard and where ``train.logger`` says; of
@@ -30,6 +35,7 @@ class MetricWriter:
     ):
         """``start``: the step a run begins at; what was written after it is dropped."""
         self._path = epath.Path(workdir) / "metrics.jsonl"
+        self._unfinished = epath.Path(workdir) / UNFINISHED
         self._active = jax.process_index() == 0
         self._events = self._tracker = None
         if self._active and config is not None:
@@ -38,9 +44,12 @@ class MetricWriter:
             events = str(epath.Path(workdir) / "events")
             self._events = SummaryWriter(events, purge_step=start + 1)
             self._keep(lambda line: line["step"] <= start)
-            # Who asks whether a run is at its end looks for this file (launch/slurm.sh,
-            # reporting/timed_process.py), and `evaluate` writes it of any checkpoint.
-            (epath.Path(workdir) / "metrics.json").unlink(missing_ok=True)
+            self._unfinished.write_text("")
+
+    def finish(self) -> None:
+        """The training is at its end, and its scores are written."""
+        if self._active:
+            self._unfinished.unlink(missing_ok=True)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         if not self._active:

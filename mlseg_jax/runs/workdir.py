@@ -114,8 +114,7 @@ def load_parameters(
 def claim_workdir(
     config: ml_collections.ConfigDict, workdir: str, info: DatasetInfo
 ) -> None:
-    """Writes configuration and classes, or checks that they are the same; takes away
-    the metrics of an evaluation before.
+    """Writes configuration and classes, or checks that they are the same.
 
     Before its first checkpoint a directory holds nothing that could be spoilt: whoever
     corrects a setting that did not work may use it again.

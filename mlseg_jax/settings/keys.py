@@ -43,6 +43,7 @@ from mlseg_jax.settings.kinds import (
     whole,
 )
 from mlseg_jax.settings.model_keys import MODEL_KEYS, MODEL_KEYS_OF_PARTS
+from mlseg_jax.typing import MAX_CLASSES
 
 KEYS = {
     "name": TEXT,
@@ -66,7 +67,7 @@ KEYS = {
     "data.max_pixels": COUNT,
     "data.exif": FLAG,
     "data.white_value": whole(255, 65535),
-    "data.num_classes": COUNT_OR_NONE,
+    "data.num_classes": whole(0, MAX_CLASSES),
     "data.train_split": NAME,
     "data.eval_split": NAME,
     "data.validation_split": TEXT,

@@ -4,12 +4,15 @@ The classifier is frozen and looks at whole pictures, so its scores are computed
 before the training, and not again in every step.
 """
 
+import hashlib
 import itertools
+import pathlib
 from collections.abc import Iterator
 
 import ml_collections
 
 from input_pipeline.datasets.bad_examples import Skips, drop_bad
+from input_pipeline.datasets.data_version import data_facts
 from input_pipeline.datasets.given_labels import (
     WithGivenLabels,
     read_facts,
@@ -83,15 +86,26 @@ def add_given_labels(
 
 def _write_once(config, folder: str, split: str, source) -> None:
     facts, workdir = read_facts(folder, split), config.selection.classifier
-    wanted = {"data": _data(config, source), "classifier": workdir}
+    wanted = _facts(config, workdir, folder, source)
+    if facts is not None:  # Of before "files" were noted: taken for those there are.
+        facts = {"files": wanted["files"], **facts}
     if facts is None or any(facts[key] != wanted[key] for key in wanted):
         classifier = load_classifier(workdir, source.info)
         write_split(config, classifier, workdir, folder, source, split)
 
 
-def _data(config: ml_collections.ConfigDict, source) -> str:
-    """What tells the examples of one run from those of another."""
-    return f"{config.data.name} {config.data.path} {len(source)}"
+def _facts(
+    config: ml_collections.ConfigDict, workdir: str, folder: str, source
+) -> dict[str, str]:
+    """What scores in a folder are of; ``workdir``: the classifier's."""
+    digest = hashlib.sha256()
+    for fact in data_facts(config.data, pathlib.Path(folder).parent):
+        digest.update(fact)
+    return {
+        "data": f"{config.data.name} {config.data.path} {len(source)}",
+        "files": digest.hexdigest(),
+        "classifier": workdir,
+    }
 
 
 def write_split(
@@ -123,6 +137,5 @@ def write_split(
             source.info,
             len(source),
             batches(),
-            data=_data(config, source),
-            classifier=workdir,
+            **_facts(config, workdir, folder, source),
         )

@@ -128,7 +128,12 @@ class AbstractSelectionEvaluation(AbstractEvaluation):
         return jax.device_get((selection.class_ids, selection.valid))
 
     def label_metrics(self) -> dict[str, float]:
-        """What was found of the labels, and the size of it all."""
+        """What was found of the labels, and the size of it all.
+
+        ``labels_selected`` belongs to the recall: as many as count as selected for the
+        whole picture. Windows that select for themselves have more together
+        (`PictureLabels`).
+        """
         metrics = {**self.recall.compute()}
         if self.config.model.multilabel_head.name != "none":
             metrics.update(self.label_scores.compute())

@@ -51,6 +51,16 @@ def _warms_up(config: ml_collections.ConfigDict) -> bool:
 
 
 def check_labels(config, train_info, eval_info) -> None:
+    """Raises `UserError` for what training would only come to, or never say, and warns
+    of what is odd.
+    """
+    train = config.train
+    if config.eval.checkpoint == "best" and train.eval_every and not train.keep_best:
+        raise UserError(
+            "eval.checkpoint=best wants the checkpoint that scored best, but "
+            "train.keep_best is 0, so that it is deleted; set train.keep_best to 1, or "
+            "eval.checkpoint to latest."
+        )
     if train_info.class_names != eval_info.class_names:
         raise UserError(
             differing_classes(

@@ -5,7 +5,6 @@ before the first step; steps then read their features, 16-bit floats, and train 
 follows. What is kept is taken up where a run was stopped.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,21 +14,20 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator
 
 import jax
 import ml_collections
 import numpy as np
-from etils import epath
 
 from input_pipeline.augmentation.augment import make_augment
 from input_pipeline.datasets.bad_examples import replace_bad
-from input_pipeline.datasets.split_parts import split_part
-from input_pipeline.files.local_copy import is_address, versions
+from input_pipeline.datasets.data_version import data_facts
 from mlseg_jax.distributed.sharding import within
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.build import FunctionalModel
+from mlseg_jax.models.encoder_only import held_back
 from mlseg_jax.models.mlseg import clear_padding
+from mlseg_jax.models.parts import REGION_DECODERS
 from mlseg_jax.runs.progress import progress_bar
 from mlseg_jax.training.optimizer import frozen_paths
 from mlseg_jax.typing import Array, Float
@@ -118,8 +116,8 @@ def kept_features(
         nothing is lost.
 
     Raises:
-      UserError: the backbone is trained, or has maps of several grids, or the disk has
-        no room.
+      UserError: the backbone is trained, or there is a `hindrance`, or the disk has no
+        room.
     """
     _check(config, model)
     crop, size = tuple(config.data.crop_size), len(source)
@@ -202,16 +200,51 @@ def _check(config, model: FunctionalModel) -> None:
             f"but {trained[0]} is; set optimizer.frozen to ('^backbone/',), or "
             f"data.feature_variants to 0."
         )
-    if config.model.backbone.name != "vit" or config.model.backbone.drop_path_rate:
-        raise UserError(
-            "data.feature_variants keeps features of a ViT without drop path; set "
-            "model.backbone.drop_path_rate to 0, or data.feature_variants to 0."
+    if reason := hindrance(config):
+        raise UserError(f"{reason}, or data.feature_variants to 0.")
+
+
+def hindrance(config: ml_collections.ConfigDict) -> str:
+    """Why features of this model cannot be kept, and what to set instead, as the
+    beginning of a sentence; "" where they can.
+    """
+    if config.task != "semantic" or config.model.decoder.name in REGION_DECODERS:
+        return (
+            "data.feature_variants keeps features for pixels that are classified in "
+            "pictures; set task to semantic and model.decoder.name to a decoder of "
+            "pixels, such as linear"
+        )
+    if held_back(config):
+        return (
+            f"data.feature_variants keeps what the whole backbone makes, but "
+            f"model.decoder.name={config.model.decoder.name} runs its last blocks; set "
+            f"that to linear"
+        )
+    backbone = config.model.backbone
+    if backbone.name != "vit" or backbone.get("pyramid") or backbone.drop_path_rate:
+        return (
+            "data.feature_variants keeps features of a ViT without pyramid and drop "
+            "path; set model.backbone.pyramid to False and "
+            "model.backbone.drop_path_rate to 0"
+        )
+    if backbone.get("positions") == "rotary" and backbone.position_rescale != 1:
+        return (
+            "data.feature_variants keeps features that are the same in each step, but "
+            "model.backbone.position_rescale stretches positions by chance; set that "
+            "to 1"
+        )
+    if config.selection.name == "given":
+        return (
+            "data.feature_variants reads features in place of pictures, and "
+            "selection.name=given needs the labels that come with these; set that to "
+            "top_k"
         )
     if config.model.class_embeddings.in_backbone or jax.process_count() > 1:
-        raise UserError(
+        return (
             "data.feature_variants needs one process, and class embeddings that do not "
-            "pass the backbone; set data.feature_variants to 0."
+            "pass the backbone (model.class_embeddings.in_backbone=False); set these"
         )
+    return ""
 
 
 def _encoder(model: FunctionalModel, mesh):
@@ -249,44 +282,12 @@ def _digest(config, weights, source, workdir: pathlib.Path) -> str:
         for free in FREE:
             facts.pop(free, None)
         digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    for line in sorted(_files(config.data, workdir)):
-        digest.update(line.encode(errors="surrogateescape"))
-    classes = epath.Path(config.data.classes).expanduser()
-    if config.data.classes and classes.is_file():
-        digest.update(classes.read_bytes())
+    for fact in data_facts(config.data, workdir):
+        digest.update(fact)
     for path in sorted(weights):
         if path.startswith("backbone/"):
             digest.update(path.encode() + np.asarray(weights[path]).tobytes())
     return digest.hexdigest()
-
-
-def _files(data, workdir: pathlib.Path) -> Iterator[str]:
-    """Name, size and time of change of each file of the data, but not of the run."""
-    if is_address(data.path):
-        for name, (size, version) in versions(data.path).items():
-            yield f"{name} {size} {version}\n"
-    elif data.path:
-        root, split = os.path.expanduser(data.path), split_part(data.train_split).name
-        folders = (data.image_folder, data.mask_folder)  # They may lie elsewhere.
-        others = [os.path.join(root, x.replace("{split}", split)) for x in folders]
-        for path in _walk((root, *others), workdir):
-            with contextlib.suppress(OSError):  # A link to nowhere.
-                facts, name = os.stat(path), os.path.relpath(path, root)
-                yield f"{name} {facts.st_size} {facts.st_mtime_ns}\n"
-
-
-def _walk(places: tuple[str, ...], without: pathlib.Path) -> Iterator[str]:
-    """Files in folders and in all that these hold or link to, each folder once."""
-    seen = {os.path.realpath(without)}
-    for place in places:
-        for folder, below, names in os.walk(place, followlinks=True):
-            real = os.path.realpath(folder)
-            if real in seen:
-                below.clear()
-                continue
-            seen.add(real)
-            below.sort()
-            yield from (os.path.join(folder, name) for name in names)
 
 
 def _open(folder: pathlib.Path, digest: str, arrays: dict) -> list[np.memmap]:

@@ -1,15 +1,18 @@
 """Rare classes: how often each occurs in training, and what is made of it.
 
 The classes of every training example come from the preparation of a data set, or are
-counted once and kept in the work directory. From them follow the sampling of examples
-(``data.repeat_factor``) and of crops (``data.rare_crop_rate``), the weights and offsets
-of the pixel loss (``loss.class_weighting``, ``loss.logit_adjustment``), and which
-classes are rare in the metrics (`metrics.class_groups`).
+counted once and kept in the work directory until the data changes. From them follow
+the sampling of examples (``data.repeat_factor``) and of crops
+(``data.rare_crop_rate``), the weights and offsets of the pixel loss
+(``loss.class_weighting``, ``loss.logit_adjustment``), and which classes are rare in the
+metrics (`metrics.class_groups`).
 """
 
+import hashlib
 import json
 import logging
 import os
+import pathlib
 import zipfile
 import zlib
 
@@ -18,6 +21,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from input_pipeline.datasets.data_version import data_facts
 from input_pipeline.preparation.class_statistics import Presence
 from input_pipeline.resample import Resampled, repeat_factors, repeated_indices
 from input_pipeline.survey import survey, to_presence
@@ -43,7 +47,7 @@ def is_used(config: ml_collections.ConfigDict) -> bool:
 def training_presence(
     config: ml_collections.ConfigDict, source, workdir: str, *, count: bool
 ) -> Presence | None:
-    """The classes of each training example; kept in the work directory once known.
+    """The classes of each training example; kept in the work directory once counted.
 
     Args:
       config: the configuration.
@@ -52,14 +56,22 @@ def training_presence(
       count: whether to read every example where nobody has counted yet; None is the
         result if not.
     """
-    path = epath.Path(workdir) / PRESENCE_FILE
-    key = _key(source)
-    if (stored := _read(path)) is not None and str(stored["key"]) == key:
-        return Presence(*(stored[name] for name in _FIELDS))
     presence = getattr(source, "presence", None)
-    if presence is None and count:
-        presence = count_presence(source, config.data.num_threads)
-    if presence is not None and jax.process_index() == 0:
+    if presence is not None:
+        return presence
+    path = epath.Path(workdir) / PRESENCE_FILE
+    stored = _read(path)
+    if stored is None and not count:
+        return None
+    key = _key(config.data, source, workdir)
+    if stored is not None:
+        if str(stored["key"]) == key:
+            return Presence(*(stored[name] for name in _FIELDS))
+        logger.info("%s is not of the training data as it is now", path)
+    if not count:
+        return None
+    presence = count_presence(source, config.data.num_threads)
+    if jax.process_index() == 0:
         # Beside it first, then renamed: a kill leaves no half of a file. Two
         # evaluations of a run may do so at once.
         part = path.parent / f"{path.name}.{os.getpid()}.part"
@@ -85,9 +97,20 @@ def _read(path: epath.Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _key(source) -> str:
-    names = zlib.crc32(json.dumps(source.info.class_names).encode())
-    return f"{len(source)} examples, classes {names:08x}"
+_LABEL_KEYS = (
+    *("name", "train_split", "train_examples", "label_key", "paint_order"),
+    *("background", "image_folder", "mask_folder", "image_ending", "mask_ending"),
+)
+"""Keys of the data that choose the examples or say how their labels are read."""
+
+
+def _key(data: ml_collections.ConfigDict, source, workdir: str) -> str:
+    """Of all that the counts depend on."""
+    facts = [len(source), source.info.class_names, *map(data.get, _LABEL_KEYS)]
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for fact in data_facts(data, pathlib.Path(workdir)):
+        digest.update(fact)
+    return digest.hexdigest()
 
 
 def count_presence(source, num_threads: int) -> Presence:

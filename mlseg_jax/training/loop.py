@@ -138,7 +138,6 @@ def _train(
             return {}
         state = kept_state(config, num_classes, mesh, checkpoints, state)
         step = int(state["step"])
-
         metrics, scores = evaluate_and_write(
             config,
             workdir,
@@ -153,6 +152,7 @@ def _train(
             checkpoints.score(step, scores)
             writer.forget_evaluation(step)
             writer.write(step, evaluation_scalars(metrics))
+        writer.finish()
         return metrics
 
 

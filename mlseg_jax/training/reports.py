@@ -29,7 +29,8 @@ AHEAD = 2
 """Steps that may be begun and not done, where a clock counts them."""
 
 UNLOGGED_STEPS = 500
-"""Measurements that are kept where nothing is logged, before they are looked at."""
+"""Measurements that are kept where nothing is logged: on the devices, before they are
+looked at, and then for the line at the end."""
 
 MAX_LAG = 0.2
 """Share of a step that one process may take longer than the others before it is named.
@@ -53,7 +54,7 @@ class Reports:
         self.watchdog = watchdog
         self.watch = Stopwatch()
         self.flops_per_image = training_flops(config, model)
-        self.pending = []
+        self.pending, self.fetched = [], []
         self.warned = False
         self.behind = None
 
@@ -81,8 +82,8 @@ class Reports:
             with self.watch.devices():
                 jax.block_until_ready(self.pending[-1 - AHEAD][1])
 
-    def check_finite(self) -> list[dict[str, np.ndarray]]:
-        """Fetches what the last steps measured.
+    def check_finite(self) -> None:
+        """Fetches what the last steps measured, for the next line to tell.
 
         Raises:
           UserError: something of it is not a number.
@@ -105,7 +106,9 @@ class Reports:
                     f"optimizer.learning_rate or set optimizer.clip_norm and start "
                     f"from there."
                 )
-        return fetched
+        self.fetched += fetched
+        if not self.config.train.log_every:
+            del self.fetched[:-UNLOGGED_STEPS]
 
     def _check_costs(self, step: int, metrics) -> None:
         """Names the picture whose segments cannot be matched with queries."""
@@ -122,13 +125,14 @@ class Reports:
 
     def log(self, step: int, bar: tqdm) -> None:
         """A line on the steps since the last one."""
-        fetched = self.check_finite()
-        if not fetched:
+        self.check_finite()
+        if not self.fetched:
             return
         scalars = {
-            key: float(np.mean([metrics[key] for metrics in fetched]))
-            for key in fetched[0]
+            key: float(np.mean([metrics[key] for metrics in self.fetched]))
+            for key in self.fetched[0]
         }
+        self.fetched.clear()
         scalars["train/learning_rate"] = float(make_schedule(self.config)(step - 1))
         scalars["train/memory_peak_gib"] = peak_memory()
         scalars |= self._speed(step)

@@ -48,3 +48,47 @@ def test_every_task_is_consistent(recipe, task):
 )  # fmt: skip
 def test_crops_are_whole_cells(backbone, sides):
     assert tuple(region_classifier.fit_side(s, backbone) for s in (128, 512)) == sides
+
+
+RESNET, SWIN = (1e-4, (("^backbone/", 0.1),), 1e-4, 0), (6e-5, (), 0.01, 1500)
+ADE, COCO = ("poly", 0.7, "short_side", 16), ("steps", 0.8, "detr", 64)
+MASKFORMER = [
+    # Rate, factors, decay and warm-up; schedule, least score, augmentation and batch;
+    # crop, longest side and steps.
+    ("ade20k", "semantic", "resnet50", RESNET, ADE, 512, 2048, 160_000),
+    ("ade20k", "semantic", "resnet101", RESNET, ADE, 512, 2048, 160_000),
+    ("ade20k", "semantic", "swin_b", SWIN, ADE, 640, 2560, 160_000),
+    ("ade20k", "semantic", "swin_l", SWIN, ADE, 640, 2560, 160_000),
+    ("ade20k_panoptic", "panoptic", "resnet50", RESNET, ADE, 640, 2560, 720_000),
+    ("ade20k_panoptic", "panoptic", "resnet101", RESNET, ADE, 640, 2560, 720_000),
+    ("coco_panoptic", "panoptic", "resnet50", RESNET, COCO, 1344, 1333, 554_400),
+    ("coco_panoptic", "panoptic", "resnet101", RESNET, COCO, 1344, 1333, 554_400),
+    ("coco_panoptic", "panoptic", "swin_t", SWIN, COCO, 1344, 1333, 554_400),
+    ("coco_panoptic", "panoptic", "swin_s", SWIN, COCO, 1344, 1333, 554_400),
+    ("coco_panoptic", "panoptic", "swin_b", SWIN, COCO, 1344, 1333, 554_400),
+    ("coco_panoptic_json", "panoptic", "swin_l", SWIN, COCO, 1024, 1000, 554_400),
+]
+
+
+@pytest.mark.parametrize("row", MASKFORMER, ids=lambda row: "-".join(row[:3]))
+def test_maskformer_as_published(row):
+    """masks.md 3.4."""
+    dataset, task, backbone, *row = row
+    config = maskformer.get_config(f"dataset={dataset},task={task},backbone={backbone}")
+    rate, (schedule, score, augmentation, batch), side, longest, steps = row
+    optimizer, data = config.optimizer, config.data
+    assert rate == (
+        *(optimizer.learning_rate, optimizer.learning_rate_factors),
+        *(optimizer.weight_decay, optimizer.warmup_steps),
+    )
+    assert (optimizer.schedule, optimizer.clip_norm) == (schedule, 0.01)
+    assert schedule == "poly" or optimizer.falls_at == (369_600 / 554_400,)
+    assert (data.crop_size, data.max_side) == ((side, side), longest)
+    assert (data.augmentation, config.train.batch_size) == (augmentation, batch)
+    assert config.train.steps == steps
+    sides = (480, 800, 11) if batch == 64 else (side // 2, 2 * side, 16)
+    short = data.short_sides
+    assert (min(short), max(short), len(short)) == sides
+    if task == "panoptic":
+        assert config.eval.object_threshold == score
+        assert config.eval.overlap_threshold == 0.8

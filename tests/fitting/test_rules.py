@@ -11,7 +11,8 @@ from mlseg_jax.errors import UserError
 from mlseg_jax.fitting.choices import Choices
 from mlseg_jax.fitting.facts import Data, Machine, multiplies_bfloat16
 from mlseg_jax.fitting.rules import choose, choose_precision
-from mlseg_jax.models.build import check_config
+from mlseg_jax.fitting.weights import how_to_train
+from mlseg_jax.models.build import FunctionalModel, check_config
 
 LAPTOP = Machine("cpu", "cpu", 1, 2, 8 << 30, 100 << 30)
 
@@ -170,6 +171,11 @@ def test_weights_are_trained_as_far_as_time_goes():
         assert choices.config.model.decoder.name == "linear"
         assert choices.config.data.crop_size == (224, 224)
     frozen, last, whole, without_disk = found.values()
+    # Nor are features kept of what cannot be trained from them.
+    frozen.selection.name = "given"
+    model = FunctionalModel.build(frozen, 11)
+    chosen = how_to_train(frozen, model, facts, LAPTOP, 600.0, 1e11)
+    assert (chosen.name, chosen.variants) == ("frozen", 0)
     assert without_disk.data.feature_variants == 0
     assert without_disk.optimizer.frozen == frozen.optimizer.frozen
     assert frozen.data.feature_variants >= 1

@@ -1,6 +1,7 @@
 """Where windows lie, and what labels those of one picture have together."""
 
 import functools
+import weakref
 
 import numpy as np
 import pytest
@@ -46,6 +47,15 @@ def test_plan_axis():
     assert (short.starts, short.size, short.canvas) == ((0,), 11, 16)
     assert short.matrix.shape == (30, 4)
     np.testing.assert_array_equal(short.matrix[:, 3], 0.0)  # the padding's cells
+
+
+def test_matrices_of_large_pictures_are_not_kept():
+    small = plan_axis(50, 50, 16, 12, 16, 4, 4, False)
+    assert small.matrix is small.matrix
+    large = plan_axis(4000, 4000, 512, 341, 512, 128, 128, False)
+    made = weakref.ref(large.matrix)
+    assert made() is None
+    np.testing.assert_allclose(large.matrix.sum(axis=1), 1.0, rtol=1e-5)
 
 
 def test_round_up():

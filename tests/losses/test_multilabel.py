@@ -128,3 +128,9 @@ def test_missed_labels(batch):
         jnp.asarray(scores), jnp.ones((batch, 7), bool), jnp.asarray(pixels)
     )
     np.testing.assert_array_equal(all_selected, 0.0)
+    # No selection of ours is empty; one that is has no last label to be above.
+    nothing = jnp.zeros((batch, 7), bool)
+    none = lambda s: jnp.sum(missed_label_loss(s, nothing, jnp.asarray(pixels)))  # noqa: E731
+    found, grads = jax.value_and_grad(none)(jnp.asarray(scores))
+    assert found == 0
+    np.testing.assert_array_equal(grads, 0.0)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType
 from shrink import (
     NUM_CLASSES,
@@ -17,6 +18,7 @@ from shrink import (
 
 from mlseg_jax.distributed.sharding import AXES, put_batch
 from mlseg_jax.label_selection import SelectionPolicy
+from mlseg_jax.models.backbones.beit import FeaturePyramid
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.tasks.engines import make_engine
 from mlseg_jax.training.state import abstract_state, initialise
@@ -83,6 +85,24 @@ def test_beit_sees_windows_without_padding():
     with pytest.raises(ValueError, match="no padded canvases"):
         sizes = jnp.asarray([[20, 27]])
         model.bind(parameters).encode(jnp.asarray(image[None]), image_size=sizes)
+
+
+def test_beit_of_pictures_of_one_patch():
+    """The grid is of the picture, and not of padding beside it."""
+    config = upernet_config(backbone="beit_b16")
+    model = FunctionalModel.build(config, C)
+    patch = config.model.backbone.patch_size
+    assert model.grid_length(patch - 1) == model.grid_length(patch) == 4
+    images = jax.ShapeDtypeStruct((1, patch - 1, 3 * patch, 3), np.uint8)
+    select = SelectionPolicy("top_k", 4).select()
+    logits = jax.eval_shape(
+        lambda p, x: model.bind(p)(x, select).logits, model.shapes, images
+    )
+    assert logits.shape[1:3] == (4, 12)
+    pyramid = FeaturePyramid(4, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    grid = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 3, 4)), jnp.float32)
+    *_, coarse = pyramid([grid] * 4, train=False)
+    np.testing.assert_array_equal(coarse.grid, grid[:, :, :2].max(axis=2)[:, :, None])
 
 
 # --------------------------------------------------------------------------- training

@@ -34,13 +34,30 @@ from mlseg_jax.runs.workdir import load_config, load_parameters  # noqa: E402
 CLASSES = 40
 SIDES = 225, 310  # that 32 does not divide; even the coarsest map exceeds a window
 MODELS = {
-    "mask2former": (mask2former, transformers.Mask2FormerForUniversalSegmentation),
-    "maskformer": (maskformer, transformers.MaskFormerForInstanceSegmentation),
+    # recipe, backbone, class
+    "mask2former": (
+        *(mask2former, "swin_demo"),
+        transformers.Mask2FormerForUniversalSegmentation,
+    ),
+    "mask2former, ResNet": (
+        *(mask2former, "resnet50"),
+        transformers.Mask2FormerForUniversalSegmentation,
+    ),
+    "maskformer": (
+        *(maskformer, "swin_demo"),
+        transformers.MaskFormerForInstanceSegmentation,
+    ),
+    "maskformer, ResNet": (
+        *(maskformer, "resnet50"),
+        transformers.MaskFormerForInstanceSegmentation,
+    ),
 }
 
 
-def make_config(recipe):
-    config = recipe.get_config("dataset=sign_scenes,selection=complete,task=panoptic")
+def make_config(recipe, backbone: str):
+    config = recipe.get_config(
+        f"dataset=sign_scenes,backbone={backbone},selection=complete,task=panoptic"
+    )
     with config.unlocked():
         config.model.pixel_decoder.num_groups = 32
         config.data.update(pixel_mean=(0.0,) * 3, pixel_std=(1.0,) * 3)
@@ -53,16 +70,19 @@ def random_weights(config, path: pathlib.Path) -> None:
     arrays = {}
     for name, leaf in FunctionalModel.build(config, CLASSES).shapes.items():
         values = random.standard_normal(leaf.shape).astype(np.float32)
-        if name.endswith("scale"):
+        if name.endswith("/var"):
+            arrays[name] = np.abs(values) + 0.5
+        elif name.endswith("scale"):
             arrays[name] = 1 + 0.1 * values
         else:
-            arrays[name] = values * (0.7 / np.sqrt(max(leaf.shape[0], 4)))
+            fan_in = np.prod(leaf.shape[: max(leaf.ndim - 1, 1)])
+            arrays[name] = values * (0.7 / np.sqrt(max(fan_in, 4)))
     save_file(arrays, path, metadata={"format": "mlseg_jax"})
 
 
 def compare(name: str, folder: pathlib.Path) -> float:
-    recipe, theirs = MODELS[name]
-    config = make_config(recipe)
+    recipe, backbone, theirs = MODELS[name]
+    config = make_config(recipe, backbone)
     random_weights(config, folder / "random.safetensors")
     workdir, out = str(folder / "run"), folder / "out"
     convert(config, str(folder / "random.safetensors"), workdir)

@@ -31,6 +31,12 @@ SWIN = dict(
     out_features=["stage1", "stage2", "stage3", "stage4"],
     drop_path_rate=0.0,
 )
+RESNET = dict(
+    embedding_size=2,
+    hidden_sizes=[8, 16, 32, 64],
+    depths=[1, 2, 1, 1],
+    out_features=SWIN["out_features"],
+)
 LEAST = 2e-5  # distance of mask logits from where a cell is seen or not
 LayerGroups = torch.nn.GroupNorm
 
@@ -63,7 +69,7 @@ def mask2former():
     return model
 
 
-def maskformer():
+def maskformer(backbone=None):
     decoder = transformers.DetrConfig(
         d_model=16,
         encoder_layers=0,
@@ -76,7 +82,7 @@ def maskformer():
         activation_dropout=0.0,
     )
     config = transformers.MaskFormerConfig(
-        backbone_config=transformers.MaskFormerSwinConfig(**SWIN),
+        backbone_config=backbone or transformers.MaskFormerSwinConfig(**SWIN),
         decoder_config=decoder,
         fpn_feature_size=16,
         mask_feature_size=16,
@@ -85,8 +91,13 @@ def maskformer():
         output_auxiliary_logits=True,
     )
     model = transformers.MaskFormerForInstanceSegmentation(config)
-    model.model.pixel_level_module.encoder.model.layernorm = torch.nn.Identity()
+    if not backbone:
+        model.model.pixel_level_module.encoder.model.layernorm = torch.nn.Identity()
     return model
+
+
+def maskformer_resnet():
+    return maskformer(transformers.ResNetConfig(**RESNET))
 
 
 def run(model, image):
@@ -154,6 +165,7 @@ def case(name, make, sizes, seed):
         for key, grad in gradients(model, loss)
         if "pixel_level_module.encoder" not in key
     }
+    running = {key: array for key, array in model.named_buffers() if ".running_" in key}
     write(
         name,
         {},
@@ -170,7 +182,7 @@ def case(name, make, sizes, seed):
             small_classes=small_classes,
             small_masks=small_masks,
         ),
-        dict(model.named_parameters()),
+        dict(model.named_parameters()) | running,
         grads,
     )
 
@@ -180,6 +192,9 @@ SIZES = [(3, 37, 54), (1, 42, 29)]
 CASES = {
     "mask2former": lambda: case("frameworks/mask2former", mask2former, SIZES, 1),
     "maskformer": lambda: case("frameworks/maskformer", maskformer, SIZES, 2),
+    "maskformer_resnet": lambda: case(
+        "frameworks/maskformer_resnet", maskformer_resnet, SIZES, 3
+    ),
 }
 
 if __name__ == "__main__":

@@ -90,6 +90,29 @@ def test_back_again_is_bitwise(converted, tmp_path, monkeypatch, to):
 
 # -------------------------------------------------------------------- what is refused
 
+LOST = {
+    "model.multilabel_head.name": "segmentation_logits",
+    "model.multilabel_head.classes_apart": True,
+    "model.rank_norm.kind": "shared",
+    "model.rank_norm.unbiased_variance": True,
+    "model.presence_prior.kind": "ranks",
+    "model.backbone.positions": "rotary",
+    "model.backbone.position_resize": "antialiased_bicubic",
+    "model.backbone.taps": (0,),
+    "model.decoder.name": "linear",
+    "selection.name": "complete",
+    "loss.pixel": "nearest_classes",
+}
+
+
+@pytest.mark.parametrize("key", LOST)
+def test_what_names_of_the_release_cannot_hold(key):
+    """No parameter says it, and its code has it otherwise."""
+    config = config_of()
+    config.update_from_flattened_dict({key: LOST[key]})
+    found = said(export.STATE_DICTS["mmseg"], config, {})
+    assert f"{key} is {LOST[key]!r}, and there is no Segmenter with that" in found
+
 
 def test_all_problems_in_one_message_and_nothing_written(tmp_path):
     arrays = {name: np.array(x) for name, x in read_weights(MLSEG).arrays.items()}

@@ -90,6 +90,19 @@ def test_files_of_dinov3(rows, gated, key, change):
     assert "mask_token" in loaded.dropped
 
 
+@pytest.mark.parametrize(
+    "key, value", [("model.decoder.cosine", True), ("model.rank_norm.kind", "shared"),
+                   ("model.backbone.key_bias", False),
+                   ("model.backbone.image_size", (32, 48)),
+                   ("model.backbone.positions", "table")],
+)  # fmt: skip
+def test_what_eomt_of_transformers_cannot_hold(key, value):
+    config = eomt.get_config("dataset=ade20k,backbone=dinov2_s14_reg")
+    config.update_from_flattened_dict({key: value})
+    sentence = said(STATE_DICTS["hugging_face"], config, {})
+    assert f"{key} is {value!r}, and there is no EoMT with that" in sentence
+
+
 AUTHORS = (
     (r"^query\.", "network.q."),
     (r"^class_predictor\.", "network.class_head."),

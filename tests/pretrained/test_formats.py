@@ -140,6 +140,16 @@ def torchvision_name(name):
     return name.replace("stem.0.", "conv1.").replace("stem.1.", "bn1.")
 
 
+def detectron2_name(name):
+    """As its script converts torchvision's: what is in no layer is of the stem."""
+    name = name if name.startswith("layer") else f"stem.{name}"
+    name = re.sub(r"layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
+    name = re.sub(r"bn(\d)", r"conv\1.norm", name)
+    return name.replace("downsample.0", "shortcut").replace(
+        "downsample.1", "shortcut.norm"
+    )
+
+
 def miil_name(name):
     """A blur follows where a stage begins, after the last 3 x 3 convolution but one."""
     blurred = r"(layer2\.0\.conv1|layer[34]\.0\.conv2)\.(conv|bn)"
@@ -245,6 +255,21 @@ def test_tables_of_other_backbones(kind, key, rows, mark):
         assert recognise(WeightFile("x", "", rest))[0] == key
     loaded = load_arrays(config, 11, source, arrays)
     assert set(loaded.arrays) == set(ours) and len(loaded.dropped) == 1
+    for path, array in ours.items():
+        np.testing.assert_array_equal(loaded.arrays[path], array)
+
+
+def test_detectron2s_residual_network():
+    config = query2label_config_of("resnet")
+    ours, theirs = random_arrays(config, resnet.resnet, part="backbone/")
+    theirs |= {"fc.weight": np.zeros((5, 128)), "fc.bias": np.zeros(5)}
+    theirs = {detectron2_name(torchvision_name(n)): x for n, x in theirs.items()}
+    some = ("stem.conv1.norm.running_var", "stem.fc.bias", "res2.0.shortcut.weight")
+    assert set(some) <= set(theirs)
+    found, source, arrays = recognise(WeightFile("R-50.pkl", "", theirs))
+    assert found == "resnet"
+    loaded = load_arrays(config, 11, source, arrays)
+    assert set(loaded.arrays) == set(ours) and len(loaded.dropped) == 2
     for path, array in ours.items():
         np.testing.assert_array_equal(loaded.arrays[path], array)
 

@@ -74,6 +74,18 @@ HF_MASKFORMER = (
     (r"(hidden_states_norms\.)stage2", r"\g<1>1"),
     (r"(hidden_states_norms\.)stage3", r"\g<1>2"),
 )
+HF_RESNET = (
+    (r"^(backbone\.)stem\.0", r"\1embedder.embedder.convolution"),
+    (r"^(backbone\.)stem\.1", r"\1embedder.embedder.normalization"),
+    (r"^(backbone\..*)downsample\.0", r"\1shortcut.convolution"),
+    (r"^(backbone\..*)downsample\.1", r"\1shortcut.normalization"),
+    *((rf"^(backbone\..*)conv{i + 1}", rf"\1layer.{i}.convolution") for i in range(3)),
+    *((rf"^(backbone\..*)bn{i + 1}", rf"\1layer.{i}.normalization") for i in range(3)),
+    *(
+        (rf"^(backbone\.)layer{i + 1}", rf"\1encoder.stages.{i}.layers")
+        for i in range(4)
+    ),
+)
 QUERIES = (r"^queries\.", "model.transformer_module.")
 
 CASES = {
@@ -88,6 +100,10 @@ CASES = {
     ),
     "hugging_face_maskformer": (
         maskformer, "complete", "swin_demo", HF_MASKFORMER + HUGGING_FACE + (QUERIES,)
+    ),
+    "hugging_face_maskformer, ResNet": (
+        *(maskformer, "complete", "resnet50"),
+        HF_RESNET + HF_MASKFORMER[:1] + HUGGING_FACE + (QUERIES,),
     ),
 }  # fmt: skip
 
@@ -110,13 +126,13 @@ def test_names_of_files(case):
     )
     with config.unlocked():
         config.data.num_classes = config.selection.k = 11
-        config.model.decoder.image_layer = 0
-        config.model.decoder.depth = config.model.pixel_decoder.depth = 1
+        config.model.decoder.image_layer = config.model.decoder.depth = 3
+        config.model.pixel_decoder.depth = 1
         config.model.pixel_decoder.num_groups = 32
         if backbone == "swin_demo":
             config.model.backbone.update(embed_dim=4, num_heads=(1, 1, 2, 2))
         else:
-            config.model.backbone.update(embed_dim=2)
+            config.model.backbone.update(embed_dim=2, depths=(1, 2, 1, 1), stem="plain")
     ours, theirs = random_arrays(config, FORMATS[key].rows)
     for leaf in ("weight", "bias"):
         own = theirs.pop(f"no_object.{leaf}", None)
@@ -137,8 +153,15 @@ def test_names_of_files(case):
     if key == case and to == "detectron2":
         assert set(exported) == set(theirs)
     if to == "hugging_face":
-        assert {n for n in exported if "transformer_module" in n} == {
-            n.replace("o_proj", "out_proj") for n in theirs if "transformer_module" in n
+        parts = ("transformer_module",) + ("encoder.",) * backbone.startswith("resnet")
+        assert {n for n in exported if any(part in n for part in parts)} == {
+            n.replace("o_proj", "out_proj")
+            for n in theirs
+            if any(part in n for part in parts)
+        } | {
+            n.replace("running_mean", "num_batches_tracked")
+            for n in theirs
+            if n.endswith("running_mean")
         }
     found, known, arrays = recognise(WeightFile("x", "", exported))
     assert found == key
@@ -151,8 +174,10 @@ FIT = (
     ("detectron2", mask2former,
      "dataset=ade20k,backbone=swin_t,task=semantic,selection=top_k"),
     ("detectron2", maskformer,
-     "dataset=coco_panoptic,backbone=resnet50,task=panoptic,selection=complete,"
-     "pixel_decoder=encoder_fpn"),
+     "dataset=coco_panoptic,backbone=resnet50,task=panoptic,selection=complete"),
+    ("detectron2", maskformer,
+     "dataset=coco_panoptic,backbone=resnet50,task=panoptic,selection=complete "
+     "--config.model.pixel_decoder.name=fpn"),
     ("hugging_face", mask2former,
      "dataset=coco_json,backbone=swin_t,task=instance,selection=complete"),
     # Names of the video models are those of the image models.
@@ -163,7 +188,9 @@ FIT = (
 
 @pytest.mark.parametrize("to, recipe, argument", FIT)
 def test_the_configuration_that_fits(to, recipe, argument):
-    config = recipe.get_config(argument)
+    config = recipe.get_config(argument.partition(" ")[0])
+    if "decoder.name=fpn" in argument:
+        config.model.pixel_decoder.name = "fpn"
     num_classes = config.data.num_classes or 80
     shapes = FunctionalModel.build(config, num_classes).shapes
     zero = np.float32(0)
@@ -178,8 +205,9 @@ def test_a_pickle_becomes_a_run_and_a_file_again(tmp_path):
     """Of numpy's arrays, under the names of the authors' release."""
     config = mask2former.get_config("dataset=sign_scenes,backbone=swin_demo")
     with config.unlocked():
-        config.model.decoder.update(image_layer=0, depth=1, embed_dim=32, num_heads=2)
+        config.model.decoder.update(image_layer=3, depth=3, embed_dim=32, num_heads=2)
         config.model.pixel_decoder.update(depth=1, embed_dim=32, num_groups=32)
+        config.model.pixel_decoder.num_heads = 2
         config.model.multilabel_head.update(embed_dim=8, num_heads=2)
         config.model.backbone.update(embed_dim=4, num_heads=(1, 1, 2, 2))
     ours, _ = random_arrays(config, FORMATS["mask2former"].rows, 40)
@@ -211,6 +239,54 @@ def test_a_pickle_becomes_a_run_and_a_file_again(tmp_path):
         STATE_DICTS["detectron2"](config_of(), {})
 
 
+EXACT = {
+    "model.multilabel_head.classes_apart": True,
+    "model.multilabel_head.share_embeddings": True,
+    "model.multilabel_head.downsample": 4,
+    "model.multilabel_head.name": "segmentation_logits",
+    "model.decoder.image": "pixels",
+    "model.decoder.image_layer": 2,
+    "model.decoder.cosine": False,
+    "model.rank_norm.kind": "shared",
+    "model.rank_norm.unbiased_variance": True,
+    "model.backbone.num_norms": 1,
+    "model.backbone.shift_small_maps": False,
+    "model.pixel_decoder.num_heads": 2,
+    "model.pixel_decoder.num_points": 2,
+    "selection.name": "complete",
+}
+PLAIN = {
+    "model.decoder.cosine": True,
+    "model.rank_norm.kind": "shared",
+    "model.backbone.num_norms": 1,
+    "model.pixel_decoder.num_heads": 2,
+    "task": "video_semantic",
+}
+LOST = (
+    *(("detectron2", "top_k", *item) for item in EXACT.items()),
+    *(("hugging_face", "complete", *item) for item in PLAIN.items()),
+    ("detectron2", "complete", "model.rank_norm.kind", "temperature"),
+    ("detectron2", "complete", "model.decoder.cosine", True),
+    ("detectron2", "complete", "model.backbone.stem", "deep"),
+)
+
+
+@pytest.mark.parametrize("to, selection, key, value", LOST)
+def test_what_names_of_others_cannot_hold(to, selection, key, value):
+    """No parameter says it, and their code has it otherwise."""
+    backbone = "resnet50" if "stem" in key else "swin_t"
+    config = mask2former.get_config(f"backbone={backbone},selection={selection}")
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=f"{key} is {value!r}, and there is no mask2f"):
+        STATE_DICTS[to](config, {})
+
+
+def test_there_is_no_code_of_maskformer_with_label_selection():
+    config = maskformer.get_config("backbone=swin_t")
+    with pytest.raises(UserError, match="is 'projected_encoder', and there is no mask"):
+        STATE_DICTS["detectron2"](config, {})
+
+
 def test_a_folder_for_transformers(tmp_path):
     """Weights and ``config.json``; tests/parity/live_region_exports.py loads one."""
     config = maskformer.get_config("dataset=sign_scenes,selection=complete")
@@ -228,6 +304,8 @@ def test_a_folder_for_transformers(tmp_path):
     settings = json.loads((folder / "config.json").read_text())
     assert settings["decoder_config"]["decoder_layers"] == 1
     assert settings["backbone_config"]["window_size"] == 6
+    # With it transformers' MaskFormer fails in evaluation.
+    assert "use_auxiliary_loss" not in settings
     assert len(settings["id2label"]) == 40
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match="config.json exists already"):

@@ -25,6 +25,7 @@ from mlseg_jax.reporting.timed_process import (
     read_cost,
     run_timed,
 )
+from mlseg_jax.runs.progress import UNFINISHED
 
 PROGRAM = """
 import json, pathlib, sys
@@ -236,6 +237,13 @@ def test_what_an_interrupted_process_cost_counts(tmp_path, monkeypatch):
     run_timed("train", [], folder, set(), running)
     after = read_cost(folder)
     assert after["cpu_seconds"] > before["cpu_seconds"] and after["done"]
+    # Scores of `evaluate`, while the training is not at its end.
+    unfinished = folder / UNFINISHED
+    for path in (folder / "metrics.json", unfinished):
+        path.write_text("{}")
+    assert not is_done(folder)
+    unfinished.unlink()
+    assert is_done(folder)
 
 
 def test_a_study_that_lost_its_terminal_tells_its_runs(monkeypatch):

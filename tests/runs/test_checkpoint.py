@@ -72,6 +72,18 @@ def test_latest_best_and_by_number(checkpoints):
             checkpoints.find(which)
 
 
+def test_a_best_checkpoint_that_was_not_kept_is_told(tmp_path, caplog):
+    fill(tmp_path, [1, 2, 3], {1: 0.1, 2: 0.4, 3: 0.3})
+    path = tmp_path / "checkpoints"
+    for best in (2, 3):
+        opened = Checkpoints(str(tmp_path))
+        assert opened.find("best") == best
+        opened.close()
+        assert ("of step 2, is not there" in caplog.text) == (best != 2)
+        shutil.rmtree(path / "2", ignore_errors=True)
+    assert f"of {path}, of step 2" in caplog.text and "of step 3." in caplog.text
+
+
 def test_an_empty_directory(tmp_path):
     checkpoints = Checkpoints(str(tmp_path))
     with pytest.raises(CheckpointError, match="no complete checkpoint; train first"):

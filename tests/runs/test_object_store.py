@@ -12,6 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from tiny import tiny_config
 
+from input_pipeline.datasets.data_version import data_facts
 from input_pipeline.datasets.open import open_dataset
 from input_pipeline.files import movement
 from input_pipeline.files.images import read_image, write_label_map
@@ -23,7 +24,6 @@ from mlseg_jax.runs import progress
 from mlseg_jax.runs.workdir import claim_workdir, load_info
 from mlseg_jax.settings import saved
 from mlseg_jax.settings.resolve import resolve
-from mlseg_jax.training import frozen_features
 
 
 class Bucket(MemoryFileSystem):
@@ -117,14 +117,14 @@ def test_a_data_set_in_a_bucket(cache, tmp_path):
     local_copy.cache_clear()
     open_signs(address)
     data = tiny_config({"data.path": address}).data
-    kept = list(frozen_features._files(data, tmp_path))
-    assert len(kept) == 8 and kept[0].startswith("classes.txt ")
+    kept = list(data_facts(data, tmp_path))
+    assert len(kept) == 8 and kept[0].startswith(b"classes.txt ")
     assert len(list(cache.glob("*/signs"))) == 1
     Bucket().pipe(f"{address}/things.txt", b"")
     local_copy.cache_clear()
     assert open_signs(address).info.is_thing == (False,) * 20
     assert len(list(cache.glob("*/signs"))) == 2
-    assert len(set(frozen_features._files(data, tmp_path)).difference(kept)) == 1
+    assert len(set(data_facts(data, tmp_path)).difference(kept)) == 1
 
 
 def test_a_prepared_data_set_in_a_bucket(cache, tmp_path):

@@ -181,6 +181,7 @@ def test_every_key_refuses_what_nobody_can_mean(shapes):
         ("data.scale_range", (2.0, 0.5), "the smaller one first"),
         ("data.base_size", (0, 512), r"or \(0, 0\)"),
         ("data.repeat_factor", -0.1, "give a share"),
+        ("data.num_classes", 65_536, "give a whole number from 0 to 65,535"),
         ("train.accumulate", 0, "give a whole number from 1"),
         ("mesh.data", 0, "or -1 for all devices that are left"),
         ("seed", -1, "from 0 to 2,147,483,647"),
@@ -212,6 +213,7 @@ def test_what_is_no_mistake():
             "eval.mode": "whole",
             "eval.stride": (600, 600),
             "data.base_size": (0, 0),
+            "data.num_classes": 65_535,
             "mesh.fsdp": -1,
             "selection.eval_name": "oracle",
         }

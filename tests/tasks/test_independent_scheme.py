@@ -16,9 +16,11 @@ from input_pipeline.datasets.given_labels import (
     write_scores,
 )
 from input_pipeline.datasets.open import open_dataset
-from input_pipeline.info import DataError
+from input_pipeline.info import DataError, DatasetInfo
 from mlseg_jax.errors import UserError
+from mlseg_jax.inference.label_scores import LabelScorer
 from mlseg_jax.prediction.labels import write_label_scores, write_labels
+from mlseg_jax.tasks import given_selection
 from mlseg_jax.tasks.given_selection import add_given_labels, load_classifier
 from mlseg_jax.training.loop import train
 
@@ -110,6 +112,47 @@ def test_new_pictures_are_segmented_among_the_classifiers_labels(
     assert len(model(image, k=2).labels) == 2
     names = [model.info.class_names[i] for i in (3, 7)]
     assert {label.name for label in model(image, allowed=names).labels} == set(names)
+
+
+def test_scores_are_of_the_pictures_as_they_are_now(tmp_path, monkeypatch):
+    picture, scored = tmp_path / "data" / "a.png", []
+
+    class Source:
+        info = DatasetInfo("one", ("a",), (False,))
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, _):
+            return {"name": "a", "image": np.zeros((1, 1, 3), np.uint8)}
+
+    class Scorer(LabelScorer):
+        batch_size = 1
+
+        def __init__(self):
+            pass
+
+        def __call__(self, images):
+            scored.append(1)
+            return np.zeros((1, 1), np.float32)
+
+    monkeypatch.setattr(given_selection, "load_classifier", lambda *_: Scorer())
+    picture.parent.mkdir()
+    config = tiny_config({"selection.name": "given", "selection.classifier": "q2l"})
+    config.data.path = str(picture.parent)
+    for content, count in (("1", 1), ("1", 1), ("22", 2)):
+        if not picture.exists() or picture.read_text() != content:
+            picture.write_text(content)
+        add_given_labels(config, str(tmp_path / "run"), Source(), train=False)
+        assert len(scored) == count
+    # Those that were written before this was noted are kept.
+    facts = tmp_path / "run/label_scores/val.json"
+    before = json.loads(facts.read_text())
+    del before["files"]
+    facts.write_text(json.dumps(before))
+    picture.write_text("333")
+    add_given_labels(config, str(tmp_path / "run"), Source(), train=False)
+    assert len(scored) == 2
 
 
 def test_scores_in_a_folder_and_labels_of_pictures(classifier, tmp_path):

@@ -7,6 +7,7 @@ from tiny import tiny_config
 
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.doctor.checks import Finding
+from mlseg_jax.errors import UserError
 from mlseg_jax.training.checks import check_labels, warmup_note
 from mlseg_jax.training.schedule import make_schedule
 
@@ -55,6 +56,17 @@ def test_train_says_it_in_a_line(caplog):
     assert len(lines) == 2
     assert lines[0].startswith("optimizer.warmup_steps is 100, but training has 4")
     assert lines[1].endswith("learning rate of 0: step 1 changes nothing")
+
+
+def test_the_best_checkpoint_must_be_kept():
+    config = configure(0, 4)
+    config.train.keep_best = 0
+    check_labels(config, INFO, INFO)
+    config.eval.checkpoint = "best"
+    with pytest.raises(UserError, match="set train.keep_best to 1"):
+        check_labels(config, INFO, INFO)
+    config.train.eval_every = 0  # Nothing is scored, and the newest is the best.
+    check_labels(config, INFO, INFO)
 
 
 def test_doctor_finds_it(monkeypatch):

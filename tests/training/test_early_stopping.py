@@ -40,6 +40,13 @@ def test_the_rule_is_the_release_s():
     assert fast_rule(rises, later, 2) == 8  # the average still rose at 5
 
 
+def test_without_averages_the_scores_alone_count():
+    flat = {step: {"latest": 0.5} for step in range(3)}
+    assert not has_converged(flat, 2)
+    assert has_converged(flat | {3: {"latest": 0.5}}, 2)
+    assert not has_converged(flat | {3: {"latest": 0.6}}, 2)
+
+
 def test_without_patience_or_evaluations():
     assert not has_converged({}, 3)
     worse = {step: {"latest": 1.0 - step} for step in range(9)}

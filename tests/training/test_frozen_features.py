@@ -6,9 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs import linear
 from mlseg_jax.errors import UserError
+from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.training import frozen_features, loop
 
 SIDE = 42
@@ -128,3 +130,33 @@ def test_a_backbone_that_is_trained_has_no_features_to_keep(tmp_path):
     made.optimizer.frozen = ()
     with pytest.raises(UserError, match="set optimizer.frozen"):
         loop.train(made, str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        ({"task": "multilabel"}, "set task to semantic"),
+        ({"model.decoder.name": "maskformer"}, "a decoder of pixels"),
+        ({"model.decoder.name": "encoder_only"}, "its last blocks"),
+        ({"model.backbone.name": "resnet"}, "features of a ViT"),
+        ({"model.backbone.pyramid": True}, "pyramid to False"),
+        ({"model.backbone.drop_path_rate": 0.1}, "drop_path_rate to 0"),
+        (
+            {
+                "model.backbone.positions": "rotary",
+                "model.backbone.position_rescale": 2.0,
+            },
+            "by chance; set that to 1, or data.feature_variants to 0.",
+        ),
+        ({"selection.name": "given"}, "set that to top_k"),
+        ({"model.class_embeddings.in_backbone": True}, "do not pass the backbone"),
+    ],
+)
+def test_models_whose_features_cannot_be_kept(wrong, sentence):
+    made = config(feature_variants=1)
+    made.model.decoder.depth = 1
+    made.optimizer.frozen = ()
+    assert not frozen_features.hindrance(made)
+    made.update_from_flattened_dict(wrong)
+    with pytest.raises(UserError, match=sentence):
+        frozen_features._check(made, FunctionalModel(None, nnx.State({}), 20))

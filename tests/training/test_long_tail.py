@@ -1,9 +1,11 @@
 """Repeat factors, counting, groups of classes, and examples that are skipped."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import tiny_config
 
 from input_pipeline.datasets.bad_examples import MAX_TRIES, Skips, drop_bad, replace_bad
@@ -103,6 +105,38 @@ def test_counting_once_and_what_follows(tmp_path):
     assert long_tail.training_presence(config, other, workdir, count=False) is None
     with pytest.raises(UserError, match="data.repeat_factor is -1"):
         check_config(tiny_config({"data.repeat_factor": -1.0}))
+
+
+def test_counts_are_of_the_masks_as_they_are_now(tmp_path):
+    folder, workdir = tmp_path / "data", tmp_path / "data" / "run"
+    for name in ("images", "masks", "run"):
+        (folder / name).mkdir(parents=True)
+    (folder / "classes.txt").write_text("a\nb\n")
+    (folder / "train.txt").write_text("x\n")
+    picture = Image.fromarray(np.zeros((4, 4), np.uint8))
+    picture.save(folder / "images" / "x.png")
+    picture.save(folder / "masks" / "x.png")
+    named = {"data.name": "folder", "data.path": str(folder), "data.num_classes": 2}
+    config = tiny_config(named)
+
+    def found(count, config=config):
+        source = open_dataset(config.data, train=True)
+        presence = long_tail.training_presence(
+            config, source, str(workdir), count=count
+        )
+        return presence and presence.class_ids.tolist()
+
+    assert found(count=True) == [0] == found(count=False)
+    # Painted anew: as many pictures as before, of classes with the same names.
+    Image.fromarray(np.ones((4, 4), np.uint8)).save(folder / "masks" / "x.png")
+    assert found(count=False) is None
+    assert found(count=True) == [1] == found(count=False)
+    # Or other masks of the same pictures.
+    (folder / "masks").rename(folder / "labels")
+    shutil.copytree(folder / "labels", folder / "masks")
+    assert found(count=True) == [1]
+    other = tiny_config(named | {"data.mask_folder": "labels"})
+    assert found(count=False, config=other) is None
 
 
 class Faulty:

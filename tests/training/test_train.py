@@ -53,9 +53,10 @@ def test_a_stopped_run_ends_like_an_unbroken_one(tmp_path, monkeypatch):
     assert not scores.exists()
     scores.write_text('{"2": {"average": 0.9}}')
     (tmp_path / "stopped/metrics.json").write_text("{}")  # `evaluate`, in between
+    unfinished = tmp_path / "stopped/training.unfinished"
     for step in (2, 3):
         preempt(config, tmp_path / "stopped", step, monkeypatch)
-    assert not (tmp_path / "stopped/metrics.json").exists()
+    assert unfinished.exists()
     # What a kill in the middle of a write leaves behind.
     shutil.copytree(
         tmp_path / "stopped/checkpoints/3",
@@ -64,6 +65,7 @@ def test_a_stopped_run_ends_like_an_unbroken_one(tmp_path, monkeypatch):
     with (tmp_path / "stopped/metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "loss/to')
     resumed = train(config, str(tmp_path / "stopped"))
+    assert not unfinished.exists()
     timings = ("seconds", "images_per_second")
     assert {k: v for k, v in resumed.items() if k not in timings} == {
         k: v for k, v in metrics.items() if k not in timings

@@ -95,9 +95,6 @@ class Beit(AbstractBackbone):
     ) -> tuple[FeatureMap, ...]:
         if image_size is not None:
             raise ValueError("BEiT has no padded canvases: see any_canvas.")
-        # Two patches a side at least, or the coarsest map would be empty.
-        short = [max(0, 2 * self.patch_size - side) for side in images.shape[1:3]]
-        images = jnp.pad(images, [(0, 0), (0, short[0]), (0, short[1]), (0, 0)])
         grid = self.patch_projection(patchify(images, self.patch_size))
         batch, height, width, embed_dim = grid.shape
         class_token = self.class_token[...].astype(grid.dtype)
@@ -113,9 +110,9 @@ class Beit(AbstractBackbone):
         return self.pyramid(grids, train=rng is not None)
 
     def grid_lengths(self, length: Length) -> tuple[Length, ...]:
-        cells = jnp.maximum if isinstance(length, jax.Array) else max
-        cells = cells(-(-length // self.patch_size), 2)
-        return (4 * cells, 2 * cells, cells, cells // 2)
+        cells = -(-length // self.patch_size)
+        coarse = jnp.maximum if isinstance(length, jax.Array) else max
+        return (4 * cells, 2 * cells, cells, coarse(cells // 2, 1))
 
     def macs(self, size: tuple[int, int]) -> Macs:
         """The paper counted of the attention only the projection that follows it."""
@@ -202,7 +199,7 @@ class BeitAttention(nnx.Module):
 
 class FeaturePyramid(nnx.Module):
     """Four maps of one size to one four times as fine, twice as fine, as it is, and
-    half as fine.
+    half as fine, without an odd row or column but where it is the only one.
     """
 
     def __init__(self, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -215,6 +212,9 @@ class FeaturePyramid(nnx.Module):
         self, grids: list[Float[Array, "B h w D"]], train: bool
     ) -> tuple[FeatureMap, ...]:
         finest, fine, same, coarse = grids
+        # Repeated here, and not padding of the picture, which would get pixels of it.
+        short = [max(0, 2 - side) for side in coarse.shape[1:3]]
+        coarse = jnp.pad(coarse, [(0, 0), *((0, n) for n in short), (0, 0)], "edge")
         finest = gelu(self.up4_norm(self.up4_first(finest), train))
         return (
             FeatureMap(self.up4_second(finest)),

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlseg_jax.models.layers.attention import MASKED
-from mlseg_jax.models.layers.resize import bicubic_matrix, resample
 from mlseg_jax.typing import Array, Float, Int
 
 
@@ -37,16 +36,6 @@ def _differences(x: Array) -> Array:
     x = jnp.broadcast_to(x[None], (size, *x.shape)).reshape(-1, *rest)
     x = x[: size * (2 * size - 1)].reshape(size, 2 * size - 1, *rest)
     return x[:, size - 1 :].swapaxes(0, 1)
-
-
-def resize_relative_positions(
-    table: Float[Array, "entries heads"], size_in: int, size_out: int
-) -> Float[Array, "_ heads"]:
-    """A square window's table for a window of another side, PyTorch's bicubic."""
-    length_in, length_out = 2 * size_in - 1, 2 * size_out - 1
-    matrix = bicubic_matrix(length_out, length_in)
-    grid = jnp.asarray(table).reshape(1, length_in, length_in, -1)
-    return resample(matrix, matrix, grid).reshape(length_out**2, -1)
 
 
 def biased_attention(

@@ -9,7 +9,7 @@ import pytest
 
 from input_pipeline.augmentation import transforms
 from input_pipeline.augmentation.views import View, pad
-from mlseg_jax.typing import IGNORE
+from mlseg_jax.typing import IGNORE, MAX_CLASSES
 
 PAD = (1, 2, 3)
 
@@ -191,7 +191,7 @@ def test_ignored_pixels_are_not_a_class():
     assert not transforms._is_varied(ids, 0.75)
     ids[0, 0] = 4
     assert not transforms._is_varied(ids, 0.75)
-    ids[0, 1] = 60_000
+    ids[0, 1] = MAX_CLASSES - 1  # the last id that there can be
     assert transforms._is_varied(ids, 0.75)
     ids[0, 2:4] = 4
     assert not transforms._is_varied(ids, 0.75)  # Exactly 3 of 4 is too much.
