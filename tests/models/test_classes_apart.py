@@ -9,6 +9,7 @@ from test_layers import assert_close, normal
 
 from mlseg_jax.models.interfaces import Embeddings, FeatureMap
 from mlseg_jax.models.layers import transformer
+from mlseg_jax.models.multilabel_heads import transformer_encoder
 from mlseg_jax.models.multilabel_heads.transformer_encoder import (
     TransformerEncoderHead,
 )
@@ -101,6 +102,33 @@ def test_many_classes_in_parts_are_the_same(monkeypatch):
     parts = jax.jit(lambda *inputs: run.__wrapped__(*inputs))(head, grid, classes)
     assert_close(parts.scores, whole.scores)
     assert_close(parts.elements.grid, whole.elements.grid)
+
+
+@pytest.mark.parametrize("apart, few_patches", [(True, 9), (True, 8), (False, 9)])
+def test_training_in_parts_is_the_same(monkeypatch, apart, few_patches):
+    """In value and gradient; 19 classes are not a multiple of a part's two."""
+    head = make(19, classes_apart=apart)
+    grid, classes = normal(0, 3, 3, 3, WIDTH), normal(1, 19, WIDTH)
+    cotangents = normal(2, 3, 19), normal(3, 3, 19, WIDTH), normal(4, 3, 3, 3, WIDTH)
+    graph, state = nnx.split(head)
+
+    def total(state, grid, classes):
+        image = FeatureMap(grid)
+        labels = nnx.merge(graph, state)(
+            Embeddings(image, image), classes, jax.random.key(0)
+        )
+        found = labels.scores, labels.class_queries, labels.elements.grid
+        return sum(jnp.sum(x * y) for x, y in zip(found, cotangents, strict=True))
+
+    def run():
+        # A function of its own: what is traced already is not traced again.
+        step = jax.jit(jax.value_and_grad(lambda *x: total(*x), argnums=(0, 1, 2)))
+        return step(state, grid, classes)
+
+    whole = run()
+    monkeypatch.setattr(transformer, "LONG_SEQUENCE", 8)
+    monkeypatch.setattr(transformer_encoder, "FEW_PATCHES", few_patches)
+    assert_close(run(), whole, 1e-4)
 
 
 def test_dropout_and_a_narrow_hidden_layer():

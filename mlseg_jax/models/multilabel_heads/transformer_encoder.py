@@ -25,7 +25,6 @@ from mlseg_jax.models.macs import Macs, norm
 from mlseg_jax.models.multilabel_heads.group_wise_linear import GroupWiseLinear
 from mlseg_jax.typing import Array, DTypeLike, Float, PRNGKeyArray
 
-
 FEW_PATCHES = 256
 """Patches up to which each part of very many classes sees them anew in training."""
 
