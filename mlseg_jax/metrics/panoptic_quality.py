@@ -26,7 +26,7 @@ class TrueSegments:
       classes: class id by segment id.
       crowds: ids of segments whose members nobody told apart.
       areas: pixels by segment id where a file says so, as panopticapi reads them;
-        without, they are counted.
+        where they are fewer than in the map, or without, those are counted.
     """
 
     segment_map: Int[np.ndarray, "H W"]
@@ -109,7 +109,11 @@ def match_segments(
         )
     true_areas = counted
     if truth.areas is not None:
-        true_areas = np.asarray([0, *(truth.areas[i] for i in truth.classes)])
+        # A segment has the pixels that are seen of it: by a smaller area, as of a file
+        # that says 0, panopticapi's IoU is above 1 or infinite, and two predictions can
+        # match one segment. A larger area counts as it does there.
+        said = [0, *(truth.areas[i] for i in truth.classes)]
+        true_areas = np.maximum(counted, said)
     crowd = np.isin(true_ids, list(truth.crowds))
     true_class = np.asarray([-1, *truth.classes.values()])
     own_class = np.asarray([-2, *classes.values()])
