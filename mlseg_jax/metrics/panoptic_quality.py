@@ -69,6 +69,8 @@ class SegmentMatches:
     Attributes:
       matched: true segment, predicted segment and their IoU, above 0.5.
       missed: true segments without a match, crowds aside.
+      confused: those of them that a segment of another class overlaps by an IoU above
+        0.5.
       false: predicted segments without a match.
       ignored: predicted segments that lie on void or on a crowd of their class; they
         count nowhere.
@@ -76,6 +78,7 @@ class SegmentMatches:
 
     matched: tuple[tuple[int, int, float], ...]
     missed: tuple[int, ...]
+    confused: tuple[int, ...]
     false: tuple[int, ...]
     ignored: tuple[int, ...]
 
@@ -87,8 +90,8 @@ def match_segments(
 ) -> SegmentMatches:
     """Pairs true and predicted segments of one class whose IoU is above 0.5.
 
-    No two pairs can share a segment then, so there is nothing to assign. Void pixels
-    count in no union.
+    No two pairs can share a segment then, whatever their classes, so there is nothing
+    to assign. Void pixels count in no union.
 
     Args:
       truth: what is to be found.
@@ -117,8 +120,9 @@ def match_segments(
     crowd = np.isin(true_ids, list(truth.crowds))
     true_class = np.asarray([-1, *truth.classes.values()])
     own_class = np.asarray([-2, *classes.values()])
-    same = (true_class[:, None] == own_class[None]) & ~crowd[:, None] & (overlap > 0)
-    rows, columns, iou = _pairs(overlap, same, true_areas, areas)
+    pairs = _pairs(overlap, crowd, true_areas, areas)
+    same = true_class[pairs[0]] == own_class[pairs[1]]
+    rows, columns, iou = (x[same] for x in pairs)
     # Of several crowds of a class the last one counts, as in panopticapi.
     crowd_of = {true_class[i]: i for i in np.flatnonzero(crowd)}
     unmatched = np.setdiff1d(np.arange(1, len(ids)), columns)
@@ -139,14 +143,17 @@ def match_segments(
             for i, j, x in zip(rows, columns, iou, strict=True)
         ),
         take(true_ids, missed),
+        take(true_ids, pairs[0][~same]),
         take(ids, unmatched[~ignored]),
         take(ids, unmatched[ignored]),
     )
 
 
-def _pairs(overlap, same, true_areas, areas) -> tuple[np.ndarray, ...]:
-    """Rows and columns of the pairs of one class that match, and their IoU."""
-    rows, columns = np.nonzero(same)
+def _pairs(overlap, crowd, true_areas, areas) -> tuple[np.ndarray, ...]:
+    """Rows and columns of the pairs that overlap by an IoU above 0.5, and that IoU."""
+    common = (overlap > 0) & ~crowd[:, None]
+    common[0] = common[:, 0] = False  # void
+    rows, columns = np.nonzero(common)
     inter = overlap[rows, columns]
     union = areas[columns] + true_areas[rows] - inter - overlap[0, columns]
     iou = inter / union
