@@ -25,6 +25,11 @@ _REMARKS = {
         "panoptic annotations list segments without a pixel in their PNG; get the JSON "
         "and the PNG files of one version"
     ),
+    "segment_area": (
+        "panoptic annotations give areas that are not the numbers of pixels in their "
+        "PNG; PQ takes the larger of both and panopticapi what is written, so write "
+        "the areas anew"
+    ),
 }
 """What the kinds of remarks mean, and what to do."""
 

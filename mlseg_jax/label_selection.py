@@ -4,9 +4,8 @@ it.
 MLSeg asks first which of the C complete labels are in the image, keeps the K best, and
 classifies pixels among those only (paper section 3.3, equations 2 and 3). Everything
 that sorts, gathers, fills or renumbers for one picture's labels is here, as pure
-functions. Beside it, selections of windows are united in ``inference/assemble.py``, and
-scores that come in files are sorted where they are read. The model that uses them is
-``models/mlseg.py``::
+functions. Beside it, selections of windows are united in ``inference/assemble.py``. The
+model that uses them is ``models/mlseg.py``::
 
     selection = select_top_k(label_scores, k)                  # [B C] to K class ids
     class_queries = gather_classes(class_queries, selection)   # [B C D] to [B K D]
@@ -299,15 +298,23 @@ class SelectionPolicy:
             return lambda label_scores: sort_by_score(given, label_scores)
         return lambda label_scores: given
 
+    def given_by(self, label_scores: Float[Array, "B C"]) -> Selection:
+        """What a classifier's scores give: as many labels as are to be selected."""
+        return select_top_k(label_scores, self.k, **self._fewer)
+
+    @property
+    def _fewer(self) -> dict[str, float]:
+        return dict(minimum_score=self.minimum_score, cumulative=self.cumulative)
+
     def _select_top_k(self, histogram, rng, label_scores) -> Selection:
         if self.noise > 0.0 and rng is not None:
             label_scores = add_noise(label_scores, self.noise, rng)
-        fewer = dict(minimum_score=self.minimum_score, cumulative=self.cumulative)
         if self.with_present:
             if histogram is None:
                 raise UserError("Selecting present labels needs the true label map.")
-            return select_with_present(label_scores, histogram > 0, self.k, **fewer)
-        return select_top_k(label_scores, self.k, **fewer)
+            present = histogram > 0
+            return select_with_present(label_scores, present, self.k, **self._fewer)
+        return select_top_k(label_scores, self.k, **self._fewer)
 
 
 SELECTIONS = ("complete", "top_k", "oracle", "given")

@@ -19,9 +19,15 @@ from benchmarks import (
     selection_levers,
     study_steps,
     throughput,
+    two_pictures,
 )
+from configs import mask2former
+from input_pipeline.datasets.coco_json import open_panoptic
 from input_pipeline.datasets.folder import Folder
+from input_pipeline.info import DatasetInfo
+from mlseg_jax.metrics.panoptic_quality import PanopticQuality
 from mlseg_jax.models.build import check_config
+from mlseg_jax.tasks.panoptic import _truth
 
 
 def test_throughput():
@@ -163,3 +169,52 @@ def test_levers_select_what_is_allowed_and_thresholds_are_those_of_the_best_f1()
     assert first == 0.0 and never == np.inf
     present[3, 0] = False
     assert selection_levers.best_thresholds(scores, present)[0] == 2.0
+
+
+class Listed(list):
+    """Examples with the classes that they are of."""
+
+
+def test_two_pictures_and_their_reader(tmp_path):
+    """Files that we read as they were meant, and a quality in loops equal to ours."""
+    args = two_pictures.parse_arguments(
+        ["--data=x", f"--output={tmp_path}", "--size=30x20"]
+    )
+    assert args.size == (20, 30)
+    random = np.random.default_rng(0)
+    pictures = [
+        {
+            "image": np.zeros((40, 60, 3), np.uint8),
+            "label_map": random.integers(-1, 3, (4, 6)).repeat(10, 0).repeat(10, 1),
+        }
+        for _ in range(2)
+    ]
+    info = DatasetInfo("", ("sky", "car", "bus"), (True,) * 3)
+    source = Listed(pictures)
+    source.info = info
+    count = two_pictures.make_files(source, 2, ("car",), args.size, 0, tmp_path)
+    files = "annotations/panoptic_train.json", "annotations/panoptic_train"
+    true = two_pictures.read_panoptic(*(tmp_path / name for name in files))
+    assert count == sum(len(categories) for _, categories in true.values())
+    assert two_pictures.panoptic_quality(true, true) == 1.0
+    ours, found = open_panoptic(tmp_path, "train"), {}
+    state = PanopticQuality.empty(np.asarray(ours.info.is_thing))
+    for i, (ids, categories) in enumerate(true.values()):
+        expected = pictures[i]["label_map"][::2, ::2]
+        np.testing.assert_array_equal(ours[i]["label_map"], expected)
+        moved = np.roll(ids, 2, 1)
+        own = {j: random.choice([c, 1]) for j, c in categories.items()}
+        found[i + 1] = moved, own
+        classes = {j: int(c) - 1 for j, c in own.items()}
+        state, _ = state.update(_truth(ours[i]), moved, classes)
+    quality = two_pictures.panoptic_quality(true, found)
+    assert 0 < quality == pytest.approx(state.compute()["PQ"])
+    with pytest.raises(SystemExit, match="no class 'cat'"):
+        two_pictures.make_files(source, 2, ("cat",), args.size, 0, tmp_path)
+    train, evaluate, predict = two_pictures.commands(tmp_path, args.size, 2, 9, 3)
+    assert [command[2] for command in (train, evaluate, predict)] == [
+        "train", "evaluate", "predict",
+    ]  # fmt: skip
+    config = mask2former.get_config(two_pictures.RECIPE.partition(":")[2])
+    config.update_from_flattened_dict(two_pictures.SETTINGS)
+    check_config(config)

@@ -1,4 +1,4 @@
-"""Labels that a frozen classifier has selected, beside every example of a split.
+"""Label scores of a frozen classifier, beside every example of a split.
 
 A folder of scores holds for each split ``SPLIT.npy``, float32 [N C] (a row is read when
 it is needed, the file never as a whole), and ``SPLIT.json``: the names of the N
@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from input_pipeline.info import DataError, DatasetInfo
-from mlseg_jax.typing import Float, Int
+from mlseg_jax.typing import Float
 
 
 class LabelScoreFile:
@@ -46,8 +46,8 @@ class LabelScoreFile:
         """Without the open file, which would be pickled as a whole."""
         return self.__dict__ | {"_scores": None}
 
-    def top_k(self, name: str, k: int) -> Int[np.ndarray, "K"]:
-        """The classes with the best scores, best first; ties to the lower class id.
+    def of(self, name: str) -> Float[np.ndarray, "C"]:
+        """The scores of an example, before the sigmoid.
 
         Raises:
           DataError: there are no scores of this example.
@@ -59,18 +59,16 @@ class LabelScoreFile:
             )
         if self._scores is None:
             self._scores = np.load(self.path, mmap_mode="r")
-        order = np.argsort(-self._scores[self._rows[name]], kind="stable")
-        return order[:k].astype(np.int32)
+        return np.array(self._scores[self._rows[name]])
 
 
 class WithGivenLabels:
-    """A source whose examples also have ``given`` int32 [K], the selected labels."""
+    """A source whose examples also have ``given`` float32 [C], scores to select by."""
 
-    def __init__(self, source, folder: str, split: str, k: int):
+    def __init__(self, source, folder: str, split: str):
         self.info = source.info
         self._source = source
         self._scores = LabelScoreFile(folder, split, source.info)
-        self._k = k
 
     def __len__(self) -> int:
         return len(self._source)
@@ -82,7 +80,7 @@ class WithGivenLabels:
 
     def __getitem__(self, index: int) -> dict:
         example = self._source[index]
-        return {**example, "given": self._scores.top_k(example["name"], self._k)}
+        return {**example, "given": self._scores.of(example["name"])}
 
 
 def read_facts(folder: str, split: str) -> dict | None:

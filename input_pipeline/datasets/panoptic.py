@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -97,7 +97,9 @@ def _example(
         image=places[0],
         make_label=functools.partial(label_segments, png, segments, table, **limit),
         elsewhere=tuple(places[1:]),
-        remarks=functools.partial(empty_segments, png, segments, where, **limit),
+        remarks=functools.partial(
+            odd_segments, png, _areas(annotation), where, **limit
+        ),
         image_id=number,
     )
 
@@ -127,8 +129,13 @@ def _segments(annotation, class_of, info, where) -> tuple[tuple[int, int, int], 
     return tuple(result.values())
 
 
+def _areas(annotation: dict) -> dict[int, Any]:
+    """What the file says of each segment's area; None where it says nothing."""
+    return {s["id"]: s.get("area") for s in annotation.get("segments_info", ())}
+
+
 def _table(annotation: dict, class_of: dict[int, int]) -> tuple[SegmentEntry, ...]:
-    """The segments as the file has them; an area of -1 is to be counted."""
+    """The segments as the file has them; an area below 1 is to be counted."""
     return tuple(
         SegmentEntry(
             segment["id"],
@@ -180,31 +187,54 @@ def label_segments(
         return maps
     area_of = dict(zip(found.tolist(), areas.tolist(), strict=True))
     counted = tuple(
-        s if s.area >= 0 else s._replace(area=area_of.get(s.segment_id, 0))
+        s if s.area > 0 else s._replace(area=area_of.get(s.segment_id, 0))
         for s in table
     )
     return maps | {"segment_map": ids.astype(np.int32), "segments": counted}
 
 
-def empty_segments(
+def odd_segments(
     png: str | os.PathLike,
-    segments: Sequence[tuple[int, int, int]],
+    areas: Mapping[int, Any],
     where: str,
     max_pixels: int = images.MAX_PIXELS,
 ) -> list[DataError]:
-    """A fault if the JSON lists segments that have no pixel."""
-    listed = {number for number, *_ in segments}
-    ids = _read_segments(png, listed | {0}, max_pixels)
-    found = set(np.unique(ids).tolist())
-    empty = sorted(listed - found)
-    if not empty:
-        return []
-    shown = ", ".join(map(str, empty[:3]))
-    fault = (
-        f"{where} has {len(empty)} segments without a pixel in {png} ({shown}"
-        f"{', ...' if empty[3:] else ''}); get both files again."
-    )
-    return [DataError(fault, kind="empty_segment")]
+    """Faults if the JSON lists segments without a pixel, or with another area.
+
+    Args:
+      png: the file.
+      areas: what the JSON says of each segment's area, None for nothing.
+      where: the image, for the faults.
+      max_pixels: height times width of the largest PNG that is read.
+
+    Raises:
+      DataError: the file cannot be read or holds an id that is not listed.
+    """
+    ids = _read_segments(png, areas.keys() | {0}, max_pixels)
+    pixels = dict(zip(*(x.tolist() for x in np.unique_counts(ids)), strict=True))
+    empty = [str(number) for number in sorted(areas.keys() - pixels)]
+    differing = [
+        f"{number}: {area!r} for {pixels[number]}"
+        for number, area in sorted(areas.items())
+        if number in pixels and area is not None and area != pixels[number]
+    ]
+    return [
+        DataError(
+            f"{where} has {len(found)} segments {what} {png} ({', '.join(found[:3])}"
+            f"{', ...' if found[3:] else ''}); {advice}.",
+            kind=kind,
+        )
+        for kind, found, what, advice in (
+            ("empty_segment", empty, "without a pixel in", "get both files again"),
+            (
+                "segment_area",
+                differing,
+                "whose area is not their number of pixels in",
+                "write the areas anew",
+            ),
+        )
+        if found
+    ]
 
 
 def _read_segments(

@@ -31,6 +31,7 @@ from mlseg_jax.runs.sole import SoleTraining
 from mlseg_jax.settings import saved
 from mlseg_jax.training import loop
 from mlseg_jax.training.forecast import machine_flops
+from mlseg_jax.training.kept import validation_config
 
 logger = logging.getLogger(__name__)
 
@@ -199,10 +200,10 @@ def _fit_schedule(choices: Choices, data: Data, clock: Clock, reading: float) ->
     config = choices.config
     timing = measure(config, data.num_classes, MEASURING * clock.seconds)
     num_test = len(open_dataset(config.data, train=False))
-    validation = config.data.copy_and_resolve_references()
+    validation = config
     if config.data.validation_split:
-        validation.update(eval_split=config.data.validation_split, eval_examples=0)
-    num_validation = len(open_dataset(validation, train=False))
+        validation = validation_config(config)
+    num_validation = len(open_dataset(validation.data, train=False))
     reads = sum(min(NUM_LOOKED_AT, n) for n in (data.num_pictures, num_test))
     chooses = config.choose_settings
     planned = plan(

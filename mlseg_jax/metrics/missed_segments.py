@@ -26,32 +26,20 @@ def no_counts() -> Counts:
 
 
 def missed_segments(
-    truth: TrueSegments,
-    matches: SegmentMatches,
-    segment_map: Int[np.ndarray, "H W"],
-    classes: Mapping[int, int],
-    selected: Collection[int],
+    truth: TrueSegments, matches: SegmentMatches, selected: Collection[int]
 ) -> Counts:
     """Counts of one picture.
 
     Args:
       truth: what was to be found.
       matches: what was (`panoptic_quality.match_segments`).
-      segment_map, classes: the prediction.
       selected: ids of the selected classes.
     """
     counts = no_counts()
     counts[0] = len(matches.matched) + len(matches.missed)
-    ids = np.asarray([0, *classes])
-    areas = np.bincount(segment_map.ravel(), minlength=int(ids.max()) + 1)
     for number in matches.missed:
-        inside = truth.segment_map == number
-        common = np.bincount(segment_map[inside], minlength=len(areas))
-        common[0] = 0
-        union = np.maximum(areas + int(inside.sum()) - common, 1)
-        found = int(np.argmax(common / union))
-        overlaps = bool(2 * common[found] > union[found])
-        counts[1 + _reason(truth.classes[number] in selected, overlaps)] += 1
+        is_selected = truth.classes[number] in selected
+        counts[1 + _reason(is_selected, number in matches.confused)] += 1
     return counts
 
 

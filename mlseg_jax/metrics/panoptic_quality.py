@@ -26,7 +26,7 @@ class TrueSegments:
       classes: class id by segment id.
       crowds: ids of segments whose members nobody told apart.
       areas: pixels by segment id where a file says so, as panopticapi reads them;
-        without, they are counted.
+        where they are fewer than in the map, or without, those are counted.
     """
 
     segment_map: Int[np.ndarray, "H W"]
@@ -69,6 +69,8 @@ class SegmentMatches:
     Attributes:
       matched: true segment, predicted segment and their IoU, above 0.5.
       missed: true segments without a match, crowds aside.
+      confused: those of them that a segment of another class overlaps by an IoU above
+        0.5.
       false: predicted segments without a match.
       ignored: predicted segments that lie on void or on a crowd of their class; they
         count nowhere.
@@ -76,6 +78,7 @@ class SegmentMatches:
 
     matched: tuple[tuple[int, int, float], ...]
     missed: tuple[int, ...]
+    confused: tuple[int, ...]
     false: tuple[int, ...]
     ignored: tuple[int, ...]
 
@@ -87,8 +90,8 @@ def match_segments(
 ) -> SegmentMatches:
     """Pairs true and predicted segments of one class whose IoU is above 0.5.
 
-    No two pairs can share a segment then, so there is nothing to assign. Void pixels
-    count in no union.
+    No two pairs can share a segment then, whatever their classes, so there is nothing
+    to assign. Void pixels count in no union.
 
     Args:
       truth: what is to be found.
@@ -109,12 +112,17 @@ def match_segments(
         )
     true_areas = counted
     if truth.areas is not None:
-        true_areas = np.asarray([0, *(truth.areas[i] for i in truth.classes)])
+        # A segment has the pixels that are seen of it: by a smaller area, as of a file
+        # that says 0, panopticapi's IoU is above 1 or infinite, and two predictions can
+        # match one segment. A larger area counts as it does there.
+        said = [0, *(truth.areas[i] for i in truth.classes)]
+        true_areas = np.maximum(counted, said)
     crowd = np.isin(true_ids, list(truth.crowds))
     true_class = np.asarray([-1, *truth.classes.values()])
     own_class = np.asarray([-2, *classes.values()])
-    same = (true_class[:, None] == own_class[None]) & ~crowd[:, None] & (overlap > 0)
-    rows, columns, iou = _pairs(overlap, same, true_areas, areas)
+    pairs = _pairs(overlap, crowd, true_areas, areas)
+    same = true_class[pairs[0]] == own_class[pairs[1]]
+    rows, columns, iou = (x[same] for x in pairs)
     # Of several crowds of a class the last one counts, as in panopticapi.
     crowd_of = {true_class[i]: i for i in np.flatnonzero(crowd)}
     unmatched = np.setdiff1d(np.arange(1, len(ids)), columns)
@@ -135,14 +143,17 @@ def match_segments(
             for i, j, x in zip(rows, columns, iou, strict=True)
         ),
         take(true_ids, missed),
+        take(true_ids, pairs[0][~same]),
         take(ids, unmatched[~ignored]),
         take(ids, unmatched[ignored]),
     )
 
 
-def _pairs(overlap, same, true_areas, areas) -> tuple[np.ndarray, ...]:
-    """Rows and columns of the pairs of one class that match, and their IoU."""
-    rows, columns = np.nonzero(same)
+def _pairs(overlap, crowd, true_areas, areas) -> tuple[np.ndarray, ...]:
+    """Rows and columns of the pairs that overlap by an IoU above 0.5, and that IoU."""
+    common = (overlap > 0) & ~crowd[:, None]
+    common[0] = common[:, 0] = False  # void
+    rows, columns = np.nonzero(common)
     inter = overlap[rows, columns]
     union = areas[columns] + true_areas[rows] - inter - overlap[0, columns]
     iou = inter / union

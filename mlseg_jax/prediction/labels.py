@@ -13,13 +13,17 @@ from mlseg_jax.prediction.files import LABELS, replaced_when_complete
 from mlseg_jax.runs.progress import progress_bar
 from mlseg_jax.runs.workdir import load_info
 from mlseg_jax.tasks.given_selection import load_classifier, write_split
+from mlseg_jax.training.kept import validation_config
 
 
 def write_label_scores(
     config: ml_collections.ConfigDict, workdir: str, checkpoint: str, folder: str
 ) -> None:
-    """Scores of every example of both splits, for the selection ``given``."""
-    for train in (True, False):
+    """Scores of every example of all splits, for the selection ``given``."""
+    splits = [(config, True), (config, False)]
+    if config.data.validation_split:
+        splits.append((validation_config(config), False))
+    for config, train in splits:
         source = open_dataset(config.data, train=train)
         classifier = load_classifier(workdir, source.info, checkpoint)
         split = config.data.train_split if train else config.data.eval_split

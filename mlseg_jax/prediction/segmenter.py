@@ -248,9 +248,8 @@ class Segmenter:
         scores = self._classifier(images)
         if mask is not None:
             scores = np.where(mask[None], scores, -np.inf)
-        select = dataclasses.replace(policy, name="top_k").select()
         shared = scope.shared(scores) if isinstance(scope, Clips) else scores
-        return scores, jax.device_get(select(jax.numpy.asarray(shared)))
+        return scores, jax.device_get(policy.given_by(jax.numpy.asarray(shared)))
 
     @no_type_check
     def class_id(self, name: str) -> int:

@@ -56,7 +56,7 @@ def load_classifier(
 def add_given_labels(
     config: ml_collections.ConfigDict, workdir: str, source, *, train: bool
 ):
-    """The split with the labels that were selected for it, where these are given.
+    """The split with the scores by which labels are selected, where these are given.
 
     They come from ``selection.scores``, a folder, or from ``selection.classifier``, a
     work directory: then the scores are computed once and kept in ``workdir``.
@@ -66,7 +66,6 @@ def add_given_labels(
     if name != "given":
         return source
     check_given(config)
-    k = selection.k if train else selection.eval_k or selection.k
     split = config.data.train_split if train else config.data.eval_split
     folder = selection.scores or f"{workdir}/label_scores"
     if not selection.scores:
@@ -74,7 +73,7 @@ def add_given_labels(
             f"scores of {split}",
             lambda: _write_once(config, folder, split, source),
         )
-    given = WithGivenLabels(source, folder, split, min(k, source.info.num_classes))
+    given = WithGivenLabels(source, folder, split)
     missing = len(source) - given.num_scored
     if missing > 0 and config.data.on_bad_example == "fail":
         raise UserError(

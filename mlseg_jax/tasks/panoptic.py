@@ -68,7 +68,7 @@ class PanopticEvaluation(AbstractSegmentationEvaluation):
         prediction = found.segment_map, found.classes
         self.quality, matches = self.quality.update(truth, *prediction)
         selected = segmented.selected_class_ids
-        self.missed += missed_segments(truth, matches, *prediction, selected)
+        self.missed += missed_segments(truth, matches, selected)
         self.true_pixels += self.histogram(examples)[0]
         (labels,) = labels_of(segmented)
         self.pictures.add_panoptic(example, truth, found, matches, labels)

@@ -72,8 +72,8 @@ class AbstractSegmentationEvaluation(AbstractSelectionEvaluation):
             policies = [(oracle_policy(self.config), oracle)]
             given = self.oracle_selection(seen.max(axis=1))
         elif self.policy.name == "given":
-            class_ids = np.stack([example["given"] for example in examples])
-            given = Selection(class_ids, None, self.info.num_classes)
+            scores = np.stack([example["given"] for example in examples])
+            given = jax.device_get(self.policy.given_by(jnp.asarray(scores)))
             policies = [(self.policy, given)]
         if self.oracle_policy:
             policies.append((self.oracle_policy, oracle))

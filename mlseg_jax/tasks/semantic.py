@@ -14,7 +14,6 @@ from mlseg_jax.label_selection import (
     SelectionPolicy,
     labels_to_ranks,
     rank_of_class,
-    select_given,
 )
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
 from mlseg_jax.losses.multilabel import (
@@ -137,7 +136,7 @@ def training_select(
     )
     given = None
     if "given" in batch:
-        given = select_given(batch["given"], None, histogram.shape[1])
+        given = policy.given_by(batch["given"])
     # Beside the keys that dropout splits off: noise leaves those as they are.
     rng = None if rng is None else jax.random.fold_in(rng, SELECTION_KEY)
     return policy.select(histogram=histogram, given=given, rng=rng)

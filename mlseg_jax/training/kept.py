@@ -6,12 +6,20 @@ import ml_collections
 
 from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.runs.checkpoint import Checkpoints
+from mlseg_jax.tasks.given_selection import add_given_labels
 from mlseg_jax.training.state import abstract_state
 
 logger = logging.getLogger(__name__)
 
 
-def open_validation(config: ml_collections.ConfigDict, eval_source):
+def validation_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The configuration whose evaluation split is ``data.validation_split``."""
+    config = config.copy_and_resolve_references()
+    config.data.update(eval_split=config.data.validation_split, eval_examples=0)
+    return config
+
+
+def open_validation(config: ml_collections.ConfigDict, eval_source, workdir: str):
     """The examples for evaluations during training: part of the training pictures where
     ``data.validation_split`` says so, else those of the evaluation at the end.
     """
@@ -26,9 +34,9 @@ def open_validation(config: ml_collections.ConfigDict, eval_source):
                 config.data.eval_split,
             )
         return eval_source
-    data = config.data.copy_and_resolve_references()
-    data.update(eval_split=data.validation_split, eval_examples=0)
-    return open_dataset(data, train=False)
+    config = validation_config(config)
+    source = open_dataset(config.data, train=False)
+    return add_given_labels(config, workdir, source, train=False)
 
 
 def scores_last_step(config: ml_collections.ConfigDict) -> bool:

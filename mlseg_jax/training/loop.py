@@ -102,7 +102,7 @@ def _train(
     train_source = add_given_labels(config, workdir, train_source, train=True)
     train_source = long_tail.resample(config, train_source, presence)
     eval_source = add_given_labels(config, workdir, eval_source, train=False)
-    validation = open_validation(config, eval_source)
+    validation = open_validation(config, eval_source, workdir)
 
     model = FunctionalModel.build(config, num_classes)
     with contextlib.ExitStack() as opened:

@@ -36,7 +36,7 @@ def example_shapes(
     shapes["label_map"] = (crop, np.int32)
     shapes["image_size"] = ((2,), np.int32)
     if config.selection.name == "given":
-        shapes["given"] = ((min(config.selection.k, num_classes),), np.int32)
+        shapes["given"] = ((num_classes,), np.float32)
     if data.segments == "none":
         return shapes
     shapes["segment_classes"] = ((data.max_segments,), np.int32)

@@ -135,3 +135,22 @@ def test_unclaimed_things_are_told(root):
     assert "unclaimed" not in findings(report)
     reading = report.splits[0].good[0]
     assert reading.segments == (2, 0)
+
+
+def test_areas_that_are_not_those_of_the_png(tmp_path):
+    for split, area in (("train", 7), ("val", 240)):
+        picture = np.random.default_rng(area).integers(0, 256, (*SIZE, 3))
+        coco.write_png(tmp_path / f"images/{split}/{split}.png", picture)
+        png = np.zeros((*SIZE, 3), np.uint8)
+        png[4:, :, 0] = 3
+        coco.write_png(tmp_path / f"panoptic_{split}/{split}.png", png)
+        segment = {"id": 3, "category_id": 2, "area": area, "iscrowd": 0}
+        row = {"image_id": 1, "file_name": f"{split}.png", "segments_info": [segment]}
+        image = {"id": 1, "file_name": f"{split}.png", "height": 16, "width": 20}
+        content = {"images": [image], "annotations": [row], "categories": CATEGORIES}
+        coco.write_json(tmp_path / f"annotations/panoptic_{split}.json", content)
+    more = {"data.name": "coco_panoptic_json"}
+    report = examine(configuration(tmp_path, "panoptic", **more))
+    (found,) = (f for f in report.findings if f.kind == "segment_area")
+    assert not found.is_error and found.message.startswith("train: 1 panoptic")
+    assert "Image 1 of" in found.places[0] and "(3: 7 for 240)" in found.places[0]

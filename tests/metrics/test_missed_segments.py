@@ -37,7 +37,7 @@ def test_reasons_of_segments():
     truth = TrueSegments(TRUE, {1: 0, 2: 1, 3: 2, 4: 3})
     found = Panoptic(FOUND, segments(FOUND, (0, 2, 2)))
     matches = match_segments(truth, FOUND, found.classes)
-    counts = missed_segments(truth, matches, FOUND, found.classes, SELECTED)
+    counts = missed_segments(truth, matches, SELECTED)
     assert counts.tolist() == [4, 1, 1, 1]
     assert shares(counts)["missed_segments"] == 0.75
     third = pytest.approx(1 / 3)
@@ -50,6 +50,51 @@ def test_reasons_of_segments():
         [1, 0, 0], [2, 1, 1], [3, 2, 1], [4, 3, 1],
     ]  # fmt: skip
     assert arrays["found_segments"][:, 2].tolist() == [0, 1, 1]
+
+
+def naive_counts(truth, segment_map, classes, selected):
+    """By pixel sets: void is in no union, a crowd is not to be found."""
+    void = truth.segment_map == 0
+    counts = [0, 0, 0, 0]
+    for number in set(truth.classes) - truth.crowds:
+        inside, near = truth.segment_map == number, set()
+        for i, class_id in classes.items():
+            own = segment_map == i
+            union = (inside | own & ~void).sum()
+            if (inside & own).sum() / union > 0.5:
+                near.add(class_id)
+        own_class = truth.classes[number]
+        counts[0] += 1
+        if own_class in near:
+            continue
+        counts[1 if own_class not in selected else 2 if near else 3] += 1
+    return counts
+
+
+def test_reasons_equal_a_naive_version():
+    """Noisy squares beside void, crowds and neighbours of their own class."""
+    total = np.zeros(4, int)
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        size = (16, 20)
+        squares = random.permutation(21)[:20].reshape(4, 5).repeat(4, 0).repeat(4, 1)
+        true_map = np.where(random.random(size) < 0.1, 0, squares).astype(np.int32)
+        true_map[:, 12:15] *= random.integers(2)  # void beside what is there
+        moved = np.roll(squares, random.integers(3), 1)
+        moved = np.where(random.random(size) < 0.1, np.roll(moved, 4, 0), moved)
+        classes = {i: int(random.integers(3)) for i in np.unique(true_map)[1:].tolist()}
+        crowds = {i for i in classes if random.random() < 0.15}
+        own = {
+            i: classes.get(i, 0) if random.random() < 0.4 else int(random.integers(3))
+            for i in np.unique(moved).tolist()
+            if i
+        }
+        truth = TrueSegments(true_map, classes, crowds)
+        matches = match_segments(truth, moved, own)
+        counts = missed_segments(truth, matches, {0, 1})
+        assert counts.tolist() == naive_counts(truth, moved, own, {0, 1})
+        total += counts
+    assert (total > 15).all(), total
 
 
 def test_reasons_of_instances():

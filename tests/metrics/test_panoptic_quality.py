@@ -125,6 +125,18 @@ def test_equals_loops(golden):
     assert (kinds > 5).all(), kinds
 
 
+@pytest.mark.parametrize("area", [-1, 0, 1, 50, 99, 100, 150, 10**30])
+def test_areas_of_a_file_that_are_wrong(area):
+    """No IoU is above 1, and no segment has two matches; a larger area counts."""
+    truth = np.ones((10, 10), np.int32)
+    said = TrueSegments(truth, {1: 0}, areas={1: area})
+    (match,) = match_segments(said, truth, {1: 0}).matched or [(1, 1, 0.0)]
+    assert match[2] == pytest.approx(1 / max(area / 100, 1) if area < 200 else 0)
+    halves = np.where(np.indices(truth.shape)[0] < 6, 1, 2)
+    found = match_segments(said, halves, {1: 0, 2: 0})
+    assert [i for _, i, _ in found.matched] == ([1] if area <= 100 else [])
+
+
 def test_segments_of_maps():
     label_map = np.int32([[0, 0, 0, 1], [2, 2, IGNORE, 1], [0, 0, 2, 1]])
     instance_map = np.int32([[1, 0, 2, 0], [IGNORE, IGNORE, 0, 5], [1, 1, 1, 0]])

@@ -22,6 +22,7 @@ from mlseg_jax.inference.label_scores import LabelScorer
 from mlseg_jax.prediction.labels import write_label_scores, write_labels
 from mlseg_jax.tasks import given_selection
 from mlseg_jax.tasks.given_selection import add_given_labels, load_classifier
+from mlseg_jax.training.kept import open_validation
 from mlseg_jax.training.loop import train
 
 ARGUMENTS = "dataset=sign_scenes,backbone=vit_demo"
@@ -82,9 +83,12 @@ def test_its_labels_are_selected_in_training_and_evaluation(classifier, independ
         given = add_given_labels(config, workdir, source, train=is_train)
         for index in (0, 5):
             scores = scorer([source[index]["image"]])[0]
-            best = np.argsort(-scores, kind="stable")[:4]
-            np.testing.assert_array_equal(given[index]["given"], best)
+            np.testing.assert_allclose(given[index]["given"], scores, atol=1e-5)
     assert metrics["pixel_recall_at_k"] == pytest.approx(recall(source, given))
+
+
+def best(example):
+    return np.argsort(-example["given"], kind="stable")[:4]
 
 
 def recall(source, given):
@@ -92,8 +96,21 @@ def recall(source, given):
     for index in range(len(source)):
         labels = source[index]["label_map"]
         labels = labels[labels >= 0]
-        shares.append(np.isin(labels, given[index]["given"]).mean())
+        shares.append(np.isin(labels, best(given[index])).mean())
     return np.mean(shares)
+
+
+def test_a_validation_part_has_scores_too(classifier, independent, tmp_path):
+    config = independent[0].copy_and_resolve_references()
+    config.data.validation_split = "train[20:]"
+    for scores in ("", str(tmp_path / "scores")):
+        config.selection.scores = scores
+        if scores:
+            written = classifier[0].copy_and_resolve_references()
+            written.data.validation_split = "train[20:]"
+            write_label_scores(written, classifier[1], "best", scores)
+        found = open_validation(config, None, str(tmp_path))
+        assert len(found) == 4 and found[0]["given"].shape == (20,)
 
 
 def test_new_pictures_are_segmented_among_the_classifiers_labels(
@@ -165,9 +182,7 @@ def test_scores_in_a_folder_and_labels_of_pictures(classifier, tmp_path):
     given = tiny_config({"selection.name": "given"})
     given.selection.scores = str(tmp_path / "scores")
     with_given = add_given_labels(given, "nowhere", source, train=False)
-    np.testing.assert_array_equal(
-        with_given[2]["given"], np.argsort(-scores[2], kind="stable")[:4]
-    )
+    np.testing.assert_array_equal(with_given[2]["given"], scores[2])
     from PIL import Image
 
     picture = tmp_path / "a.png"
@@ -182,7 +197,7 @@ def test_scores_in_a_folder_and_labels_of_pictures(classifier, tmp_path):
         write_labels(config, workdir, "best", paths[:1], out, [])
     line = json.loads((tmp_path / "out" / "labels.jsonl").read_text())
     found = [label["class_id"] for label in line["labels"]]
-    assert found == with_given[2]["given"].tolist()
+    assert found == best(with_given[2]).tolist()
 
 
 def test_what_can_be_wrong(classifier, independent, tmp_path):
@@ -201,15 +216,14 @@ def test_what_can_be_wrong(classifier, independent, tmp_path):
     rows = [(["a", "b"], np.zeros((2, 20), np.float32))]
     write_scores(str(tmp_path), "val", info, 6, rows)
     file = LabelScoreFile(str(tmp_path), "val", info)
-    # Of equal scores the lower class ids.
-    np.testing.assert_array_equal(file.top_k("b", 3), [0, 1, 2])
+    np.testing.assert_array_equal(file.of("b"), np.zeros(20))
     with pytest.raises(DataError, match="no scores of the example 'c'"):
-        file.top_k("c", 3)
+        file.of("c")
     config.selection.scores = str(tmp_path)
     with pytest.raises(UserError, match="no label scores of 4 of the 6 examples"):
         add_given_labels(config, str(tmp_path), source, train=False)
     other = open_dataset(tiny_config({"data.num_classes": 21}).data, train=False)
     with pytest.raises(DataError, match="are of other classes"):
-        WithGivenLabels(other, str(tmp_path), "val", 3)
+        WithGivenLabels(other, str(tmp_path), "val")
     with pytest.raises(UserError, match="was trained on other classes"):
         load_classifier(workdir, other.info)

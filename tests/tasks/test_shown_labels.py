@@ -69,6 +69,12 @@ def test_given_ones_however_unlikely(tmp_path):
     options["selection.scores"] = "somewhere"
     order = np.argsort(-FakeModel().encode(IMAGE[None]).scores[0])
     given = order[[2 * K, 2 * K + 1]]
-    kept, selected, _ = evaluate(tmp_path, options, given)
+    scores = np.full(C, -3.0, np.float32)
+    scores[given] = (2.0, 1.0)
+    kept, selected, _ = evaluate(tmp_path, options, scores)
     assert selected == given.tolist()
     assert kept["label_ids"].tolist() == order[: 2 * K + 2].tolist()
+    # As many as they say are likely, as in a prediction.
+    options["selection.minimum_score"] = 0.8
+    _, selected, count = evaluate(tmp_path, options, scores)
+    assert selected == given[:1].tolist() and count == 1

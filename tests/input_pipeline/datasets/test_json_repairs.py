@@ -271,9 +271,9 @@ def test_panoptic_png_of_any_depth(tmp_path, form, modulus):
     for k, number in enumerate((7, 300, 70000)):
         expected[number == IDS] = k
     np.testing.assert_array_equal(found["label_map"], expected)
-    assert panoptic.empty_segments(path, segments, "Image 1") == []
-    more = [*segments, (9, 5, 0), (11, 5, 0)]
-    (fault,) = panoptic.empty_segments(path, more, "Image 1")
+    areas = dict.fromkeys(ids)
+    assert panoptic.odd_segments(path, areas, "Image 1") == []
+    (fault,) = panoptic.odd_segments(path, areas | {9: 5, 11: None}, "Image 1")
     assert "2 segments without a pixel" in str(fault) and "(9, 11)" in str(fault)
     with pytest.raises(DataError, match="does not list"):
         panoptic.label_segments(path, segments[1:])
@@ -288,8 +288,12 @@ def test_a_panoptic_png_of_nothing(tmp_path):
         panoptic.label_segments(tmp_path / "a.png", [(3, 0, 0)])
 
 
-def test_segments_without_a_pixel_are_remarked(tmp_path):
-    segments = [{"id": 7, "category_id": 1}, {"id": 8, "category_id": 2}]
+def test_segments_without_a_pixel_and_wrong_areas_are_remarked(tmp_path):
+    segments = [
+        {"id": 7, "category_id": 1, "area": 0},
+        {"id": 8, "category_id": 2, "area": 12},
+        {"id": 9, "category_id": 2, "area": 10},
+    ]
     content = _file(
         annotations=[],
         categories=[
@@ -303,11 +307,14 @@ def test_segments_without_a_pixel_are_remarked(tmp_path):
     coco.write_json(tmp_path / "annotations/panoptic_val.json", content)
     coco.write_image(tmp_path / "images/val/1.png")
     png = np.zeros((*SIZE, 3))
-    png[2:, :, 0] = 7
+    png[2:, :, 0], png[0, :, 0] = 7, 9
     coco.write_png(tmp_path / "panoptic_val/1.png", png)
     source = coco_json.open_panoptic(tmp_path, "val")
-    (fault,) = source.remarks(0)
+    fault, area = source.remarks(0)
     assert fault.kind == "empty_segment" and "1 segments without a pixel" in str(fault)
+    assert area.kind == "segment_area"
+    assert str(area).startswith("Image 1 of") and "(7: 0 for 60)" in str(area)
+    assert source[0]["segments"][0].area == 60  # 0 says nothing
     assert source.info.is_thing == (True, False) and source.info.raw_values == (1, 2)
     segments[0]["iscrowd"] = "0"
     coco.write_json(tmp_path / "annotations/panoptic_val.json", content)
