@@ -114,14 +114,16 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
         if self.classes_apart and few and rng is not None and is_long(classes):
             # Alone with the image, they need not be there together.
             refined, _ = refine(classes[:, :1], rng)
-            classes = over_rows_in_training(lambda *x: refine(*x)[1], classes, rng)
+            class_queries = over_rows_in_training(
+                lambda *part: self.norm(refine(*part)[1]), classes, rng
+            )
             patches = refined
         else:
             patches, classes = refine(classes, rng)
+            class_queries = over_rows(self.norm, classes)
         if not self.downsample and elements is embeddings.image:
             grid = patches.reshape(batch, height, width, embed_dim)
             elements = FeatureMap(grid, image.grid_size)
-        class_queries = over_rows(self.norm, classes)
         scored = scale_gradient(class_queries, self.label_gradient)
         return LabelPrediction(self.classifier(scored), class_queries, elements)
 
