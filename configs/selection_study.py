@@ -302,6 +302,7 @@ def _photographs(place: dict, argument: str, steps: int) -> ConfigDict:
     if ":" in argument:
         raise ValueError("Photographs have rows of configs/segmenter.py alone.")
     config = segmenter.get_config(f"dataset=folder,backbone=vit_demo,{argument}")
+    study.as_in_paper(config)
     config.data.update(
         num_classes=place["classes"],
         base_size=place["base"],

@@ -157,6 +157,7 @@ def make(args: ConfigDict, size: dict, argument: str) -> ConfigDict:
     config = choose(RECIPES, "recipe", name).get_config(
         f"dataset=sign_scenes,backbone={backbone},{argument}"
     )
+    as_in_paper(config)
     config.model.backbone = backbones.vit(size["backbone"], side)
     config.data.pixel_mean, config.data.pixel_std = base.NORMALISATIONS["half"]
     config.train.batch_size = 16
@@ -176,6 +177,13 @@ def make(args: ConfigDict, size: dict, argument: str) -> ConfigDict:
     config.selection.k = min(config.selection.k, size["classes"])
     config.loss.num_nearest = k
     return config
+
+
+def as_in_paper(config: ConfigDict) -> None:
+    """A recipe of Segmenter for new data without what is not the paper's."""
+    config.selection.with_present = False
+    if config.model.decoder.name == "segmenter":
+        config.model.multilabel_head.classes_apart = False
 
 
 def pretrained(args: ConfigDict, size: dict) -> ConfigDict:

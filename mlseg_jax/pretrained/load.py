@@ -48,8 +48,10 @@ def with_facts(
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
     """The configuration with what the source computes with, and notes of changes."""
     config = config.copy_and_resolve_references()
-    flat, notes = config.to_dict(), []
-    for key, value in source.facts.items():
+    flat, notes, facts = config.to_dict(), [], source.facts
+    if source.marks and not source.part:  # A whole model, and not our own.
+        facts = {"model.multilabel_head.classes_apart": False, **facts}
+    for key, value in facts.items():
         node = flat
         for part in key.split("."):
             node = node.get(part) if isinstance(node, dict) else None

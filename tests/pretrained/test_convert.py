@@ -18,7 +18,7 @@ from mlseg_jax.pretrained.initialise import start_from
 from mlseg_jax.pretrained.load import stack_blocks, unstack_blocks
 from mlseg_jax.pretrained.read import read_weights
 from mlseg_jax.pretrained.segmenter import release
-from mlseg_jax.runs.workdir import CARD, claim_workdir, load_info
+from mlseg_jax.runs.workdir import CARD, claim_workdir, load_config, load_info
 from mlseg_jax.training.state import initialise
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -45,6 +45,17 @@ def test_a_released_checkpoint(converted):
     assert {x.dtype for x in parameters.values()} == {np.dtype(np.float32)}
     assert load_info(str(workdir)).class_names[3] == "thing 3"
     assert any("are the file's" in note for note in result.notes)
+
+
+def test_a_recipe_of_new_data_computes_as_the_release(tmp_path):
+    """Whose classes see one another in the multi-label block; new data's do not."""
+    config = config_of()
+    with config.unlocked():
+        config.model.multilabel_head.classes_apart = True
+    result = convert(config, str(MLSEG), str(tmp_path / "run"))
+    assert any("classes_apart becomes False" in note for note in result.notes)
+    converted = load_config(str(tmp_path / "run"))
+    assert not converted.model.multilabel_head.classes_apart
 
 
 def test_its_model_card(converted):
