@@ -92,6 +92,11 @@ ROWS = {
         {**LINEAR, "loss.multilabel_weight": "auto"},
         "linear",
     ),
+    "linear_present": (
+        f"linear:{MLSEG},frozen=0",
+        {**LINEAR, **PRESENT},
+        "linear",
+    ),
     # The same without selection: what of its lead is the framework's.
     "linear_complete": (f"linear:{BASELINE},frozen=0", {}, "linear_complete"),
     # The parts of the method in it, as the paper's table 1 takes them apart: labels
@@ -227,6 +232,26 @@ STAGES = {
         1,
     ),
     "c480, equal steps": ("c480", "steps", ("baseline", "mlseg_auto"), 5),
+    "c480, present labels at equal steps": (
+        *("c480", "steps"),
+        ("baseline", "mlseg_auto", "with_present_auto"),
+        5,
+    ),
+    "c480, present labels in a linear classifier": (
+        *("c480", "cost"),
+        ("linear_complete", "linear_auto", "linear_present"),
+        3,
+    ),
+    "c480, present labels at equal cost": (
+        *("c480", "cost"),
+        ("baseline", "mlseg_auto", "with_present_auto"),
+        5,
+    ),
+    "c480, linear at equal steps": (
+        *("c480", "steps"),
+        ("baseline", "linear_complete", "linear_auto", "linear_present"),
+        3,
+    ),
     "c120, equal steps": ("c120", "steps", ("baseline", "mlseg"), 5),
     "c120, equal cost": (
         *("c120", "cost"),
