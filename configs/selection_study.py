@@ -59,6 +59,16 @@ ROWS = {
     # 4: truth always selected in training; noise on the scores.
     "with_present": (MLSEG, {**WEIGHT, "selection.with_present": True}, "mlseg"),
     "with_present_auto": (MLSEG, PRESENT, "mlseg"),
+    "apart_present": (
+        MLSEG,
+        {**PRESENT, "model.multilabel_head.classes_apart": True},
+        "apart",
+    ),
+    "prior_present": (
+        MLSEG,
+        {**PRESENT, "model.presence_prior.initial": 0.5, PRIOR_KIND: "calibrated"},
+        "mlseg",
+    ),
     "noise": (
         MLSEG,
         {**WEIGHT, "selection.with_present": True, "selection.noise": 1.0},
@@ -228,6 +238,7 @@ STAGES = {
         (
             *("baseline", "with_present_auto", "ranker_quick_present"),
             *("with_present", "ranker_slow_present"),
+            *("apart_present", "prior_present"),
         ),
         1,
     ),
