@@ -1,5 +1,5 @@
-"""Rows of the study of configs/selection_study.py: the baseline, the paper's method, and
-the candidates one by one on top of it. A row that was tried stays, whatever it gave.
+"""Rows of configs/selection_study.py: the baseline, the paper's method, and the
+candidates one by one on top of it. A row that was tried stays, whatever it gave.
 """
 
 from configs import study
