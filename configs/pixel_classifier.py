@@ -78,6 +78,9 @@ def projected_encoder(
             "share_embeddings": share_embeddings,
             # A matrix between them that only the published counts have.
             "class_projection": bool(class_projection),
+            # As of configs/segmenter.py.
+            "classes_apart": False,
+            "mlp_ratio": 4,
         }
     )
 
