@@ -9,8 +9,9 @@ Arguments: ``dataset`` (rows of ``DATA_SETS``), ``backbone`` (rows of
 (rows of HEADS) scores the labels; ``decoder``: with ``encnet`` and ``essnet`` the two
 methods of table 7, which need selection=complete; ``oce=1`` puts the class embeddings
 into the backbone.
-``configs/paper.py`` names every row of the paper. New data (``folder``, ``sign_scenes``)
-has the best recipe that was found, which is not the paper's to the letter (`_is_own`).
+``configs/paper.py`` names every row of the paper. New data (``folder`` and
+``sign_scenes``) has the best recipe that was found, which is not all the paper's
+(`_is_own`).
 
 The paper trains on 8 GPUs with one image each. Its mean IoU in percent, single scale,
 baseline to MLSeg (method.md section 15; none of these was measured here): ViT-B/16
