@@ -13,7 +13,7 @@ from input_pipeline.files.local_copy import is_address, versions
 
 
 def data_facts(
-    data: ml_collections.ConfigDict, workdir: pathlib.Path
+    data: ml_collections.ConfigDict, workdir: pathlib.Path, split: str = ""
 ) -> Iterator[bytes]:
     """What changes with the files of the data, whose content is not read: name, size
     and time of each, in order, and all that ``data.classes`` says.
@@ -21,18 +21,20 @@ def data_facts(
     Args:
       data: the part of a configuration.
       workdir: of the run, which may lie among the data and is not part of it.
+      split: whose pictures and label maps count where ``data.image_folder`` and
+        ``mask_folder`` lie elsewhere; that of training where it is not given.
 
     Raises:
       DataError: the data is on an object store that cannot be read.
     """
-    for line in sorted(_files(data, workdir)):
+    for line in sorted(_files(data, workdir, split or data.train_split)):
         yield line.encode(errors="surrogateescape")
     classes = epath.Path(data.classes).expanduser()
     if data.classes and classes.is_file():
         yield classes.read_bytes()
 
 
-def _files(data, workdir: pathlib.Path) -> Iterator[str]:
+def _files(data, workdir: pathlib.Path, split: str) -> Iterator[str]:
     """Name, size and time of change of each file of the data, but not of the run."""
     if is_address(data.path):
         for name, (size, version) in versions(data.path).items():
@@ -40,7 +42,7 @@ def _files(data, workdir: pathlib.Path) -> Iterator[str]:
     elif not data.path:  # Pictures are made, of this size.
         yield f"{tuple(data.crop_size)} {data.get('touching', 0.0)}\n"
     else:
-        root, split = os.path.expanduser(data.path), split_part(data.train_split).name
+        root, split = os.path.expanduser(data.path), split_part(split).name
         # They may lie elsewhere.
         folders = data.get("image_folder", ""), data.get("mask_folder", "")
         others = [os.path.join(root, x.replace("{split}", split)) for x in folders]

@@ -52,7 +52,7 @@ def _evaluate(
             f"The data set {config.data.name!r} has other classes than {workdir} was "
             f"trained on; evaluate on data with the same classes."
         )
-    source = add_given_labels(config, workdir, source, train=False)
+    source = add_given_labels(config, workdir, source, part="eval")
     epath.Path(output).mkdir(parents=True, exist_ok=True)
     files = on_segments = None
     if config.task in VIDEO_FILES:

@@ -9,6 +9,7 @@ import itertools
 import pathlib
 from collections.abc import Iterator
 
+import jax
 import ml_collections
 
 from input_pipeline.datasets.bad_examples import Skips, drop_bad
@@ -54,26 +55,33 @@ def load_classifier(
 
 
 def add_given_labels(
-    config: ml_collections.ConfigDict, workdir: str, source, *, train: bool
+    config: ml_collections.ConfigDict, workdir: str, source, *, part: str
 ):
     """The split with the scores by which labels are selected, where these are given.
 
     They come from ``selection.scores``, a folder, or from ``selection.classifier``, a
     work directory: then the scores are computed once and kept in ``workdir``.
+    ``part`` is train, eval or validation, each asked for once by all processes.
     """
     selection = config.selection
+    train = part == "train"
     name = selection.name if train else selection.eval_name or selection.name
     if name != "given":
         return source
     check_given(config)
     split = config.data.train_split if train else config.data.eval_split
-    folder = selection.scores or f"{workdir}/label_scores"
-    if not selection.scores:
-        first_process_first(
-            f"scores of {split}",
-            lambda: _write_once(config, folder, split, source),
-        )
-    given = WithGivenLabels(source, folder, split)
+    folder, stem = selection.scores, split
+    if not folder:
+        # One split can be several parts, of more or of fewer examples.
+        folder, stem = f"{workdir}/label_scores", f"{split}-{len(source)}"
+
+        def write() -> None:
+            # Others would judge by their own copy of the data.
+            if jax.process_index() == 0:
+                _write_once(config, folder, stem, split, source)
+
+        first_process_first(f"label scores of {part}", write)
+    given = WithGivenLabels(source, folder, stem)
     missing = len(source) - given.num_scored
     if missing > 0 and config.data.on_bad_example == "fail":
         raise UserError(
@@ -83,22 +91,20 @@ def add_given_labels(
     return given
 
 
-def _write_once(config, folder: str, split: str, source) -> None:
-    facts, workdir = read_facts(folder, split), config.selection.classifier
-    wanted = _facts(config, workdir, folder, source)
-    if facts is not None:  # Of before "files" were noted: taken for those there are.
-        facts = {"files": wanted["files"], **facts}
-    if facts is None or any(facts[key] != wanted[key] for key in wanted):
+def _write_once(config, folder: str, stem: str, split: str, source) -> None:
+    facts, workdir = read_facts(folder, stem), config.selection.classifier
+    wanted = _facts(config, workdir, folder, source, split)
+    if facts is None or any(facts.get(key) != wanted[key] for key in wanted):
         classifier = load_classifier(workdir, source.info)
-        write_split(config, classifier, workdir, folder, source, split)
+        write_split(config, classifier, workdir, folder, source, split, stem)
 
 
 def _facts(
-    config: ml_collections.ConfigDict, workdir: str, folder: str, source
+    config: ml_collections.ConfigDict, workdir: str, folder: str, source, split: str
 ) -> dict[str, str]:
     """What scores in a folder are of; ``workdir``: the classifier's."""
     digest = hashlib.sha256()
-    for fact in data_facts(config.data, pathlib.Path(folder).parent):
+    for fact in data_facts(config.data, pathlib.Path(folder).parent, split):
         digest.update(fact)
     return {
         "data": f"{config.data.name} {config.data.path} {len(source)}",
@@ -114,8 +120,12 @@ def write_split(
     folder: str,
     source,
     split: str,
+    stem: str = "",
 ) -> None:
-    """Scores every example of a split into a folder; ``workdir``: the classifier's."""
+    """Scores every example of a split into a folder; ``workdir``: the classifier's.
+
+    ``stem`` is that of the files' names, the split's name where it is not given.
+    """
     with progress_bar(len(source), 0, f"scoring {split}") as bar:
 
         def batches() -> Iterator[tuple]:
@@ -132,9 +142,9 @@ def write_split(
 
         write_scores(
             folder,
-            split,
+            stem or split,
             source.info,
             len(source),
             batches(),
-            **_facts(config, workdir, folder, source),
+            **_facts(config, workdir, folder, source, split),
         )

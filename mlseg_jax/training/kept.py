@@ -36,7 +36,7 @@ def open_validation(config: ml_collections.ConfigDict, eval_source, workdir: str
         return eval_source
     config = validation_config(config)
     source = open_dataset(config.data, train=False)
-    return add_given_labels(config, workdir, source, train=False)
+    return add_given_labels(config, workdir, source, part="validation")
 
 
 def scores_last_step(config: ml_collections.ConfigDict) -> bool:

@@ -99,9 +99,9 @@ def _train(
 
     presence = first_process_first("claim", claim)
     train_source = replace_bad(train_source, config.data.on_bad_example)
-    train_source = add_given_labels(config, workdir, train_source, train=True)
+    train_source = add_given_labels(config, workdir, train_source, part="train")
     train_source = long_tail.resample(config, train_source, presence)
-    eval_source = add_given_labels(config, workdir, eval_source, train=False)
+    eval_source = add_given_labels(config, workdir, eval_source, part="eval")
     validation = open_validation(config, eval_source, workdir)
 
     model = FunctionalModel.build(config, num_classes)

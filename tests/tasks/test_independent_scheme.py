@@ -80,7 +80,8 @@ def test_its_labels_are_selected_in_training_and_evaluation(classifier, independ
     scorer = load_classifier(classifier[1])
     for is_train in (True, False):
         source = open_dataset(config.data, train=is_train)
-        given = add_given_labels(config, workdir, source, train=is_train)
+        part = "train" if is_train else "eval"
+        given = add_given_labels(config, workdir, source, part=part)
         for index in (0, 5):
             scores = scorer([source[index]["image"]])[0]
             np.testing.assert_allclose(given[index]["given"], scores, atol=1e-5)
@@ -160,16 +161,26 @@ def test_scores_are_of_the_pictures_as_they_are_now(tmp_path, monkeypatch):
     for content, count in (("1", 1), ("1", 1), ("22", 2)):
         if not picture.exists() or picture.read_text() != content:
             picture.write_text(content)
-        add_given_labels(config, str(tmp_path / "run"), Source(), train=False)
+        add_given_labels(config, str(tmp_path / "run"), Source(), part="eval")
         assert len(scored) == count
-    # Those that were written before this was noted are kept.
-    facts = tmp_path / "run/label_scores/val.json"
-    before = json.loads(facts.read_text())
-    del before["files"]
-    facts.write_text(json.dumps(before))
+    # Of a host whose copy has other times of change.
+    monkeypatch.setattr(given_selection.jax, "process_index", lambda: 1)
     picture.write_text("333")
-    add_given_labels(config, str(tmp_path / "run"), Source(), train=False)
+    add_given_labels(config, str(tmp_path / "run"), Source(), part="eval")
     assert len(scored) == 2
+
+
+def test_one_split_can_be_two_parts(classifier, independent, tmp_path):
+    """Of which one has fewer examples: neither takes the other's scores away."""
+    config = independent[0].copy_and_resolve_references()
+    config.data.eval_split = "train"
+    whole = open_dataset(config.data, train=True)
+    config.data.eval_examples = 4
+    few = open_dataset(config.data, train=False)
+    folder = str(tmp_path)
+    given = add_given_labels(config, folder, whole, part="train")
+    assert len(add_given_labels(config, folder, few, part="eval")) == 4
+    assert given[len(whole) - 1]["given"].shape == (20,)
 
 
 def test_scores_in_a_folder_and_labels_of_pictures(classifier, tmp_path):
@@ -181,7 +192,7 @@ def test_scores_in_a_folder_and_labels_of_pictures(classifier, tmp_path):
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     given = tiny_config({"selection.name": "given"})
     given.selection.scores = str(tmp_path / "scores")
-    with_given = add_given_labels(given, "nowhere", source, train=False)
+    with_given = add_given_labels(given, "nowhere", source, part="eval")
     np.testing.assert_array_equal(with_given[2]["given"], scores[2])
     from PIL import Image
 
@@ -205,7 +216,7 @@ def test_what_can_be_wrong(classifier, independent, tmp_path):
     config = tiny_config({"selection.name": "given"})
     source = open_dataset(config.data, train=False)
     with pytest.raises(UserError, match="needs labels; set selection.classifier"):
-        add_given_labels(config, str(tmp_path), source, train=False)
+        add_given_labels(config, str(tmp_path), source, part="eval")
     with pytest.raises(UserError, match="is no classifier of labels"):
         load_classifier(independent[1])
     with pytest.raises(UserError, match="holds a classifier, which segments nothing"):
@@ -221,7 +232,7 @@ def test_what_can_be_wrong(classifier, independent, tmp_path):
         file.of("c")
     config.selection.scores = str(tmp_path)
     with pytest.raises(UserError, match="no label scores of 4 of the 6 examples"):
-        add_given_labels(config, str(tmp_path), source, train=False)
+        add_given_labels(config, str(tmp_path), source, part="eval")
     other = open_dataset(tiny_config({"data.num_classes": 21}).data, train=False)
     with pytest.raises(DataError, match="are of other classes"):
         WithGivenLabels(other, str(tmp_path), "val")
