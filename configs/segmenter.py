@@ -147,7 +147,7 @@ def _model(args: ConfigDict, recipe: dict, side: int) -> ConfigDict:
                 "downsample": pools.get(head, recipe["pool"]),
                 # transformer_encoder: classes that do not see one another, and the
                 # width of its hidden layer over its tokens'.
-                "classes_apart": _is_own(args),
+                "classes_apart": _is_own(args) and head == HEADS[0],
                 "mlp_ratio": 4,
                 # Factor of the gradient that the label loss sends beyond the scores'
                 # own layer.

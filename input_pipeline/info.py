@@ -14,6 +14,7 @@ prepared also have ``presence``, see `class_statistics.Presence`.
 import dataclasses
 
 from mlseg_jax.errors import UserError
+from mlseg_jax.typing import MAX_CLASSES
 
 
 class DataError(UserError):
@@ -66,6 +67,12 @@ class DatasetInfo:
     )
 
     def __post_init__(self):
+        """Raises `DataError` where there are more classes than ids."""
+        if self.num_classes > MAX_CLASSES:
+            raise DataError(
+                f"Data set {self.name!r} has {self.num_classes:,} classes, but label "
+                f"maps of 16 bits hold at most {MAX_CLASSES:,}; use fewer."
+            )
         if len(self.class_names) != len(self.is_thing):
             raise ValueError(
                 f"Data set {self.name!r} names {len(self.class_names)} classes but "

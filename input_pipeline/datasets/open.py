@@ -18,7 +18,6 @@ from input_pipeline.files import images
 from input_pipeline.files.local_copy import local_copy
 from input_pipeline.info import DataError, raise_fault
 from input_pipeline.preparation.builders import BUILDERS, find_prepared
-from mlseg_jax.typing import MAX_CLASSES
 
 TFDS_PREFIX = "tfds:"
 """What stands before the name of any data set of TFDS."""
@@ -216,11 +215,6 @@ def open_dataset(
         raise DataError(
             f"Data set {data.name!r} has {source.info.num_classes} classes, but "
             f"data.num_classes is {data.num_classes}; set it to 0 or correct the data."
-        )
-    if source.info.num_classes > MAX_CLASSES:
-        raise DataError(
-            f"Data set {data.name!r} has {source.info.num_classes:,} classes, but "
-            f"label maps of 16 bits hold at most {MAX_CLASSES:,}; use fewer."
         )
     chosen = _examples(part, data, train, len(source))
     truth = "none" if train or data.get("num_frames", 0) else data.segments

@@ -6,6 +6,7 @@ category and whether it is a crowd.
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -134,6 +135,12 @@ def _areas(annotation: dict) -> dict[int, Any]:
     return {s["id"]: s.get("area") for s in annotation.get("segments_info", ())}
 
 
+def _whole(area: Any) -> int:
+    """An area as a number of pixels; some tools write 150.0. -1 is no number."""
+    is_number = isinstance(area, int | float) and not isinstance(area, bool)
+    return round(area) if is_number and math.isfinite(area) else -1
+
+
 def _table(annotation: dict, class_of: dict[int, int]) -> tuple[SegmentEntry, ...]:
     """The segments as the file has them; an area below 1 is to be counted."""
     return tuple(
@@ -141,7 +148,7 @@ def _table(annotation: dict, class_of: dict[int, int]) -> tuple[SegmentEntry, ..
             segment["id"],
             class_of[segment["category_id"]],
             bool(segment.get("iscrowd")),
-            segment["area"] if type(segment.get("area")) is int else -1,
+            _whole(segment.get("area")),
         )
         for segment in annotation.get("segments_info", ())
     )

@@ -51,6 +51,7 @@ def segment_in_bands(
         scores = _best_scores(engine, views, allowed)
         given = jax.device_get(policy.select()(jnp.asarray(scores[None])))
         policy = SelectionPolicy("given", policy.k)
+    columns = tuple(view.columns.matrix for view in views)  # the same in all bands
     kept = [{} for _ in views]
     for start in range(0, len(image), BAND_HEIGHT):
         rows = slice(start, min(start + BAND_HEIGHT, len(image)))
@@ -63,14 +64,14 @@ def segment_in_bands(
         ]
         results = _run(engine, views, missing, policy, given, allowed)
         for number, row in missing:
-            columns = len(views[number].columns.starts)
-            kept[number][row] = [next(results) for _ in range(columns)]
+            count = len(views[number].columns.starts)
+            kept[number][row] = [next(results) for _ in range(count)]
         # Windows that reach into the next band are not run again.
         kept = [
             {row: done[row] for row in rows_of}
             for done, rows_of in zip(kept, needed, strict=True)
         ]
-        yield rows, _assemble(engine, views, kept, rows, image.shape[1])
+        yield rows, _assemble(engine, views, kept, rows, columns)
 
 
 def _run(
@@ -119,7 +120,11 @@ def _best_scores(engine: Engine, views: Sequence[View], allowed) -> np.ndarray:
 
 
 def _assemble(
-    engine: Engine, views: Sequence[View], kept: list[dict], rows: slice, width: int
+    engine: Engine,
+    views: Sequence[View],
+    kept: list[dict],
+    rows: slice,
+    columns: tuple[np.ndarray, ...],
 ) -> Segmented:
     """The union of the windows' labels, and their grids side by side."""
     windows = [window for done in kept for row in sorted(done) for window in done[row]]
@@ -131,10 +136,10 @@ def _assemble(
         for done, view in zip(kept, views, strict=True)
     ]
     return Segmented(
-        (rows.stop - rows.start, width),
+        (rows.stop - rows.start, len(columns[0])),
         tuple(stitch(grids, shapes)),
         tuple(view.rows.part(rows) for view in views),
-        tuple(view.columns.matrix for view in views),
+        columns,
         Selection(union[None], real[None], engine.num_classes),
         np.max(scores, axis=0)[None],
         1,

@@ -31,6 +31,9 @@ def check(
             )
 
 
+PLAIN_TOP_K = {"selection.minimum_score": (0.0,), "selection.cumulative": (1.0,)}
+"""As many labels of every picture: the release counts none out by its score."""
+
 PLAIN_CLASSES = {
     "model.multilabel_head.name": ("none",),
     "model.rank_norm.kind": ("none",),

@@ -22,6 +22,9 @@ from mlseg_jax.pretrained.read import WeightFile
 
 _TERMS = "the terms of the weights themselves are with whoever published them"
 
+_TOGETHER = {"model.multilabel_head.classes_apart": False}
+"""In MLSeg's own multi-label block classes see one another."""
+
 FORMATS = {
     "release": Format(
         "MLSeg (RankSeg) on Segmenter, or its baseline, of the authors' release",
@@ -29,6 +32,7 @@ FORMATS = {
         segmenter.release,
         f"code: MIT (openseg-group/RankSeg); {_TERMS}",
         dropped=segmenter.RELEASE_DROPPED,
+        facts=_TOGETHER,
         classes=("decode_head.cls_emb", "backbone.cls_emb"),
     ),
     "mmseg": Format(
@@ -46,6 +50,7 @@ FORMATS = {
         f"code: MIT (openseg-group/RankSeg), Apache 2.0 (open-mmlab); {_TERMS}",
         dropped=release.DROPPED,
         rename=release.deeplabv3_names,
+        facts=_TOGETHER,
         classes=("decode_head.cls_emb", "decode_head.conv_seg.weight"),
     ),
     "release_swin": Format(
@@ -57,18 +62,16 @@ FORMATS = {
         release.swin_upernet,
         f"code: MIT (openseg-group/RankSeg), Apache 2.0 (open-mmlab); {_TERMS}",
         dropped=release.DROPPED,
-        facts={"model.backbone.shift_small_maps": True},
+        facts={"model.backbone.shift_small_maps": True} | _TOGETHER,
         classes=("decode_head.cls_emb", "decode_head.conv_seg.weight"),
     ),
     "release_beit": Format(
         "UPerNet on BEiT of its own code, or with MLSeg of the authors' release",
-        (
-            r"backbone\.blocks\.\d+\.gamma_[12]",
-            r"decode_head\.lateral_convs\.\d+\..*",
-        ),
+        (r"backbone\.blocks\.\d+\.gamma_[12]", r"decode_head\.lateral_convs\.\d+\..*"),
         release.beit_upernet,
         f"code: MIT (openseg-group/RankSeg, microsoft/unilm); {_TERMS}",
         dropped=release.DROPPED,
+        facts=_TOGETHER,
         classes=("decode_head.cls_emb", "decode_head.conv_seg.weight"),
     ),
     "official_segmenter": Format(
@@ -95,10 +98,7 @@ FORMATS = {
     ),
     "augreg": Format(
         "ViT of AugReg or big_vision",
-        (
-            r"Transformer/encoderblock_\d+/LayerNorm_0/scale",
-            r"embedding/(kernel|bias)",
-        ),
+        (r"Transformer/encoderblock_\d+/LayerNorm_0/scale", r"embedding/(kernel|bias)"),
         vit.augreg,
         f"code: Apache 2.0 (google-research/vision_transformer); {_TERMS}",
         part="backbone/",
@@ -223,6 +223,7 @@ FORMATS = {
         regions.detectron2_mask2former,
         f"code: MIT (facebookresearch/Mask2Former, openseg-group/RankSeg); {_TERMS}",
         dropped=regions.DROPPED,
+        facts=_TOGETHER,
         rename=regions.detectron2_names,
         classes=("classes.weight",),
     ),

@@ -1,5 +1,6 @@
 """``config.init``: the weights that a training starts from."""
 
+import dataclasses
 import logging
 
 import jax
@@ -32,7 +33,7 @@ def start_from(config: ml_collections.ConfigDict, num_classes: int, state):
         return state
     source, arrays = _read(init)
     # The facts are the architecture's: here they can only be reported.
-    _, notes = with_facts(config, source)
+    _, notes = with_facts(config, source, part)
     for note in notes:
         logger.warning("init: %s; set it with --config.", note)
     try:
@@ -69,4 +70,7 @@ def _read(init: str) -> tuple[Format, Arrays]:
     config.mesh.update(data=-1, fsdp=1)
     model, parameters, _ = load_parameters(init, config)
     arrays = apart(config, model, jax.device_get(parameters))
-    return own_format(list(arrays)), arrays
+    # No array says it, and a recipe of today may have it otherwise.
+    key, head = "model.multilabel_head.classes_apart", config.model.multilabel_head
+    facts = {key: head.classes_apart} if "classes_apart" in head else {}
+    return dataclasses.replace(own_format(list(arrays)), facts=facts), arrays

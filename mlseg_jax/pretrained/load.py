@@ -44,17 +44,20 @@ def unscanned(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def with_facts(
-    config: ml_collections.ConfigDict, source: Format
+    config: ml_collections.ConfigDict, source: Format, part: str = ""
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
-    """The configuration with what the source computes with, and notes of changes."""
+    """The configuration with what the source computes with, and notes of changes.
+
+    ``part``: beginning of the paths that are taken, whose facts alone count.
+    """
     config = config.copy_and_resolve_references()
-    flat, notes, facts = config.to_dict(), [], source.facts
-    if source.marks and not source.part:  # A whole model, and not our own.
-        facts = {"model.multilabel_head.classes_apart": False, **facts}
-    for key, value in facts.items():
+    flat, notes = config.to_dict(), []
+    for key, value in source.facts.items():
+        if not key.removeprefix("model.").replace(".", "/").startswith(part):
+            continue
         node = flat
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
+        for name in key.split("."):
+            node = node.get(name) if isinstance(node, dict) else None
         if node is not None and node != value:
             notes.append(f"{key} becomes {value}, as the source has it (was {node})")
             with config.unlocked():

@@ -123,7 +123,7 @@ def to_hugging_face(config: ml_collections.ConfigDict, arrays: Arrays) -> Arrays
     return found | {name: np.zeros((), np.int64) for name in counters}
 
 
-RELEASE = {
+RELEASE = exact.PLAIN_TOP_K | {
     "selection.name": ("top_k",),
     "model.multilabel_head.name": ("projected_encoder",),
     "model.multilabel_head.projection": ("linear",),
@@ -155,7 +155,12 @@ def to_detectron2(config: ml_collections.ConfigDict, arrays: Arrays) -> Arrays:
         config.model.decoder.name == "mask2former"
         and config.model.multilabel_head.name != "none"
     )
-    wanted = (RELEASE if is_release else exact.PLAIN_CLASSES) | {
+    wanted = exact.PLAIN_CLASSES
+    if is_release:
+        # Its code has a head for every 64 values.
+        width = config.model.multilabel_head.embed_dim
+        wanted = RELEASE | {"model.multilabel_head.num_heads": (width // 64,)}
+    wanted = wanted | {
         "model.backbone.name": ("swin", "resnet"),
         "model.backbone.shift_small_maps": (True,),
     }

@@ -176,10 +176,14 @@ def to_release(
     is_essnet = config.model.decoder.name == "essnet"
     # Heads that score labels for a selection; EncNet's does not.
     selections = ("complete", "oracle") if head in ("none", "linear") else ("top_k",)
+    # Only two of its heads take class embeddings out of the backbone.
+    may_have_oce = head in ("none", "transformer_encoder")
     exact.check(
         config,
         "Segmenter",
-        {
+        exact.PLAIN_TOP_K
+        | {
+            "model.class_embeddings.in_backbone": (False, may_have_oce),
             "model.decoder.name": ("segmenter", "encnet", "essnet"),
             "model.multilabel_head.name": tuple(RELEASE_HEADS),
             "model.multilabel_head.classes_apart": (False,),

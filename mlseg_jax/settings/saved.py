@@ -35,6 +35,10 @@ def _as_config(values: dict) -> ConfigDict:
     defaults.optimizer.ema_warmup = config.optimizer.ema_decay == 0
     _add_new_keys(config, defaults)
     _add_new_keys(config.data, _data_defaults())
+    head = config.model.get("multilabel_head", ConfigDict())
+    if head.get("name") == "projected_encoder":
+        # Recipes of pixel classifiers did not always name them.
+        _add_new_keys(head, ConfigDict({"classes_apart": False, "mlp_ratio": 4}))
     config.lock()
     return config
 

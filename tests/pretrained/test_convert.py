@@ -112,6 +112,8 @@ LOST = {
     "model.backbone.taps": (0,),
     "model.decoder.name": "linear",
     "selection.name": "complete",
+    "selection.minimum_score": 0.5,
+    "selection.cumulative": 0.5,
     "loss.pixel": "nearest_classes",
 }
 
@@ -123,6 +125,14 @@ def test_what_names_of_the_release_cannot_hold(key):
     config.update_from_flattened_dict({key: LOST[key]})
     found = said(export.STATE_DICTS["mmseg"], config, {})
     assert f"{key} is {LOST[key]!r}, and there is no Segmenter with that" in found
+
+
+def test_heads_that_own_their_class_embeddings_cannot_hold_the_backbones():
+    config = config_of()
+    config.model.class_embeddings.in_backbone = True
+    config.model.multilabel_head.name = "global_pooling"
+    found = said(export.STATE_DICTS["mmseg"], config, {})
+    assert "model.class_embeddings.in_backbone is True, and there is no" in found
 
 
 def test_all_problems_in_one_message_and_nothing_written(tmp_path):
@@ -237,7 +247,7 @@ def config_from(init, part="", **kwargs):
     return config
 
 
-def test_training_starts_from_a_directory_or_a_file(converted):
+def test_training_starts_from_a_directory_or_a_file(converted, caplog):
     workdir, _ = converted
     parameters = parameters_of(workdir)
     config = config_from(workdir)
@@ -253,6 +263,14 @@ def test_training_starts_from_a_directory_or_a_file(converted):
     for path, array in after["params"].items():
         source = parameters if path.startswith("backbone/") else before["params"]
         np.testing.assert_array_equal(array, source[path])
+    # What no array says: whether classes see one another.
+    for init in (workdir, MLSEG):
+        for part in ("", "backbone/"):
+            apart = config_from(init, part)
+            apart.model.multilabel_head.classes_apart = True
+            caplog.clear()
+            start_from(apart, 11, before)
+            assert ("classes_apart becomes False" in caplog.text) == (part == "")
     sentence = said(start_from, config_from(MLSEG, "spine"), 11, {})
     assert "No part of the model begins with 'spine'" in sentence
     sentence = said(start_from, config_from(MLSEG, embed_dim=32), 11, {})

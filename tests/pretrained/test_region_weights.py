@@ -129,6 +129,8 @@ def test_names_of_files(case):
         config.model.decoder.image_layer = config.model.decoder.depth = 3
         config.model.pixel_decoder.depth = 1
         config.model.pixel_decoder.num_groups = 32
+        if selection == "top_k":
+            config.model.multilabel_head.num_heads = 1
         if backbone == "swin_demo":
             config.model.backbone.update(embed_dim=4, num_heads=(1, 1, 2, 2))
         else:
@@ -208,12 +210,12 @@ def test_a_pickle_becomes_a_run_and_a_file_again(tmp_path):
         config.model.decoder.update(image_layer=3, depth=3, embed_dim=32, num_heads=2)
         config.model.pixel_decoder.update(depth=1, embed_dim=32, num_groups=32)
         config.model.pixel_decoder.num_heads = 2
-        config.model.multilabel_head.update(embed_dim=8, num_heads=2)
+        config.model.multilabel_head.update(embed_dim=64, num_heads=1)
         config.model.backbone.update(embed_dim=4, num_heads=(1, 1, 2, 2))
     ours, _ = random_arrays(config, FORMATS["mask2former"].rows, 40)
     theirs = STATE_DICTS["detectron2"](config, ours)
     # Detectron2 leaves out, with a warning, what has another shape than its own.
-    assert theirs["ml_head.cls_emb"].shape == (1, 40, 8)
+    assert theirs["ml_head.cls_emb"].shape == (1, 40, 64)
     path, output = tmp_path / "x.pkl", tmp_path / "x.safetensors"
     path.write_bytes(pickle.dumps({"model": theirs, "__author__": "x"}))
     workdir = str(tmp_path / "run")
@@ -243,6 +245,9 @@ EXACT = {
     "model.multilabel_head.classes_apart": True,
     "model.multilabel_head.share_embeddings": True,
     "model.multilabel_head.downsample": 4,
+    "model.multilabel_head.num_heads": 4,
+    "selection.minimum_score": 0.5,
+    "selection.cumulative": 0.5,
     "model.multilabel_head.name": "segmentation_logits",
     "model.decoder.image": "pixels",
     "model.decoder.image_layer": 2,

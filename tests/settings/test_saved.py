@@ -5,6 +5,7 @@ import json
 import pytest
 from tiny import tiny_config
 
+from configs import linear
 from mlseg_jax.models.build import check_config
 from mlseg_jax.settings import saved
 
@@ -35,6 +36,17 @@ def test_keys_newer_than_a_run_have_their_defaults(tmp_path):
     # What the run has said stays.
     assert loaded.optimizer.learning_rate == config.optimizer.learning_rate
     assert loaded.data.crop_size == config.data.crop_size
+
+
+def test_a_run_of_a_pixel_classifier_goes_on(tmp_path):
+    """Its head had the two keys in no recipe once."""
+    config = linear.get_config("dataset=sign_scenes,backbone=dinov2_demo")
+    facts = json.loads(config.to_json_best_effort())
+    for key in ("classes_apart", "mlp_ratio"):
+        del facts["model"]["multilabel_head"][key]
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    head = saved.get_config(str(tmp_path)).model.multilabel_head
+    assert head.to_dict() == config.model.multilabel_head.to_dict()
 
 
 @pytest.mark.parametrize("decay, warmup", [(0.0, True), (0.99, False)])
