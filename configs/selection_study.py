@@ -141,6 +141,16 @@ STAGES = {
         ("baseline", "apart_present"),
         5,
     ),
+    "c120, present labels and classes apart": (
+        *("c120", "steps"),
+        ("baseline", "mlseg", "apart_present"),
+        5,
+    ),
+    "camvid, present labels and classes apart": (
+        *("camvid", "steps"),
+        ("baseline", "apart_present"),
+        5,
+    ),
     "c480, present labels in a linear classifier": (
         *("c480", "cost"),
         ("linear_complete", "linear_auto", "linear_present", "linear_apart_present"),
@@ -184,9 +194,15 @@ STAGES = {
 AGAINST = ("baseline", "mlseg")
 """Rows that the others are compared with, seed by seed."""
 
-FINAL = ("c120, equal cost", "c120, equal steps")
+FINAL = (
+    "c120, equal cost",
+    "c120, equal steps",
+    "c120, present labels and classes apart",
+    "c480, present labels and classes apart at equal steps",
+    "c480, present labels and classes apart at equal cost",
+)
 """Stages whose test scores ``--read_test`` reads, once nothing of them is to be chosen
-any more. At C = 480 that is not so: ``with_present_auto`` is open.
+any more.
 """
 
 
