@@ -172,15 +172,6 @@ def sort_by_score(selection: Selection, label_scores: Float[Array, "B C"]) -> Se
     )
 
 
-def select_given(
-    class_ids: Int[Array, "B K"],
-    valid: Bool[Array, "B K"] | None,
-    num_classes: int,
-) -> Selection:
-    """Labels from elsewhere: a frozen classifier, a file, a user's vocabulary."""
-    return Selection(class_ids, valid, num_classes)
-
-
 def _top_k(scores: Array, k: int) -> tuple[Array, Array]:
     # Left to itself, XLA may sort the whole batch on every device.
     return on_each_device(lambda scores: tuple(jax.lax.top_k(scores, k)))(scores)

@@ -16,7 +16,6 @@ from mlseg_jax.label_selection import (
     rank_of_class,
     ranks_to_labels,
     select_complete,
-    select_given,
     select_oracle,
     select_top_k,
     select_with_present,
@@ -65,7 +64,7 @@ def selections(batch):
         "top_k=C": select_top_k(scores, C),
         "top_k, few valid": select_top_k(scores, 6, minimum_score=0.5),
         "oracle": select_oracle(histogram, 6),
-        "given": select_given(permuted[:, :5], None, C),
+        "given": Selection(permuted[:, :5], None, C),
     }
 
 
@@ -176,24 +175,24 @@ def test_sorting_a_selection_by_score():
     valid = jnp.asarray([[True, True, False], [True, True, True]])
     scores = jnp.zeros((2, C)).at[0, 4].set(1.0).at[0, 6].set(9.0).at[1, 3].set(2.0)
     policy = SelectionPolicy("given", 3, by_score=True)
-    given = select_given(class_ids, valid, C)
+    given = Selection(class_ids, valid, C)
     selection = policy.select(given=given)(scores)
     np.testing.assert_array_equal(selection.class_ids, [[4, 1, 6], [3, 0, 2]])
     np.testing.assert_array_equal(selection.valid, valid)
-    every = policy.select(given=select_given(class_ids, None, C))(scores)
+    every = policy.select(given=Selection(class_ids, None, C))(scores)
     np.testing.assert_array_equal(every.class_ids, [[6, 4, 1], [3, 0, 2]])
     assert every.valid is None
 
 
 def test_nothing_of_the_image_selected():
-    selection = select_given(jnp.asarray([[8, 7]]), None, C)
+    selection = Selection(jnp.asarray([[8, 7]]), None, C)
     labels = jnp.asarray([[[0, 1, IGNORE], [2, 3, 4]]])
     np.testing.assert_array_equal(labels_to_ranks(labels, selection), IGNORE)
 
 
 def test_invalid_ranks_get_no_pixels():
     valid = jnp.asarray([[True, False]])
-    selection = select_given(jnp.asarray([[8, 7]]), valid, C)
+    selection = Selection(jnp.asarray([[8, 7]]), valid, C)
     labels = jnp.asarray([[[8, 7, 0, IGNORE]]])
     np.testing.assert_array_equal(
         labels_to_ranks(labels, selection), [[[0, IGNORE, IGNORE, IGNORE]]]

@@ -219,7 +219,7 @@ def hugging_face_names(arrays: Arrays) -> Arrays:
             number = re.fullmatch(r"hidden_states_norms\.(\d)\.(\w+)", rest)
             if number:
                 rest = f"hidden_states_norms.stage{int(number[1]) + 1}.{number[2]}"
-            for pattern, new in resnet.hugging_face_names(""):
+            for pattern, new in resnet.HUGGING_FACE_NAMES:
                 rest = re.sub(pattern, new, rest)
             backbone[rest] = array
             continue

@@ -52,26 +52,19 @@ def detectron2_names(prefix: str) -> tuple[tuple[str, str], ...]:
     )
 
 
-def hugging_face_names(prefix: str) -> tuple[tuple[str, str], ...]:
-    """Patterns of names in transformers, and torchvision's in their place."""
-    start = rf"^({prefix})"
-    block = rf"{start}(layer\d\.\d+)"
-    return (
-        (rf"{start}embedder\.embedder\.convolution\.", r"\1stem.0."),
-        (rf"{start}embedder\.embedder\.normalization\.", r"\1stem.1."),
-        *(
-            (rf"{start}encoder\.stages\.{i}\.layers\.", rf"\1layer{i + 1}.")
-            for i in range(4)
-        ),
-        (rf"{block}\.shortcut\.convolution\.", r"\1\2.downsample.0."),
-        (rf"{block}\.shortcut\.normalization\.", r"\1\2.downsample.1."),
-        *(
-            (rf"{block}\.layer\.{i}\.{theirs}\.", rf"\1\2.{name}{i + 1}.")
-            for i in range(3)
-            for theirs, name in (("convolution", "conv"), ("normalization", "bn"))
-        ),
-    )
-
+HUGGING_FACE_NAMES = (
+    (r"^embedder\.embedder\.convolution\.", "stem.0."),
+    (r"^embedder\.embedder\.normalization\.", "stem.1."),
+    *((rf"^encoder\.stages\.{i}\.layers\.", f"layer{i + 1}.") for i in range(4)),
+    (r"^(layer.*)\.shortcut\.convolution\.", r"\1.downsample.0."),
+    (r"^(layer.*)\.shortcut\.normalization\.", r"\1.downsample.1."),
+    *(
+        (rf"^(layer.*)\.layer\.{i}\.{theirs}\.", rf"\1.{name}{i + 1}.")
+        for i in range(3)
+        for theirs, name in (("convolution", "conv"), ("normalization", "bn"))
+    ),
+)
+"""Patterns of names in transformers, and torchvision's in their place."""
 
 TO_HUGGING_FACE = (
     (r"^(backbone\.)stem\.0\.", r"\1embedder.embedder.convolution."),
@@ -107,7 +100,7 @@ def names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         (r"^backbone\.", ""),
         *detectron2_names(""),
         (r"^resnet\.", ""),
-        *hugging_face_names(""),
+        *HUGGING_FACE_NAMES,
         (r"^conv1\.", "stem.0."),
         (r"^bn1\.", "stem.1."),
     )

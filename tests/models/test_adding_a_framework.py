@@ -13,7 +13,7 @@ from tiny import ROOT
 
 from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.distributed.sharding import make_mesh
-from mlseg_jax.label_selection import select_complete, select_given
+from mlseg_jax.label_selection import Selection, select_complete
 from mlseg_jax.models import parts
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.flops import count_macs
@@ -82,7 +82,7 @@ def test_selection_is_only_rows(get_config):
         labels = bound.encode(images)
         return (
             bound.classify(labels, select_complete(labels.scores)).logits,
-            bound.classify(labels, select_given(permuted, None, C)).logits,
+            bound.classify(labels, Selection(permuted, None, C)).logits,
         )
 
     images = np.random.default_rng(0).integers(0, 256, (2, 30, 41, 3)).astype(np.uint8)

@@ -24,9 +24,9 @@ from test_mlseg import make_config, make_images
 from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import (
     SELECTIONS,
+    Selection,
     SelectionPolicy,
     select_complete,
-    select_given,
     select_top_k,
 )
 from mlseg_jax.models.build import (
@@ -80,7 +80,7 @@ def check_permutation(config):
     model = FunctionalModel.build(config, C)
     parameters = random_parameters(model)
     permuted = np.stack([np.random.default_rng(b).permutation(C) for b in range(2)])
-    few = select_given(jnp.asarray(permuted[:, :FEW]), None, C)
+    few = Selection(jnp.asarray(permuted[:, :FEW]), None, C)
     # Of pixels, what is selected may change the features (Segmenter's do).
     of_regions = model.num_queries > 0
 
@@ -88,7 +88,7 @@ def check_permutation(config):
     def run(parameters, images):
         bound = model.bind(parameters)
         labels = bound.encode(images)
-        chosen = select_given(jnp.asarray(permuted), None, C)
+        chosen = Selection(jnp.asarray(permuted), None, C)
         return (
             logits_of(bound.classify(labels, select_complete(labels.scores))),
             logits_of(bound.classify(labels, chosen)),

@@ -17,7 +17,7 @@ from test_mlseg import make_config, make_images
 
 from configs import encoder_only, eomt, segmenter
 from mlseg_jax.errors import UserError
-from mlseg_jax.label_selection import select_given, select_top_k
+from mlseg_jax.label_selection import Selection, select_top_k
 from mlseg_jax.models.backbones.vit import ViT
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.decoders.eomt import EomtDecoder, mask_share
@@ -175,7 +175,7 @@ def test_a_scan_and_rematerialisation_change_nothing(decoder):
 
         def loss(parameters, images, model=model):
             class_ids = jnp.asarray([[3, 1, 7, 2], [0, 9, 4, 5]])
-            given = select_given(class_ids, None, NUM_CLASSES)
+            given = Selection(class_ids, None, NUM_CLASSES)
             key = jax.random.key(1)
             output = model.bind(parameters)(
                 images, lambda _: given, rng=key, progress=jnp.float32(0.25)
@@ -204,7 +204,7 @@ def test_blocks_cease_to_mask_one_after_the_other(monkeypatch):
     arrays = random_parameters(model), make_images()
 
     def last(parameters, images, progress=None, is_training=True):
-        given = select_given(jnp.asarray([[3, 1], [0, 9]]), None, NUM_CLASSES)
+        given = Selection(jnp.asarray([[3, 1], [0, 9]]), None, NUM_CLASSES)
         rng = jax.random.key(1) if is_training else None
         output = model.bind(parameters)(
             images, lambda _: given, rng=rng, progress=progress
@@ -235,7 +235,7 @@ def test_what_blocks_make_of_a_class_comes_in_through_a_gate(monkeypatch):
     """Shut, it is a classifier by the rows of the selected classes alone."""
     model = FunctionalModel.build(tiny("encoder_only"), NUM_CLASSES)
     parameters, apart = random_parameters(model), ViT.apart
-    given = select_given(jnp.asarray([[3, 1], [0, 9]]), None, NUM_CLASSES)
+    given = Selection(jnp.asarray([[3, 1], [0, 9]]), None, NUM_CLASSES)
     width = model.shapes["decoder/class_gate"].shape
 
     def logits(parameters, images):

@@ -13,8 +13,8 @@ from shrink import NUM_CLASSES, random_parameters, segmenter_config
 from configs import segmenter
 from mlseg_jax.label_selection import (
     UNSELECTED_LOGIT,
+    Selection,
     SelectionPolicy,
-    select_given,
 )
 from mlseg_jax.models.build import (
     MULTILABEL_HEADS,
@@ -76,8 +76,8 @@ def test_invalid_ranks_change_nothing():
         valid = jnp.asarray([[True] * 3 + [False] * 2] * 2)
         padded = jnp.pad(ids, [(0, 0), (0, 2)], constant_values=5)
         return (
-            bound.classify(labels, select_given(ids, None, C)).logits,
-            bound.classify(labels, select_given(padded, valid, C)).logits,
+            bound.classify(labels, Selection(ids, None, C)).logits,
+            bound.classify(labels, Selection(padded, valid, C)).logits,
         )
 
     logits, padded = run(parameters, make_images())
@@ -148,7 +148,7 @@ def test_a_batch_whose_labels_were_all_missed(pixel_mean):
 
 def test_selection_recall():
     histogram = jnp.asarray([[4, 0, 6, 0], [0, 0, 0, 0]])
-    selection = select_given(jnp.asarray([[2, 1], [0, 1]]), None, 4)
+    selection = Selection(jnp.asarray([[2, 1], [0, 1]]), None, 4)
     pixel, image = semantic.selection_recall(histogram, selection)
     np.testing.assert_allclose((pixel, image), ([0.6, 1], [0.5, 1]))
 
@@ -177,7 +177,7 @@ def test_bfloat16_stays_near_float32():
         config.model.dtype = "bfloat16"
     rough_model = FunctionalModel.build(config, C)
     assert all(leaf.dtype == jnp.float32 for leaf in rough_model.shapes.values())
-    selection = select_given(jnp.asarray([[3, 1, 7, 0], [0, 10, 2, 9]]), None, C)
+    selection = Selection(jnp.asarray([[3, 1, 7, 0], [0, 10, 2, 9]]), None, C)
 
     def run(model):
         call = lambda p, x: model.bind(p)(x, lambda scores: selection)  # noqa: E731

@@ -10,7 +10,7 @@ from shrink import NUM_CLASSES, random_parameters
 
 from configs import mask2former, maskformer, paper, region_classifier
 from mlseg_jax.errors import UserError
-from mlseg_jax.label_selection import UNSELECTED_LOGIT, select_complete, select_given
+from mlseg_jax.label_selection import UNSELECTED_LOGIT, Selection, select_complete
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.flops import count_macs
 from mlseg_jax.models.macs import Macs
@@ -121,18 +121,18 @@ def test_selections(recipe, image):
         bound = model.bind(parameters)
         labels = bound.encode(images)
         outputs = [
-            bound.classify(labels, select_given(ids, None, C)),
-            bound.classify(labels, select_given(padded, valid, C)),
+            bound.classify(labels, Selection(ids, None, C)),
+            bound.classify(labels, Selection(padded, valid, C)),
             bound.classify(labels, select_complete(labels.scores)),
         ]
         trained = bound(
-            images, lambda scores: select_given(ids, None, C), rng=jax.random.key(0)
+            images, lambda scores: Selection(ids, None, C), rng=jax.random.key(0)
         )
         # The release's oracle: the last prediction alone is kept to valid labels.
         bound.last_prediction_only = True
         told = bound(
             images,
-            lambda scores: select_given(padded, valid, C),
+            lambda scores: Selection(padded, valid, C),
             rng=jax.random.key(0),
         ).class_logits
         masks = [each.regions.mask_logits() for each in (*outputs, trained)]

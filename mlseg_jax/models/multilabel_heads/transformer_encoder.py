@@ -113,11 +113,10 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
         few = height * width <= FEW_PATCHES
         if self.classes_apart and few and rng is not None and is_long(classes):
             # Alone with the image, they need not be there together.
-            refined, _ = refine(classes[:, :1], rng)
             class_queries = over_rows_in_training(
                 lambda *part: self.norm(refine(*part)[1]), classes, rng
             )
-            patches = refined
+            patches, _ = refine(classes[:, :1], rng)
         else:
             patches, classes = refine(classes, rng)
             class_queries = over_rows(self.norm, classes)
