@@ -165,8 +165,9 @@ class SelectionStudy:
                 f"sets as --data_dir=DIRECTORY."
             )
         pretrained = self.rows.PRETRAINED
-        first = Cell(cell.size, cell.budget, pretrained, SEED_OF_FIRST)
-        place = self.workdir / cell.size / pretrained
+        size = self.rows.PRETRAINED_ON.get(cell.size, cell.size)
+        first = Cell(size, cell.budget, pretrained, SEED_OF_FIRST)
+        place = self.workdir / size / pretrained
         if cell.size not in self.rows.PHOTOGRAPHS:
             self._train_in(place, first, "")
         self._train_in(folder, cell, str(place))
