@@ -67,7 +67,7 @@ and so is all that comes after it: the test clip lies among those frames.
 TEST = {"scenes": "test", "photographs": "val"}
 """Read once, by ``--read_test``, when all choices are made."""
 
-TEST_PICTURES = {"c120": 800, "c480": 3200}
+TEST_PICTURES = {"c120": 800, "c480": 3200, "c1284": 15_200}
 """Scenes of the test split: every class is in five of them or more. Other sizes have as
 many as for validation.
 """

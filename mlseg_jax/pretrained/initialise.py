@@ -71,6 +71,7 @@ def _read(init: str) -> tuple[Format, Arrays]:
     model, parameters, _ = load_parameters(init, config)
     arrays = apart(config, model, jax.device_get(parameters))
     # No array says it, and a recipe of today may have it otherwise.
-    key, head = "model.multilabel_head.classes_apart", config.model.multilabel_head
+    key = "model.multilabel_head.classes_apart"
+    head = config.model.get("multilabel_head", {})  # A classifier of pictures has none.
     facts = {key: head.classes_apart} if "classes_apart" in head else {}
     return dataclasses.replace(own_format(list(arrays)), facts=facts), arrays

@@ -23,6 +23,7 @@ from mlseg_jax.prediction.labels import write_label_scores, write_labels
 from mlseg_jax.tasks import given_selection
 from mlseg_jax.tasks.given_selection import add_given_labels, load_classifier
 from mlseg_jax.training.kept import open_validation
+from mlseg_jax.runs.workdir import load_parameters
 from mlseg_jax.training.loop import train
 
 ARGUMENTS = "dataset=sign_scenes,backbone=vit_demo"
@@ -56,6 +57,7 @@ def independent(classifier, tmp_path_factory):
     config = shrink(
         segmenter.get_config(f"{ARGUMENTS},selection=given"),
         **{"selection.classifier": classifier[1], "train.steps": 2},
+        **{"init": classifier[1], "init_part": "backbone/"},
     )
     workdir = str(tmp_path_factory.mktemp("independent"))
     return config, workdir, train(config, workdir)
@@ -86,6 +88,17 @@ def test_its_labels_are_selected_in_training_and_evaluation(classifier, independ
             scores = scorer([source[index]["image"]])[0]
             np.testing.assert_allclose(given[index]["given"], scores, atol=1e-5)
     assert metrics["pixel_recall_at_k"] == pytest.approx(recall(source, given))
+
+
+def test_it_starts_from_the_classifiers_backbone(classifier, independent):
+    before, after = (
+        load_parameters(run[1], run[0])[1] for run in (classifier, independent)
+    )
+    # A step of AdamW is at most about the learning rate; what is drawn differs by more.
+    most = 2.1 * independent[0].optimizer.learning_rate
+    kernel = "backbone/patch_projection/kernel"
+    assert np.abs(before[kernel]).max() > 10 * most
+    assert 0 < np.abs(before[kernel] - after[kernel]).max() < most
 
 
 def best(example):
