@@ -26,7 +26,7 @@ from mlseg_jax.losses.regions.targets import class_areas, make_targets, segment_
 from mlseg_jax.models.mlseg import MLSeg
 from mlseg_jax.tasks.semantic import (
     multilabel_losses,
-    selection_recall,
+    training_recall,
     training_select,
 )
 from mlseg_jax.typing import Array, Float, PRNGKeyArray
@@ -181,12 +181,10 @@ def means(
     label_loss = mean_over_labels(
         multilabel_losses(config, output.label_scores, histogram > 0)
     )
-    pixel_recall, image_recall = selection_recall(histogram, output.selection)
     num_segments = jnp.sum(areas > 0, axis=1)
     return region_means(settings, losses) | {
         "loss/multilabel": label_loss.weighted(config.loss.multilabel_weight),
-        "train/pixel_recall_at_k": mean_over_examples(pixel_recall),
-        "train/image_recall_at_k": mean_over_examples(image_recall),
+        **training_recall(config, histogram, output),
         "train/segments": mean_over_examples(num_segments.astype(jnp.float32)),
         # Those whose class was not selected are not trained on.
         "train/segments_left_out": mean_over_examples(

@@ -14,6 +14,7 @@ from mlseg_jax.label_selection import (
     SelectionPolicy,
     labels_to_ranks,
     rank_of_class,
+    select_top_k,
 )
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
 from mlseg_jax.losses.multilabel import (
@@ -35,7 +36,7 @@ from mlseg_jax.losses.reduce import (
 )
 from mlseg_jax.metrics.label_recall import label_histogram
 from mlseg_jax.models.decoders.auxiliary import FCNHead
-from mlseg_jax.models.interfaces import FeatureMap
+from mlseg_jax.models.interfaces import FeatureMap, Output, RegionOutput
 from mlseg_jax.models.mlseg import MLSeg, clear_padding
 from mlseg_jax.typing import IGNORE, Array, Bool, Float, Int, PRNGKeyArray
 
@@ -108,11 +109,7 @@ def means(
         )
         weight = config.model.auxiliary_head.weight
         losses["loss/auxiliary"] = auxiliary.weighted(weight)
-    pixel_recall, image_recall = selection_recall(histogram, output.selection)
-    return losses | {
-        "train/pixel_recall_at_k": mean_over_examples(pixel_recall),
-        "train/image_recall_at_k": mean_over_examples(image_recall),
-    }
+    return losses | training_recall(config, histogram, output)
 
 
 def training_select(
@@ -204,3 +201,23 @@ def selection_recall(
         share(jnp.where(selected, histogram, 0), histogram),
         share(present & selected, present),
     )
+
+
+def training_recall(
+    config: ml_collections.ConfigDict,
+    histogram: Int[Array, "B C"],
+    output: Output | RegionOutput,
+) -> dict[str, Mean]:
+    """What to log of a batch's selection (`selection_recall`).
+
+    Where training joins present labels to it, or adds noise, that of the K best by the
+    scores alone, as an evaluation selects: what was joined would always be found.
+    """
+    selection = output.selection
+    if config.selection.with_present or config.selection.noise:
+        selection = select_top_k(output.label_scores, config.selection.k)
+    pixel_recall, image_recall = selection_recall(histogram, selection)
+    return {
+        "train/pixel_recall_at_k": mean_over_examples(pixel_recall),
+        "train/image_recall_at_k": mean_over_examples(image_recall),
+    }

@@ -20,10 +20,10 @@ from input_pipeline.info import DataError, DatasetInfo
 from mlseg_jax.errors import UserError
 from mlseg_jax.inference.label_scores import LabelScorer
 from mlseg_jax.prediction.labels import write_label_scores, write_labels
+from mlseg_jax.runs.workdir import load_parameters
 from mlseg_jax.tasks import given_selection
 from mlseg_jax.tasks.given_selection import add_given_labels, load_classifier
 from mlseg_jax.training.kept import open_validation
-from mlseg_jax.runs.workdir import load_parameters
 from mlseg_jax.training.loop import train
 
 ARGUMENTS = "dataset=sign_scenes,backbone=vit_demo"
