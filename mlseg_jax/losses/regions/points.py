@@ -183,6 +183,47 @@ def select_points(
     certainty = jnp.abs(sample_maps(jax.lax.stop_gradient(maps), candidates))
     if void is not None:
         certainty = jnp.where(sample_void(void, candidates), jnp.inf, certainty)
-    _, chosen = jax.lax.top_k(-certainty, num_uncertain)
+    chosen = places_of_least(certainty, num_uncertain)
     uncertain = jnp.take_along_axis(candidates, chosen[..., None], axis=1)
     return jnp.concatenate([uncertain, fresh], axis=1)
+
+
+def places_of_least(values: Float[Array, "G N"], count: int) -> Int[Array, "G count"]:
+    """Where the ``count`` least of each row are, in any order; of equal ones the first.
+
+    ``values`` are not negative.
+    """
+    # XLA sorts in a heap on CPU, value by value: four times as slow.
+    return jax.lax.platform_dependent(
+        values,
+        cpu=functools.partial(_places_by_counting, count=count),
+        default=lambda values: jax.lax.top_k(-values, count)[1],
+    )
+
+
+def _places_by_counting(
+    values: Float[Array, "G N"], count: int
+) -> Int[Array, "G count"]:
+    """The largest of the least is found bit by bit, then places are counted off."""
+    # The bits of floats that are not negative are in the order of the floats.
+    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
+
+    def add_bit(i: Array, largest: Array) -> Array:
+        higher = largest + (1 << 30 >> i)
+        below = jnp.sum(bits < higher, axis=1, keepdims=True, dtype=jnp.int32)
+        return jnp.where(below < count, higher, largest)
+
+    largest = jax.lax.fori_loop(0, 31, add_bit, jnp.zeros_like(bits[:, :1]))
+    less, equal = bits < largest, bits == largest
+    number = jnp.where(less, _running_count(less), count + 1)
+    tied = _running_count(equal) + jnp.sum(less, axis=1, keepdims=True, dtype=jnp.int32)
+    number = jnp.where(equal, tied, number)
+    places = jnp.broadcast_to(jnp.arange(values.shape[1]), values.shape)
+    rows = jnp.arange(len(values))[:, None]
+    found = jnp.zeros((len(values), count), jnp.int32)
+    return found.at[rows, number - 1].set(places, mode="drop")
+
+
+def _running_count(mask: Bool[Array, "G N"]) -> Int[Array, "G N"]:
+    # 2.5 times as fast there as jnp.cumsum.
+    return jax.lax.associative_scan(jnp.add, mask.astype(jnp.int32), axis=1)
