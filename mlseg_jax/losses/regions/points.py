@@ -9,7 +9,6 @@ Functions here are of one image; what they sample has no batch axis.
 """
 
 import functools
-import operator
 
 import jax
 import jax.numpy as jnp
@@ -68,14 +67,21 @@ def sample_maps(
 ) -> Float[Array, "G P"]:
     """Values of each map at its own points."""
     count, height, width = maps.shape
-    rows, columns, weights = bilinear_corners(points, (height, width))
-    places = rows * width + columns
-    flat = maps.reshape(count, -1)
-    values = [
-        jnp.take_along_axis(flat, each, axis=1, mode="promise_in_bounds")
-        for each in places
-    ]
-    return _weighted(values, weights)
+    # With the zeros outside, each corner's three neighbours lie beside it: one gather
+    # of four numbers is several times as fast on CPU as four, backwards too.
+    edged = jnp.pad(maps, ((0, 0), (1, 1), (1, 1)))
+    above, below = edged[:, :-1], edged[:, 1:]
+    corners = (above[..., :-1], above[..., 1:], below[..., :-1], below[..., 1:])
+    corners = jnp.stack(corners, axis=-1).reshape(-1, 4)
+    x, y = points[..., 0] * width + 0.5, points[..., 1] * height + 0.5
+    left, top = jnp.floor(x), jnp.floor(y)
+    right, down = x - left, y - top
+    row = jnp.arange(count)[:, None] * (height + 1) + top.astype(jnp.int32)
+    place = row * (width + 1) + left.astype(jnp.int32)
+    values = corners.at[place].get(mode="promise_in_bounds")
+    upper = values[..., 0] * (1.0 - right) + values[..., 1] * right
+    lower = values[..., 2] * (1.0 - right) + values[..., 3] * right
+    return upper * (1.0 - down) + lower * down
 
 
 def sample_features(
@@ -95,13 +101,6 @@ def sample_features(
 
     zeros = jnp.zeros((*points.shape[:-1], dim), jnp.float32)
     return jax.lax.scan(add, zeros, (rows * width + columns, weights))[0]
-
-
-def _weighted(values, weights: Float[Array, "4 *shape"]) -> Float[Array, "*shape"]:
-    """The sum over four corners; as a reduction XLA is far slower at it on CPU."""
-    return functools.reduce(
-        operator.add, [v * w for v, w in zip(values, weights, strict=True)]
-    )
 
 
 def sample_segments(
