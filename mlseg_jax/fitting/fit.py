@@ -79,7 +79,10 @@ def train(
     if not 0 <= minutes < math.inf:
         raise UserError(f"--minutes is {minutes:g}; give a finite number above 0.")
     decoder = config.model.get("decoder", {}).get("name")
-    if config.choose_settings and decoder not in ("upernet", *ON_VITS):
+    sections = ("model.backbone", "model.decoder")
+    is_given = any(key == "model" or key.startswith(sections) for key in given)
+    is_known = decoder in ("upernet", *ON_VITS) or (decoder and is_given)
+    if config.choose_settings and not is_known:
         raise UserError(
             "choose_settings=True is of configs/own_data.py, whose model and schedule "
             "can be chosen; start from it, or leave it out and give --minutes."
