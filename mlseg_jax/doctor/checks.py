@@ -10,6 +10,7 @@ from input_pipeline.files import labelme
 from input_pipeline.findings import Finding, check_readings, differing_classes
 from mlseg_jax.doctor.label_statistics import least_k, pixel_curve
 from mlseg_jax.fitting.choices import changed
+from mlseg_jax.settings.advice import is_advised
 from mlseg_jax.training.checks import warmup_note
 
 MAX_IGNORED_SHARE = 0.5
@@ -262,7 +263,7 @@ def is_selection_chosen(config: ml_collections.ConfigDict) -> bool:
 
 
 def _check_selection(config: ml_collections.ConfigDict, train) -> Iterator[Finding]:
-    if config.selection.name != "top_k" or not train.good:
+    if config.selection.name != "top_k" or not is_advised(config) or not train.good:
         return
     if is_selection_chosen(config):
         return

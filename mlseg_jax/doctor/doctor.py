@@ -21,7 +21,7 @@ from mlseg_jax.prediction import fonts
 from mlseg_jax.prediction.visualise import overlay
 from mlseg_jax.runs.checkpoint import write_json
 from mlseg_jax.runs.progress import progress_bar
-from mlseg_jax.settings.advice import CHOSEN_BY_SCORES, selection_advice
+from mlseg_jax.settings.advice import is_advised, selection_advice
 
 NUM_SHEET_SAMPLES = 20
 _SHEET_COLUMNS, _TILE_WIDTH = 4, 480
@@ -143,7 +143,7 @@ def examine(config: ml_collections.ConfigDict, *, sample: int = 0) -> Report:
 
 
 def _selection_advice(config: ml_collections.ConfigDict, train: Split) -> str:
-    if not train.good or config.selection.name not in CHOSEN_BY_SCORES:
+    if not train.good or not is_advised(config):
         return ""
     num_labels = np.diff(train.statistics().presence.offsets)
     is_chosen = is_selection_chosen(config)

@@ -25,6 +25,7 @@ from mlseg_jax.fitting.facts import (
 from mlseg_jax.fitting.measure import measure
 from mlseg_jax.fitting.rules import choose, choose_precision, keep_back
 from mlseg_jax.fitting.schedule import MAX_TEST, plan, set_schedule
+from mlseg_jax.fitting.weights import ON_VITS
 from mlseg_jax.models.build import check_config
 from mlseg_jax.runs.checkpoint import write_json
 from mlseg_jax.runs.sole import SoleTraining
@@ -77,6 +78,15 @@ def train(
     """
     if not 0 <= minutes < math.inf:
         raise UserError(f"--minutes is {minutes:g}; give a finite number above 0.")
+    decoder = config.model.get("decoder", {}).get("name")
+    sections = ("model.backbone", "model.decoder")
+    is_given = any(key == "model" or key.startswith(sections) for key in given)
+    is_known = decoder in ("upernet", *ON_VITS) or (decoder and is_given)
+    if config.choose_settings and not is_known:
+        raise UserError(
+            "choose_settings=True is of configs/own_data.py, whose model and schedule "
+            "can be chosen; start from it, or leave it out and give --minutes."
+        )
     if (minutes or config.choose_settings) and config.selection.name == "given":
         raise UserError(
             "Neither --minutes nor configs/own_data.py fit trainings with "

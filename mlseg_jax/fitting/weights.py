@@ -144,9 +144,11 @@ def _take_model(choices: Choices, recipe: ml_collections.ConfigDict) -> None:
         _stand_on_vit(choices)
     elif is_upernet:
         choices.set(model={"decoder": recipe.model.decoder})
+    theirs = recipe.model.get("decoder", {}).get("name")
     is_run = epath.Path(choices.config.init).is_dir()
-    if not (is_run or is_upernet or choices.is_given("init_part")):
-        # Of files of whole models, whose other parts have no place here.
+    is_whole = is_run and theirs == choices.config.model.decoder.name
+    if not (is_whole or is_upernet or choices.is_given("init_part")):
+        # Of whole models whose other parts have no place here.
         choices.narrow("init_part", "backbone/")
 
 

@@ -19,6 +19,11 @@ def held_back(config) -> dict:
     """What a backbone is told of the decoder that stands on it."""
     section = config.model.get("decoder", {})
     joins = section.get("name") in ENCODER_ONLY
+    if joins and "depth" not in section:
+        raise UserError(
+            f"model.decoder.name={section.name!r} needs keys that this recipe has not; "
+            f"start from configs/{section.name}.py."
+        )
     return {"held_back": section.depth} if joins else {}
 
 

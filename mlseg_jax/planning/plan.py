@@ -194,9 +194,9 @@ def _advice(config, mesh: Mesh, train: Step, batch_per_chip: int) -> str:
     if can_split and 4 * state > memory.usable:
         change = split
     elif backbone.remat != "full":
+        scan = " --config.model.backbone.scan=True" if "scan" in backbone else ""
         change = (
-            "keep less for the backward pass: --config.model.backbone.remat=full "
-            "--config.model.backbone.scan=True"
+            f"keep less for the backward pass: --config.model.backbone.remat=full{scan}"
         )
     elif config.model.dtype == "float32":
         change = "compute in half the bytes: --config.model.dtype=bfloat16"

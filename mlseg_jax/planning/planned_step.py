@@ -105,8 +105,19 @@ class StepCompiler:
         return self._step(step, (self.state, batch), sizes, flops, executed)
 
     def predict(self) -> Step:
-        """What `inference.engine.Engine` runs on a batch of windows."""
+        """What `inference.engine.Engine` runs on a batch of windows, or a classifier
+        on a batch of pictures.
+        """
         config, model = self.config, self.model
+        windows = self._batch((*self._window(), 3), np.uint8)
+        if config.task == "multilabel":
+
+            @jax.jit
+            def score(parameters, windows):
+                with within(self.mesh):
+                    return model.bind(parameters)(windows)
+
+            return self._predict(score, windows)
         policy = evaluation_policy(config, model.num_classes)
         given = None
         if policy.name in ("oracle", "given"):
@@ -124,13 +135,15 @@ class StepCompiler:
             result = output if model.num_queries else output.logits
             return labels.scores, selection, result
 
-        windows = self._batch((*self._window(), 3), np.uint8)
+        return self._predict(predict, windows, given)
+
+    def _predict(self, function, windows, *more) -> Step:
         (parameters,) = evaluation_parameters(self.state).values()
         sizes = Memory(
             parameters=bytes_per_chip(parameters), batch=bytes_per_chip(windows)
         )
         flops = self.forward_flops
-        return self._step(predict, (parameters, windows, given), sizes, flops, flops)
+        return self._step(function, (parameters, windows, *more), sizes, flops, flops)
 
     def _window(self) -> tuple[int, ...]:
         """Whole pictures come in any size; the crop of training stands for them, and

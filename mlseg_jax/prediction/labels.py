@@ -3,11 +3,13 @@
 import json
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
 
 from input_pipeline.datasets.open import open_dataset, read_options
+from mlseg_jax.label_selection import SelectionPolicy
 from mlseg_jax.prediction.batches import check_done, predictions
 from mlseg_jax.prediction.files import LABELS, replaced_when_complete
 from mlseg_jax.runs.progress import progress_bar
@@ -25,7 +27,7 @@ def write_label_scores(
         splits.append((validation_config(config), False))
     for config, train in splits:
         source = open_dataset(config.data, train=train)
-        classifier = load_classifier(workdir, source.info, checkpoint)
+        classifier = load_classifier(workdir, source.info, checkpoint, config)
         split = config.data.train_split if train else config.data.eval_split
         write_split(config, classifier, workdir, folder, source, split)
 
@@ -43,9 +45,15 @@ def write_labels(
     Sentences about pictures that cannot be read are added to ``problems``. Returns how
     many lines there are.
     """
-    classifier = load_classifier(workdir, checkpoint=checkpoint)
+    classifier = load_classifier(workdir, checkpoint=checkpoint, config=config)
     names, done = load_info(workdir).class_names, 0
-    k = config.selection.eval_k or config.selection.k
+    selection = config.selection
+    policy = SelectionPolicy(
+        "given",
+        selection.eval_k or selection.k,
+        selection.minimum_score,
+        selection.cumulative,
+    )
     size, reading = classifier.batch_size, read_options(config.data)
     with (
         replaced_when_complete(output) as folder,
@@ -53,7 +61,10 @@ def write_labels(
         (folder / LABELS).open("w") as lines,
     ):
         for index, scores in predictions(paths, classifier, size, problems, reading):
-            order = np.argsort(-scores, kind="stable")[:k]
+            best = policy.given_by(jnp.asarray(scores)[None])
+            order = np.asarray(best.class_ids[0])
+            if best.valid is not None:
+                order = order[np.asarray(best.valid[0])]
             labels = [
                 {
                     "name": names[class_id],

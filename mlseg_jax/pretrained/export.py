@@ -58,6 +58,11 @@ def export_weights(workdir: str, output: str, to: str, checkpoint: str) -> str:
     config.mesh.update(data=-1, fsdp=1)
     model, parameters, step = load_parameters(workdir, config, checkpoint)
     arrays = apart(config, model, jax.device_get(parameters))
+    if to in STATE_DICTS and config.task == "multilabel":
+        raise UserError(
+            f"{workdir} is a classifier of labels, and --to={to} is of models that "
+            f"segment; take --to=safetensors, which keeps our names."
+        )
     if to in STATE_DICTS:
         arrays = STATE_DICTS[to](config, arrays)
     info = load_info(workdir)

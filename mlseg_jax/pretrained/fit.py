@@ -62,7 +62,7 @@ class Fitter:
             if self._has_class_rows(path) and array.shape != self.shapes[path]
         }
         if counts:
-            (theirs,) = counts if len(counts) == 1 else (None,)
+            theirs = " or ".join(map(str, sorted(counts)))
             self.notes.append(
                 f"the file is of {theirs} classes and the configuration of "
                 f"{self.num_classes}: the rows of classes start anew"

@@ -40,7 +40,8 @@ def start_from(config: ml_collections.ConfigDict, num_classes: int, state):
         loaded = load_arrays(config, num_classes, source, arrays, part=part)
     except UserError as error:
         raise UserError(
-            f"init {init} ({source.title}) does not fit the configuration: {error}."
+            f"init {init} ({source.title}) does not fit the configuration: "
+            f"{str(error).removesuffix('.')}."
         ) from error
     for note in [*loaded.notes, *describe_rest(loaded)]:
         logger.info("init: %s", note)

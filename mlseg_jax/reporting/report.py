@@ -79,7 +79,7 @@ def write_report(workdir: str | os.PathLike) -> epath.Path:
     if (workdir / "config.json").exists():
         config = _flatten(_whole(workdir / "config.json", train, _as_dict))
     known = {f"{k}.name": v for k, v in config.items()} | config | metrics
-    is_video = "frames" in metrics
+    is_video, is_classifier = "frames" in metrics, config.get("task") == "multilabel"
     has_segments = "missed_segments" in metrics or (is_video and "AP" in metrics)
     pictures, worst, wrong = _examples, _worst, _wrong_pixels
     if has_segments:
@@ -87,18 +87,23 @@ def write_report(workdir: str | os.PathLike) -> epath.Path:
         wrong = segment_sections.missed
     legend = "legend of segments" if has_segments else "legend of pixels"
     ranked = fill("no scores")
-    if config.get("model.multilabel_head.name") != "none":
+    if not is_classifier and config.get("model.multilabel_head.name") != "none":
         ranked = section(examples, evaluate, _ranked)
     if is_video:
         pictures = functools.partial(video_sections.examples, has_tracks=has_segments)
         legend = "legend of strips"
+    shown = section(examples, evaluate, pictures)
+    legend = fill(legend)
+    if is_classifier:
+        shown = ranked = fill("no pixels")
+        legend = Html()
     page = fill(
         "page",
         title=config.get("name") or workdir.name,
         facts=_tiles(known, "fact"),
         tiles=_tiles(known, "tile"),
-        legend=fill(legend),
-        examples=section(examples, evaluate, pictures),
+        legend=legend,
+        examples=shown,
         ranked=ranked,
         selection=section(evaluation, evaluate, selection_charts),
         errors=[wrong(metrics), section(evaluation, evaluate, worst)],
@@ -205,15 +210,19 @@ def _limits(workdir: epath.Path, command: str, metrics: Mapping) -> Html:
 
 def _worst(evaluation: bytes) -> Html:
     classes = json.loads(evaluation)["classes"]
-    scored = [c for c in classes if is_finite(c["iou"])]
-    worst = sorted(scored, key=lambda c: (c["iou"], -c["pixel_share"]))[:WORST_CLASSES]
     rows, shares = [], ("iou", "average_precision", "pixel_share")
+    score, what = "iou", "an IoU; the others neither occur nor are predicted"
+    if not any(is_finite(c["iou"]) for c in classes):  # Of a classifier of labels.
+        score, what = "average_precision", "an average precision; no other occurs"
+    scored = [c for c in classes if is_finite(c[score])]
+    worst = sorted(scored, key=lambda c: (c[score], -(c["pixel_share"] or 0.0)))
+    worst = worst[:WORST_CLASSES]
     for c in worst:
         text = {"name": c["name"], "examples": f"{c['examples']:,}"}
         text |= {share: format_percent(c[share]) for share in shares}
-        rows.append(fill("worst row", width=100.0 * c["iou"], **text))
+        rows.append(fill("worst row", width=100.0 * c[score], **text))
     sizes = {"scored": f"{len(scored):,}", "complete": f"{len(classes):,}"}
-    return fill("worst", count=len(worst), rows=rows, **sizes)
+    return fill("worst", count=len(worst), rows=rows, what=what, **sizes)
 
 
 def _examples(archive: bytes) -> list[Html]:

@@ -80,8 +80,7 @@ class Checkpoints:
 
     def better_weights(self, step: int) -> str | None:
         """Which weights of ``step`` scored best, if they were evaluated."""
-        scores = self._scores.get(step, {})
-        return max(scores, key=scores.get, default=None)
+        return best_of(self._scores.get(step, {}))
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -242,6 +241,15 @@ def best_steps(steps: list[int], scores: Scores, count: int = 1) -> list[int]:
     }
     scored = [step for step in steps if best[step] is not None]
     return sorted(scored, key=lambda step: (best[step], step))[::-1][:count]
+
+
+def best_of(scores: dict[str, float]) -> str | None:
+    """The name with the best score; what is not a number comes last."""
+    return max(
+        scores,
+        key=lambda name: (not math.isnan(scores[name]), scores[name]),
+        default=None,
+    )
 
 
 def _read_scores(path: epath.Path) -> dict[int, dict[str, float]]:

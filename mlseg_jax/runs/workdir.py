@@ -86,17 +86,22 @@ def load_parameters(
     """The model, its (averaged) weights and the step they are of.
 
     ``checkpoint`` is ``latest``, ``best`` or a step; ``kept`` is what
-    ``eval.checkpoint`` of the run says.
+    ``eval.checkpoint`` says.
+
+    Raises:
+      UserError: ``config`` is of another model, or selects otherwise than by
+        ``selection.eval_name``.
     """
     num_classes = load_info(workdir).num_classes
     # What the weights look like is the training's business, not an override's.
     trained = load_config(workdir)
+    _check_same_model(workdir, trained, config)
     model = FunctionalModel.build(trained, num_classes)
     wanted = abstract_weights(trained, model, make_mesh(config))
     checkpoints = Checkpoints(workdir)
     try:
         if checkpoint == "kept":
-            checkpoint = trained.eval.checkpoint
+            checkpoint = config.eval.checkpoint
         step = checkpoints.find(checkpoint)
         weights = evaluation_parameters(wanted, config.eval.weights)
         better = checkpoints.better_weights(step)
@@ -109,6 +114,24 @@ def load_parameters(
         checkpoints.close()
     parameters = {path: x for part in parts for path, x in restored[part].items()}
     return model, parameters, step
+
+
+def _check_same_model(workdir: str, trained, config) -> None:
+    for part in sorted({*trained.model, *config.model}):
+        ours, theirs = trained.model.get(part), config.model.get(part)
+        sections = [isinstance(x, ml_collections.ConfigDict) for x in (ours, theirs)]
+        if all(sections) and ours.get("name") == theirs.get("name"):
+            continue
+        if any(sections):
+            raise UserError(
+                f"The configuration is of another model than the run {workdir}: "
+                f"model.{part} differs. A run knows its own; leave --config out."
+            )
+    if config.selection.name != trained.selection.name:
+        raise UserError(
+            f"selection.name is how a run was trained, {trained.selection.name} for "
+            f"{workdir}; set selection.eval_name to select otherwise now."
+        )
 
 
 def claim_workdir(

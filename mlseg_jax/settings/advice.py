@@ -8,9 +8,6 @@ import numpy as np
 from mlseg_jax.settings.resolve import LABEL_WEIGHT_PER_CLASS
 from mlseg_jax.typing import Int
 
-CHOSEN_BY_SCORES = ("complete", "top_k")
-"""Values of `selection.name` between which there is something to choose."""
-
 NEARLY_ALL = 0.5
 """Share of the classes that pictures hold on average from which a selection has little
 to leave out: on CamVid, whose pictures hold nearly all 11, it cost points.
@@ -20,6 +17,12 @@ SPARE = 2
 """K over the labels that 99 % of the pictures do not exceed. The paper's values follow
 it: 25 of 60 labels, 50 of 150 and 171, 100 of 1,284 (method.md section 1).
 """
+
+
+def is_advised(config: ml_collections.ConfigDict) -> bool:
+    """Whether there is something to choose; classifiers of labels select nothing."""
+    by_scores = config.selection.name in ("complete", "top_k")
+    return by_scores and config.task != "multilabel"
 
 
 class FittingSelection(NamedTuple):

@@ -26,6 +26,9 @@ def evaluation_policy(
             "The selection 'top_k' needs label scores, but model.multilabel_head.name "
             "is 'none'; set selection.eval_name to complete or oracle."
         )
+    if name == "complete" and selection.name == "top_k":
+        # All of them, in the order that the scales of ranks were trained in.
+        return SelectionPolicy("top_k", num_classes)
     k = {"complete": num_classes, "oracle": config.eval.oracle_k}.get(
         name, selection.eval_k or selection.k
     )

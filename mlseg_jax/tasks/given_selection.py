@@ -31,14 +31,22 @@ from mlseg_jax.tasks.engines import check_given
 
 
 def load_classifier(
-    workdir: str, info: DatasetInfo | None = None, checkpoint: str = "best"
+    workdir: str,
+    info: DatasetInfo | None = None,
+    checkpoint: str = "best",
+    config: ml_collections.ConfigDict | None = None,
 ) -> LabelScorer:
     """The trained classifier of a work directory, which must know the same classes.
+
+    ``config``: the run's, perhaps with other weights or another batch size; without one
+    as it was trained.
 
     Raises:
       UserError: it is no classifier, or knows other classes than ``info``.
     """
-    config = load_config(workdir)
+    own = load_config(workdir) if config is None else config
+    config = own.copy_and_resolve_references()
+    config.mesh.update(data=-1, fsdp=1)  # the devices of its training need not be here
     if config.task != "multilabel":
         raise UserError(
             f"{workdir} is no classifier of labels (its task is {config.task!r}); "
@@ -49,7 +57,6 @@ def load_classifier(
             f"The classifier {workdir} was trained on other classes than the data set "
             f"{info.name!r} has; train one on its classes."
         )
-    config.mesh.update(data=-1, fsdp=1)  # the devices of its training need not be here
     model, parameters, _ = load_parameters(workdir, config, checkpoint)
     return LabelScorer(config, model, parameters, own_mesh(config))
 

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import ml_collections
 
+from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import select_top_k
 from mlseg_jax.losses.class_priors import NO_PRIORS, ClassPriors
 from mlseg_jax.losses.reduce import (
@@ -14,6 +15,28 @@ from mlseg_jax.losses.reduce import (
 from mlseg_jax.models.query2label import Query2Label
 from mlseg_jax.tasks.semantic import multilabel_losses, selection_recall
 from mlseg_jax.typing import Array, Float, PRNGKeyArray
+
+UNUSED = {
+    "data.segments": "none",
+    "loss.class_weighting": "none",
+    "loss.logit_adjustment": 0.0,
+    "loss.missed_weight": 0.0,
+    "selection.name": "top_k",
+    "selection.with_present": False,
+    "selection.noise": 0.0,
+}
+"""What only models that segment make use of, and its values without them."""
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Raises `UserError` for a setting that a classifier of labels would ignore."""
+    for key, unused in UNUSED.items():
+        part, _, name = key.partition(".")
+        if config[part].get(name, unused) != unused:
+            raise UserError(
+                f"{key} is of models that segment, and this one finds the labels of "
+                f"whole pictures; set it to {unused}."
+            )
 
 
 def loss(

@@ -40,6 +40,13 @@ SEGMENTS = {
 }
 """What the segments of each task are: its ``data.segments``."""
 
+READ = {
+    "panoptic": ("object_threshold", "overlap_threshold", "inside_mask"),
+    "instance": ("max_instances",),
+    "video_instance": ("max_instances",),
+}
+"""What of ``eval`` only some tasks read, so that recipes of others have it not."""
+
 VIDEO_DECODERS = ("mask2former",)
 """Decoders whose queries look at all frames of a clip."""
 
@@ -78,6 +85,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             f"The task {config.task!r} is trained on data.segments={wanted}, not "
             f"{config.data.segments}; start from a recipe with task={config.task}."
         )
+    missing = [key for key in READ.get(config.task, ()) if key not in config.eval]
+    if missing:
+        raise UserError(
+            f"The task {config.task!r} reads eval.{missing[0]}, which this recipe has "
+            f"not; start from a recipe with task={config.task}."
+        )
     is_video = config.task.startswith("video_")
     if is_video != bool(config.data.get("num_frames", 0)):
         what = "clips" if is_video else "pictures, without data.num_frames"
@@ -88,12 +101,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     if is_video and (
         config.data.repeat_factor
         or config.data.rare_crop_rate
-        or config.selection.name == "given"
+        or "given" in (config.selection.name, config.selection.eval_name)
     ):
         raise UserError(
-            "data.repeat_factor, data.rare_crop_rate and selection.name=given are of "
-            "pictures, and clips have frames drawn at random; set the first two to 0, "
-            "and the selection to top_k, complete or oracle."
+            "data.repeat_factor, data.rare_crop_rate and selection.name or eval_name="
+            "given are of pictures, and clips have frames drawn at random; set the "
+            "first two to 0, and the selection to top_k, complete or oracle."
         )
     if is_video and config.model.decoder.name not in VIDEO_DECODERS:
         raise UserError(
@@ -115,6 +128,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "loss.missed_weight and model.auxiliary_head are of pixels, and this model "
             "classifies regions; set them to 0 and none (selection.with_present keeps "
             "labels that are there)."
+        )
+    if loss.pixel != "cross_entropy":
+        raise UserError(
+            f"loss.pixel={loss.pixel} is of pixels, and this model classifies regions; "
+            "set it to cross_entropy."
         )
     one_view = len(config.eval.scales) == 1 and not config.eval.flip
     if config.task != "semantic" and not (config.eval.mode == "whole" and one_view):

@@ -213,9 +213,14 @@ def training_recall(
     Where training joins present labels to it, or adds noise, that of the K best by the
     scores alone, as an evaluation selects: what was joined would always be found.
     """
-    selection = output.selection
-    if config.selection.with_present or config.selection.noise:
-        selection = select_top_k(output.label_scores, config.selection.k)
+    selection, settings = output.selection, config.selection
+    if settings.name == "top_k" and (settings.with_present or settings.noise):
+        selection = select_top_k(
+            output.label_scores,
+            settings.k,
+            minimum_score=settings.minimum_score,
+            cumulative=settings.cumulative,
+        )
     pixel_recall, image_recall = selection_recall(histogram, selection)
     return {
         "train/pixel_recall_at_k": mean_over_examples(pixel_recall),

@@ -90,19 +90,35 @@ def find_task(config: ml_collections.ConfigDict) -> Task:
       UserError: it needs regions and the decoder classifies pixels, or other keys do
         not go with it.
     """
-    if config.task == "multilabel" or config.model.decoder.name not in REGION_DECODERS:
-        if config.task not in TASKS:
-            raise UserError(
-                f"The task {config.task!r} needs regions, and model.decoder.name="
-                f"{config.model.decoder.name} classifies pixels; choose one of "
-                f"{', '.join(REGION_DECODERS)}, as configs/mask2former.py does."
-            )
-        if config.data.segments != "none":
-            raise UserError(
-                f"data.segments={config.data.segments} is what regions are trained to "
-                f"find, and model.decoder.name={config.model.decoder.name} classifies "
-                "pixels; set data.segments to none."
-            )
+    is_whole = config.data.augmentation == "whole"
+    if is_whole != (config.task == "multilabel"):
+        raise UserError(
+            f"data.augmentation={config.data.augmentation} does not go with the task "
+            f"{config.task!r}: classifiers of labels look at whole pictures (whole), "
+            "and no others do."
+        )
+    if config.task == "multilabel":
+        multilabel.check_config(config)
         return TASKS[config.task]
-    regions.check_config(config)
-    return REGION_TASKS[config.task]
+    decoder = config.model.decoder.name
+    if decoder in REGION_DECODERS:
+        regions.check_config(config)
+        return REGION_TASKS[config.task]
+    if config.task not in TASKS:
+        raise UserError(
+            f"The task {config.task!r} needs regions, and model.decoder.name={decoder} "
+            f"classifies pixels; choose one of {', '.join(REGION_DECODERS)}, as "
+            "configs/mask2former.py does."
+        )
+    if config.data.segments != "none":
+        raise UserError(
+            f"data.segments={config.data.segments} is what regions are trained to "
+            f"find, and model.decoder.name={decoder} classifies pixels; set "
+            "data.segments to none."
+        )
+    if config.selection.last_prediction_only:
+        raise UserError(
+            "selection.last_prediction_only is of models that predict after every "
+            f"layer, and model.decoder.name={decoder} does once; set it to False."
+        )
+    return TASKS[config.task]

@@ -7,7 +7,7 @@ import numpy as np
 
 from input_pipeline.findings import check_readings
 from input_pipeline.survey import survey
-from mlseg_jax.settings.advice import CHOSEN_BY_SCORES, selection_advice
+from mlseg_jax.settings.advice import is_advised, selection_advice
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def say_oddities(config: ml_collections.ConfigDict, source) -> None:
     settings = config.data
     readings = survey(source, indices, settings.num_threads, segments=settings.segments)
     good = [reading for reading in readings if reading.fault is None]
-    if good and config.selection.name in CHOSEN_BY_SCORES:
+    if good and is_advised(config):
         num_labels = np.array([len(reading.class_ids) for reading in good])
         logger.info(
             "of %d examples looked at: %s",

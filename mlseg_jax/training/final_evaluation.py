@@ -7,7 +7,7 @@ import jax
 from input_pipeline.preparation.class_statistics import Presence
 from mlseg_jax.distributed.sharding import own_mesh, to_own_mesh
 from mlseg_jax.models.build import FunctionalModel, Parameters
-from mlseg_jax.runs.checkpoint import without_nan
+from mlseg_jax.runs.checkpoint import best_of, without_nan
 from mlseg_jax.runs.progress import progress_bar
 from mlseg_jax.tasks.evaluation import evaluate, write_evaluation
 from mlseg_jax.tasks.table import Task, find_task
@@ -61,7 +61,7 @@ def evaluate_and_write(
     metrics, scores = better_weights(task, results)
     metrics["step"] = step
     metrics["parameters"] = model.num_parameters
-    better = max(scores, key=scores.get)
+    better = best_of(scores)
     if jax.process_index() == 0:
         bound = model.bind(weights[better])
         write_evaluation(workdir, evaluations[better], metrics, bound)
@@ -76,7 +76,7 @@ def better_weights(
     Where there are two, the better one's metrics also say how good both are.
     """
     scores = {name: metrics[task.best_metric] for name, metrics in results.items()}
-    metrics = dict(results[max(scores, key=scores.get)])
+    metrics = dict(results[best_of(scores)])
     if len(scores) > 1:
         for name, score in scores.items():
             metrics[f"{task.best_metric}_{name}"] = score

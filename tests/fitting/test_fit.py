@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from tiny import OVERRIDES, tiny_config
 
-from configs import own_data
+from configs import own_data, query2label, segmenter
 from input_pipeline.datasets.open import open_dataset
 from mlseg_jax.errors import UserError
 from mlseg_jax.fitting import clock as clocks
@@ -194,6 +194,14 @@ def test_all_processes_choose_what_the_first_one_found(trained, tmp_path, monkey
     first, second = trained
     assert second.to_json() == first.to_json() and first.data.num_threads == 2
     assert len(written) == 1 and not sent
+
+
+@pytest.mark.parametrize("recipe", [query2label, segmenter])
+def test_settings_are_chosen_for_recipes_that_leave_them_open(recipe, tmp_path):
+    config = recipe.get_config("dataset=sign_scenes,backbone=vit_demo").unlock()
+    config.choose_settings = True
+    with pytest.raises(UserError, match="is of configs/own_data.py"):
+        fit.train(config, str(tmp_path), minutes=10.0)
 
 
 def test_a_run_within_its_minutes_from_end_to_end(tmp_path, monkeypatch):

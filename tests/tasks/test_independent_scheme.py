@@ -19,10 +19,15 @@ from input_pipeline.datasets.open import open_dataset
 from input_pipeline.info import DataError, DatasetInfo
 from mlseg_jax.errors import UserError
 from mlseg_jax.inference.label_scores import LabelScorer
+from mlseg_jax.planning.plan import plan
 from mlseg_jax.prediction.labels import write_label_scores, write_labels
+from mlseg_jax.pretrained.export import export_weights
+from mlseg_jax.reporting.report import write_report
 from mlseg_jax.runs.workdir import load_parameters
+from mlseg_jax.settings.advice import is_advised
 from mlseg_jax.tasks import given_selection
 from mlseg_jax.tasks.given_selection import add_given_labels, load_classifier
+from mlseg_jax.tasks.table import find_task
 from mlseg_jax.training.kept import open_validation
 from mlseg_jax.training.loop import train
 
@@ -99,6 +104,44 @@ def test_it_starts_from_the_classifiers_backbone(classifier, independent):
     kernel = "backbone/patch_projection/kernel"
     assert np.abs(before[kernel]).max() > 10 * most
     assert 0 < np.abs(before[kernel] - after[kernel]).max() < most
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        *(("data.segments", "classes"), ("data.augmentation", "crop")),
+        *(("loss.class_weighting", "sqrt"), ("loss.missed_weight", 1.0)),
+        *(("selection.with_present", True), ("selection.name", "given")),
+    ],
+)
+def test_a_classifier_refuses_what_it_would_ignore(key, value):
+    config = query2label.get_config(ARGUMENTS)
+    find_task(config)
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=f"^{key}.*whole pictures"):
+        find_task(config)
+
+
+def test_a_classifier_is_no_segmenter(classifier, tmp_path):
+    config, workdir, _ = classifier
+    for to in ("mmseg", "hugging_face", "detectron2"):
+        with pytest.raises(UserError, match="take --to=safetensors"):
+            export_weights(workdir, str(tmp_path / "x.safetensors"), to, "best")
+    with pytest.raises(UserError, match="of another model.*leave --config out"):
+        load_parameters(workdir, segmenter.get_config(ARGUMENTS))
+    selects = config.copy_and_resolve_references()
+    selects.selection.name = "complete"
+    with pytest.raises(UserError, match="set selection.eval_name"):
+        load_parameters(workdir, selects)
+    assert not is_advised(config)
+    page = write_report(workdir).read_text()
+    assert "segments none" in page and "have an average precision" in page
+    assert "evaluation_examples.npz" not in page
+
+
+def test_a_classifier_is_planned(classifier):
+    found = plan(classifier[0], "cpu1", 2)
+    assert found.predict.fits is not False and found.predict.memory.parameters > 0
 
 
 def best(example):
@@ -222,6 +265,11 @@ def test_scores_in_a_folder_and_labels_of_pictures(classifier, tmp_path):
     line = json.loads((tmp_path / "out" / "labels.jsonl").read_text())
     found = [label["class_id"] for label in line["labels"]]
     assert found == best(with_given[2]).tolist()
+    sure = config.copy_and_resolve_references()
+    sure.selection.minimum_score = 0.9999
+    write_labels(sure, workdir, "best", paths[1:], epath.Path(tmp_path / "sure"), [])
+    line = json.loads((tmp_path / "sure" / "labels.jsonl").read_text())
+    assert [label["class_id"] for label in line["labels"]] == found[:1]
 
 
 def test_what_can_be_wrong(classifier, independent, tmp_path):

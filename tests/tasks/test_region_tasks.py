@@ -194,6 +194,9 @@ def test_a_batch_in_parts_has_the_same_losses():
         ({"loss.logit_adjustment": 0.5}, "are of pixels"),
         ({"loss.missed_weight": 0.5}, "are of pixels"),
         ({"model.auxiliary_head.name": "fcn"}, "are of pixels"),
+        ({"loss.pixel": "nearest_classes"}, "is of pixels"),
+        ({"data.augmentation": "whole"}, "look at whole pictures"),
+        ({"task": "instance", "data.segments": "instances"}, "max_instances, which"),
     ],
 )
 def test_keys_that_do_not_go_together(overrides, words):
@@ -208,6 +211,9 @@ def test_a_decoder_of_pixels_finds_no_segments():
         find_task(config)
     config.task = "semantic"
     with pytest.raises(UserError, match="set data.segments to none"):
+        find_task(config)
+    config.data.segments, config.selection.last_prediction_only = "none", True
+    with pytest.raises(UserError, match="linear does once; set it to False"):
         find_task(config)
 
 

@@ -9,6 +9,7 @@ from tiny import tiny_config
 from mlseg_jax.models.build import FunctionalModel, initial_parameters
 from mlseg_jax.settings.resolve import resolve
 from mlseg_jax.tasks import semantic
+from mlseg_jax.tasks.engines import evaluation_policy
 from mlseg_jax.typing import IGNORE
 
 NUM_CLASSES = 20
@@ -38,7 +39,13 @@ def means_of(batch, rng=None, **overrides):
 def test_present_labels_are_selected_and_nothing_is_missed(batch):
     plain = means_of(batch, loss__missed_weight=2.0, selection__with_present=False)
     joined = means_of(batch, loss__missed_weight=2.0, selection__with_present=True)
-    # What the scores alone find is logged under either.
+    # What the scores alone find is logged under either; where all are selected, all.
+    every = means_of(batch, selection__name="complete", selection__with_present=True)
+    assert every["train/image_recall_at_k"].value() == 1.0
+    fewer = means_of(
+        batch, selection__minimum_score=0.999, selection__with_present=True
+    )["train/image_recall_at_k"]
+    assert fewer.value() < joined["train/image_recall_at_k"].value()
     for recall in ("train/pixel_recall_at_k", "train/image_recall_at_k"):
         assert plain[recall].value() == joined[recall].value() < 1.0
     assert plain["loss/missed"].value() > 0.0 == joined["loss/missed"].value()
@@ -46,6 +53,15 @@ def test_present_labels_are_selected_and_nothing_is_missed(batch):
     for name in ("loss/multilabel",):
         np.testing.assert_array_equal(plain[name].total, joined[name].total)
     assert "loss/missed" not in means_of(batch)
+
+
+def test_all_labels_come_in_the_order_that_ranks_were_trained_in():
+    for name, found in {"top_k": "top_k", "complete": "complete"}.items():
+        config = tiny_config(
+            {"selection.name": name, "selection.eval_name": "complete"}
+        )
+        policy = evaluation_policy(config, NUM_CLASSES)
+        assert (policy.name, policy.k) == (found, NUM_CLASSES)
 
 
 def test_noise_changes_what_is_selected_in_training_alone(batch):

@@ -9,7 +9,6 @@ Functions here are of one image; what they sample has no batch axis.
 """
 
 import functools
-import operator
 
 import jax
 import jax.numpy as jnp
@@ -68,14 +67,21 @@ def sample_maps(
 ) -> Float[Array, "G P"]:
     """Values of each map at its own points."""
     count, height, width = maps.shape
-    rows, columns, weights = bilinear_corners(points, (height, width))
-    places = rows * width + columns
-    flat = maps.reshape(count, -1)
-    values = [
-        jnp.take_along_axis(flat, each, axis=1, mode="promise_in_bounds")
-        for each in places
-    ]
-    return _weighted(values, weights)
+    # With the zeros outside, each corner's three neighbours lie beside it: one gather
+    # of four numbers is several times as fast on CPU as four, backwards too.
+    edged = jnp.pad(maps, ((0, 0), (1, 1), (1, 1)))
+    above, below = edged[:, :-1], edged[:, 1:]
+    corners = (above[..., :-1], above[..., 1:], below[..., :-1], below[..., 1:])
+    corners = jnp.stack(corners, axis=-1).reshape(-1, 4)
+    x, y = points[..., 0] * width + 0.5, points[..., 1] * height + 0.5
+    left, top = jnp.floor(x), jnp.floor(y)
+    right, down = x - left, y - top
+    row = jnp.arange(count)[:, None] * (height + 1) + top.astype(jnp.int32)
+    place = row * (width + 1) + left.astype(jnp.int32)
+    values = corners.at[place].get(mode="promise_in_bounds")
+    upper = values[..., 0] * (1.0 - right) + values[..., 1] * right
+    lower = values[..., 2] * (1.0 - right) + values[..., 3] * right
+    return upper * (1.0 - down) + lower * down
 
 
 def sample_features(
@@ -95,13 +101,6 @@ def sample_features(
 
     zeros = jnp.zeros((*points.shape[:-1], dim), jnp.float32)
     return jax.lax.scan(add, zeros, (rows * width + columns, weights))[0]
-
-
-def _weighted(values, weights: Float[Array, "4 *shape"]) -> Float[Array, "*shape"]:
-    """The sum over four corners; as a reduction XLA is far slower at it on CPU."""
-    return functools.reduce(
-        operator.add, [v * w for v, w in zip(values, weights, strict=True)]
-    )
 
 
 def sample_segments(
@@ -183,6 +182,49 @@ def select_points(
     certainty = jnp.abs(sample_maps(jax.lax.stop_gradient(maps), candidates))
     if void is not None:
         certainty = jnp.where(sample_void(void, candidates), jnp.inf, certainty)
-    _, chosen = jax.lax.top_k(-certainty, num_uncertain)
+    chosen = places_of_least(certainty, num_uncertain)
     uncertain = jnp.take_along_axis(candidates, chosen[..., None], axis=1)
     return jnp.concatenate([uncertain, fresh], axis=1)
+
+
+def places_of_least(values: Float[Array, "G N"], count: int) -> Int[Array, "G count"]:
+    """Where the ``count`` least of each row are, in any order; of equal ones the first.
+
+    ``values`` are not negative.
+    """
+    # XLA sorts in a heap on CPU, value by value: three times as slow.
+    return jax.lax.platform_dependent(
+        values,
+        cpu=functools.partial(_places_by_counting, count=count),
+        default=lambda values: jax.lax.top_k(-values, count)[1],
+    )
+
+
+def _places_by_counting(
+    values: Float[Array, "G N"], count: int
+) -> Int[Array, "G count"]:
+    """The largest of the least is found bit by bit, then places are counted off."""
+    # The bits of floats that are not negative are in the order of the floats.
+    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
+
+    # The largest is subtracted from all as it is found. XLA keeps what a loop changed;
+    # it would sample the values anew in every part of what follows.
+    def subtract_bit(i: Array, bits: Array) -> Array:
+        bit = 1 << 30 >> i
+        below = jnp.sum(bits < bit, axis=1, keepdims=True, dtype=jnp.int32)
+        return jnp.where(below < count, bits - bit, bits)
+
+    bits = jax.lax.fori_loop(0, 31, subtract_bit, bits)
+    less, equal = bits < 0, bits == 0
+    number = jnp.where(less, _running_count(less), count + 1)
+    tied = _running_count(equal) + jnp.sum(less, axis=1, keepdims=True, dtype=jnp.int32)
+    number = jnp.where(equal, tied, number)
+    places = jnp.broadcast_to(jnp.arange(values.shape[1]), values.shape)
+    rows = jnp.arange(len(values))[:, None]
+    found = jnp.zeros((len(values), count), jnp.int32)
+    return found.at[rows, number - 1].set(places, mode="drop")
+
+
+def _running_count(mask: Bool[Array, "G N"]) -> Int[Array, "G N"]:
+    # 2.5 times as fast there as jnp.cumsum.
+    return jax.lax.associative_scan(jnp.add, mask.astype(jnp.int32), axis=1)

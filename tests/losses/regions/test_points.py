@@ -15,6 +15,7 @@ sample_features = jax.jit(points.sample_features)
 sample_segments = jax.jit(points.sample_segments, static_argnums=1)
 sample_all_segments = jax.jit(points.sample_all_segments, static_argnums=(1, 2))
 select_points = jax.jit(points.select_points, static_argnums=(2, 3))
+places_of_least = jax.jit(points.places_of_least, static_argnums=1)
 
 
 def slow_sample(image, point):
@@ -121,6 +122,23 @@ def test_selected_points(uncertain):
             best = where[np.argsort(sure)[:uncertain]]
             assert {*map(tuple, np.asarray(mine[:uncertain]))} == {*map(tuple, best)}
             np.testing.assert_array_equal(mine[uncertain:], where[30:])
+
+
+@pytest.mark.parametrize("length, count", [(1, 1), (333, 77), (100, 100), (50, 0)])
+def test_places_of_the_least(length, count):
+    rng = np.random.default_rng(length)
+    tiny = 1e-40 * rng.random((3, length))
+    for values in (
+        rng.random((3, length)),
+        rng.integers(0, 3, (3, length)),
+        np.full((3, length), np.inf),
+        np.zeros((3, length)),
+        np.where(tiny < 5e-41, np.inf, tiny),
+    ):
+        values = values.astype(np.float32)
+        expected = np.argsort(values, axis=1, kind="stable")[:, :count]
+        found = places_of_least(values, count)
+        np.testing.assert_array_equal(np.sort(found, 1), np.sort(expected, 1))
 
 
 def test_no_gradient_reaches_the_choice():
