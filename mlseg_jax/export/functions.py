@@ -213,13 +213,15 @@ def exported_policy(
     """
     if config.task not in TASKS:
         raise UserError(
-            f"A run of the task {config.task!r} cannot be exported; those of "
+            f"A run of the task {config.task!r} cannot be exported or served; those of "
             f"{', '.join(TASKS)} can."
         )
     policy = evaluation_policy(config, num_classes)
     if policy.name in ("oracle", "given"):
+        has_scores = config.model.multilabel_head.name != "none"
         raise UserError(
             f"The selection {policy.name!r} needs more than a picture and cannot be "
-            f"exported; add --config.selection.eval_name=top_k (or complete)."
+            f"exported; add --config.selection.eval_name="
+            f"{'top_k (or complete)' if has_scores else 'complete'}."
         )
     return policy

@@ -86,7 +86,7 @@ def load_parameters(
     """The model, its (averaged) weights and the step they are of.
 
     ``checkpoint`` is ``latest``, ``best`` or a step; ``kept`` is what
-    ``eval.checkpoint`` of the run says.
+    ``eval.checkpoint`` says.
 
     Raises:
       UserError: ``config`` is of another model, or selects otherwise than by
@@ -101,7 +101,7 @@ def load_parameters(
     checkpoints = Checkpoints(workdir)
     try:
         if checkpoint == "kept":
-            checkpoint = trained.eval.checkpoint
+            checkpoint = config.eval.checkpoint
         step = checkpoints.find(checkpoint)
         weights = evaluation_parameters(wanted, config.eval.weights)
         better = checkpoints.better_weights(step)

@@ -38,15 +38,15 @@ def load_classifier(
 ) -> LabelScorer:
     """The trained classifier of a work directory, which must know the same classes.
 
-    ``config``: the run's, perhaps with other weights or another batch size; else as it
-    was trained, for the devices that are here.
+    ``config``: the run's, perhaps with other weights or another batch size; without one
+    as it was trained.
 
     Raises:
       UserError: it is no classifier, or knows other classes than ``info``.
     """
-    if config is None:
-        config = load_config(workdir)
-        config.mesh.update(data=-1, fsdp=1)
+    own = load_config(workdir) if config is None else config
+    config = own.copy_and_resolve_references()
+    config.mesh.update(data=-1, fsdp=1)  # the devices of its training need not be here
     if config.task != "multilabel":
         raise UserError(
             f"{workdir} is no classifier of labels (its task is {config.task!r}); "
