@@ -15,12 +15,13 @@ from shrink import (
 from test_layers import assert_close, normal
 from test_mlseg import make_config, make_images
 
-from configs import encoder_only, eomt, segmenter
+from configs import encoder_only, eomt, linear, segmenter
 from mlseg_jax.errors import UserError
 from mlseg_jax.label_selection import Selection, select_top_k
 from mlseg_jax.models.backbones.vit import ViT
 from mlseg_jax.models.build import FunctionalModel
 from mlseg_jax.models.decoders.eomt import EomtDecoder, mask_share
+from mlseg_jax.models.encoder_only import held_back
 from mlseg_jax.models.flops import count_macs
 from mlseg_jax.models.layers.contexts import PlacedTokens
 from mlseg_jax.models.layers.rotary import grid_rotation
@@ -307,3 +308,12 @@ def test_parts_that_do_not_fit(key, value, sentence):
     use_tiny_backbone(config, "swin")
     with pytest.raises(UserError, match="of a ViT; set model.backbone to one"):
         FunctionalModel.build(config, NUM_CLASSES)
+
+
+@pytest.mark.parametrize("name", ["eomt", "encoder_only"])
+def test_another_recipe_with_the_name_of_the_decoder_alone(name):
+    config = linear.get_config("dataset=sign_scenes,backbone=dinov2_demo")
+    assert held_back(config) == {}
+    config.model.decoder.name = name
+    with pytest.raises(UserError, match=f"start from configs/{name}.py"):
+        held_back(config)

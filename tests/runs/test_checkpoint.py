@@ -12,6 +12,7 @@ from etils import epath
 from mlseg_jax.runs.checkpoint import (
     CheckpointError,
     Checkpoints,
+    best_of,
     best_steps,
     without_nan,
     write_json,
@@ -215,3 +216,10 @@ def test_json_is_whole_and_without_nan(tmp_path):
     assert json.loads(path.read_text()) == {"x": None, "y": [1.0, [None, 2]]}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert without_nan({"a": 1, "b": True}) == {"a": 1, "b": True}
+
+
+def test_what_is_not_a_number_is_never_the_best():
+    nan = float("nan")
+    assert best_of({"latest": nan, "average": 0.1}) == "average"
+    assert best_of({"average": 0.1, "latest": nan}) == "average"
+    assert best_of({"latest": nan}) == "latest" and best_of({}) is None
