@@ -28,7 +28,7 @@ LINEAR = {**WEIGHT, "model.multilabel_head.downsample": 8}
 ROWS = {
     # name: argument of configs/segmenter.py, or of the recipe before its colon,
     # overrides, whose time of a step it has.
-    # "..._2x" has its own number of steps under either budget.
+    # "..._2x" and "..._1290" have their own number of steps under either budget.
     "baseline": (BASELINE, {}, "baseline"),
     # The paper's own weight, and the rule in C.
     "mlseg": (MLSEG, WEIGHT, "mlseg"),
@@ -84,6 +84,8 @@ ROWS = {
     # Longer, to see whether the baseline's curve is flat.
     "baseline_2x": (BASELINE, {"train.steps": 800}, "baseline"),
     "mlseg_2x": (MLSEG, {**WEIGHT, "train.steps": 800}, "mlseg"),
+    # As many steps as the recipe for new data has at equal cost at C = 1,284.
+    "baseline_1290": (BASELINE, {"train.steps": 1290}, "baseline"),
     # Other frameworks with the same backbone (docs/encoder_only.md): classes or queries
     # that join its last blocks, and no more than a linear classifier.
     "encoder_only": (f"encoder_only:{MLSEG}", WEIGHT, "encoder_only"),

@@ -110,11 +110,12 @@ def results_text(
                 rows.setdefault(cell.row, {})[cell.seed] = found
     lines = [NOTES.format(split="test" if test else "validation")]
     for (size, budget), rows in groups.items():
+        others = [name for name in against if name in rows]
         heads = ["row", "seeds", *SCORES, "CPU s"]
-        heads += [f"difference to {name}" for name in against]
+        heads += [f"difference to {name}" for name in others]
         lines += [f"## {size}, equal {budget}", "", _line(heads)]
         lines.append(_line(["---"] * len(heads)))
-        lines += [_line(_row(name, rows, against)) for name in rows]
+        lines += [_line(_row(name, rows, others)) for name in rows]
         lines.append("")
     return "\n".join(lines)
 
@@ -127,7 +128,7 @@ def _row(name: str, rows: Mapping[str, Mapping[int, dict]], against) -> list[str
     cells.append(_mean([run["cost"]["cpu_seconds"] for run in runs], 1.0, 0))
     for other in against:
         pair = None
-        if other != name and other in rows:
+        if other != name:
             pair = paired_difference(_points(rows[other]), _points(rows[name]))
         cells.append("-" if pair is None else _difference(pair))
     return cells
