@@ -2,10 +2,10 @@
 
     python benchmarks/label_count.py --json=FILE [--analyse-only] [--labels=150,1284]
 
-Batch 1, float32. Each row is a process of its own, so its peak of resident memory (RSS)
-is of this row alone; compilation is part of it. Beside it stands what XLA's
-`memory_analysis()` says is needed beyond the parameters (and the optimiser state, when
-training) for one image:
+Batch 1 (``--batch`` for a training step), float32. Each row is a process of its own,
+so its peak of resident memory (RSS) is of this row alone; compilation is part of it.
+Beside it stands what XLA's `memory_analysis()` says is needed beyond the parameters
+(and the optimiser state, when training):
 
     arguments (without parameters and state) + outputs - aliased + temporaries
 
@@ -59,6 +59,7 @@ def make_config(args, num_classes: int, k: int, head: str):
     config.model.multilabel_head.classes_apart = args.apart
     config.model.multilabel_head.mlp_ratio = args.mlp_ratio
     config.selection.k = k
+    config.train.batch_size = args.batch
     return config
 
 
@@ -147,7 +148,7 @@ def prepare_prediction(config, num_classes: int):
 
 
 def prepare_step(config, num_classes: int, *, analyse_only: bool = False):
-    """A training step of one crop of noise.
+    """A training step of crops of noise.
 
     Returns:
       Bytes, and a function that takes a step, or None.
@@ -161,7 +162,7 @@ def prepare_step(config, num_classes: int, *, analyse_only: bool = False):
 
     mesh = make_mesh(config)
     model = FunctionalModel.build(config, num_classes)
-    batch = measure.noise_batch(config, 1, num_classes)
+    batch = measure.noise_batch(config, config.train.batch_size, num_classes)
     batch = put_batch(mesh, batch)
     lowered = make_train_step(config, model, mesh).lower(
         abstract_state(config, num_classes, mesh), batch
@@ -217,7 +218,7 @@ def make_row(args, task: str, head: str, num_classes: int, k: int) -> dict:
     command = [sys.executable, __file__, f"--row={task},{head},{num_classes},{k}"]
     command += [f"--backbone={args.backbone}", f"--image={args.image}"]
     command += [f"--repetitions={args.repetitions}"]
-    command += [f"--mlp-ratio={args.mlp_ratio}"]
+    command += [f"--mlp-ratio={args.mlp_ratio}", f"--batch={args.batch}"]
     command += ["--analyse-only"] * args.analyse_only + ["--apart"] * args.apart
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -260,6 +261,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", default="predict,train")
     parser.add_argument("--backbone", default="vit_b16")
     parser.add_argument("--image", type=int, default=512, help="pixels a side")
+    parser.add_argument("--batch", type=int, default=1, help="of a training step")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument(
         "--analyse-only", action="store_true", help="compile, do not run"

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.experimental import mesh_utils
@@ -194,6 +195,17 @@ def split_examples(x: jax.Array) -> jax.Array:
     split = not mesh.empty and x.shape[0] % mesh.size == 0
     x = x.reshape(mesh.size if split else 1, -1, x.shape[-1])
     return jax.lax.with_sharding_constraint(x, P(AXES)) if split else x
+
+
+def copy_to_each_device(x: jax.Array, count: int) -> jax.Array:
+    """``x`` as ``[copies ...]``, one beside each device's part of ``count`` examples.
+
+    One copy where the examples are not split (`pin_examples`).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    split = not mesh.empty and count % mesh.size == 0
+    copies = jnp.broadcast_to(x[None], (mesh.size if split else 1, *x.shape))
+    return jax.lax.with_sharding_constraint(copies, P(AXES)) if split else copies
 
 
 def on_every_device(x: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mlseg_jax.models.layers import transformer
+from mlseg_jax.models.layers import long_sequences
 from mlseg_jax.models.layers.position_embedding import sine_positions
 from mlseg_jax.models.layers.post_norm import PostNormTransformer
 
@@ -111,7 +111,7 @@ def test_queries_of_all_examples_parts_and_rematerialisation_change_nothing(
     shared = jnp.broadcast_to(queries[:1], queries.shape)
     plain = run("none", shared)
     same(run("none", queries[0]), plain)
-    monkeypatch.setattr(transformer, "LONG_SEQUENCE", 4)
+    monkeypatch.setattr(long_sequences, "LONG_SEQUENCE", 4)
     same(run("none", shared), plain)
     rng = jax.random.key(0)
     (loss, grads), full = run("none", queries[0], rng), run("full", queries[0], rng)

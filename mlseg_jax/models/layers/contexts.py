@@ -6,53 +6,14 @@ hands it its queries, keys and values.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
-from mlseg_jax.models.layers.attention import attention, attention_with_own
+from mlseg_jax.models.layers.attention import attention
 from mlseg_jax.models.layers.masked_attention import masked_attention
 from mlseg_jax.models.layers.rotary import Rotation, rotate
 from mlseg_jax.typing import Array, Bool, Float, PRNGKeyArray
 
 Heads = Float[Array, "B L heads d"]
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassesApart:
-    """Tokens are [image ; classes], and no class is seen by another token.
-
-    Attributes:
-      num_image: tokens of the image; they see one another.
-      image_mask: which of them are real; None when all are.
-    """
-
-    # Leaves may be anything while JAX transforms it.
-    __no_type_check__ = True
-
-    num_image: int
-    image_mask: Bool[Array, "B L"] | None
-
-    def attend(
-        self,
-        query: Heads,
-        key: Heads,
-        value: Heads,
-        dropout_rate: float,
-        rng: PRNGKeyArray | None,
-    ) -> Heads:
-        """All tokens see those of the image; each class also sees itself."""
-        image_rng, class_rng = (None, None) if rng is None else jax.random.split(rng)
-        (image, classes), (keys, own_keys), (values, own_values) = (
-            jnp.split(x, [self.num_image], axis=1) for x in (query, key, value)
-        )
-        mask, rate = self.image_mask, dropout_rate
-        image = attention(image, keys, values, mask, dropout_rate=rate, rng=image_rng)
-        classes = attention_with_own(
-            *(classes, keys, values, own_keys, own_values, mask),
-            dropout_rate=rate,
-            rng=class_rng,
-        )
-        return jnp.concatenate([image, classes], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

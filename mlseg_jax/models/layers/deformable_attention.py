@@ -12,8 +12,9 @@ from mlseg_jax.models.interfaces import FeatureMap
 from mlseg_jax.models.layers.bilinear_samples import weighted_samples
 from mlseg_jax.models.layers.conv import mask_outside
 from mlseg_jax.models.layers.dropout import dropout
+from mlseg_jax.models.layers.long_sequences import over_rows
 from mlseg_jax.models.layers.norm import LayerNorm
-from mlseg_jax.models.layers.transformer import over_rows, split_rng, torch_uniform
+from mlseg_jax.models.layers.transformer import split_rng, torch_uniform
 from mlseg_jax.models.macs import Macs, activation, norm, product
 from mlseg_jax.typing import Array, DTypeLike, Float, Int, PRNGKeyArray
 

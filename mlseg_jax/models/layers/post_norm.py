@@ -14,13 +14,10 @@ from mlseg_jax.distributed.sharding import on_every_device
 from mlseg_jax.models.layers.attention import attention
 from mlseg_jax.models.layers.block_stack import run_layers
 from mlseg_jax.models.layers.dropout import dropout
+from mlseg_jax.models.layers.long_sequences import over_rows
 from mlseg_jax.models.layers.masked_attention import masked_attention
 from mlseg_jax.models.layers.norm import LayerNorm
-from mlseg_jax.models.layers.transformer import (
-    linear_init,
-    over_rows,
-    split_rng,
-)
+from mlseg_jax.models.layers.transformer import linear_init, split_rng
 from mlseg_jax.models.macs import Macs, norm, product
 from mlseg_jax.typing import Array, Bool, DTypeLike, Float, PRNGKeyArray
 

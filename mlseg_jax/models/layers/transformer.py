@@ -10,8 +10,13 @@ from flax import nnx
 
 from mlseg_jax.errors import UserError
 from mlseg_jax.models.layers.attention import attention
-from mlseg_jax.models.layers.contexts import ClassesApart, PlacedTokens
+from mlseg_jax.models.layers.contexts import PlacedTokens
 from mlseg_jax.models.layers.dropout import drop_path, dropout
+from mlseg_jax.models.layers.long_sequences import (
+    is_long,
+    over_rows,
+    over_rows_in_training,
+)
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.macs import Macs, norm, product
 from mlseg_jax.typing import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
@@ -30,14 +35,10 @@ def torch_uniform(fan_in: int) -> nnx.Initializer:
     return initial
 
 
-Whom = ClassesApart | PlacedTokens
-Context = Bool[Array, "B L"] | Int[Array, "B 2"] | tuple[int, int] | Whom | None
+Context = Bool[Array, "B L"] | Int[Array, "B 2"] | tuple[int, int] | PlacedTokens | None
 """What an attention is told of its tokens: which are real, who sees whom, or the size
 of grids.
 """
-
-LONG_SEQUENCE = 4096
-"""Tokens above which evaluation works in parts, so that wide arrays never exist."""
 
 
 @jax.custom_vjp
@@ -56,58 +57,6 @@ def _gelu_backward(x: Array, grad: Array) -> tuple[Array]:
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
-
-
-def is_long(tokens: Float[Array, "B L D"]) -> bool:
-    return tokens.shape[1] > LONG_SEQUENCE
-
-
-def over_rows(
-    function: Callable[..., Array],
-    tokens: Float[Array, "B L D"],
-    *others: Float[Array, "B L _"],
-) -> Float[Array, "B L D"]:
-    """A token-wise function of one or more sequences, in parts where they are long."""
-    if not is_long(tokens):
-        return function(tokens, *others)
-    length, size = tokens.shape[1], LONG_SEQUENCE // 4
-
-    def part(start: Array | int, out: Array, size: int) -> Array:
-        rows = function(
-            *(
-                jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
-                for x in (out, *others)
-            )
-        )
-        return jax.lax.dynamic_update_slice_in_dim(out, rows, start, axis=1)
-
-    # In place: what is made replaces what it was made of.
-    num_parts, rest = divmod(length, size)
-    out = jax.lax.fori_loop(0, num_parts, lambda i, x: part(i * size, x, size), tokens)
-    return part(num_parts * size, out, rest) if rest else out
-
-
-def over_rows_in_training(
-    function: Callable[[Array, PRNGKeyArray], Array],
-    tokens: Float[Array, "B L D"],
-    rng: PRNGKeyArray,
-) -> Float[Array, "B L D"]:
-    """As `over_rows`, for training: of long sequences each part keeps its input alone
-    and makes what is wide within it again on the way back. ``rng`` is split over parts.
-    """
-    if not is_long(tokens):
-        return function(tokens, rng)
-    (batch, length, width), size = tokens.shape, LONG_SEQUENCE // 4
-    num_parts, rest = divmod(length, size)
-    rest_rng, parts_rng = jax.random.split(rng)
-    parts = tokens[:, : length - rest].reshape(batch, num_parts, size, width)
-    each = (parts.swapaxes(0, 1), jax.random.split(parts_rng, num_parts))
-    remade = jax.checkpoint(lambda part: function(*part), prevent_cse=False)
-    out = jax.lax.map(remade, each).swapaxes(0, 1).reshape(batch, -1, width)
-    if not rest:
-        return out
-    last = jax.checkpoint(function)(tokens[:, length - rest :], rest_rng)
-    return jnp.concatenate([out, last], axis=1)
 
 
 class MultiHeadAttention(nnx.Module):
@@ -139,26 +88,37 @@ class MultiHeadAttention(nnx.Module):
     def __call__(
         self,
         tokens: Float[Array, "B L D"],
-        context: Bool[Array, "B L"] | Whom | None = None,
+        context: Bool[Array, "B L"] | PlacedTokens | None = None,
         rng: PRNGKeyArray | None = None,
     ) -> Float[Array, "B L D"]:
-        batch, length, width = tokens.shape
         weight_rng, out_rng = split_rng(rng, 2)
-        # Not sliced: the gradient is one concatenation, not a sum of padded ones.
-        projected = self.query_key_value(tokens)
-        if self.query_bias is not None:
-            projected = projected + self._biases()[None, None].astype(projected.dtype)
-        query, key, value = (
-            part.reshape(batch, length, self.num_heads, -1)
-            for part in jnp.split(projected, 3, axis=-1)
-        )
+        query, key, value = self.project(tokens)
         drop = {"dropout_rate": self.dropout_rate, "rng": weight_rng}
-        if isinstance(context, Whom):
+        if isinstance(context, PlacedTokens):
             out = context.attend(query, key, value, **drop)
         else:
             out = attention(query, key, value, context, **drop)
-        out = self.out(out.reshape(batch, length, width))
-        return dropout(out, self.dropout_rate, out_rng)
+        return self.join_heads(out, out_rng)
+
+    def project(
+        self, tokens: Float[Array, "B L D"]
+    ) -> list[Float[Array, "B L heads d"]]:
+        """Queries, keys and values."""
+        projected = self.query_key_value(tokens)
+        if self.query_bias is not None:
+            projected = projected + self._biases()[None, None].astype(projected.dtype)
+        # Not sliced: the gradient is one concatenation, not a sum of padded ones.
+        return [
+            part.reshape(*part.shape[:2], self.num_heads, -1)
+            for part in jnp.split(projected, 3, axis=-1)
+        ]
+
+    def join_heads(
+        self, out: Float[Array, "B L heads d"], rng: PRNGKeyArray | None
+    ) -> Float[Array, "B L D"]:
+        """What goes on of the heads' results."""
+        out = self.out(out.reshape(*out.shape[:2], -1))
+        return dropout(out, self.dropout_rate, rng)
 
     def _biases(self) -> Float[Array, "three_D"]:
         """Of queries, keys and values side by side."""
@@ -171,7 +131,7 @@ class MultiHeadAttention(nnx.Module):
         self,
         residual: Float[Array, "B L D"],
         tokens: Float[Array, "B L D"],
-        context: Bool[Array, "B L"] | Whom | None,
+        context: Bool[Array, "B L"] | PlacedTokens | None,
         scale: Float[Array, "D"] | None = None,
     ) -> Float[Array, "B L D"]:
         """Residual + attention of the tokens, with one head in memory at a time.
@@ -197,7 +157,7 @@ class MultiHeadAttention(nnx.Module):
                 (tokens @ kernels[:, i] + biases[None, None, i])[:, :, None]
                 for i in range(3)
             )
-            if isinstance(context, Whom):
+            if isinstance(context, PlacedTokens):
                 out = context.attend(query, key, value, 0.0, None)[:, :, 0]
             else:
                 out = attention(query, key, value, context)[:, :, 0]
@@ -275,15 +235,15 @@ class TransformerBlock(nnx.Module):
             scale = self.attention_scale
             scale = None if scale is None else scale[...]
             tokens = self.attention.add_head_by_head(tokens, normalised, context, scale)
-            return over_rows(lambda rows: rows + self._mlp(rows), tokens)
+            return over_rows(lambda rows: rows + self.mlp(rows), tokens)
         attention_rng, path_rng, mlp_rng, mlp_path_rng = split_rng(rng, 4)
         branch = self.attention(self.attention_norm(tokens), context, attention_rng)
         branch = _scaled(branch, self.attention_scale)
         tokens = tokens + drop_path(branch, drop_path_rate, path_rng)
         if rng is not None and long:
-            branch = over_rows_in_training(self._mlp, tokens, mlp_rng)
+            branch = over_rows_in_training(self.mlp, tokens, mlp_rng)
         else:
-            branch = self._mlp(tokens, mlp_rng)
+            branch = self.mlp(tokens, mlp_rng)
         return tokens + drop_path(branch, drop_path_rate, mlp_path_rng)
 
     def macs(
@@ -301,7 +261,7 @@ class TransformerBlock(nnx.Module):
         mlp = product(num_tokens, width, self.mlp_in.out_features + hidden)
         return attention + mlp + 2 * norm(num_tokens, width)
 
-    def _mlp(self, tokens: Array, rng: PRNGKeyArray | None = None) -> Array:
+    def mlp(self, tokens: Array, rng: PRNGKeyArray | None = None) -> Array:
         in_rng, out_rng = split_rng(rng, 2)
         hidden = self.mlp_in(self.mlp_norm(tokens))
         if self.gated:
