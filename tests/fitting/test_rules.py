@@ -215,3 +215,22 @@ def test_the_other_decoder_of_vits():
     choices = Choices(config, frozenset({"init", "model.decoder.name"}))
     with pytest.raises(UserError, match="linear or encoder_only on a ViT"):
         choose(choices, facts, LAPTOP, 600.0, 1e11)
+
+
+def test_a_run_is_taken_whole_where_its_decoder_is_taken(tmp_path):
+    facts = data(300, (180, 240), 200, 8)
+    for decoder, part in (("linear", ""), ("encoder_only", "backbone/")):
+        theirs = own_data.get_config().unlock()
+        theirs.init = "dinov2_vits14"
+        theirs.model.decoder.name = decoder
+        choices = Choices(theirs, frozenset({"init", "model.decoder.name"}))
+        choose(choices, facts, LAPTOP, 600.0, 1e11)
+        run = tmp_path / decoder
+        run.mkdir()
+        (run / "config.json").write_text(choices.config.to_json_best_effort())
+        ours = own_data.get_config().unlock()
+        ours.init = str(run)
+        choices = Choices(ours, frozenset({"init"}))
+        choose(choices, facts, LAPTOP, 600.0, 1e11)
+        assert choices.config.model.decoder.name == "linear"
+        assert choices.config.init_part == part

@@ -156,7 +156,11 @@ def test_no_largest_batch_where_memory_is_not_known():
     "changes, batch, word",
     [
         ({}, 8, "mesh.fsdp=-1"),
-        ({"mesh.data": 1, "mesh.fsdp": 8}, 8, "remat=full"),
+        (
+            {"mesh.data": 1, "mesh.fsdp": 8},
+            8,
+            "remat=full --config.model.backbone.scan",
+        ),
         ({"mesh.fsdp": 8, "model.backbone.remat": "full"}, 8, "dtype=bfloat16"),
     ],
 )
@@ -167,6 +171,9 @@ def test_advice(changes, batch, word, plans):
     step = dataclasses.replace(plans[8].train, memory=memory)
     sentence = planning._advice(config, mesh, step, batch)
     assert word in sentence and sentence.endswith(".")
+    with config.unlocked():
+        del config.model.backbone.scan  # As in networks of convolutions.
+    assert "scan" not in planning._advice(config, mesh, step, batch)
 
 
 def test_meshes_and_batches_that_do_not_fit():

@@ -46,8 +46,10 @@ def test_the_best_checkpoint_in_time_is_kept(tmp_path, monkeypatch):
     # 8 of 24 training examples twice (the last step too), then the 6 of `val`.
     assert looked_at == [8, 8] and metrics["examples"] == 6
     assert metrics["step"] == 1
-    _, _, step = load_parameters(str(tmp_path), load_config(str(tmp_path)), "kept")
-    assert step == 1
+    config = load_config(str(tmp_path))
+    for kept, expected in (("best", 1), ("latest", 2)):
+        config.eval.checkpoint = kept
+        assert load_parameters(str(tmp_path), config, "kept")[-1] == expected
     # What the test split says has chosen nothing.
     scores = json.loads((tmp_path / "checkpoints" / "scores.json").read_text())
     assert [s for (s,) in (x.values() for x in scores.values())] == [1, 1 / 2]
