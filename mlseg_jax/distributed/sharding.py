@@ -183,7 +183,11 @@ def pin_examples(x: jax.Array) -> jax.Array:
 
 def _examples_spec(mesh, count: int) -> P:
     """Batches that do not split evenly are on all devices alike."""
-    return P(AXES) if count % mesh.size == 0 else P()
+    return P(AXES) if _splits(mesh, count) else P()
+
+
+def _splits(mesh, count: int) -> bool:
+    return not mesh.empty and count % mesh.size == 0
 
 
 def split_examples(x: jax.Array) -> jax.Array:
@@ -192,7 +196,7 @@ def split_examples(x: jax.Array) -> jax.Array:
     One part where the examples are not split (`pin_examples`).
     """
     mesh = jax.sharding.get_abstract_mesh()
-    split = not mesh.empty and x.shape[0] % mesh.size == 0
+    split = _splits(mesh, x.shape[0])
     x = x.reshape(mesh.size if split else 1, -1, x.shape[-1])
     return jax.lax.with_sharding_constraint(x, P(AXES)) if split else x
 
@@ -203,7 +207,7 @@ def copy_to_each_device(x: jax.Array, count: int) -> jax.Array:
     One copy where the examples are not split (`pin_examples`).
     """
     mesh = jax.sharding.get_abstract_mesh()
-    split = not mesh.empty and count % mesh.size == 0
+    split = _splits(mesh, count)
     copies = jnp.broadcast_to(x[None], (mesh.size if split else 1, *x.shape))
     return jax.lax.with_sharding_constraint(copies, P(AXES)) if split else copies
 

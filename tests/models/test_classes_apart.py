@@ -41,23 +41,37 @@ def plain(head, grid, classes, grid_size=None):
     """One class after the other, each alone with the image, by full attention."""
     image = FeatureMap(grid, grid_size)
     queries = []
-    for c in range(len(classes)):
+    classes = jnp.broadcast_to(classes, (len(grid), *classes.shape[-2:]))
+    for c in range(classes.shape[1]):
         mask = jnp.ones(grid.shape[:3], bool) if grid_size is None else image.mask
         batch, length = grid.shape[0], grid.shape[1] * grid.shape[2]
         patches = grid.reshape(batch, length, WIDTH)
-        alone = jnp.broadcast_to(classes[None, c : c + 1], (batch, 1, WIDTH))
-        tokens = jnp.concatenate([patches, alone], axis=1)
+        tokens = jnp.concatenate([patches, classes[:, c : c + 1]], axis=1)
         mask = jnp.concatenate([mask.reshape(batch, -1), jnp.ones((batch, 1), bool)], 1)
         queries.append(head.norm(head.blocks(tokens, mask))[:, -1:])
     queries = jnp.concatenate(queries, axis=1)
     return head.classifier(queries), queries
 
 
-@pytest.mark.parametrize("batch, padded", [(1, False), (3, True)])
-@pytest.mark.parametrize("remat", ["none", "full"])
-def test_each_class_is_alone_with_the_image(batch, padded, remat):
+@pytest.mark.parametrize(
+    "batch, padded, own, long, remat",
+    [
+        (1, False, False, 100, "none"),
+        (3, True, False, 100, "full"),
+        (3, True, True, 100, "none"),
+        (3, True, True, 4, "none"),
+        (1, False, False, 4, "full"),
+    ],
+)
+def test_each_class_is_alone_with_the_image(
+    batch, padded, own, long, remat, monkeypatch
+):
+    """Also where each picture has classes of its own, and where all goes in parts."""
+    monkeypatch.setattr(long_sequences, "LONG_SEQUENCE", long)
     head = make(remat=remat)
     grid, classes = normal(0, batch, 3, 5, WIDTH), normal(1, 6, WIDTH)
+    if own:
+        classes = normal(4, batch, 6, WIDTH)
     size = jnp.asarray([[3, 5], [2, 4], [1, 1]])[:batch] if padded else None
     weights = normal(2, batch, 6), normal(3, batch, 6, WIDTH)
 
@@ -71,7 +85,7 @@ def test_each_class_is_alone_with_the_image(batch, padded, remat):
         return jax.jit(step)(grid, classes)
 
     def ours(*inputs):
-        labels = run(*inputs)
+        labels = run.__wrapped__(*inputs)
         return labels.scores, labels.class_queries
 
     assert_close(total(ours), total(plain), 1e-4)

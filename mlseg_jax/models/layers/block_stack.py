@@ -11,7 +11,7 @@ from flax import nnx
 from mlseg_jax.distributed.sharding import gather_weights, pin_examples
 from mlseg_jax.models.layers.transformer import Context
 from mlseg_jax.models.macs import Macs
-from mlseg_jax.typing import Array, Float, PRNGKeyArray, PyTree
+from mlseg_jax.typing import Array, DTypeLike, Float, PRNGKeyArray, PyTree
 
 REMAT_POLICIES = {
     "none": None,
@@ -139,6 +139,19 @@ class BlockStack(nnx.Module):
         rng: PRNGKeyArray | None = None,
     ) -> Float[Array, "B *L D"]:
         return self.after((self.depth - 1,), tokens, context, rng)[0]
+
+    def alone(self, function: Callable, *inputs: PyTree, dtype: DTypeLike) -> PyTree:
+        """``function(block, *inputs)`` of a stack of one block: arrays ``[B ...]``.
+
+        ``dtype`` is what kernels travel in.
+        """
+        graph, weights = nnx.split(self.blocks[0])
+
+        def run_block(weights, *inputs):
+            block = nnx.merge(graph, gather_weights(weights, dtype))
+            return jax.tree.map(pin_examples, function(block, *inputs))
+
+        return rematerialised(run_block, self.remat)(weights, *inputs)
 
     def after(
         self,

@@ -1,7 +1,7 @@
 """Who sees whom among the tokens of a block, and where they are.
 
-A context that is no plain mask of real tokens attends by itself: `MultiHeadAttention`
-hands it its queries, keys and values.
+Where that is no plain mask of real tokens, the context attends by itself:
+`MultiHeadAttention` hands it its queries, keys and values.
 """
 
 import dataclasses

@@ -11,16 +11,20 @@ LONG_SEQUENCE = 4096
 """Tokens above which work goes in parts, so that wide arrays never exist."""
 
 
-def is_long(tokens: Float[Array, "B L D"]) -> bool:
-    return tokens.shape[1] > LONG_SEQUENCE
+def is_long(tokens: Float[Array, "*B L D"]) -> bool:
+    return tokens.shape[-2] > LONG_SEQUENCE
 
 
 def over_rows(
     function: Callable[..., Array],
     tokens: Float[Array, "B L D"],
-    *others: Float[Array, "_ L _"],
+    *others: Float[Array, "B L _"],
+    into: Float[Array, "B L D"] | None = None,
 ) -> Float[Array, "B L D"]:
-    """A token-wise function of one or more sequences, in parts where they are long."""
+    """A token-wise function of one or more sequences, in parts where they are long.
+
+    What is made replaces ``tokens``, or what is in ``into``.
+    """
     if not is_long(tokens):
         return function(tokens, *others)
     length, size = tokens.shape[1], LONG_SEQUENCE // 4
@@ -29,14 +33,14 @@ def over_rows(
         rows = function(
             *(
                 jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
-                for x in (out, *others)
+                for x in (out if into is None else tokens, *others)
             )
         )
         return jax.lax.dynamic_update_slice_in_dim(out, rows, start, axis=1)
 
-    # In place: what is made replaces what it was made of.
     num_parts, rest = divmod(length, size)
-    out = jax.lax.fori_loop(0, num_parts, lambda i, x: part(i * size, x, size), tokens)
+    out = tokens if into is None else into
+    out = jax.lax.fori_loop(0, num_parts, lambda i, x: part(i * size, x, size), out)
     return part(num_parts * size, out, rest) if rest else out
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,7 @@ class MultiHeadAttention(nnx.Module):
             out = context.attend(query, key, value, **drop)
         else:
             out = attention(query, key, value, context, **drop)
-        return self.join_heads(out, out_rng)
+        return self.join(out, out_rng)
 
     def project(
         self, tokens: Float[Array, "B L D"]
@@ -113,7 +113,7 @@ class MultiHeadAttention(nnx.Module):
             for part in jnp.split(projected, 3, axis=-1)
         ]
 
-    def join_heads(
+    def join(
         self, out: Float[Array, "B L heads d"], rng: PRNGKeyArray | None
     ) -> Float[Array, "B L D"]:
         """What goes on of the heads' results."""
@@ -236,11 +236,22 @@ class TransformerBlock(nnx.Module):
             scale = None if scale is None else scale[...]
             tokens = self.attention.add_head_by_head(tokens, normalised, context, scale)
             return over_rows(lambda rows: rows + self.mlp(rows), tokens)
-        attention_rng, path_rng, mlp_rng, mlp_path_rng = split_rng(rng, 4)
+        attention_rng, *rngs = split_rng(rng, 4)
         branch = self.attention(self.attention_norm(tokens), context, attention_rng)
+        return self.add_branches(tokens, branch, drop_path_rate, rngs)
+
+    def add_branches(
+        self,
+        tokens: Float[Array, "B *L D"],
+        branch: Float[Array, "B *L D"],
+        drop_path_rate: float | Float[Array, ""],
+        rngs: Sequence[PRNGKeyArray | None],
+    ) -> Float[Array, "B *L D"]:
+        """Tokens, what the attention gives of them, and the other branch of both."""
+        path_rng, mlp_rng, mlp_path_rng = rngs
         branch = _scaled(branch, self.attention_scale)
         tokens = tokens + drop_path(branch, drop_path_rate, path_rng)
-        if rng is not None and long:
+        if mlp_rng is not None and tokens.ndim == 3:
             branch = over_rows_in_training(self.mlp, tokens, mlp_rng)
         else:
             branch = self.mlp(tokens, mlp_rng)

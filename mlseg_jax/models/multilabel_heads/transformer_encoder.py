@@ -4,16 +4,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.distributed.sharding import gather_weights, pin_examples
+from mlseg_jax.distributed.sharding import pin_examples
 from mlseg_jax.models.interfaces import (
     AbstractMultiLabelHead,
     Embeddings,
     FeatureMap,
     LabelPrediction,
 )
-from mlseg_jax.models.layers.block_stack import BlockStack, rematerialised
+from mlseg_jax.models.layers.block_stack import BlockStack
 from mlseg_jax.models.layers.classes_apart import run_apart
-from mlseg_jax.models.layers.long_sequences import over_rows
+from mlseg_jax.models.layers.long_sequences import is_long, over_rows
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.resize import adaptive_pool
 from mlseg_jax.models.layers.transformer import TransformerBlock, join_masks
@@ -87,39 +87,30 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
             )
         batch, height, width, embed_dim = image.grid.shape
         patches = image.grid.reshape(batch, height * width, embed_dim)
-        class_embeddings = class_embeddings.astype(patches.dtype)
+        classes = class_embeddings.astype(patches.dtype)
         if self.classes_apart:
             mask = image.mask
             mask = None if mask is None else mask.reshape(batch, -1)
-            patches, classes = self._apart(patches, class_embeddings, mask, rng)
-        else:
-            classes = jnp.broadcast_to(
-                class_embeddings, (batch, *class_embeddings.shape[-2:])
+            # Gradients of parts are added up in the weights' own type.
+            dtype = jnp.float32 if is_long(classes) else patches.dtype
+            patches, classes = self.blocks.alone(
+                run_apart, pin_examples(patches), classes, mask, rng, dtype=dtype
             )
+        else:
+            classes = jnp.broadcast_to(classes, (batch, *classes.shape[-2:]))
             context = join_masks(image.mask, None, patches.shape, classes.shape)
             tokens = jnp.concatenate([patches, classes], axis=1)
             tokens = self.blocks(tokens, context, rng)
             patches, classes = jnp.split(tokens, [height * width], axis=1)
         if rng is None:
             class_queries = over_rows(self.norm, classes)
-        else:
+        else:  # In one piece: its way back is.
             class_queries = self.norm(classes)
         if not self.downsample and elements is embeddings.image:
             grid = patches.reshape(batch, height, width, embed_dim)
             elements = FeatureMap(grid, image.grid_size)
         scored = scale_gradient(class_queries, self.label_gradient)
         return LabelPrediction(self.classifier(scored), class_queries, elements)
-
-    def _apart(self, patches, classes, mask, rng):
-        graph, weights = nnx.split(self.blocks.blocks[0])
-
-        def run(patches, classes, weights, rng):
-            block = nnx.merge(graph, gather_weights(weights, patches.dtype))
-            refined = run_apart(block, patches, classes, mask, rng)
-            return jax.tree.map(pin_examples, refined)
-
-        run = rematerialised(run, self.blocks.remat)
-        return run(pin_examples(patches), classes, weights, rng)
 
     def macs(self, grid: tuple[int, int], num_classes: int) -> Macs:
         width = self.classifier.weight.shape[1]
