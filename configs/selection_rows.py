@@ -52,6 +52,16 @@ ROWS = {
         {**PRESENT, "model.multilabel_head.classes_apart": True},
         "apart",
     ),
+    # Those that were missed at random ranks, where the last had them.
+    "apart_scattered": (
+        MLSEG,
+        {
+            **PRESENT,
+            "selection.scatter_present": True,
+            "model.multilabel_head.classes_apart": True,
+        },
+        "apart",
+    ),
     "apart_auto": (
         MLSEG,
         {

@@ -174,6 +174,32 @@ STAGES = {
         ("baseline_1290", "apart_present"),
         3,
     ),
+    # Added when the last ranks were seen to have learned that their labels are present.
+    "c480, missed labels at random ranks": (
+        *("c480", "steps"),
+        ("baseline", "apart_present", "apart_scattered"),
+        5,
+    ),
+    "c1284, missed labels at random ranks": (
+        *("c1284", "cost"),
+        ("baseline_1290", "apart_present", "apart_scattered"),
+        3,
+    ),
+    "c480, missed labels at random ranks, equal cost": (
+        *("c480", "cost"),
+        ("baseline", "apart_present", "apart_scattered"),
+        5,
+    ),
+    "c120, missed labels at random ranks": (
+        *("c120", "steps"),
+        ("baseline", "mlseg", "apart_present", "apart_scattered"),
+        5,
+    ),
+    "camvid, missed labels at random ranks": (
+        *("camvid", "steps"),
+        ("baseline", "apart_present", "apart_scattered"),
+        5,
+    ),
     "c480, present labels in a linear classifier": (
         *("c480", "cost"),
         ("linear_complete", "linear_auto", "linear_present", "linear_apart_present"),

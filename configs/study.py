@@ -181,7 +181,7 @@ def make(args: ConfigDict, size: dict, argument: str) -> ConfigDict:
 
 def as_in_paper(config: ConfigDict) -> None:
     """A recipe of Segmenter for new data without what is not the paper's."""
-    config.selection.with_present = False
+    config.selection.update(with_present=False, scatter_present=False)
     if config.model.decoder.name == "segmenter":
         config.model.multilabel_head.classes_apart = False
 

@@ -105,13 +105,15 @@ def select_with_present(
     *,
     minimum_score: float = 0.0,
     cumulative: float = 1.0,
+    rng: PRNGKeyArray | None = None,
 ) -> Selection:
     """The present labels and the best others, ``k`` in all, by falling score.
 
     Of the others those are valid that `select_top_k` takes; of the present all.
-    For training: no pixel is without its label, and the selection is still in the order
-    of the scores, so that a rank says nothing of the truth but what the scores say. Of
-    more than ``k`` present labels the best ``k`` are kept. Not in the paper.
+    For training: no pixel is without its label. Of more than ``k`` present labels the
+    best ``k`` are kept. By their scores the labels that `select_top_k` missed are the
+    last, and what is learned of the last ranks is that their labels are present, which
+    is not so in evaluation; with ``rng`` they get random ranks. Not in the paper.
     """
     num_classes = label_scores.shape[1]
     scores = jax.lax.stop_gradient(label_scores)
@@ -124,7 +126,28 @@ def select_with_present(
     if best.valid is not None:
         wanted = present | (rank_of_class(best) != IGNORE)
         valid = jnp.take_along_axis(wanted, class_ids, axis=1)
-    return sort_by_score(Selection(class_ids, valid, num_classes), scores)
+    selection = sort_by_score(Selection(class_ids, valid, num_classes), scores)
+    if rng is None:
+        return selection
+    found = rank_of_class(best) != IGNORE
+    missed = present & ~found
+    missed = jnp.take_along_axis(missed, selection.class_ids, axis=1)
+    return _scatter(selection, missed, rng)
+
+
+def _scatter(
+    selection: Selection, last: Bool[Array, "B K"], rng: PRNGKeyArray
+) -> Selection:
+    """The last of the valid ranks at random places among the others, all alike."""
+    batch, count = last.shape
+    valid = selection.valid
+    end = count if valid is None else jnp.sum(valid, axis=1, keepdims=True)
+    others = end - jnp.sum(last, axis=1, keepdims=True)
+    places = jnp.broadcast_to(jnp.arange(count, dtype=jnp.float32), (batch, count))
+    drawn = (others + 1) * jax.random.uniform(rng, last.shape) - 1.0
+    order = jnp.argsort(jnp.where(last, drawn, places), axis=1)
+    class_ids = jnp.take_along_axis(selection.class_ids, order, axis=1)
+    return dataclasses.replace(selection, class_ids=class_ids)
 
 
 def add_noise(
@@ -253,6 +276,7 @@ class SelectionPolicy:
       minimum_score, cumulative: see `select_top_k`.
       by_score: whether ``given`` labels come in the order of the model's own scores.
       with_present: whether ``top_k`` has all present labels (`select_with_present`).
+      scatter_present: whether those it missed by the scores get random ranks.
       noise: deviation of the noise that ``top_k`` selects under (`add_noise`).
     """
 
@@ -262,6 +286,7 @@ class SelectionPolicy:
     cumulative: float = 1.0
     by_score: bool = False
     with_present: bool = False
+    scatter_present: bool = False
     noise: float = 0.0
 
     def select(
@@ -273,7 +298,7 @@ class SelectionPolicy:
     ) -> Select:
         """The function from label scores to a selection, closed over what it needs.
 
-        ``rng``: of the noise; without one there is none.
+        ``rng``: of noise and random ranks; without one there are none.
         """
         if self.name == "complete":
             return select_complete
@@ -303,8 +328,13 @@ class SelectionPolicy:
         if self.with_present:
             if histogram is None:
                 raise UserError("Selecting present labels needs the true label map.")
-            present = histogram > 0
-            return select_with_present(label_scores, present, self.k, **self._fewer)
+            return select_with_present(
+                label_scores,
+                histogram > 0,
+                self.k,
+                rng=rng if self.scatter_present else None,
+                **self._fewer,
+            )
         return select_top_k(label_scores, self.k, **self._fewer)
 
 

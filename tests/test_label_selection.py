@@ -258,6 +258,28 @@ def test_present_labels_are_always_selected_in_the_order_of_scores(batch, k):
         np.testing.assert_array_equal(selection.class_ids[b], wanted)
 
 
+def test_missed_labels_at_random_ranks():
+    """Each rank as often as any other; all else as without, valid or not."""
+    scores, present = random_scores(400, seed=3), np.zeros((400, C), bool)
+    present[:, 2] = True
+    plain = select_with_present(scores, jnp.asarray(present), 4)
+    found = select_with_present(
+        scores, jnp.asarray(present), 4, rng=jax.random.key(0)
+    ).class_ids
+    missed = ~np.any(select_top_k(scores, 4).class_ids == 2, axis=1)
+    np.testing.assert_array_equal(found[~missed], plain.class_ids[~missed])
+    assert np.all(plain.class_ids[missed, 3] == 2) and missed.sum() > 200
+    counts = np.sum(found[missed] == 2, axis=0)
+    assert counts.sum() == missed.sum() and counts.min() > missed.sum() / 8
+    for ours, theirs in zip(found[missed], plain.class_ids[missed], strict=True):
+        np.testing.assert_array_equal(ours[ours != 2], theirs[:3])
+    few = {"minimum_score": 0.6, "rng": jax.random.key(1)}
+    few = select_with_present(scores, jnp.asarray(present), 4, **few)
+    assert np.all(few.valid == np.sort(few.valid)[:, ::-1])
+    assert np.all(np.any((few.class_ids == 2) & few.valid, axis=1))
+    assert np.any(few.valid.sum(1) < 4)
+
+
 def test_without_truth_it_is_top_k():
     scores = random_scores(3)
     nothing = select_with_present(scores, jnp.zeros((3, C), bool), 4)

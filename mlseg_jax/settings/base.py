@@ -135,9 +135,11 @@ def base(name: str) -> ConfigDict:
                 # probability of a label; share of all probability that is enough.
                 "minimum_score": 0.0,
                 "cumulative": 1.0,
-                # In training alone: top_k always has the labels that are present; and
-                # scores have noise of this deviation when labels are selected.
+                # In training alone: top_k always has the labels that are present; those
+                # that it missed get random ranks, and not the last; and scores have
+                # noise of this deviation when labels are selected.
                 "with_present": False,
+                "scatter_present": False,
                 "noise": 0.0,
                 # Regions: of the predictions that are trained on only the last is kept
                 # to the labels that are valid, as the release trains the oracle.

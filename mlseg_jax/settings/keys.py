@@ -115,6 +115,7 @@ KEYS = {
     "selection.minimum_score": PROBABILITY,
     "selection.cumulative": PROBABILITY,
     "selection.with_present": FLAG,
+    "selection.scatter_present": FLAG,
     "selection.noise": FROM_0,
     "selection.last_prediction_only": FLAG,
     "selection.eval_name": choice(*SELECTIONS, ""),

@@ -23,6 +23,7 @@ UNUSED = {
     "loss.missed_weight": 0.0,
     "selection.name": "top_k",
     "selection.with_present": False,
+    "selection.scatter_present": False,
     "selection.noise": 0.0,
 }
 """What only models that segment make use of, and its values without them."""

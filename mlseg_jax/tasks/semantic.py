@@ -120,7 +120,7 @@ def training_select(
 ) -> Select:
     """How labels are selected for a batch; ``histogram``: its pixels of each class.
 
-    ``rng``: the step's, for noise on the scores; without one there is none.
+    ``rng``: the step's, for noise on the scores and random ranks.
     """
     selection = config.selection
     policy = SelectionPolicy(
@@ -129,6 +129,7 @@ def training_select(
         selection.minimum_score,
         selection.cumulative,
         with_present=selection.with_present,
+        scatter_present=selection.scatter_present,
         noise=selection.noise,
     )
     given = None
