@@ -108,6 +108,8 @@ def test_accumulation_clipping_and_averaging():
                 "optimizer.ema_decay": 0.75,
                 "train.batch_size": 16,
                 "train.accumulate": parts,
+                # Each part draws its own.
+                "selection.scatter_present": False,
                 # Pixels whose class is not selected are not valid: the divisor is
                 # known once all parts have selected.
                 "loss.pixel_mean": "valid",
