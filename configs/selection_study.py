@@ -252,6 +252,8 @@ FINAL = (
     "c1284, the recipe for new data at equal steps",
     "c1284, the recipe for new data at equal cost",
     "c1284, the baseline for as many steps",
+    "c480, missed labels at random ranks",
+    "c1284, missed labels at random ranks",
 )
 """Stages whose test scores ``--read_test`` reads, once nothing of them is to be chosen
 any more.
