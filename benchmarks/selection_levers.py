@@ -178,7 +178,7 @@ def best_thresholds(
     return thresholds
 
 
-def rows(levers: Levers) -> Iterator[dict]:
+def rows(levers: Levers, counts: list[int]) -> Iterator[dict]:
     scores, present, k = levers.scores, levers.present, levers.k
     everything = np.ones(scores.shape, bool)
 
@@ -186,7 +186,7 @@ def rows(levers: Levers) -> Iterator[dict]:
         chosen = select_top_k(jnp.asarray(values), k)
         return jax.device_get(chosen)
 
-    for count in sorted({5, 10, 20, 40, 80, k, scores.shape[1]}):
+    for count in sorted({*counts, k, scores.shape[1]}):
         if count <= scores.shape[1]:
             yield levers.row("K", top(scores, count), value=count)
     yield levers.row("truth alone", among(scores, present, k))
@@ -226,11 +226,13 @@ def main() -> None:
     parser.add_argument("--split", default="val")
     parser.add_argument("--examples", type=int, default=400)
     parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--counts", default="5,10,20,40,80", help="K")
     parser.add_argument("--json")
     args = parser.parse_args()
     levers = Levers(args.workdir, args.split, args.examples, args.batch)
+    counts = [int(count) for count in args.counts.split(",")]
     found = []
-    for row in rows(levers):
+    for row in rows(levers, counts):
         found.append(row)
         shown = [f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()]
         print("| " + " | ".join(shown) + " |", flush=True)

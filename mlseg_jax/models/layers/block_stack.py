@@ -140,10 +140,12 @@ class BlockStack(nnx.Module):
     ) -> Float[Array, "B *L D"]:
         return self.after((self.depth - 1,), tokens, context, rng)[0]
 
-    def alone(self, function: Callable, *inputs: PyTree, dtype: DTypeLike) -> PyTree:
+    def alone(
+        self, function: Callable, *inputs: PyTree, dtype: DTypeLike | None
+    ) -> PyTree:
         """``function(block, *inputs)`` of a stack of one block: arrays ``[B ...]``.
 
-        ``dtype`` is what kernels travel in.
+        ``dtype`` is what kernels travel in; None is their own.
         """
         graph, weights = nnx.split(self.blocks[0])
 

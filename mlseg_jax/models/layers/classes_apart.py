@@ -30,23 +30,23 @@ def run_apart(
     image_rng, classes_rng = split_rng(rng, 2)
     query, keys, values = heads.project(block.attention_norm(image))
 
-    def finish(tokens, attend, rng):
-        """``attend`` is from (dropout_rate, rng) to what the heads of tokens see."""
-        weight_rng, out_rng, *rngs = split_rng(rng, 5)
-        seen = attend(dropout_rate=heads.dropout_rate, rng=weight_rng)
+    def finish(tokens, seen, rngs):
+        """The block after its attention, of what the tokens' heads have ``seen``."""
+        out_rng, *rngs = rngs
         return block.add_branches(tokens, heads.join(seen, out_rng), 0.0, rngs)
 
     def refine(
         classes: Float[Array, "n C D"], rng: PRNGKeyArray | None
     ) -> Float[Array, "B C D"]:
+        weight_rng, *rngs = split_rng(rng, 5)
         own = heads.project(block.attention_norm(classes))
-        query, own_keys, own_values = (_spread(x, batch) for x in own)
-
-        def attend(**drop):
-            seen = (query, keys, values, own_keys, own_values, image_mask)
-            return attention_with_own(*seen, **drop)
-
-        return finish(_spread(classes, batch), attend, rng)
+        asks, own_keys, own_values = (_spread(x, batch) for x in own)
+        seen = attention_with_own(
+            *(asks, keys, values, own_keys, own_values, image_mask),
+            dropout_rate=heads.dropout_rate,
+            rng=weight_rng,
+        )
+        return finish(_spread(classes, batch), seen, rngs)
 
     if rng is None:
         classes = jnp.broadcast_to(classes, (batch, *classes.shape[-2:]))
@@ -60,10 +60,10 @@ def run_apart(
     if rng is None and is_long(image):
         return block(image, image_mask), classes
 
-    def attend(**drop):
-        return attention(query, keys, values, image_mask, **drop)
-
-    return finish(image, attend, image_rng), classes
+    weight_rng, *rngs = split_rng(image_rng, 5)
+    drop = {"dropout_rate": heads.dropout_rate, "rng": weight_rng}
+    seen = attention(query, keys, values, image_mask, **drop)
+    return finish(image, seen, rngs), classes
 
 
 def _spread(x: Float[Array, "n *shape"], batch: int) -> Float[Array, "B *shape"]:

@@ -92,7 +92,7 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
             mask = image.mask
             mask = None if mask is None else mask.reshape(batch, -1)
             # Gradients of parts are added up in the weights' own type.
-            dtype = jnp.float32 if is_long(classes) else patches.dtype
+            dtype = None if is_long(classes) else patches.dtype
             patches, classes = self.blocks.alone(
                 run_apart, pin_examples(patches), classes, mask, rng, dtype=dtype
             )
