@@ -3,9 +3,11 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from mlseg_jax.distributed.sharding import pin_examples
 from mlseg_jax.models.decoders.dot_product import unit_length
 from mlseg_jax.models.interfaces import AbstractDecoder, Embeddings, FeatureMap
 from mlseg_jax.models.layers.block_stack import BlockStack
+from mlseg_jax.models.layers.classes_apart import run_apart
 from mlseg_jax.models.layers.context_encoding import ContextEncoding
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.transformer import (
@@ -38,6 +40,7 @@ class SegmenterDecoder(AbstractDecoder):
         image: str = "projected",
         encoding: ContextEncoding | None = None,
         cosine_dim: int | None = None,
+        classes_apart: bool = False,
         remat: str = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -53,6 +56,7 @@ class SegmenterDecoder(AbstractDecoder):
             )
 
         self.encoding = encoding
+        self.classes_apart = classes_apart
         self.embed_dim = embed_dim
         self.image_dim = embed_dim if image == "projected" else feature_dim
         self.image = image
@@ -100,13 +104,24 @@ class SegmenterDecoder(AbstractDecoder):
         """Cosines between patches and classes; invalid classes are seen by nobody."""
         batch, height, width, _ = pixels.grid.shape
         patches = pixels.grid.reshape(batch, height * width, -1)
-        tokens = jnp.concatenate([patches, class_queries.astype(patches.dtype)], axis=1)
-        mask = join_masks(pixels.mask, valid, patches.shape, class_queries.shape)
+        classes = class_queries.astype(patches.dtype)
         (blocks_rng,) = split_rng(rng, 1)
-        tokens = self.norm(self.blocks(tokens, mask, blocks_rng))
-        patches, classes = jnp.split(tokens, [height * width], axis=1)
-        patches = unit_length(self.patch_projection(patches))
-        classes = unit_length(self.class_projection(classes))
+        if self.classes_apart:
+            mask = pixels.mask
+            mask = None if mask is None else mask.reshape(batch, -1)
+            rngs = split_rng(blocks_rng, self.blocks.depth)
+            for place, rng in enumerate(rngs):
+                more = {"dtype": patches.dtype, "place": place}
+                patches, classes = self.blocks.alone(
+                    run_apart, pin_examples(patches), classes, mask, rng, **more
+                )
+        else:
+            tokens = jnp.concatenate([patches, classes], axis=1)
+            mask = join_masks(pixels.mask, valid, patches.shape, class_queries.shape)
+            tokens = self.blocks(tokens, mask, blocks_rng)
+            patches, classes = jnp.split(tokens, [height * width], axis=1)
+        patches = unit_length(self.patch_projection(self.norm(patches)))
+        classes = unit_length(self.class_projection(self.norm(classes)))
         cosines = jnp.einsum(
             "bld,bkd->blk", patches, classes, preferred_element_type=jnp.float32
         )
