@@ -9,6 +9,7 @@ from mlseg_jax.models.interfaces import AbstractDecoder, Embeddings, FeatureMap
 from mlseg_jax.models.layers.block_stack import BlockStack
 from mlseg_jax.models.layers.classes_apart import run_apart
 from mlseg_jax.models.layers.context_encoding import ContextEncoding
+from mlseg_jax.models.layers.long_sequences import is_long
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.transformer import (
     TransformerBlock,
@@ -26,7 +27,9 @@ class SegmenterDecoder(AbstractDecoder):
     With an ``encoding``, which gates the features first, this is the paper's EncNet;
     with a small ``cosine_dim`` it is their ESSNet. ``image`` says what a multi-label
     head looks at: ``projected`` patches, where it shares the space of the blocks, the
-    vector of the ``encoding``, or the ``features`` before any projection.
+    vector of the ``encoding``, or the ``features`` before any projection. With
+    ``classes_apart`` a class token sees the patches and itself alone, and patches see
+    no class; the paper does not have it.
     """
 
     def __init__(
@@ -105,20 +108,20 @@ class SegmenterDecoder(AbstractDecoder):
         batch, height, width, _ = pixels.grid.shape
         patches = pixels.grid.reshape(batch, height * width, -1)
         classes = class_queries.astype(patches.dtype)
-        (blocks_rng,) = split_rng(rng, 1)
+        (rng,) = split_rng(rng, 1)
         if self.classes_apart:
             mask = pixels.mask
             mask = None if mask is None else mask.reshape(batch, -1)
-            rngs = split_rng(blocks_rng, self.blocks.depth)
-            for place, rng in enumerate(rngs):
-                more = {"dtype": patches.dtype, "place": place}
+            dtype = None if is_long(classes) else patches.dtype  # as the label head's
+            for place, block_rng in enumerate(split_rng(rng, self.blocks.depth)):
+                inputs = pin_examples(patches), classes, mask, block_rng
                 patches, classes = self.blocks.alone(
-                    run_apart, pin_examples(patches), classes, mask, rng, **more
+                    run_apart, *inputs, dtype=dtype, place=place
                 )
         else:
             tokens = jnp.concatenate([patches, classes], axis=1)
-            mask = join_masks(pixels.mask, valid, patches.shape, class_queries.shape)
-            tokens = self.blocks(tokens, mask, blocks_rng)
+            mask = join_masks(pixels.mask, valid, patches.shape, classes.shape)
+            tokens = self.blocks(tokens, mask, rng)
             patches, classes = jnp.split(tokens, [height * width], axis=1)
         patches = unit_length(self.patch_projection(self.norm(patches)))
         classes = unit_length(self.class_projection(self.norm(classes)))
@@ -139,8 +142,13 @@ class SegmenterDecoder(AbstractDecoder):
         patches, width = grid[0] * grid[1], self.embed_dim
         cosine_dim = self.patch_projection.out_features
         tokens = patches + num_ranks
+        if self.classes_apart:
+            blocks = self.blocks.macs(patches, attention_in_paper=True)
+            blocks += self.blocks.macs(num_ranks, patches + 1, attention_in_paper=True)
+        else:
+            blocks = self.blocks.macs(tokens, attention_in_paper=True)
         return (
-            self.blocks.macs(tokens, attention_in_paper=True)
+            blocks
             + norm(tokens, width)
             # The paper left ESSNet's two small projections out.
             + product(tokens, width, cosine_dim, in_paper=cosine_dim == width)
