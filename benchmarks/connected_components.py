@@ -15,7 +15,7 @@ wrong, for the true label map is cut up. The quality is that of `evaluate`.
 import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -75,33 +75,50 @@ def predictor(workdir: str, config, source):
     return predict
 
 
+def qualities(
+    source, batch_size: int, look: Callable, find: Callable, choices: Iterable
+) -> list[dict]:
+    """A row of panoptic qualities for each of ``choices``, all of one pass.
+
+    ``look`` makes something of each of a list of examples, of which ``find`` makes
+    segments, given a choice: ids int [H W], 0 for void, and the class of each.
+    """
+    is_thing = np.asarray(source.info.is_thing, bool)
+    states = {choice: PanopticQuality.empty(is_thing) for choice in choices}
+    examples = evaluation_examples(source, process_index=0, process_count=1)
+    for group in groups_by_shape(examples, batch_size):
+        for example, seen in zip(group, look(group), strict=True):
+            truth = TrueSegments.from_maps(
+                example["label_map"], example["instance_map"], is_thing
+            )
+            for choice, state in states.items():
+                states[choice], _ = state.update(truth, *find(seen, choice))
+    return [state.compute() for state in states.values()]
+
+
 def evaluate(
-    workdir: str,
+    workdir: str | pathlib.Path,
     split: str,
     num_examples: int,
     least_areas: Sequence[int],
     of_truth: bool = False,
 ) -> list[dict]:
-    """A row for each least area, all of one pass over the split."""
+    """A row for each least area."""
     config = load_config(workdir)
     config.data.update(eval_split=split, eval_examples=num_examples)
     config.data.segments = "panoptic"  # what the truth is; the model finds pixels
     source = open_dataset(config.data, train=False)
-    look = true_label_maps if of_truth else predictor(workdir, config, source)
     is_thing = np.asarray(source.info.is_thing, bool)
-    states = {area: PanopticQuality.empty(is_thing) for area in least_areas}
-    examples = evaluation_examples(
-        source, process_index=0, process_count=1, num_threads=config.data.num_threads
+    rows = qualities(
+        source,
+        config.eval.batch_size,
+        true_label_maps if of_truth else predictor(workdir, config, source),
+        lambda label_map, area: connected_segments(label_map, is_thing, area),
+        least_areas,
     )
-    for group in groups_by_shape(examples, config.eval.batch_size):
-        for example, label_map in zip(group, look(group), strict=True):
-            truth = TrueSegments.from_maps(
-                example["label_map"], example["instance_map"], is_thing
-            )
-            for area, state in states.items():
-                found = connected_segments(label_map, is_thing, area)
-                states[area], _ = state.update(truth, *found)
-    return [{"least area": area} | s.compute() for area, s in states.items()]
+    return [
+        {"least area": area} | row for area, row in zip(least_areas, rows, strict=True)
+    ]
 
 
 def main() -> None:

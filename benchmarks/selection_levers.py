@@ -201,13 +201,14 @@ def rows(levers: Levers, counts: list[int]) -> Iterator[dict]:
         mixed = scores + share * noise
         yield levers.row("noise added", top(mixed), scores=mixed, value=share)
     half = len(scores) // 2
-    yield levers.row("K, second half", top(scores), of=slice(half, None), value=k)
-    best = best_thresholds(scores[:half], present[:half])
-    for lower in (0.0, 0.5, 1.0, 2.0):
-        chosen = among(scores, scores >= best - lower, k)
-        yield levers.row(
-            "thresholds of classes", chosen, of=slice(half, None), value=lower
-        )
+    for share in (0.0, 0.2, 0.4, 0.8):
+        mixed = scores + share * deviation * present
+        seen = {"scores": mixed, "of": slice(half, None), "truth": share}
+        yield levers.row("K, second half", top(mixed), value=k, **seen)
+        best = best_thresholds(mixed[:half], present[:half])
+        for lower in (0.0, 0.5, 1.0, 2.0):
+            chosen = among(mixed, mixed >= best - lower, k)
+            yield levers.row("thresholds of classes", chosen, value=lower, **seen)
     for weight in (0.1, 0.3, 1.0):
         yield levers.row("prior", top(scores), prior=weight, value=weight)
     first = np.concatenate(list(levers.predictions(top(scores))))

@@ -88,6 +88,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if is_small:
         side = -(-region_classifier.SMALL_SIDE // backbone.patch_size)
         side *= backbone.patch_size
+        if args.backbone in backbones.VITS:  # Others have the published table.
+            backbone.image_size = (side, side)
     is_dinov3 = args.backbone.startswith("dinov3")
     depth = BLOCKS.get(backbone.depth, max(1, backbone.depth // 2))
     training = choose_training(args, backbone)

@@ -75,6 +75,16 @@ ROWS = {
         {**LINEAR, **PRESENT, "model.multilabel_head.classes_apart": True},
         "linear",
     ),
+    "linear_apart_scattered": (
+        f"linear:{MLSEG},frozen=0",
+        {
+            **LINEAR,
+            **PRESENT,
+            "selection.scatter_present": True,
+            "model.multilabel_head.classes_apart": True,
+        },
+        "linear",
+    ),
     "noise": (
         MLSEG,
         {**WEIGHT, "selection.with_present": True, "selection.noise": 1.0},

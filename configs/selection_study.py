@@ -205,6 +205,17 @@ STAGES = {
         ("linear_complete", "linear_auto", "linear_present", "linear_apart_present"),
         1,
     ),
+    # What new data has in Segmenter, in the framework that is ahead of it here.
+    "c480, the recipe for new data in a linear classifier": (
+        *("c480", "cost"),
+        ("linear_complete", "linear_auto", "linear_apart_scattered"),
+        3,
+    ),
+    "c1284, missed labels at random ranks, equal steps": (
+        *("c1284", "steps"),
+        ("baseline", "apart_present", "apart_scattered"),
+        3,
+    ),
     "c120, equal steps": ("c120", "steps", ("baseline", "mlseg"), 5),
     "c120, equal cost": (
         *("c120", "cost"),

@@ -324,7 +324,8 @@ class SelectionPolicy:
 
     def _select_top_k(self, histogram, rng, label_scores) -> Selection:
         if self.noise > 0.0 and rng is not None:
-            label_scores = add_noise(label_scores, self.noise, rng)
+            rng, noise_rng = jax.random.split(rng)
+            label_scores = add_noise(label_scores, self.noise, noise_rng)
         if self.with_present:
             if histogram is None:
                 raise UserError("Selecting present labels needs the true label map.")

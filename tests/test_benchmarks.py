@@ -19,14 +19,17 @@ from benchmarks import (
     selection_levers,
     study_steps,
     throughput,
+    touching_signs,
     two_pictures,
 )
 from configs import mask2former
 from input_pipeline.datasets.coco_json import open_panoptic
 from input_pipeline.datasets.folder import Folder
+from input_pipeline.datasets.open import open_dataset
 from input_pipeline.info import DatasetInfo
 from mlseg_jax.metrics.panoptic_quality import PanopticQuality
 from mlseg_jax.models.build import check_config
+from mlseg_jax.settings import recipes
 from mlseg_jax.tasks.panoptic import _truth
 
 
@@ -119,6 +122,38 @@ def test_connected_segments():
         made = {(c, (found == i).tobytes()) for i, c in classes.items()}
         assert made == expected and len(classes) == len(expected)
         assert set(np.unique(found)) - {0} == set(classes)
+
+
+def test_qualities_of_one_pass():
+    """The truth is perfect, and pieces of its label maps are not where things touch."""
+    settings = touching_signs.COMMON | {"data.eval_examples": 3}
+    config = mask2former.get_config("dataset=sign_scenes,task=panoptic")
+    config.data.update({k[5:]: v for k, v in settings.items() if k.startswith("data.")})
+    source = open_dataset(config.data, train=False)
+    is_thing = np.asarray(source.info.is_thing, bool)
+
+    def find(example, kind):
+        if kind == "pieces":
+            return connected_components.connected_segments(
+                example["label_map"], is_thing
+            )
+        classes = {e.segment_id: e.class_id for e in example["segments"]}
+        is_there = kind == "truth"
+        return example["segment_map"] * is_there, classes if is_there else {}
+
+    perfect, pieces, nothing = connected_components.qualities(
+        source, 2, list, find, ("truth", "pieces", "nothing")
+    )
+    assert perfect["PQ"] == 1 and 0.3 < pieces["PQ"] < 0.9 and nothing["PQ"] == 0
+
+
+@pytest.mark.parametrize("rival", touching_signs.RECIPES)
+def test_rivals_where_signs_touch(rival):
+    settings = touching_signs.settings_of(rival, 1, 20, "run")
+    config = recipes.load(f"configs/{touching_signs.RECIPES[rival]}", settings)
+    check_config(config)
+    assert config.seed == 1 and config.data.touching == 0.6
+    assert config.model.backbone.patch_size == 8
 
 
 def test_what_becomes_of_a_thing():

@@ -1,5 +1,7 @@
 """Selection algebra against slow NumPy versions."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -309,10 +311,17 @@ def test_policies_of_training():
     noisy, rng = SelectionPolicy("top_k", 3, noise=2.0), jax.random.key(0)
     quiet = noisy.select()(scores)
     np.testing.assert_array_equal(quiet.class_ids, plain.select()(scores).class_ids)
-    expected = select_top_k(add_noise(scores, 2.0, rng), 3).class_ids
+    rank_rng, noise_rng = jax.random.split(rng)
+    disturbed = add_noise(scores, 2.0, noise_rng)
+    expected = select_top_k(disturbed, 3).class_ids
     found = noisy.select(rng=rng)(scores).class_ids
     np.testing.assert_array_equal(found, expected)
     assert np.any(found != quiet.class_ids)
+    # Ranks and noise are drawn apart.
+    both = dataclasses.replace(noisy, with_present=True, scatter_present=True)
+    found = both.select(histogram=histogram, rng=rng)(scores)
+    expected = select_with_present(disturbed, histogram > 0, 3, rng=rank_rng)
+    np.testing.assert_array_equal(found.class_ids, expected.class_ids)
 
 
 def test_noise_has_its_deviation_and_no_gradient():

@@ -50,6 +50,13 @@ def test_crops_are_whole_cells(backbone, sides):
     assert tuple(region_classifier.fit_side(s, backbone) for s in (128, 512)) == sides
 
 
+@pytest.mark.parametrize("recipe", [encoder_only, eomt, mask2former, maskformer])
+def test_positions_of_small_crops(recipe):
+    """A table is made for the crops; EoMT's was of 640 pixels for crops of 132."""
+    config = recipe.get_config(f"{SIGNS}backbone=vit_demo")
+    assert config.model.backbone.image_size == config.data.crop_size
+
+
 RESNET, SWIN = (1e-4, (("^backbone/", 0.1),), 1e-4, 0), (6e-5, (), 0.01, 1500)
 ADE, COCO = ("poly", 0.7, "short_side", 16), ("steps", 0.8, "detr", 64)
 MASKFORMER = [
