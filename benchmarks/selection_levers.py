@@ -178,17 +178,22 @@ def best_thresholds(
     return thresholds
 
 
+def top_k(scores: Float[np.ndarray, "N C"], k: int) -> Selection:
+    return jax.device_get(select_top_k(jnp.asarray(scores), k))
+
+
+def count_rows(levers: Levers, counts: list[int]) -> Iterator[dict]:
+    scores = levers.scores
+    for count in sorted({*counts, levers.k, scores.shape[1]}):
+        if count <= scores.shape[1]:
+            yield levers.row("K", top_k(scores, count), value=count)
+
+
 def rows(levers: Levers, counts: list[int]) -> Iterator[dict]:
     scores, present, k = levers.scores, levers.present, levers.k
     everything = np.ones(scores.shape, bool)
-
-    def top(values, k=k):
-        chosen = select_top_k(jnp.asarray(values), k)
-        return jax.device_get(chosen)
-
-    for count in sorted({*counts, k, scores.shape[1]}):
-        if count <= scores.shape[1]:
-            yield levers.row("K", top(scores, count), value=count)
+    top = functools.partial(top_k, k=k)
+    yield from count_rows(levers, counts)
     yield levers.row("truth alone", among(scores, present, k))
     deviation = float(scores.std())
     for share in (0.1, 0.2, 0.4, 0.8, 1.6, 3.2):
@@ -228,12 +233,13 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=400)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--counts", default="5,10,20,40,80", help="K")
+    parser.add_argument("--counts-only", action="store_true", help="no other lever")
     parser.add_argument("--json")
     args = parser.parse_args()
     levers = Levers(args.workdir, args.split, args.examples, args.batch)
     counts = [int(count) for count in args.counts.split(",")]
     found = []
-    for row in rows(levers, counts):
+    for row in (count_rows if args.counts_only else rows)(levers, counts):
         found.append(row)
         shown = [f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()]
         print("| " + " | ".join(shown) + " |", flush=True)

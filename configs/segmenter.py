@@ -141,6 +141,8 @@ def _model(args: ConfigDict, recipe: dict, side: int) -> ConfigDict:
                 # encnet: code words. essnet: width in which cosines are taken.
                 "num_codes": 64,
                 "cosine_dim": 64,
+                # Class tokens that do not see one another.
+                "classes_apart": False,
             },
             "multilabel_head": {
                 "name": head,

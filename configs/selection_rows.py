@@ -25,6 +25,8 @@ QUICK = (NORMS, ("multilabel_head", 10.0))
 
 LINEAR = {**WEIGHT, "model.multilabel_head.downsample": 8}
 
+DECODER_APART = {"model.decoder.classes_apart": True}
+
 ROWS = {
     # name: argument of configs/segmenter.py, or of the recipe before its colon,
     # overrides, whose time of a step it has.
@@ -57,6 +59,18 @@ ROWS = {
         MLSEG,
         {
             **PRESENT,
+            "selection.scatter_present": True,
+            "model.multilabel_head.classes_apart": True,
+        },
+        "apart",
+    ),
+    # Nor in the decoder; the same for the baseline.
+    "baseline_decoder_apart": (BASELINE, DECODER_APART, "baseline"),
+    "scattered_decoder_apart": (
+        MLSEG,
+        {
+            **PRESENT,
+            **DECODER_APART,
             "selection.scatter_present": True,
             "model.multilabel_head.classes_apart": True,
         },

@@ -22,8 +22,11 @@ from mlseg_jax.pretrained.read import WeightFile
 
 _TERMS = "the terms of the weights themselves are with whoever published them"
 
-_TOGETHER = {"model.multilabel_head.classes_apart": False}
-"""In MLSeg's own multi-label block classes see one another."""
+_TOGETHER = {
+    "model.multilabel_head.classes_apart": False,
+    "model.decoder.classes_apart": False,
+}
+"""In the blocks of Segmenter and of MLSeg classes see one another."""
 
 FORMATS = {
     "release": Format(
@@ -41,6 +44,7 @@ FORMATS = {
         segmenter.mmsegmentation,
         f"code: Apache 2.0 (open-mmlab/mmsegmentation); {_TERMS}",
         dropped=segmenter.RELEASE_DROPPED,
+        facts=_TOGETHER,
         classes=("decode_head.cls_emb",),
     ),
     "release_deeplabv3": Format(
@@ -83,7 +87,8 @@ FORMATS = {
         facts={
             "model.backbone.norm_epsilon": 1e-5,
             "model.backbone.position_resize": "bilinear",
-        },
+        }
+        | _TOGETHER,
         classes=("decoder.cls_emb",),
     ),
     "query2label": Format(

@@ -72,7 +72,9 @@ def _read(init: str) -> tuple[Format, Arrays]:
     model, parameters, _ = load_parameters(init, config)
     arrays = apart(config, model, jax.device_get(parameters))
     # No array says it, and a recipe of today may have it otherwise.
-    key = "model.multilabel_head.classes_apart"
-    head = config.model.get("multilabel_head", {})  # A classifier of pictures has none.
-    facts = {key: head.classes_apart} if "classes_apart" in head else {}
+    facts = {
+        f"model.{name}.classes_apart": part.classes_apart
+        for name, part in config.model.items()
+        if isinstance(part, ml_collections.ConfigDict) and "classes_apart" in part
+    }
     return dataclasses.replace(own_format(list(arrays)), facts=facts), arrays

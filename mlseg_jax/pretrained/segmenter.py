@@ -187,6 +187,7 @@ def to_release(
             "model.decoder.name": ("segmenter", "encnet", "essnet"),
             "model.multilabel_head.name": tuple(RELEASE_HEADS),
             "model.multilabel_head.classes_apart": (False,),
+            "model.decoder.classes_apart": (False,),
             "selection.name": selections,
             "loss.pixel": ("nearest_classes" if is_essnet else "cross_entropy",),
             "model.rank_norm.kind": ("affine",),

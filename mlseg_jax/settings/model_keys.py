@@ -60,6 +60,7 @@ MODEL_KEYS = {
     "model.backbone.taps": PLACES,
     "model.backbone.window_size": COUNT,
     "model.decoder.name": ROW,
+    "model.decoder.classes_apart": FLAG,
     "model.decoder.cosine": FLAG,
     "model.decoder.cosine_dim": COUNT,
     "model.decoder.depth": COUNT,

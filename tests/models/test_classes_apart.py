@@ -1,4 +1,4 @@
-"""Classes that do not see one another in the multi-label block."""
+"""Classes that do not see one another, in the multi-label block and the decoder."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,8 @@ import pytest
 from flax import nnx
 from test_layers import assert_close, normal
 
+from mlseg_jax.models.decoders.dot_product import unit_length
+from mlseg_jax.models.decoders.segmenter import SegmenterDecoder
 from mlseg_jax.models.interfaces import Embeddings, FeatureMap
 from mlseg_jax.models.layers import long_sequences
 from mlseg_jax.models.multilabel_heads.transformer_encoder import (
@@ -29,6 +31,21 @@ def make(num_classes=6, **options):
     state = nnx.state(head, nnx.Param)
     nnx.update(head, jax.tree.map(lambda x: 5 * x + 0.1, state))
     return head
+
+
+def make_decoder(**options):
+    decoder = SegmenterDecoder(
+        feature_dim=WIDTH,
+        embed_dim=WIDTH,
+        depth=2,
+        num_heads=2,
+        dropout_rate=0.0,
+        rngs=nnx.Rngs(0),
+        **{"classes_apart": True} | options,
+    )
+    state = nnx.state(decoder, nnx.Param)
+    nnx.update(decoder, jax.tree.map(lambda x: 5 * x + 0.1, state))
+    return decoder
 
 
 @jax.jit
@@ -89,6 +106,50 @@ def test_each_class_is_alone_with_the_image(
         return labels.scores, labels.class_queries
 
     assert_close(total(ours), total(plain), 1e-4)
+
+
+@pytest.mark.parametrize(
+    "batch, padded, remat", [(1, False, "full"), (3, True, "none")]
+)
+def test_each_class_is_alone_with_the_patches(batch, padded, remat):
+    """Segmenter's decoder, block by block, in value and gradient; one class invalid."""
+    decoder = make_decoder(remat=remat)
+    grid, classes = normal(0, batch, 3, 5, WIDTH), normal(1, batch, 4, WIDTH)
+    size = jnp.asarray([[3, 5], [2, 4], [1, 1]])[:batch] if padded else None
+    valid = jnp.ones((batch, 4), bool).at[0, 2].set(False)
+    weights = normal(2, batch, 3, 5, 4)
+
+    def ours(grid, classes):
+        return decoder.classify(FeatureMap(grid, size), classes, valid)
+
+    def plain(grid, classes):
+        image = FeatureMap(grid, size)
+        mask = jnp.ones(grid.shape[:3], bool) if size is None else image.mask
+        mask, one = mask.reshape(batch, -1), jnp.ones((batch, 1), bool)
+        patches = grid.reshape(batch, 15, WIDTH)
+        for block in decoder.blocks.blocks:
+            each = [
+                block(
+                    jnp.concatenate([patches, classes[:, c : c + 1]], axis=1),
+                    jnp.concatenate([mask, one], axis=1),
+                )[:, -1:]
+                for c in range(4)
+            ]
+            patches, classes = block(patches, mask), jnp.concatenate(each, axis=1)
+        patches = unit_length(decoder.patch_projection(decoder.norm(patches)))
+        classes = unit_length(decoder.class_projection(decoder.norm(classes)))
+        return jnp.einsum("bld,bkd->blk", patches, classes).reshape(batch, 3, 5, 4)
+
+    def total(function):
+        loss = lambda *inputs: jnp.sum(weights * function(*inputs))  # noqa: E731
+        gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(grid, classes)
+        return jax.jit(function)(grid, classes), gradients
+
+    assert_close(total(ours), total(plain), 1e-4)
+    count = decoder.classify_macs((3, 5), 4)
+    together = make_decoder(classes_apart=False).classify_macs((3, 5), 4)
+    # In each block classes do not see the 3 others, nor patches the 4 classes.
+    assert together.exact - count.exact == 2 * 2 * WIDTH * (4 * 3 + 4 * 15)
 
 
 def test_a_new_class_changes_nothing_else():

@@ -104,6 +104,7 @@ def test_back_again_is_bitwise(converted, tmp_path, monkeypatch, to):
 LOST = {
     "model.multilabel_head.name": "segmentation_logits",
     "model.multilabel_head.classes_apart": True,
+    "model.decoder.classes_apart": True,
     "model.rank_norm.kind": "shared",
     "model.rank_norm.unbiased_variance": True,
     "model.presence_prior.kind": "ranks",
@@ -267,10 +268,13 @@ def test_training_starts_from_a_directory_or_a_file(converted, caplog):
     for init in (workdir, MLSEG):
         for part in ("", "backbone/"):
             apart = config_from(init, part)
-            apart.model.multilabel_head.classes_apart = True
+            for place in ("multilabel_head", "decoder"):
+                apart.model[place].classes_apart = True
             caplog.clear()
             start_from(apart, 11, before)
-            assert ("classes_apart becomes False" in caplog.text) == (part == "")
+            for place in ("multilabel_head", "decoder"):
+                sentence = f"{place}.classes_apart becomes False"
+                assert (sentence in caplog.text) == (part == "")
     sentence = said(start_from, config_from(MLSEG, "spine"), 11, {})
     assert "No part of the model begins with 'spine'" in sentence
     sentence = said(start_from, config_from(MLSEG, embed_dim=32), 11, {})

@@ -3,10 +3,13 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from mlseg_jax.distributed.sharding import pin_examples
 from mlseg_jax.models.decoders.dot_product import unit_length
 from mlseg_jax.models.interfaces import AbstractDecoder, Embeddings, FeatureMap
 from mlseg_jax.models.layers.block_stack import BlockStack
+from mlseg_jax.models.layers.classes_apart import run_apart
 from mlseg_jax.models.layers.context_encoding import ContextEncoding
+from mlseg_jax.models.layers.long_sequences import is_long
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.transformer import (
     TransformerBlock,
@@ -24,7 +27,9 @@ class SegmenterDecoder(AbstractDecoder):
     With an ``encoding``, which gates the features first, this is the paper's EncNet;
     with a small ``cosine_dim`` it is their ESSNet. ``image`` says what a multi-label
     head looks at: ``projected`` patches, where it shares the space of the blocks, the
-    vector of the ``encoding``, or the ``features`` before any projection.
+    vector of the ``encoding``, or the ``features`` before any projection. With
+    ``classes_apart`` a class token sees the patches and itself alone, and patches see
+    no class; the paper does not have it.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class SegmenterDecoder(AbstractDecoder):
         image: str = "projected",
         encoding: ContextEncoding | None = None,
         cosine_dim: int | None = None,
+        classes_apart: bool = False,
         remat: str = "none",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -53,6 +59,7 @@ class SegmenterDecoder(AbstractDecoder):
             )
 
         self.encoding = encoding
+        self.classes_apart = classes_apart
         self.embed_dim = embed_dim
         self.image_dim = embed_dim if image == "projected" else feature_dim
         self.image = image
@@ -100,13 +107,24 @@ class SegmenterDecoder(AbstractDecoder):
         """Cosines between patches and classes; invalid classes are seen by nobody."""
         batch, height, width, _ = pixels.grid.shape
         patches = pixels.grid.reshape(batch, height * width, -1)
-        tokens = jnp.concatenate([patches, class_queries.astype(patches.dtype)], axis=1)
-        mask = join_masks(pixels.mask, valid, patches.shape, class_queries.shape)
-        (blocks_rng,) = split_rng(rng, 1)
-        tokens = self.norm(self.blocks(tokens, mask, blocks_rng))
-        patches, classes = jnp.split(tokens, [height * width], axis=1)
-        patches = unit_length(self.patch_projection(patches))
-        classes = unit_length(self.class_projection(classes))
+        classes = class_queries.astype(patches.dtype)
+        (rng,) = split_rng(rng, 1)
+        if self.classes_apart:
+            mask = pixels.mask
+            mask = None if mask is None else mask.reshape(batch, -1)
+            dtype = None if is_long(classes) else patches.dtype  # as the label head's
+            for place, block_rng in enumerate(split_rng(rng, self.blocks.depth)):
+                inputs = pin_examples(patches), classes, mask, block_rng
+                patches, classes = self.blocks.alone(
+                    run_apart, *inputs, dtype=dtype, place=place
+                )
+        else:
+            tokens = jnp.concatenate([patches, classes], axis=1)
+            mask = join_masks(pixels.mask, valid, patches.shape, classes.shape)
+            tokens = self.blocks(tokens, mask, rng)
+            patches, classes = jnp.split(tokens, [height * width], axis=1)
+        patches = unit_length(self.patch_projection(self.norm(patches)))
+        classes = unit_length(self.class_projection(self.norm(classes)))
         cosines = jnp.einsum(
             "bld,bkd->blk", patches, classes, preferred_element_type=jnp.float32
         )
@@ -124,8 +142,13 @@ class SegmenterDecoder(AbstractDecoder):
         patches, width = grid[0] * grid[1], self.embed_dim
         cosine_dim = self.patch_projection.out_features
         tokens = patches + num_ranks
+        if self.classes_apart:
+            blocks = self.blocks.macs(patches, attention_in_paper=True)
+            blocks += self.blocks.macs(num_ranks, patches + 1, attention_in_paper=True)
+        else:
+            blocks = self.blocks.macs(tokens, attention_in_paper=True)
         return (
-            self.blocks.macs(tokens, attention_in_paper=True)
+            blocks
             + norm(tokens, width)
             # The paper left ESSNet's two small projections out.
             + product(tokens, width, cosine_dim, in_paper=cosine_dim == width)

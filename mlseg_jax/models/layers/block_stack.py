@@ -141,13 +141,17 @@ class BlockStack(nnx.Module):
         return self.after((self.depth - 1,), tokens, context, rng)[0]
 
     def alone(
-        self, function: Callable, *inputs: PyTree, dtype: DTypeLike | None
+        self,
+        function: Callable,
+        *inputs: PyTree,
+        dtype: DTypeLike | None,
+        place: int = 0,
     ) -> PyTree:
-        """``function(block, *inputs)`` of a stack of one block: arrays ``[B ...]``.
+        """``function(block, *inputs)`` of one block, not scanned: arrays ``[B ...]``.
 
         ``dtype`` is what kernels travel in; None is their own.
         """
-        graph, weights = nnx.split(self.blocks[0])
+        graph, weights = nnx.split(self.blocks[place])
 
         def run_block(weights, *inputs):
             block = nnx.merge(graph, gather_weights(weights, dtype))
