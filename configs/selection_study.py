@@ -132,7 +132,7 @@ STAGES = {
         (
             *("baseline", "with_present_auto", "ranker_quick_present"),
             *("with_present", "ranker_slow_present"),
-            "apart_present",
+            *("apart_present", "scattered_decoder_apart"),
         ),
         1,
     ),
@@ -202,14 +202,9 @@ STAGES = {
         ("baseline", "baseline_decoder_apart", "apart_scattered"),
         5,
     ),
-    "c480, classes apart in our decoder": (
-        *("c480", "steps"),
-        ("apart_scattered", "scattered_decoder_apart"),
-        1,
-    ),
     "c1284, the baseline with classes apart": (
-        *("c1284", "steps"),
-        ("baseline", "baseline_decoder_apart", "apart_scattered"),
+        *("c1284", "cost"),
+        ("baseline_1290", "baseline_decoder_apart_1290", "apart_scattered"),
         3,
     ),
     "c1284, missed labels at random ranks, equal steps": (
@@ -252,7 +247,10 @@ STAGES = {
     ),
 }
 
-AGAINST = ("baseline", "mlseg", "baseline_1290", "baseline_decoder_apart")
+AGAINST = (
+    *("baseline", "mlseg", "baseline_1290"),
+    *("baseline_decoder_apart", "baseline_decoder_apart_1290"),
+)
 """Rows that the others are compared with, seed by seed."""
 
 FINAL = (
