@@ -22,11 +22,10 @@ from mlseg_jax.pretrained.read import WeightFile
 
 _TERMS = "the terms of the weights themselves are with whoever published them"
 
-_TOGETHER = {
-    "model.multilabel_head.classes_apart": False,
-    "model.decoder.classes_apart": False,
-}
+_TOGETHER = {f"model.{x}.classes_apart": False for x in ("multilabel_head", "decoder")}
 """In the blocks of Segmenter and of MLSeg classes see one another."""
+
+_EPSILON, _RESIZE = "model.backbone.norm_epsilon", "model.backbone.position_resize"
 
 FORMATS = {
     "release": Format(
@@ -84,11 +83,7 @@ FORMATS = {
         segmenter.official,
         f"code: MIT (rstrudel/segmenter); {_TERMS}",
         dropped=segmenter.OFFICIAL_DROPPED,
-        facts={
-            "model.backbone.norm_epsilon": 1e-5,
-            "model.backbone.position_resize": "bilinear",
-        }
-        | _TOGETHER,
+        facts={_EPSILON: 1e-5, _RESIZE: "bilinear"} | _TOGETHER,
         classes=("decoder.cls_emb",),
     ),
     "query2label": Format(
@@ -109,10 +104,7 @@ FORMATS = {
         part="backbone/",
         dropped=vit.AUGREG_DROPPED,
         rename=vit.augreg_names,
-        facts={
-            "model.backbone.norm_epsilon": 1e-6,
-            "model.backbone.position_resize": "bicubic",
-        },
+        facts={_EPSILON: 1e-6, _RESIZE: "bicubic"},
     ),
     "hugging_face_eomt": Format(
         "EoMT of Hugging Face",
@@ -143,7 +135,7 @@ FORMATS = {
         part="backbone/",
         dropped=dinov3.DROPPED,
         rename=dinov3.hugging_face_names,
-        facts={"model.backbone.norm_epsilon": 1e-5},
+        facts={_EPSILON: 1e-5},
     ),
     "dinov3": Format(
         "DINOv3, its own code or timm",
@@ -153,7 +145,7 @@ FORMATS = {
         part="backbone/",
         dropped=dinov3.DROPPED,
         rename=dinov3.own_names,
-        facts={"model.backbone.norm_epsilon": 1e-5},
+        facts={_EPSILON: 1e-5},
     ),
     "hugging_face_dinov2": Format(
         "DINOv2 of Hugging Face",
@@ -163,7 +155,7 @@ FORMATS = {
         part="backbone/",
         dropped=vit.HUGGING_FACE_DROPPED,
         rename=beit.dinov2_names,
-        facts={"model.backbone.norm_epsilon": 1e-6},
+        facts={_EPSILON: 1e-6},
     ),
     "dinov2": Format(
         "DINOv2, its own code or timm",
@@ -173,7 +165,7 @@ FORMATS = {
         part="backbone/",
         dropped=beit.DINOV2_OWN_DROPPED,
         rename=beit.dinov2_own_names,
-        facts={"model.backbone.norm_epsilon": 1e-6},
+        facts={_EPSILON: 1e-6},
     ),
     "hugging_face_beit": Format(
         "BEiT of Hugging Face",
@@ -276,8 +268,8 @@ FORMATS = {
         part="backbone/",
         dropped=vit.TIMM_DROPPED,
         facts={
-            "model.backbone.norm_epsilon": 1e-6,
-            "model.backbone.position_resize": "antialiased_bicubic",
+            _EPSILON: 1e-6,
+            _RESIZE: "antialiased_bicubic",
         },
     ),
     "resnet": Format(
@@ -310,8 +302,8 @@ FORMATS = {
         dropped=vit.HUGGING_FACE_DROPPED,
         rename=vit.hugging_face_names,
         facts={
-            "model.backbone.norm_epsilon": 1e-12,
-            "model.backbone.position_resize": "bicubic",
+            _EPSILON: 1e-12,
+            _RESIZE: "bicubic",
         },
     ),
 }
