@@ -120,11 +120,6 @@ ROWS = {
     "mlseg_2x": (MLSEG, {**WEIGHT, "train.steps": 800}, "mlseg"),
     # As many steps as the recipe for new data has at equal cost at C = 1,284.
     "baseline_1290": (BASELINE, {"train.steps": 1290}, "baseline"),
-    "baseline_decoder_apart_1290": (
-        BASELINE,
-        {**DECODER_APART, "train.steps": 1290},
-        "baseline",
-    ),
     # Other frameworks with the same backbone (docs/encoder_only.md): classes or queries
     # that join its last blocks, and no more than a linear classifier.
     "encoder_only": (f"encoder_only:{MLSEG}", WEIGHT, "encoder_only"),

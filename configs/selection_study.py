@@ -203,8 +203,8 @@ STAGES = {
         5,
     ),
     "c1284, the baseline with classes apart": (
-        *("c1284", "cost"),
-        ("baseline_1290", "baseline_decoder_apart_1290", "apart_scattered"),
+        *("c1284", "steps"),
+        ("baseline", "baseline_decoder_apart", "apart_scattered"),
         3,
     ),
     "c1284, missed labels at random ranks, equal steps": (
@@ -247,10 +247,7 @@ STAGES = {
     ),
 }
 
-AGAINST = (
-    *("baseline", "mlseg", "baseline_1290"),
-    *("baseline_decoder_apart", "baseline_decoder_apart_1290"),
-)
+AGAINST = ("baseline", "mlseg", "baseline_1290", "baseline_decoder_apart")
 """Rows that the others are compared with, seed by seed."""
 
 FINAL = (
