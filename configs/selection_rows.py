@@ -12,6 +12,13 @@ WEIGHT = {"loss.multilabel_weight": 10.0}
 PRESENT = {"loss.multilabel_weight": "auto", "selection.with_present": True}
 """The rule in C, and no present label left out in training."""
 
+NEW_DATA = {
+    **PRESENT,
+    "selection.scatter_present": True,
+    "model.multilabel_head.classes_apart": True,
+}
+"""What configs/segmenter.py has for new data."""
+
 PRIOR = {**WEIGHT, "model.presence_prior.initial": 0.5}
 
 PRIOR_KIND = "model.presence_prior.kind"
@@ -55,27 +62,10 @@ ROWS = {
         "apart",
     ),
     # Those that were missed at random ranks, where the last had them.
-    "apart_scattered": (
-        MLSEG,
-        {
-            **PRESENT,
-            "selection.scatter_present": True,
-            "model.multilabel_head.classes_apart": True,
-        },
-        "apart",
-    ),
+    "apart_scattered": (MLSEG, NEW_DATA, "apart"),
     # Nor in the decoder; the same for the baseline.
     "baseline_decoder_apart": (BASELINE, DECODER_APART, "baseline"),
-    "scattered_decoder_apart": (
-        MLSEG,
-        {
-            **PRESENT,
-            **DECODER_APART,
-            "selection.scatter_present": True,
-            "model.multilabel_head.classes_apart": True,
-        },
-        "apart",
-    ),
+    "scattered_decoder_apart": (MLSEG, {**NEW_DATA, **DECODER_APART}, "apart"),
     "apart_auto": (
         MLSEG,
         {
@@ -91,12 +81,7 @@ ROWS = {
     ),
     "linear_apart_scattered": (
         f"linear:{MLSEG},frozen=0",
-        {
-            **LINEAR,
-            **PRESENT,
-            "selection.scatter_present": True,
-            "model.multilabel_head.classes_apart": True,
-        },
+        {**LINEAR, **NEW_DATA},
         "linear",
     ),
     "noise": (

@@ -267,10 +267,7 @@ FORMATS = {
         f"code: Apache 2.0 (huggingface/pytorch-image-models); {_TERMS}",
         part="backbone/",
         dropped=vit.TIMM_DROPPED,
-        facts={
-            _EPSILON: 1e-6,
-            _RESIZE: "antialiased_bicubic",
-        },
+        facts={_EPSILON: 1e-6, _RESIZE: "antialiased_bicubic"},
     ),
     "resnet": Format(
         "residual network of torchvision or OpenMMLab",
@@ -301,10 +298,7 @@ FORMATS = {
         part="backbone/",
         dropped=vit.HUGGING_FACE_DROPPED,
         rename=vit.hugging_face_names,
-        facts={
-            _EPSILON: 1e-12,
-            _RESIZE: "bicubic",
-        },
+        facts={_EPSILON: 1e-12, _RESIZE: "bicubic"},
     ),
 }
 """In the order in which they are tried."""

@@ -38,6 +38,9 @@ def run(data: int, fsdp: int, remat: str = "none", *, scan: bool, dtype="float32
     config = tiny_config({"train.accumulate": 2 if scan else 1, "model.dtype": dtype})
     config.model.backbone.update(depth=2, drop_path_rate=0.2, scan=scan, remat=remat)
     config.model.decoder.dropout_rate = 0.2
+    # In one of the two blocks classes see one another.
+    config.model.multilabel_head.classes_apart = not scan
+    config.model.decoder.classes_apart = scan
     mesh = mesh_of(data, fsdp)
     model = FunctionalModel.build(config, CLASSES)
     rng = np.random.default_rng(0)

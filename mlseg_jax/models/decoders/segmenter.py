@@ -3,13 +3,11 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.distributed.sharding import pin_examples
 from mlseg_jax.models.decoders.dot_product import unit_length
 from mlseg_jax.models.interfaces import AbstractDecoder, Embeddings, FeatureMap
 from mlseg_jax.models.layers.block_stack import BlockStack
-from mlseg_jax.models.layers.classes_apart import run_apart
+from mlseg_jax.models.layers.classes_apart import run_blocks_apart
 from mlseg_jax.models.layers.context_encoding import ContextEncoding
-from mlseg_jax.models.layers.long_sequences import is_long
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.transformer import (
     TransformerBlock,
@@ -110,14 +108,9 @@ class SegmenterDecoder(AbstractDecoder):
         classes = class_queries.astype(patches.dtype)
         (rng,) = split_rng(rng, 1)
         if self.classes_apart:
-            mask = pixels.mask
-            mask = None if mask is None else mask.reshape(batch, -1)
-            dtype = None if is_long(classes) else patches.dtype  # as the label head's
-            for place, block_rng in enumerate(split_rng(rng, self.blocks.depth)):
-                inputs = pin_examples(patches), classes, mask, block_rng
-                patches, classes = self.blocks.alone(
-                    run_apart, *inputs, dtype=dtype, place=place
-                )
+            patches, classes = run_blocks_apart(
+                self.blocks, patches, classes, pixels.mask, rng
+            )
         else:
             tokens = jnp.concatenate([patches, classes], axis=1)
             mask = join_masks(pixels.mask, valid, patches.shape, classes.shape)

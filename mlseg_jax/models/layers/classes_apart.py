@@ -2,8 +2,9 @@
 
 import jax.numpy as jnp
 
-from mlseg_jax.distributed.sharding import copy_to_each_device
+from mlseg_jax.distributed.sharding import copy_to_each_device, pin_examples
 from mlseg_jax.models.layers.attention import attention, attention_with_own
+from mlseg_jax.models.layers.block_stack import BlockStack
 from mlseg_jax.models.layers.long_sequences import (
     is_long,
     over_rows,
@@ -11,6 +12,25 @@ from mlseg_jax.models.layers.long_sequences import (
 )
 from mlseg_jax.models.layers.transformer import TransformerBlock, split_rng
 from mlseg_jax.typing import Array, Bool, Float, PRNGKeyArray
+
+
+def run_blocks_apart(
+    blocks: BlockStack,
+    image: Float[Array, "B L D"],
+    classes: Float[Array, "C D"] | Float[Array, "B C D"],
+    image_mask: Bool[Array, "B h w"] | None = None,
+    rng: PRNGKeyArray | None = None,
+) -> tuple[Float[Array, "B L D"], Float[Array, "B C D"]]:
+    """`run_apart` block by block; ``image_mask`` says which of the tokens are real."""
+    if image_mask is not None:
+        image_mask = image_mask.reshape(len(image), -1)
+    # Gradients of parts are added up in the weights' own type.
+    dtype = None if is_long(classes) else image.dtype
+    rngs = [rng] if blocks.depth == 1 else split_rng(rng, blocks.depth)
+    for place, block_rng in enumerate(rngs):
+        inputs = pin_examples(image), classes, image_mask, block_rng
+        image, classes = blocks.alone(run_apart, *inputs, dtype=dtype, place=place)
+    return image, classes
 
 
 def run_apart(

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlseg_jax.distributed.sharding import pin_examples
 from mlseg_jax.models.interfaces import (
     AbstractMultiLabelHead,
     Embeddings,
@@ -12,8 +11,8 @@ from mlseg_jax.models.interfaces import (
     LabelPrediction,
 )
 from mlseg_jax.models.layers.block_stack import BlockStack
-from mlseg_jax.models.layers.classes_apart import run_apart
-from mlseg_jax.models.layers.long_sequences import is_long, over_rows
+from mlseg_jax.models.layers.classes_apart import run_blocks_apart
+from mlseg_jax.models.layers.long_sequences import over_rows
 from mlseg_jax.models.layers.norm import LayerNorm
 from mlseg_jax.models.layers.resize import adaptive_pool
 from mlseg_jax.models.layers.transformer import TransformerBlock, join_masks
@@ -89,12 +88,8 @@ class TransformerEncoderHead(AbstractMultiLabelHead):
         patches = image.grid.reshape(batch, height * width, embed_dim)
         classes = class_embeddings.astype(patches.dtype)
         if self.classes_apart:
-            mask = image.mask
-            mask = None if mask is None else mask.reshape(batch, -1)
-            # Gradients of parts are added up in the weights' own type.
-            dtype = None if is_long(classes) else patches.dtype
-            patches, classes = self.blocks.alone(
-                run_apart, pin_examples(patches), classes, mask, rng, dtype=dtype
+            patches, classes = run_blocks_apart(
+                self.blocks, patches, classes, image.mask, rng
             )
         else:
             classes = jnp.broadcast_to(classes, (batch, *classes.shape[-2:]))
