@@ -21,6 +21,7 @@ LARGE = {
 CONFIGS = {
     "segmenter": lambda: tiny_config({"selection.minimum_score": 0.4}),
     "many_classes": lambda: tiny_config(LARGE),
+    "classes_apart": lambda: tiny_config({"model.decoder.classes_apart": True}),
     "baseline": lambda: shrink.segmenter_config("complete"),
     "deeplabv3": shrink.deeplabv3_config,
     "upernet": shrink.upernet_config,
@@ -32,7 +33,7 @@ CONFIGS = {
     "eomt": lambda: last_blocks("eomt", mask_starts=(0.0, 0.5), mask_ends=(0.5, 1.0)),
 }
 
-IN_THE_SUITE = ("mask2former", "encoder_only")
+IN_THE_SUITE = ("mask2former", "encoder_only", "classes_apart")
 
 
 def mask2former():

@@ -23,7 +23,7 @@ def run_blocks_apart(
 ) -> tuple[Float[Array, "B L D"], Float[Array, "B C D"]]:
     """`run_apart` block by block; ``image_mask`` says which of the tokens are real."""
     if image_mask is not None:
-        image_mask = image_mask.reshape(len(image), -1)
+        image_mask = image_mask.reshape(image.shape[0], -1)
     # Gradients of parts are added up in the weights' own type.
     dtype = None if is_long(classes) else image.dtype
     rngs = [rng] if blocks.depth == 1 else split_rng(rng, blocks.depth)
