@@ -35,8 +35,8 @@ class CocoFile:
       annotations: annotations of each owner's id in file order, maybe none.
       categories: categories by id in order of id.
       has_annotations: False if the file keeps them secret, as test sets do.
-      lost: annotations of each owner's id that a fault was reported of: something is
-        where they are, but nobody knows what.
+      lost: annotations and segments of each owner's id that a fault was reported of:
+        something is where they are, but nobody knows what.
     """
 
     path: pathlib.Path
@@ -87,7 +87,8 @@ def read(
       owners: what annotations belong to: "images" or "videos".
       secret: whether the annotations may be missing.
       report: called with each annotation of an unknown image, video or category, which
-        is left out if it returns.
+        is left out if it returns; of an annotation that lists segments with each such
+        segment, which alone is left out.
 
     Raises:
       DataError: the file is missing, no JSON, lacks a part, names an id twice, or has
@@ -117,44 +118,63 @@ def read(
         # Panoptic annotations have no id of their own.
         _by_id(data, "annotations", path, required=False)
         for place, annotation in enumerate(data["annotations"]):
-            what = f"Annotation {annotation.get('id', f'number {place}')!r} of {path}"
+            own = repr(annotation["id"]) if "id" in annotation else f"number {place}"
+            what = f"Annotation {own} of {path}"
+            number = annotation.get(f"{owners.rstrip('s')}_id")
             try:
-                _group(annotation, owners.rstrip("s"), grouped, categories, what)
+                _check_annotation(annotation, owners.rstrip("s"), grouped, what)
             except DataError as fault:
                 report(fault)
-                number = annotation.get(f"{owners.rstrip('s')}_id")
                 if _is_id(number) and number in grouped:
                     lost.setdefault(number, []).append(annotation)
+                continue
+            sound, faulty = _sort_entries(annotation, categories, what, report)
+            if faulty:
+                lost.setdefault(number, []).extend(faulty)
+            if "segments_info" in annotation:
+                annotation["segments_info"] = sound
+                sound = [annotation]
+            grouped[number] += sound
     in_order = {number: categories[number] for number in sorted(categories)}
     return CocoFile(path, owner_of, grouped, in_order, has_annotations, lost)
 
 
-def _group(annotation, owner, grouped, categories, what) -> None:
-    """Appends an annotation to the list of its image or video."""
+def _check_annotation(annotation, owner, owners, what) -> None:
+    """Raises `DataError` if nobody knows what it belongs to, or what it lists."""
     number = annotation.get(f"{owner}_id")
-    if not _is_id(number) or number not in grouped:
+    if not _is_id(number) or number not in owners:
         raise DataError(
             f"{what} belongs to the {owner} {number!r}, which the file does not "
             f"list; add the {owner} or remove the annotation.",
             kind="listing",
         )
-    segments = annotation.get("segments_info", [annotation])
+    segments = annotation.get("segments_info", [])
     if not isinstance(segments, list) or not all(
         isinstance(segment, dict) for segment in segments
     ):
         raise DataError(
             f'{what} has damaged "segments_info"; export it again.', kind="listing"
         )
-    for segment in segments:
-        category = segment.get("category_id")
-        if not _is_id(category) or category not in categories:
-            raise DataError(
-                f"{what} has the category {category!r}, which the file does not "
-                "list; add the category or remove the annotation.",
-                kind="listing",
-            )
-        flag(segment, "iscrowd", what)
-    grouped[number].append(annotation)
+
+
+def _sort_entries(annotation, categories, what, report) -> tuple[list, list]:
+    """Sound and faulty ones: of its segments if it lists any, else itself."""
+    sound, faulty = [], []
+    for entry in annotation.get("segments_info", [annotation]):
+        try:
+            category = entry.get("category_id")
+            if not _is_id(category) or category not in categories:
+                raise DataError(
+                    f"{what} has the category {category!r}, which the file does not "
+                    "list; add the category or remove the annotation.",
+                    kind="listing",
+                )
+            flag(entry, "iscrowd", what)
+            sound.append(entry)
+        except DataError as fault:
+            report(fault)
+            faulty.append(entry)
+    return sound, faulty
 
 
 def flag(entry: dict, key: str, where: str, default: int = 0) -> bool:

@@ -20,7 +20,7 @@ from input_pipeline.files import images, mask_files
 from input_pipeline.info import DataError, DatasetInfo, raise_fault
 from input_pipeline.preparation.prepared import RawExample
 from input_pipeline.segments import SegmentEntry
-from mlseg_jax.typing import IGNORE
+from mlseg_jax.typing import IGNORE, VOID
 
 MAX_ID = 2**24 - 1
 """Largest segment id that fits in the three bytes of a pixel."""
@@ -66,6 +66,8 @@ def list_examples(
     info = dataclasses.replace(info, raw_values=tuple(file.categories))
     options, raws = {"with_table": with_table, "max_pixels": max_pixels}, []
     for number, image in file.owners.items():
+        if number in file.lost and not file.annotations[number]:
+            continue  # Its whole annotation was reported.
         try:
             raw = _example(file, number, image, png_dir, image_dir, info, **options)
             raws.append(raw)
@@ -91,6 +93,12 @@ def _example(
     )
     where = f"Image {number!r} of {file.path}"
     segments = _segments(annotation, file.class_of(), info, where)
+    # The pixels of segments that were reported are void.
+    known = {segment for segment, *_ in segments}
+    lost = [segment.get("id") for segment in file.lost.get(number, ())]
+    lost = [i for i in lost if type(i) is int and 0 < i <= MAX_ID and i not in known]
+    segments += tuple((segment, IGNORE, 0) for segment in lost)
+    areas = dict.fromkeys(lost) | _areas(annotation)
     table = _table(annotation, file.class_of()) if with_table else None
     limit = {"max_pixels": max_pixels}
     return RawExample(
@@ -98,9 +106,7 @@ def _example(
         image=places[0],
         make_label=functools.partial(label_segments, png, segments, table, **limit),
         elsewhere=tuple(places[1:]),
-        remarks=functools.partial(
-            odd_segments, png, _areas(annotation), where, **limit
-        ),
+        remarks=functools.partial(odd_segments, png, areas, where, **limit),
         image_id=number,
     )
 
@@ -164,7 +170,8 @@ def label_segments(
 
     Args:
       png: the file.
-      segments: segment id, class id and instance (0 for stuff, IGNORE for a crowd).
+      segments: segment id, class id (IGNORE: void) and instance (0 for stuff, IGNORE
+        for a crowd).
       table: the segments for an evaluation; None makes no ``segments``.
       max_pixels: height times width of the largest PNG that is read.
 
@@ -197,7 +204,8 @@ def label_segments(
         s if s.area > 0 else s._replace(area=area_of.get(s.segment_id, 0))
         for s in table
     )
-    return maps | {"segment_map": ids.astype(np.int32), "segments": counted}
+    segment_map = np.where(label_map == IGNORE, VOID, ids).astype(np.int32)
+    return maps | {"segment_map": segment_map, "segments": counted}
 
 
 def odd_segments(

@@ -44,8 +44,9 @@ class RawSource:
         return len(self._raws)
 
     def __getitem__(self, index: int) -> dict:
-        """Returns ``image``, ``label_map``, ``instance_map``, ``name`` and what else
-        the format tells: ``segments``, ``segment_map``, ``instances``, ``image_id``.
+        """Returns ``image``, ``label_map``, ``instance_map``, ``name``, ``file_name``
+        (the same with its ending) and what else the format tells: ``segments``,
+        ``segment_map``, ``instances``, ``image_id``.
 
         Raises:
           DataError: the image cannot be read or its size is not that of its label, or
@@ -69,7 +70,8 @@ class RawSource:
         instance_map = instances.from_file(made["instance_map"])
         if raw.image_id is not None:
             made |= {"image_id": raw.image_id}
-        return made | {"image": image, "name": raw.key, "instance_map": instance_map}
+        names = {"name": raw.key, "file_name": raw.key + os.path.splitext(path)[1]}
+        return made | names | {"image": image, "instance_map": instance_map}
 
     def remarks(self, index: int) -> list[DataError]:
         """What is odd about an example that can be read."""

@@ -19,6 +19,7 @@ from input_pipeline.info import DatasetInfo
 from mlseg_jax.distributed.processes import gather
 from mlseg_jax.errors import UserError
 from mlseg_jax.inference.segments import Panoptic, Segment
+from mlseg_jax.prediction.visualise import class_colours
 from mlseg_jax.typing import VOID, Int, UInt8
 
 MAX_SEGMENT_ID = 2**24 - 1
@@ -79,11 +80,12 @@ class _CocoWriter:
         if category_ids is None:
             category_ids = categories_of(info, range(info.num_classes))
         self.category_ids = tuple(category_ids)
+        # Viewers, and panopticapi's `IdGenerator`, take the colours from here.
+        colours = class_colours(info.class_names).tolist()
+        columns = self.category_ids, info.class_names, info.is_thing, colours
         self.categories = [
-            {"id": number, "name": name, "isthing": int(thing)}
-            for number, name, thing in zip(
-                self.category_ids, info.class_names, info.is_thing, strict=True
-            )
+            {"id": number, "name": name, "isthing": int(thing), "color": colour}
+            for number, name, thing, colour in zip(*columns, strict=True)
         ]
         self.images = []
         self.annotations = []

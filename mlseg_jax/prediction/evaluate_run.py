@@ -64,7 +64,9 @@ def _evaluate(
 
         def on_segments(example: dict, found) -> None:
             name, size = example["name"], example["image"].shape[:2]
-            files.add(name, name, size, found, example.get("image_id"))
+            # What was prepared has forgotten the ending of its files.
+            file_name = example.get("file_name", name)
+            files.add(file_name, name, size, found, example.get("image_id"))
 
     # Only the mean IoU is told apart by it.
     is_semantic = config.task == "semantic"

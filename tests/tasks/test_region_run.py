@@ -246,6 +246,8 @@ def test_ade20k_panoptic_on_disk(tmp_path):
     ]
     raw = json.loads((tmp_path / "raw/ade20k_panoptic_val.json").read_text())
     for content in contents:
+        colours = [category.pop("color") for category in content["categories"]]
+        assert len(set(map(tuple, colours))) == len(colours)
         assert content["categories"] == raw["categories"]
         found = {entry["image_id"]: entry for entry in content["annotations"]}
         assert found.keys() == {entry["id"] for entry in raw["images"]}
@@ -328,6 +330,8 @@ def test_instances_of_coco_files(tmp_path):
         judge.summarize()
         assert judge.stats[0] == pytest.approx(metrics["AP"], abs=1e-6)
         made_alone = COCO(str(folder / "instances.json"))
+        for number, image in made_alone.imgs.items():
+            assert image["file_name"] == truth.imgs[number]["file_name"]
         assert sorted(made_alone.getImgIds()) == [40, 41, 42]
         for annotation in made_alone.anns.values():
             area = coco_mask.area(made_alone.annToRLE(annotation))

@@ -149,6 +149,28 @@ def test_own_panoptic(tmp_path):
     )
 
 
+def test_a_segment_of_unknown_class_is_void_and_its_picture_stays(tmp_path):
+    segments = [SEGMENTS[0] | {"category_id": 99}, *SEGMENTS[1:]]
+    segments[2] = segments[2] | {"iscrowd": "0"}
+    file = _write(tmp_path, "val.json", "panoptic", "images", ["a", "b"], segments)
+    file["annotations"][0]["segments_info"] = "none"  # Of b.
+    coco.write_json(tmp_path / "val.json", file)
+    faults = []
+    source = coco_json.open_panoptic(tmp_path, "val", faults.append)
+    assert len(faults) == 3 and all(fault.kind == "listing" for fault in faults)
+    damaged, unknown, crowd = map(str, faults)
+    assert damaged.startswith("Annotation number 0 of") and "segments_info" in damaged
+    assert unknown.startswith("Annotation number 1 of") and "category 99" in unknown
+    assert "iscrowd '0'" in crowd
+    assert len(source) == 1
+    example, ids = source[0], _ids()
+    void = np.isin(ids, [0, 70_003, 256])
+    np.testing.assert_array_equal(example["label_map"] == IGNORE, void)
+    np.testing.assert_array_equal(example["segment_map"], np.where(void, 0, ids))
+    assert [s.segment_id for s in example["segments"]] == [255, 2**24 - 1]
+    assert source.remarks(0) == []
+
+
 def test_defects(tmp_path):
     def open_(**changes):
         file = _write(tmp_path, "val.json", "panoptic", "images", ["a"])
