@@ -234,7 +234,8 @@ def region_loss(**values) -> dict:
         "num_points": 12_544,
         "oversample": 3.0,
         "importance": 0.75,
-        # Pixels of no segment count nowhere; False: they are background of all.
+        # Pixels of no segment (void, crowds) count nowhere; False: they are background
+        # of all. Not of instances, among which all of stuff is no segment.
         "ignore_void": False,
     } | values
 

@@ -91,6 +91,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             f"The task {config.task!r} reads eval.{missing[0]}, which this recipe has "
             f"not; start from a recipe with task={config.task}."
         )
+    if wanted == "instances" and config.loss.regions.ignore_void:
+        raise UserError(
+            "loss.regions.ignore_void leaves pixels of no segment out, which among "
+            f"instances are all of stuff and background; the task {config.task!r} "
+            "would never learn where they end. Set it to False."
+        )
     is_video = config.task.startswith("video_")
     if is_video != bool(config.data.get("num_frames", 0)):
         what = "clips" if is_video else "pictures, without data.num_frames"

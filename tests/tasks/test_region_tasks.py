@@ -204,6 +204,14 @@ def test_keys_that_do_not_go_together(overrides, words):
         find_task(region_config(overrides=overrides))
 
 
+def test_void_is_not_known_among_instances():
+    ignore_void = {"loss.regions.ignore_void": True}
+    for task in ("semantic", "panoptic"):
+        find_task(region_config(task=task, overrides=ignore_void))
+    with pytest.raises(UserError, match="are all of stuff and background"):
+        find_task(region_config(task="instance", overrides=ignore_void))
+
+
 def test_a_decoder_of_pixels_finds_no_segments():
     config = region_config()
     config.model.decoder.name = "linear"
