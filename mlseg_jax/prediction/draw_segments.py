@@ -5,6 +5,7 @@ so that neighbours differ and a class looks alike in all pictures.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,7 +13,13 @@ from PIL import Image, ImageDraw
 
 from mlseg_jax.inference.segments import Panoptic, Segment
 from mlseg_jax.prediction import fonts
-from mlseg_jax.prediction.legend import INK, em_of, with_legend
+from mlseg_jax.prediction.legend import (
+    INK,
+    Drawing,
+    em_of,
+    row_bands,
+    with_legend,
+)
 from mlseg_jax.prediction.visualise import (
     MAX_LEGEND_ROWS,
     class_colours,
@@ -20,11 +27,15 @@ from mlseg_jax.prediction.visualise import (
     line_width,
     percent,
     tint,
+    with_neighbours,
 )
-from mlseg_jax.typing import VOID, Int, UInt8
+from mlseg_jax.typing import VOID, Bool, Int, UInt8
 
 SHADES = (0.0, 0.35, -0.3, 0.18, -0.16, 0.5, -0.42)
 """How far the next segments of a class are from its colour to white, or to black."""
+
+MAX_MEASURED_SIDE = 1024
+"""Pixels along a segment that are looked at for where it is widest."""
 
 MIN_NUMBER_RADIUS = 3.0
 """Segments thinner than this, in pixels of the drawing, have their number only in the
@@ -73,8 +84,9 @@ def draw_segments(
     alpha: float = 0.5,
     font: str = "",
     if_none: str = "no segments",
-) -> UInt8[np.ndarray, "height width 3"]:
-    """The picture with its segments, their numbers and a table of them.
+) -> Drawing:
+    """The picture with its segments, their numbers and a table of them, of which a band
+    of rows exists at a time.
 
     Pixels of no segment keep their colour. The table lists the largest segments: their
     number and label, their share of the pixels, their score. Pictures under
@@ -99,49 +111,76 @@ def draw_segments(
     table = np.zeros((int(segment_map.max(initial=0)) + 1, 3), np.uint8)
     for segment, colour in zip(segments, colours, strict=True):
         table[segment.segment_id : segment.segment_id + 1] = colour
-    nothing = segment_map == VOID
-    line = line_width(segment_map.shape)
-    tinted = tint(image, segment_map, table[segment_map], nothing, alpha, line)
-    numbered = number_segments(tinted, segment_map)
+    places, line = number_places(segment_map), line_width(segment_map.shape)
+
+    def make_rows(rows: slice) -> np.ndarray:
+        seen, own = with_neighbours(rows, segment_map.shape)
+        part = segment_map[seen]
+        colours, nothing = table[part], part == VOID
+        tinted = tint(image[seen], part, colours, nothing, alpha, line)[own]
+        return draw_numbers(tinted, places, segment_map.shape, rows.start)
+
     names = fonts.legible(class_names, {s.class_id for s in segments}, font)
     rows = _rows(segments, names, colours, pixels) or [(None, if_none, "", "")]
-    heading, size = ("segment", "pixels", "score"), segment_map.shape
-    return with_legend(size, lambda part: numbered[part], heading, rows, font).whole()
+    heading = ("segment", "pixels", "score")
+    return with_legend(segment_map.shape, make_rows, heading, rows, font)
 
 
-def number_segments(picture: np.ndarray, segment_map: np.ndarray) -> np.ndarray:
-    """Every segment's number where it is widest."""
-    canvas = Image.fromarray(picture)
-    draw, em = ImageDraw.Draw(canvas), em_of(picture.shape)
-    for number in np.unique(segment_map):
-        if number == VOID:
-            continue
-        radius, place = _widest(segment_map == number)
-        if radius < MIN_NUMBER_RADIUS:
-            continue
-        size = int(np.clip(1.2 * radius, 9, 1.2 * em))
-        draw.text(
-            place,
-            str(number),
-            (255, 255, 255),
-            fonts.own_letters(size),
-            anchor="mm",
-            stroke_width=max(1, size // 8),
-            stroke_fill=INK,
-        )
+class NumberPlace(NamedTuple):
+    """Where a segment is widest: centre and radius of a disc in it."""
+
+    number: int
+    x: int
+    y: int
+    radius: float
+
+
+def number_places(segment_map: Int[np.ndarray, "H W"]) -> list[NumberPlace]:
+    """Of all segments that are wide enough for a number."""
+    bands = [np.unique(segment_map[rows]) for rows in row_bands(segment_map.shape)]
+    numbers = np.unique(np.concatenate(bands)).tolist()
+    places = [_widest(i, segment_map == i) for i in numbers if i != VOID]
+    return [place for place in places if place.radius >= MIN_NUMBER_RADIUS]
+
+
+def draw_numbers(
+    rows: UInt8[np.ndarray, "_ W 3"],
+    places: Sequence[NumberPlace],
+    size: tuple[int, int],
+    first: int = 0,
+) -> UInt8[np.ndarray, "_ W 3"]:
+    """Rows from ``first`` on of a picture of this size, with the numbers of segments."""
+    canvas = Image.fromarray(rows)
+    draw, largest = ImageDraw.Draw(canvas), 1.2 * em_of(size)
+    for number, x, y, radius in places:
+        letters = int(np.clip(1.2 * radius, 9, largest))
+        if first - letters <= y < first + len(rows) + letters:
+            draw.text(
+                (x, y - first),
+                str(number),
+                (255, 255, 255),
+                fonts.own_letters(letters),
+                anchor="mm",
+                stroke_width=max(1, letters // 8),
+                stroke_fill=INK,
+            )
     return np.asarray(canvas)
 
 
-def _widest(mask: np.ndarray) -> tuple[float, tuple[int, int]]:
-    """Radius and centre (x, y) of about the largest disc in a mask, in its middle."""
-    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    part = np.pad(mask[y : y + height, x : x + width], 1).astype(np.uint8)
+def _widest(number: int, mask: Bool[np.ndarray, "H W"]) -> NumberPlace:
+    """About the largest disc in a segment, in its middle."""
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    # Of a large one, some of its pixels tell.
+    step = -(-max(width, height) // MAX_MEASURED_SIDE)
+    part = mask[y : y + height : step, x : x + width : step]
+    part = np.pad(part, 1).astype(np.uint8)
     distance = cv2.distanceTransform(part, cv2.DIST_L2, 3)
     # Of a long segment a whole line of pixels is as far from its outline.
     far = np.argwhere(distance >= 0.95 * distance.max())
     nearest = np.square(far - np.argwhere(part).mean(axis=0)).sum(axis=1).argmin()
     top, left = (int(value) for value in far[nearest])
-    return float(distance[top, left]), (x + left - 1, y + top - 1)
+    radius = step * float(distance[top, left])
+    return NumberPlace(number, x + step * (left - 1), y + step * (top - 1), radius)
 
 
 def _rows(

@@ -112,10 +112,9 @@ class Prediction:
                 found = [s for s in found if s.score >= LEAST_DRAWN_SCORE]
                 if self.found:
                     if_none = f"{len(self.found)}, all below {LEAST_DRAWN_SCORE:.0%}"
-            picture = draw_segments(
+            return draw_segments(
                 self.image, found, self.class_names, font=self.font, if_none=if_none
             )
-            return Drawing(picture.shape[:2], lambda: iter([picture]))
         scores = {label.class_id: label.score for label in self.labels}
         if set(scores.values()) == {NO_SCORE}:
             scores = None

@@ -13,7 +13,7 @@ import numpy as np
 
 from input_pipeline.files import coco_masks
 from mlseg_jax.prediction import fonts
-from mlseg_jax.prediction.draw_segments import number_segments, shades
+from mlseg_jax.prediction.draw_segments import draw_numbers, number_places, shades
 from mlseg_jax.prediction.legend import with_legend
 from mlseg_jax.prediction.visualise import (
     MAX_LEGEND_ROWS,
@@ -94,7 +94,7 @@ class VideoOverlay:
         if "segments" in line:
             colours, nothing = self._colour_of_track[ids], ids == VOID
             picture = tint(image, ids, colours, nothing, _ALPHA, width)
-            picture = number_segments(picture, ids)
+            picture = draw_numbers(picture, number_places(ids), ids.shape)
         else:
             colours, nothing = colourise(ids, self._colours), np.zeros(ids.shape, bool)
             picture = tint(image, ids, colours, nothing, _ALPHA, width)

@@ -5,6 +5,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from mlseg_jax.inference.segments import Panoptic, Segment
+from mlseg_jax.prediction import legend
 from mlseg_jax.prediction.draw_segments import (
     SHADES,
     draw_segments,
@@ -52,7 +53,7 @@ def test_tint_outline_and_number():
     segment_map[100:500, 100:400], segment_map[100:500, 400:600] = 1, 2
     image = np.full((600, 700, 3), 200, np.uint8)
     found = panoptic_of(segment_map, {1: 4, 2: 4})
-    drawn = draw_segments(image, found, NAMES)[:600, :700]
+    drawn = draw_segments(image, found, NAMES).whole()[:600, :700]
     assert (drawn[:90, :90] == 200).all()  # no segment
     assert (drawn[120, 120] != drawn[120, 580]).any()  # shades
     assert (drawn[200, 397:402].min(0) < 60).all()  # the border between them
@@ -60,6 +61,23 @@ def test_tint_outline_and_number():
     middle = drawn[285:315, 235:265].reshape(-1, 3)
     assert (middle == 255).all(1).any() and (middle < 40).all(1).any()
     assert not (drawn[150:250, 150:350] == 255).all(-1).any()
+
+
+def test_bands_join_without_a_seam(monkeypatch):
+    size = (500, 400)
+    segment_map = np.zeros(size, np.int32)
+    segment_map[:, :200], segment_map[100:, 200:] = 1, 2  # Numbers at many borders.
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    drawing = draw_segments(image, panoptic_of(segment_map, {1: 4, 2: 5}), NAMES)
+    whole = drawing.whole()
+
+    def few_rows(size):
+        return [slice(y, min(y + 7, size[0])) for y in range(0, size[0], 7)]
+
+    monkeypatch.setattr(legend, "row_bands", few_rows)
+    bands = list(drawing.bands())
+    assert len(bands) > 70 and len(bands[0]) == 7
+    np.testing.assert_array_equal(np.concatenate(bands), whole)
 
 
 def test_overlapping_instances():
@@ -74,7 +92,7 @@ def test_overlapping_instances():
     )  # fmt: skip
     segment_map = lay_over(instances, (50, 60))
     assert (segment_map[first] == 1).all() and (segment_map[second & ~first] == 2).all()
-    drawn = draw_segments(np.zeros((50, 60, 3), np.uint8), instances, NAMES)
+    drawn = draw_segments(np.zeros((50, 60, 3), np.uint8), instances, NAMES).whole()
     assert drawn.shape[0] == MIN_PICTURE_SIDE * 50 // 60
 
 
@@ -84,19 +102,19 @@ def test_any_size_and_number_of_segments(size):
     image = np.zeros((*size, 3), np.uint8)
     segment_map = np.arange(height * width, dtype=np.int32).reshape(size) // 3
     classes = {int(i): int(i) % 40 for i in np.unique(segment_map) if i}
-    drawn = draw_segments(image, panoptic_of(segment_map, classes), NAMES)
+    drawn = draw_segments(image, panoptic_of(segment_map, classes), NAMES).whole()
     assert drawn.dtype == np.uint8 and drawn.shape[0] >= height
-    nothing = draw_segments(image, Panoptic(np.zeros(size, np.int32), ()), NAMES)
+    nothing = draw_segments(image, Panoptic(np.zeros(size, np.int32), ()), NAMES).whole()
     assert nothing.shape[1] >= width
-    few = draw_segments(image, (), NAMES)
-    unlikely = draw_segments(image, (), NAMES, if_none="3, all below 50%")
+    few = draw_segments(image, (), NAMES).whole()
+    unlikely = draw_segments(image, (), NAMES, if_none="3, all below 50%").whole()
     assert few.shape != unlikely.shape or (few != unlikely).any()
 
 
 def test_table_is_short_and_sizes_must_agree():
     segment_map = np.arange(900, dtype=np.int32).reshape(30, 30)
     found = panoptic_of(segment_map, {i: i % 40 for i in range(1, 900)})
-    drawn = draw_segments(np.zeros((30, 30, 3), np.uint8), found, NAMES)
+    drawn = draw_segments(np.zeros((30, 30, 3), np.uint8), found, NAMES).whole()
     assert drawn.shape[0] < 2 * MIN_PICTURE_SIDE and MAX_LEGEND_ROWS == 20
     with pytest.raises(ValueError, match="resize one to the other"):
         draw_segments(np.zeros((30, 31, 3), np.uint8), found, NAMES)
