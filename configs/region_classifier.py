@@ -133,7 +133,8 @@ def recipe(
         config.eval.object_threshold = config.eval.overlap_threshold = 0.8
         config.eval.inside_mask = name in ("mask2former", "eomt")
     if args.task == "instance":
-        config.eval.max_instances = 100
+        # Pairs of query and class, and their least score: AP wants all.
+        config.eval.update(max_instances=100, object_threshold=0.0)
     config.eval.window = config.eval.stride = (side, side)
     return config
 

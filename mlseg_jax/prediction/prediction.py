@@ -12,7 +12,7 @@ from mlseg_jax.prediction.legend import Drawing
 from mlseg_jax.typing import Float, Int, UInt, UInt8
 
 LEAST_DRAWN_SCORE = 0.5
-"""Of instances, most of which are unlikely ones."""
+"""Of instances where none were left out; most of them are unlikely ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Prediction:
       top_class_ids, top_probabilities: the likeliest classes of every pixel, where they
         were asked for; at most as many as there are labels.
       found: what panoptic or instance segmentation found; None for other tasks.
+      object_threshold: least score of what was ``found``.
       font: letters that `overlay` writes names with (``eval.font``).
       clip: of a frame of a video whose labels are selected per clip, the clip's number.
       tracks: of a frame of a video, the number that each of ``segments`` has in all
@@ -82,6 +83,7 @@ class Prediction:
     top_class_ids: UInt[np.ndarray, "n H W"] | None = None
     top_probabilities: Float[np.ndarray, "n H W"] | None = None
     found: Panoptic | tuple[Segment, ...] | None = None
+    object_threshold: float = 0.0
     font: str = ""
     clip: int | None = None
     tracks: tuple[int | None, ...] = ()
@@ -109,9 +111,10 @@ class Prediction:
         if self.found is not None:
             found, if_none = self.found, "no segments"
             if not isinstance(found, Panoptic):
-                found = [s for s in found if s.score >= LEAST_DRAWN_SCORE]
+                least = self.object_threshold or LEAST_DRAWN_SCORE
+                found = [s for s in found if s.score >= least]
                 if self.found:
-                    if_none = f"{len(self.found)}, all below {LEAST_DRAWN_SCORE:.0%}"
+                    if_none = f"{len(self.found)}, all below {least:.0%}"
             return draw_segments(
                 self.image, found, self.class_names, font=self.font, if_none=if_none
             )

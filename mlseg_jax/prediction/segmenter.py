@@ -335,7 +335,8 @@ class Segmenter:
         labels = make_labels(names, label_map, class_ids, scores)
         # Behind those that were selected are ranks that only pad.
         top = (part if part is None else part[: len(class_ids)] for part in top)
-        return Prediction(image, label_map, labels, names, *top, found, self._font)
+        least = self._engine.settings.get("object_threshold", 0.0)
+        return Prediction(image, label_map, labels, names, *top, found, least, self._font)
 
 
 def _selected(selection: Selection, row: int) -> Int[np.ndarray, "n"]:

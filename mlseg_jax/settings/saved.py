@@ -39,6 +39,8 @@ def _as_config(values: dict) -> ConfigDict:
     if head.get("name") == "projected_encoder":
         # Recipes of pixel classifiers did not always name them.
         _add_new_keys(head, ConfigDict({"classes_apart": False, "mlp_ratio": 4}))
+    if config.task == "instance":
+        _add_new_keys(config.eval, ConfigDict({"object_threshold": 0.0}))
     config.lock()
     return config
 

@@ -36,6 +36,8 @@ def find_segments(
         info.class_names,
         np.asarray(info.is_thing, bool),
         max_instances=settings.max_instances,
+        # Of frames, tracks have a least score instead.
+        score_threshold=settings.get("object_threshold", 0.0),
     )
 
 

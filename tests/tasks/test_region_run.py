@@ -336,3 +336,10 @@ def test_instances_of_coco_files(tmp_path):
         for annotation in made_alone.anns.values():
             area = coco_mask.area(made_alone.annToRLE(annotation))
             assert area == annotation["area"] > 0
+    scores = sorted(a["score"] for a in made_alone.anns.values())
+    flags = make_flags(workdir, output=str(tmp_path / "sure"), images=pictures)
+    flags.config.eval.object_threshold = least = scores[len(scores) // 2]
+    predict.run(flags)
+    results = json.loads((tmp_path / "sure/instances_results.json").read_text())
+    kept = [score for score in scores if score >= least]
+    assert sorted(r["score"] for r in results) == kept and len(kept) < len(scores)
