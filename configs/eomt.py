@@ -61,8 +61,6 @@ as DINOv2.
 
 SMALL = Training(4_000, 4_000 / 6, 1.0, "last")
 
-COCO = ("coco_panoptic", "coco_panoptic_json", "coco_json")
-
 FIRST_DINOV3_END = 3_000
 """On DINOv3 the first block's masks begin to cease at once, until this step."""
 
@@ -116,7 +114,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.update(
         augmentation="large_scale_jitter",
         scale_range=(0.5, 2.0) if args.task == "semantic" else (0.1, 2.0),
-        photometric=args.dataset not in COCO,
+        photometric=args.dataset not in region_classifier.COCO,
         base_size=(side, side),
     )
     if args.task == "semantic":
@@ -136,7 +134,7 @@ def choose_training(args: ConfigDict, backbone: ConfigDict) -> Training:
     """S and B are trained twice as long on COCO."""
     if args.dataset == "sign_scenes":
         return SMALL
-    data = "coco" if args.dataset in COCO else "ade20k"
+    data = "coco" if args.dataset in region_classifier.COCO else "ade20k"
     generation = "dinov3" if args.backbone.startswith("dinov3") else "dinov2"
     training = TRAININGS[data, generation]
     if data == "coco" and backbone.depth <= 12:

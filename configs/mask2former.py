@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from configs import common, region_classifier, region_videos
 
 # masks.md 5.3; Swin-L has twice as many on COCO.
-STEPS = {"coco_panoptic": 368_750, "coco_panoptic_json": 368_750, "sign_scenes": 4_000}
+STEPS = dict.fromkeys(region_classifier.COCO, 368_750) | {"sign_scenes": 4_000}
 DEFAULT_STEPS = 160_000
 
 FALLS_AT = (327_778 / 368_750, 355_092 / 368_750)
@@ -46,7 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         image="queries",
     )
     is_small = args.dataset == "sign_scenes"
-    is_coco = args.dataset.startswith("coco_panoptic")
+    is_coco = args.dataset in region_classifier.COCO
     side = 640 if args.backbone in LARGE else 512
     side = region_classifier.SMALL_SIDE if is_small else 1024 if is_coco else side
     side = region_classifier.fit_side(side, args.backbone)

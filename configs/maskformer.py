@@ -17,12 +17,8 @@ from ml_collections import ConfigDict
 from configs import common, region_classifier
 from mlseg_jax.settings import backbones
 
-STEPS = {
-    "ade20k_panoptic": 720_000,
-    "coco_panoptic": 554_400,
-    "coco_panoptic_json": 554_400,
-    "sign_scenes": 4_000,
-}
+STEPS = dict.fromkeys(region_classifier.COCO, 554_400)
+STEPS |= {"ade20k_panoptic": 720_000, "sign_scenes": 4_000}
 DEFAULT_STEPS = 160_000
 
 FALLS_AT = (369_600 / 554_400,)
@@ -84,7 +80,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     if is_small:
         region_classifier.use_sign_scenes(config)
-    elif args.dataset.startswith("coco_panoptic"):
+    elif args.dataset in region_classifier.COCO:
         # Pictures are not cropped to the canvas, so it holds the largest.
         max_side = 1000 if args.backbone == "swin_l" else 1333
         side = -(-max_side // 32) * 32

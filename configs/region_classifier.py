@@ -8,6 +8,8 @@ from configs import common
 from mlseg_jax.label_selection import SELECTIONS
 from mlseg_jax.settings import backbones, base
 from mlseg_jax.settings.arguments import choose, parse_arg
+from mlseg_jax.settings.data_sets import DATA_SETS
+from mlseg_jax.settings.resolve import AUTO
 
 NUM_CLASSES = {
     "ade20k": 150,
@@ -29,6 +31,9 @@ NUM_CLASSES = {
     "sign_scenes": 40,
 }
 """Labels C of the data sets that these frameworks have recipes for."""
+
+COCO = ("coco_panoptic", "coco_panoptic_json", "coco_json")
+"""What is trained as COCO is."""
 
 SEGMENTS = {"semantic": "classes", "panoptic": "panoptic", "instance": "instances"}
 """What regions are trained to find, by task."""
@@ -82,7 +87,8 @@ def recipe(
 
     Only labels that are to be found have a multi-label head, and only labels that are
     ranked a rank norm and cosines. As released, K = C: labels are sorted, and none is
-    left out; ``selection.k`` says otherwise.
+    left out; ``selection.k`` says otherwise. Of data that says its labels itself nobody
+    knows C here, and K is 50, as for pixels.
     """
     config = base.base(name)
     config.task = args.task
@@ -107,7 +113,7 @@ def recipe(
     config.selection.k = num_classes or 50
     if args.selection == "oracle":
         config.selection.k = min(config.eval.oracle_k, num_classes or 10**6)
-    config.loss.multilabel_weight = 10.0 if has_head else 0.0
+    common.set_label_weight(config, label_weight(args.dataset) if has_head else 0.0)
     is_ranked = args.selection in ("top_k", "given")
     config.model = ConfigDict(
         {
@@ -137,6 +143,16 @@ def recipe(
         config.eval.update(max_instances=100, object_threshold=0.0)
     config.eval.window = config.eval.stride = (side, side)
     return config
+
+
+def label_weight(dataset: str) -> float | str:
+    """Of the multi-label loss, a mean over C labels: as released for some 150, as with
+    Segmenter for more, by the rule in C for data that says its labels itself.
+    """
+    if not NUM_CLASSES[dataset]:
+        return AUTO
+    is_published = dataset in DATA_SETS and dataset != "sign_scenes"
+    return DATA_SETS[dataset][2] if is_published else 10.0
 
 
 def make_backbone(name: str, side: int) -> ConfigDict:

@@ -77,6 +77,22 @@ MASKFORMER = [
 ]
 
 
+@pytest.mark.parametrize("module", [mask2former, maskformer, eomt])
+def test_the_label_loss_weighs_as_published_or_by_the_rule(module):
+    weights = {
+        **dict.fromkeys(("ade20k", "ade20k_panoptic", "coco_panoptic"), 10.0),
+        **{"sign_scenes": 10.0, "ade20k_full": 100.0, "coco_lvis": 300.0},
+        **dict.fromkeys(("folder", "coco_json", "coco_panoptic_json"), "auto"),
+    }
+    for dataset, weight in weights.items():
+        task = "panoptic" if "panoptic" in dataset else "semantic"
+        arg = f"dataset={dataset},task={task},selection="
+        config = module.get_config(arg + "top_k")
+        assert config.loss.multilabel_weight == weight
+        assert config.selection.k == (config.data.num_classes or 50)
+        assert module.get_config(arg + "complete").loss.multilabel_weight == 0.0
+
+
 @pytest.mark.parametrize("row", MASKFORMER, ids=lambda row: "-".join(row[:3]))
 def test_maskformer_as_published(row):
     """masks.md 3.4."""
