@@ -7,10 +7,11 @@ The long comparison of docs/results.md. SignScenes of 40 classes in 128 x 128 pi
 six signs of ten with a twin of their class that overlaps them. One model of a rival
 and a seed after the other: EoMT with label selection (``top_k``) or without
 (``complete``), which starts from a Segmenter of 400 steps and whose two trainings both
-count, and a Segmenter whose label map is cut up (``pixels``). Thresholds are chosen on
-40 scenes of validation, and 200 test scenes are read with these alone. What has been
-trained in ``--output`` is not trained again (of what was stopped, the processor
-seconds are those of the last try).
+count; Mask2Former with label selection and a small Swin, from random values
+(``mask2former``); and a Segmenter whose label map is cut up (``pixels``). Thresholds
+are chosen on 40 scenes of validation, and 200 test scenes are read with these alone.
+What has been trained in ``--output`` is not trained again (of what was stopped, the
+processor seconds are those of the last try).
 """
 
 import argparse
@@ -41,18 +42,22 @@ COMMON = {
     "data.num_classes": 40,
     "data.crop_size": SIDE,
     "data.base_size": (1280, 128),
-    "model.backbone.image_size": SIDE,
-    "model.backbone.patch_size": 8,
     "train.batch_size": 8,
     "train.eval_every": 10**6,
 }
 
-PIXELS = COMMON | {
-    "selection.k": 40,
-    "eval.window": SIDE,
-    "eval.stride": SIDE,
-    "optimizer.warmup_steps": 50,
-}
+VIT = {"model.backbone.image_size": SIDE, "model.backbone.patch_size": 8}
+
+PIXELS = (
+    COMMON
+    | VIT
+    | {
+        "selection.k": 40,
+        "eval.window": SIDE,
+        "eval.stride": SIDE,
+        "optimizer.warmup_steps": 50,
+    }
+)
 
 QUERIES = COMMON | {
     "selection.k": 16,
@@ -62,8 +67,9 @@ QUERIES = COMMON | {
         ("rank_norm|class_norm", 30.0),
         ("multilabel_head", 3.0),
     ),
-    "init_part": "backbone",
 }
+
+EOMT = QUERIES | VIT | {"init_part": "backbone"}
 
 RECIPES = {
     "pixels": "segmenter.py:dataset=sign_scenes,backbone=vit_demo,selection=complete",
@@ -71,6 +77,7 @@ RECIPES = {
     "selection=top_k",
     "complete": "eomt.py:dataset=sign_scenes,task=panoptic,backbone=vit_demo,"
     "selection=complete",
+    "mask2former": "mask2former.py:dataset=sign_scenes,task=panoptic,selection=top_k",
 }
 
 LEAST_AREAS = (20, 40, 80, 120, 160, 240)
@@ -87,7 +94,9 @@ def settings_of(rival: str, seed: int, steps: int, first: pathlib.Path | None) -
     settings = {"train.steps": steps, "seed": seed}
     if rival == "pixels":
         return PIXELS | settings
-    return QUERIES | settings | {"init": first}
+    if rival == "mask2former":
+        return QUERIES | settings
+    return EOMT | settings | {"init": first}
 
 
 def train(
@@ -135,12 +144,13 @@ def query_qualities(
 
 def trial(output: pathlib.Path, rival: str, seed: int, args) -> dict:
     """Trains a rival with a seed, chooses its thresholds, reads the test scenes."""
-    spent = 0.0
+    spent, start = 0.0, None
     if rival == "pixels":
-        steps, start, choices = args.pixel_steps, None, LEAST_AREAS
+        steps, choices = args.pixel_steps, LEAST_AREAS
         evaluate = connected_components.evaluate
     else:
         steps, choices, evaluate = args.query_steps, THRESHOLDS, query_qualities
+    if rival in ("top_k", "complete"):
         start = output / f"first_{args.first_steps}_{seed}"
         spent = train(start, "pixels", seed, args.first_steps)
     workdir = output / f"{rival}_{steps}_{seed}"

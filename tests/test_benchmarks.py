@@ -154,7 +154,7 @@ def test_rivals_where_signs_touch(rival):
     config = recipes.load(f"configs/{touching_signs.RECIPES[rival]}", settings)
     check_config(config)
     assert config.seed == 1 and config.data.touching == 0.6
-    assert config.model.backbone.patch_size == 8
+    assert config.model.backbone.get("patch_size", 8) == 8
 
 
 def test_what_becomes_of_a_thing():

@@ -149,7 +149,7 @@ def draw_numbers(
     size: tuple[int, int],
     first: int = 0,
 ) -> UInt8[np.ndarray, "_ W 3"]:
-    """Rows from ``first`` on of a picture of this size, with the numbers of segments."""
+    """Rows from ``first`` on of a picture of this size, with segments' numbers."""
     canvas = Image.fromarray(rows)
     draw, largest = ImageDraw.Draw(canvas), 1.2 * em_of(size)
     for number, x, y, radius in places:

@@ -336,7 +336,9 @@ class Segmenter:
         # Behind those that were selected are ranks that only pad.
         top = (part if part is None else part[: len(class_ids)] for part in top)
         least = self._engine.settings.get("object_threshold", 0.0)
-        return Prediction(image, label_map, labels, names, *top, found, least, self._font)
+        return Prediction(
+            image, label_map, labels, names, *top, found, least, self._font
+        )
 
 
 def _selected(selection: Selection, row: int) -> Int[np.ndarray, "n"]:

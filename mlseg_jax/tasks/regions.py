@@ -5,6 +5,7 @@ the data says (``data.segments``), and in what is made of the regions afterwards
 loss is this one.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -54,23 +55,11 @@ BAD_COSTS, BAD_PLACES = "train/bad_costs", "train/bad_places"
 """Share of the pictures some of whose matching costs were not a finite number, and the
 mean of their places in the batch, others counting as 0."""
 
-MASK_LOSSES = {"points": "points", "focal": "dense"}
-"""``loss.regions.mask``, and what `RegionLoss` calls it."""
-
 
 def region_settings(config: ml_collections.ConfigDict) -> RegionLoss:
     """The ``loss.regions`` part of a configuration."""
-    settings = config.loss.regions
-    return RegionLoss(
-        MASK_LOSSES[settings.mask],
-        class_weight=settings.class_weight,
-        mask_weight=settings.mask_weight,
-        dice_weight=settings.dice_weight,
-        no_object_weight=settings.no_object_weight,
-        num_points=settings.num_points,
-        oversampling=settings.oversample,
-        importance=settings.importance,
-    )
+    settings, fields = config.loss.regions, dataclasses.fields(RegionLoss)
+    return RegionLoss(**{field.name: settings[field.name] for field in fields})
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:

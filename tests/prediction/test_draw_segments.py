@@ -104,7 +104,9 @@ def test_any_size_and_number_of_segments(size):
     classes = {int(i): int(i) % 40 for i in np.unique(segment_map) if i}
     drawn = draw_segments(image, panoptic_of(segment_map, classes), NAMES).whole()
     assert drawn.dtype == np.uint8 and drawn.shape[0] >= height
-    nothing = draw_segments(image, Panoptic(np.zeros(size, np.int32), ()), NAMES).whole()
+    nothing = draw_segments(
+        image, Panoptic(np.zeros(size, np.int32), ()), NAMES
+    ).whole()
     assert nothing.shape[1] >= width
     few = draw_segments(image, (), NAMES).whole()
     unlikely = draw_segments(image, (), NAMES, if_none="3, all below 50%").whole()

@@ -50,7 +50,7 @@ def _costs(settings, draw, class_logits, embeddings, features, targets, image):
         lambda x: x.astype(jnp.float32).reshape(-1, *x.shape[-3:]), features
     )
     features_of = of_prediction(features)
-    at_cells = settings.masks == "dense"
+    at_cells = settings.mask == "focal"
     if at_cells:
         grid = jax.tree.leaves(features)[0].shape[1:3]
         cell_labels, cell_weights = _labels_at_cells(grid, targets)

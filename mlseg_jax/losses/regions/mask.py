@@ -21,35 +21,35 @@ class RegionLoss:
     """What is compared and how much it counts; static under ``jax.jit``.
 
     Attributes:
-      masks: ``points`` (Mask2Former: binary cross-entropy and dice at uncertain points)
-        or ``dense`` (MaskFormer: focal loss and dice at all pixels of the crop).
+      mask: ``points`` (Mask2Former: binary cross-entropy and dice at uncertain points)
+        or ``focal`` (MaskFormer: focal loss and dice at all pixels of the crop).
       class_weight, mask_weight, dice_weight: of the losses and of the matching costs.
       no_object_weight: of queries without a target in the class loss.
       num_points: points of a mask, and of the costs.
-      oversampling: candidates for each point.
+      oversample: candidates for each point.
       importance: share of the points that are the least certain candidates.
     """
 
-    masks: str = "points"
+    mask: str = "points"
     class_weight: float = 2.0
     mask_weight: float = 5.0
     dice_weight: float = 5.0
     no_object_weight: float = 0.1
     num_points: int = 12_544
-    oversampling: float = 3.0
+    oversample: float = 3.0
     importance: float = 0.75
 
     def __post_init__(self):
-        if self.masks not in ("points", "dense"):
+        if self.mask not in ("points", "focal"):
             raise UserError(
-                f"Unknown loss.masks {self.masks!r}; choose points or dense."
+                f"Unknown loss.regions.mask {self.mask!r}; choose points or focal."
             )
-        possible = self.num_points >= 1 and self.oversampling >= 1
+        possible = self.num_points >= 1 and self.oversample >= 1
         if not (possible and 0 <= self.importance <= 1):
             raise UserError(
-                f"A mask cannot be looked at in loss.num_points={self.num_points} "
-                f"points with loss.oversampling={self.oversampling} and loss.importance"
-                f"={self.importance}; set at least 1, at least 1, and 0 to 1."
+                "A mask cannot be looked at with loss.regions.num_points="
+                f"{self.num_points}, oversample={self.oversample} and importance="
+                f"{self.importance}; set at least 1, at least 1, and 0 to 1."
             )
 
     @property
@@ -58,11 +58,11 @@ class RegionLoss:
 
     @property
     def num_candidates(self) -> int:
-        return int(self.oversampling * self.num_points)
+        return int(self.oversample * self.num_points)
 
 
 MASK2FORMER = RegionLoss()
-MASKFORMER = RegionLoss("dense", class_weight=1.0, mask_weight=20.0, dice_weight=1.0)
+MASKFORMER = RegionLoss("focal", class_weight=1.0, mask_weight=20.0, dice_weight=1.0)
 
 
 # ----------------------------------------------------------------------------- losses

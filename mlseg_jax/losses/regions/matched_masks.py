@@ -116,7 +116,7 @@ def _pair_losses(
     """
     features = features.reshape(-1, *features.shape[-3:])
     maps = jnp.einsum("gd,thwd->tghw", embeddings, features)
-    if settings.masks == "dense":
+    if settings.mask == "focal":
         logits, labels, weights = _at_pixels(maps, targets, own)
         losses = mask.focal_at(logits, labels)
     else:

@@ -108,6 +108,6 @@ def test_settings():
     assert RegionLoss().num_candidates == 37_632
     assert RegionLoss().num_uncertain == 9_408
     assert (MASKFORMER.class_weight, MASKFORMER.mask_weight) == (1.0, 20.0)
-    for wrong in ({"masks": "boxes"}, {"num_points": 0}, {"importance": 1.5}):
+    for wrong in ({"mask": "boxes"}, {"num_points": 0}, {"importance": 1.5}):
         with pytest.raises(UserError, match="loss"):
             RegionLoss(**wrong)

@@ -84,7 +84,7 @@ def plain_loss(settings, leaves, targets, queries, key):
 
 def plain_pair(settings, key, one, ids, numbers):
     p, b, m = numbers
-    if settings.masks == "dense":
+    if settings.mask == "focal":
         logits = jax.image.resize(one, SIZE, "linear", antialias=False).reshape(1, -1)
         labels = (ids == m).astype(jnp.float32).reshape(1, -1)
         first = jnp.mean(mask.focal_at(logits, labels))
@@ -101,7 +101,7 @@ def plain_pair(settings, key, one, ids, numbers):
     return settings.mask_weight * first + settings.dice_weight * second
 
 
-@pytest.mark.parametrize("settings", [POINTS, MASKFORMER], ids=["points", "dense"])
+@pytest.mark.parametrize("settings", [POINTS, MASKFORMER], ids=["points", "focal"])
 def test_against_plain_autodiff(settings):
     leaves, targets = make_batch()
     key = jax.random.key(7)
@@ -150,7 +150,7 @@ def test_every_mesh_gives_the_same(monkeypatch, data, fsdp, chunk):
         assert collective not in program.as_text()
 
 
-@pytest.mark.parametrize("settings", [POINTS, MASKFORMER], ids=["points", "dense"])
+@pytest.mark.parametrize("settings", [POINTS, MASKFORMER], ids=["points", "focal"])
 def test_bad_costs_name_their_image(settings):
     leaves, targets = make_batch()
     assert not targets.valid[1].any() and targets.valid[0].any()
@@ -164,7 +164,7 @@ def test_bad_costs_name_their_image(settings):
     assert not np.any(np.asarray(losses.queries)[0, 1] == 4)
 
 
-@pytest.mark.parametrize("settings", [POINTS, MASKFORMER], ids=["points", "dense"])
+@pytest.mark.parametrize("settings", [POINTS, MASKFORMER], ids=["points", "focal"])
 def test_nothing_was_selected(settings):
     leaves, targets = make_batch()
     nothing = np.zeros_like(targets.valid)
@@ -182,7 +182,7 @@ def test_nothing_was_selected(settings):
         np.testing.assert_array_equal(grad, 0.0)
 
 
-@pytest.mark.parametrize("settings", [POINTS, MASKFORMER], ids=["points", "dense"])
+@pytest.mark.parametrize("settings", [POINTS, MASKFORMER], ids=["points", "focal"])
 def test_void_counts_nowhere(settings):
     """What the features are like in the void changes nothing."""
     leaves, targets = make_batch()
@@ -204,7 +204,7 @@ def test_void_counts_nowhere(settings):
         if settings is MASKFORMER:
             return total_loss(settings, (*leaves[:2], features), targets, key)[1][0]
         # The same points all over, or others would be chosen.
-        own = dataclasses.replace(settings, oversampling=1.0, importance=0.0)
+        own = dataclasses.replace(settings, oversample=1.0, importance=0.0)
         draw, image = random_points(key), jnp.arange(8)
         return matched_masks.mask_losses(
             own, leaves[1], features, losses.queries, targets, image, draw
