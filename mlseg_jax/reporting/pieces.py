@@ -11,6 +11,8 @@ from mlseg_jax.reporting.charts import Html, fill
 
 MAX_PICTURE_SIDE = 512
 MAX_PNG_BYTES = 90_000  # photographs, and label maps of noise, become JPEGs
+WORST_CLASSES, SHOWN_CLASSES = 20, 500
+"""Rows of tables of classes: those that stand open, and with those that unfold."""
 
 
 def css(colour: Sequence[int]) -> str:
@@ -20,6 +22,16 @@ def css(colour: Sequence[int]) -> str:
 def cut_name(name: str) -> Html:
     """A class name that is cut in front of its end, where class names differ."""
     return fill("name", name=name, head=name[:-9], tail=name[-9:])
+
+
+def class_tables(heads: Sequence[str], rows: Sequence[Html]) -> dict:
+    """What fragments of the worst classes have in common; rows from the worst on."""
+    columns = [fill("class head", text=head) for head in heads]
+    worst, others = rows[:WORST_CLASSES], rows[WORST_CLASSES:]
+    more = Html()
+    if others:
+        more = fill("other classes", count=len(others), heads=columns, rows=others)
+    return {"count": len(worst), "heads": columns, "rows": worst, "others": more}
 
 
 def load_examples(archive: bytes, count: int) -> tuple[list[dict], list[str]]:

@@ -32,6 +32,8 @@ from mlseg_jax.reporting.charts import (
 from mlseg_jax.reporting.limit_files import limits_of_run
 from mlseg_jax.reporting.pieces import (
     MAX_PICTURE_SIDE,
+    SHOWN_CLASSES,
+    class_tables,
     css,
     cut_name,
     load_examples,
@@ -41,7 +43,6 @@ from mlseg_jax.reporting.pieces import (
 MAX_EXAMPLES = 12
 MAX_CHIPS = 14
 RANKED_EXAMPLES, RANKED_BARS = 3, 12
-WORST_CLASSES = 20
 BEST = ("mIoU", "PQ", "AP")
 """The score of each task that checkpoints are compared by."""
 DAMAGE = (
@@ -215,14 +216,14 @@ def _worst(evaluation: bytes) -> Html:
     if not any(is_finite(c["iou"]) for c in classes):  # Of a classifier of labels.
         score, what = "average_precision", "an average precision; no other occurs"
     scored = [c for c in classes if is_finite(c[score])]
-    worst = sorted(scored, key=lambda c: (c[score], -(c["pixel_share"] or 0.0)))
-    worst = worst[:WORST_CLASSES]
-    for c in worst:
+    order = sorted(scored, key=lambda c: (c[score], -(c["pixel_share"] or 0.0)))
+    for c in order[:SHOWN_CLASSES]:
         text = {"name": c["name"], "examples": f"{c['examples']:,}"}
         text |= {share: format_percent(c[share]) for share in shares}
         rows.append(fill("worst row", width=100.0 * c[score], **text))
     sizes = {"scored": f"{len(scored):,}", "complete": f"{len(classes):,}"}
-    return fill("worst", count=len(worst), rows=rows, what=what, **sizes)
+    tables = class_tables(("IoU", "Label AP", "Pixels", "Images"), rows)
+    return fill("worst", what=what, **tables, **sizes)
 
 
 def _examples(archive: bytes) -> list[Html]:

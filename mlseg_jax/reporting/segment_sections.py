@@ -11,6 +11,8 @@ from mlseg_jax.prediction.draw_segments import shades
 from mlseg_jax.reporting.charts import Html, fill, format_percent, is_finite
 from mlseg_jax.reporting.pieces import (
     MAX_PICTURE_SIDE,
+    SHOWN_CLASSES,
+    class_tables,
     css,
     cut_name,
     load_examples,
@@ -19,7 +21,7 @@ from mlseg_jax.reporting.pieces import (
 from mlseg_jax.tasks.segment_pictures import FOUND, IGNORED, WRONG
 from mlseg_jax.typing import Int, UInt8
 
-MAX_EXAMPLES, MAX_CHIPS, WORST_CLASSES = 12, 14, 20
+MAX_EXAMPLES, MAX_CHIPS = 12, 14
 COLUMNS = {
     "PQ": "PQ", "SQ": "SQ", "RQ": "RQ", "AP": "AP", "AP50": "AP50", "AR100": "AR",
     "true_positives": "Found", "false_negatives": "Missed",
@@ -54,9 +56,9 @@ def worst(evaluation: bytes) -> Html:
     keys = [key for key in COLUMNS if key in classes[0]]
     score = keys[0]
     scored = [c for c in classes if is_finite(c[score])]
-    order = sorted(scored, key=lambda c: (c[score], -c["pixel_share"]))[:WORST_CLASSES]
+    order = sorted(scored, key=lambda c: (c[score], -c["pixel_share"]))
     rows = []
-    for c in order:
+    for c in order[:SHOWN_CLASSES]:
         cells = [
             f"{c[key]:,}" if isinstance(c[key], int) else format_percent(c[key])
             for key in keys
@@ -64,10 +66,9 @@ def worst(evaluation: bytes) -> Html:
         filled = [fill("worst segments cell", text=text) for text in cells[1:]]
         text = {"name": c["name"], "first": cells[0], "width": 100.0 * c[score]}
         rows.append(fill("worst segments row", cells=filled, **text))
-    heads = [fill("worst segments head", text=COLUMNS[key]) for key in keys]
     sizes = {"scored": f"{len(scored):,}", "complete": f"{len(classes):,}"}
-    sizes |= {"count": len(order), "score": score}
-    return fill("worst segments", heads=heads, rows=rows, **sizes)
+    parts = class_tables([COLUMNS[key] for key in keys], rows)
+    return fill("worst segments", score=score, **parts, **sizes)
 
 
 def _card(number: int, e: Mapping, names, colours) -> Html:
