@@ -64,7 +64,7 @@ ROWS = {
     # Those that were missed at random ranks, where the last had them.
     "apart_scattered": (MLSEG, NEW_DATA, "apart"),
     # Nor in the decoder; the same for the baseline.
-    "baseline_decoder_apart": (BASELINE, DECODER_APART, "baseline"),
+    "baseline_decoder_apart": (BASELINE, DECODER_APART, "decoder_apart"),
     "scattered_decoder_apart": (MLSEG, {**NEW_DATA, **DECODER_APART}, "apart"),
     "apart_auto": (
         MLSEG,
