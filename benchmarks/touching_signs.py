@@ -80,11 +80,13 @@ RECIPES = {
     "mask2former": "mask2former.py:dataset=sign_scenes,task=panoptic,selection=top_k",
 }
 
-LEAST_AREAS = (20, 40, 80, 120, 160, 240)
-"""Of pieces, in pixels."""
+LEAST_AREAS = (20, 40, 80, 120, 160, 240, 320, 480, 640, 960)
+"""Of pieces, in pixels; the best is far above what one expects."""
 
 THRESHOLDS = (
-    *itertools.product((0.02, 0.03, 0.05, 0.1, 0.2, 0.3), (0.3, 0.4, 0.5, 0.6, 0.8)),
+    *itertools.product(
+        (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4), (0.3, 0.4, 0.5, 0.6, 0.8)
+    ),
 )
 """Least probability of a segment, and least share of its mask that it keeps."""
 
