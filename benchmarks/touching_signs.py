@@ -8,8 +8,9 @@ six signs of ten with a twin of their class that overlaps them. One model of a r
 and a seed after the other: EoMT with label selection (``top_k``) or without
 (``complete``), which starts from a Segmenter of 400 steps and whose two trainings both
 count; Mask2Former with label selection and a small Swin, from random values
-(``mask2former``); and a Segmenter whose label map is cut up (``pixels``). Thresholds
-are chosen on 40 scenes of validation, and 200 test scenes are read with these alone.
+(``mask2former``) or without (``mask2former_complete``); and a Segmenter whose label map
+is cut up (``pixels``). Thresholds are chosen on 40 scenes of validation, and 200 test
+scenes are read with these alone.
 What has been trained in ``--output`` is not trained again (of what was stopped, the
 processor seconds are those of the last try).
 """
@@ -78,6 +79,8 @@ RECIPES = {
     "complete": "eomt.py:dataset=sign_scenes,task=panoptic,backbone=vit_demo,"
     "selection=complete",
     "mask2former": "mask2former.py:dataset=sign_scenes,task=panoptic,selection=top_k",
+    "mask2former_complete": "mask2former.py:dataset=sign_scenes,task=panoptic,"
+    "selection=complete",
 }
 
 LEAST_AREAS = (20, 40, 80, 120, 160, 240, 320, 480, 640, 960)
@@ -96,7 +99,7 @@ def settings_of(rival: str, seed: int, steps: int, first: pathlib.Path | None) -
     settings = {"train.steps": steps, "seed": seed}
     if rival == "pixels":
         return PIXELS | settings
-    if rival == "mask2former":
+    if rival.startswith("mask2former"):
         return QUERIES | settings
     return EOMT | settings | {"init": first}
 
