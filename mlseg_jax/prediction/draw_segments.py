@@ -173,6 +173,8 @@ def _widest(number: int, mask: Bool[np.ndarray, "H W"]) -> NumberPlace:
     # Of a large one, some of its pixels tell.
     step = -(-max(width, height) // MAX_MEASURED_SIDE)
     part = mask[y : y + height : step, x : x + width : step]
+    if not part.any():  # A line between them.
+        return NumberPlace(number, x, y, 0.0)
     part = np.pad(part, 1).astype(np.uint8)
     distance = cv2.distanceTransform(part, cv2.DIST_L2, 3)
     # Of a long segment a whole line of pixels is as far from its outline.

@@ -10,6 +10,7 @@ from mlseg_jax.prediction.draw_segments import (
     SHADES,
     draw_segments,
     lay_over,
+    number_places,
     segment_colours,
 )
 from mlseg_jax.prediction.visualise import MAX_LEGEND_ROWS, MIN_PICTURE_SIDE, palette
@@ -78,6 +79,19 @@ def test_bands_join_without_a_seam(monkeypatch):
     bands = list(drawing.bands())
     assert len(bands) > 70 and len(bands[0]) == 7
     np.testing.assert_array_equal(np.concatenate(bands), whole)
+
+
+def test_places_of_numbers():
+    """In the middle of what is wide, large segments among them; none on a line."""
+    segment_map = np.zeros((1500, 1500), np.int32)
+    segment_map[100:1480, 120:1480] = 3
+    segment_map[20:41, 30:51] = 2
+    segment_map[np.arange(1500), np.arange(1500)[::-1]] = 1
+    small, large = number_places(segment_map)
+    assert small[:3] == (2, 40, 30) and small.radius == pytest.approx(11, abs=0.5)
+    # Half its width of 1,360 pixels; the line across it is thinner than what is seen.
+    assert large.number == 3 and large.radius == pytest.approx(680, rel=0.06)
+    assert abs(large.x - 800) < 50 and abs(large.y - 790) < 50
 
 
 def test_overlapping_instances():
