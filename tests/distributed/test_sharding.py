@@ -73,7 +73,8 @@ def single():
     [
         (8, 1, "none", False, "float32"),
         (2, 4, "full", True, "float32"),
-        (1, 8, "dots", False, "bfloat16"),
+        (1, 8, "dots", False, "float32"),
+        (2, 4, "none", False, "bfloat16"),
     ],
 )
 def test_every_mesh_gives_the_same_losses(single, data, fsdp, remat, scan, dtype):
